@@ -1,0 +1,18 @@
+"""Building blocks that know nothing of detectors."""
+
+from sparse_detr.layers.blocks import MLP, FeedForward
+from sparse_detr.layers.box_ops import inverse_sigmoid
+from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
+from sparse_detr.layers.group_norm import MaskedGroupNorm
+from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
+
+__all__ = [
+    "MLP",
+    "AttentionSamples",
+    "FeedForward",
+    "MaskedGroupNorm",
+    "MultiScaleDeformableAttention",
+    "embed_boxes",
+    "embed_tokens",
+    "inverse_sigmoid",
+]

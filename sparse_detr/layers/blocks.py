@@ -1,0 +1,42 @@
+"""Multi-layer perceptrons of detection transformers."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: the box head of DETR.
+
+    Args:
+        sizes: channels from the input to the output; `(256, 256, 4)` makes two layers.
+    """
+
+    def __init__(self, *, sizes: tuple[int, ...]):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """Residual feed-forward branch, without the residual: W2 dropout(relu(W1 x)), then dropout.
+
+    Args:
+        embed_dim: C.
+        feedforward_dim: channels in between.
+        dropout: probability, after either layer.
+    """
+
+    def __init__(self, *, embed_dim: int, feedforward_dim: int, dropout: float):
+        super().__init__()
+        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))

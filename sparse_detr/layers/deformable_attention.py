@@ -1,0 +1,101 @@
+"""Multi-scale deformable attention as a layer (Deformable DETR, section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr.ops import multi_scale_deformable_attention
+from sparse_detr.structures import Pyramid
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSamples:
+    """Where every query looks, and how much it takes from there.
+
+    Args:
+        locations: (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
+        weights: (B, Q, M, L, P), which sum to 1 over L and P.
+    """
+
+    locations: Tensor
+    weights: Tensor
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Every query reads P points of each level and head, at offsets and with weights that it predicts.
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        num_levels: L.
+        num_points: P.
+
+    Raises:
+        ValueError: `embed_dim` is not a multiple of `num_heads`.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, samples * 2)
+        self.attention_weights = nn.Linear(embed_dim, samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Point p of head m starts p + 1 pixels away in the m-th of M directions on the unit square."""
+        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)[:, None]
+        offsets = (direction[:, None, None] * steps).expand(-1, self.num_levels, -1, -1)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(zeroed)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, query: Tensor, reference_points: Tensor, source: Tensor, pyramid: Pyramid) -> Tensor:
+        """Sample and read in one go: (B, Q, C). For the arguments see `sample` and `read`."""
+        return self.read(source, self.sample(query, reference_points, pyramid), pyramid)
+
+    def sample(self, query: Tensor, reference_points: Tensor, pyramid: Pyramid) -> AttentionSamples:
+        """Predict sampling locations and weights.
+
+        Args:
+            query: (B, Q, C), content plus position.
+            reference_points: (B, Q, L, 2), points that offsets in pixels are added to, or (B, Q, L, 4), boxes cxcywh
+                that offsets are relative to: P pixels of offset are half the box.
+            pyramid: geometry of the source.
+        """
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        centers = reference_points[:, :, None, :, None, :2]
+        if reference_points.shape[-1] == 2:
+            sizes = torch.tensor(pyramid.spatial_shapes, device=query.device, dtype=offsets.dtype).flip(-1)
+            scale = 1 / sizes[:, None]
+        else:
+            scale = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
+        return AttentionSamples(
+            locations=centers + offsets * scale, weights=weights.unflatten(-1, (self.num_levels, self.num_points))
+        )
+
+    def read(self, source: Tensor, samples: AttentionSamples, pyramid: Pyramid) -> Tensor:
+        """Read `source` (B, N, C), zero on padding, at `samples`: (B, Q, C)."""
+        value = self.value_proj(source)
+        if pyramid.has_padding:
+            value = value.masked_fill(pyramid.padding_mask[..., None], 0)
+        value = value.unflatten(-1, (self.num_heads, -1))
+        locations, weights = samples.locations.to(value.dtype), samples.weights.to(value.dtype)
+        output = multi_scale_deformable_attention(value, pyramid.spatial_shapes, locations, weights)
+        return self.output_proj(output)

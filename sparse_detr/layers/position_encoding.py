@@ -1,0 +1,43 @@
+"""Sine embeddings of token positions and of boxes (DETR, appendix A.4; Deformable DETR, appendix A.4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparse_detr.structures import Pyramid
+
+
+def sine_embedding(x: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
+    """(..., num_features) interleaved sin(x / d_k), cos(x / d_k) with d_k = temperature^(2 floor(k / 2) / num_features)."""
+    exponent = torch.arange(0, num_features, 2, device=x.device).to(x.dtype) / num_features
+    angle = x[..., None] / temperature**exponent
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def embed_tokens(
+    pyramid: Pyramid,
+    embed_dim: int,
+    *,
+    dtype: torch.dtype,
+    temperature: float = 10_000.0,
+    offset: float = -0.5,
+) -> Tensor:
+    """Sine embedding of every token's row and column, counted from 1 and scaled to 2 pi of the unpadded level.
+
+    Args:
+        offset: added to the count: -0.5 is the token's centre (Deformable DETR), 0 its far edge (DETR).
+
+    Returns:
+        (B, N, embed_dim), the row in the first half of the channels, the column in the second.
+    """
+    counts = pyramid.cells[None, :, 1:].to(dtype) + 1 + offset
+    angles = counts / (pyramid.token_valid_sizes.to(dtype) + 1e-6) * (2 * math.pi)
+    return sine_embedding(angles, embed_dim // 2, temperature).flatten(-2)
+
+
+def embed_boxes(boxes: Tensor, num_features: int) -> Tensor:
+    """Sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h: (..., 4 * num_features)."""
+    return sine_embedding(boxes * (2 * math.pi), num_features).flatten(-2)

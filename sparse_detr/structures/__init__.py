@@ -1,0 +1,16 @@
+"""Frozen records that the parts of a detector hand to each other."""
+
+from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
+from sparse_detr.structures.pyramid import Pyramid, Tokens
+from sparse_detr.structures.selection import AllTokens, TokenSelection, TopKTokens
+
+__all__ = [
+    "AllTokens",
+    "DetectorOutput",
+    "PredictionGroup",
+    "Pyramid",
+    "Targets",
+    "TokenSelection",
+    "Tokens",
+    "TopKTokens",
+]

@@ -1,0 +1,66 @@
+"""What a detector predicts, and what it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparse_detr.structures.pyramid import Pyramid
+from sparse_detr.structures.selection import TokenSelection
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionGroup:
+    """The predictions of one supervised set: a decoder layer, the proposals, an encoder layer.
+
+    Args:
+        name: where they come from, such as `decoder_5`, `proposals`, `encoder_0`.
+        logits: (B, Q, classes) before the sigmoid; there is no background class.
+        boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
+        valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
+        class_agnostic: every true box has label 0, meaning "an object".
+    """
+
+    name: str
+    logits: Tensor
+    boxes: Tensor
+    valid: Tensor | None = None
+    class_agnostic: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """True boxes of one image.
+
+    Args:
+        labels: (T,) long.
+        boxes: (T, 4) cxcywh in [0, 1] of the unpadded image.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorOutput:
+    """Everything that a detector computes for a batch.
+
+    Args:
+        groups: predictions of every supervised set; the last decoder layer is `predictions`.
+        predictions: the group that detections are made of.
+        pyramid: geometry of the tokens.
+        selection: the tokens that the encoder refined.
+        token_scores: (B, N) score that the selection ranks by; None for a dense encoder.
+        attention_map: (B, N) attention that the decoder paid to every token, summed over layers, heads and queries
+            (Sparse DETR, section 3.2); None where it was not asked for.
+        image_sizes: (h, w) of every image before padding.
+    """
+
+    groups: tuple[PredictionGroup, ...]
+    predictions: PredictionGroup
+    pyramid: Pyramid
+    selection: TokenSelection
+    token_scores: Tensor | None
+    attention_map: Tensor | None
+    image_sizes: tuple[tuple[int, int], ...]
