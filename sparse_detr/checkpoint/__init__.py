@@ -1,0 +1,14 @@
+"""Converting, checking and loading checkpoints."""
+
+from sparse_detr.checkpoint.convert import ConvertedCheckpoint, convert_checkpoint
+from sparse_detr.checkpoint.load import load_file
+from sparse_detr.checkpoint.report import MatchReport, load_for_finetuning, match_report
+
+__all__ = [
+    "ConvertedCheckpoint",
+    "MatchReport",
+    "convert_checkpoint",
+    "load_file",
+    "load_for_finetuning",
+    "match_report",
+]

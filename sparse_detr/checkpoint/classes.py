@@ -1,0 +1,59 @@
+"""From COCO's 91 category ids, which public DETR code uses as class numbers, to 80 contiguous classes."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sparse_detr.errors import UserError
+
+UNUSED_COCO_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = tuple(i for i in range(91) if i not in UNUSED_COCO_IDS)
+CLASS_ROWS = re.compile(r"(?:.*\.)?class_embed\.(?:weight|bias)")
+
+
+def is_class_rows(name: str) -> bool:
+    """True for an entry that has one row a class."""
+    return CLASS_ROWS.fullmatch(name) is not None
+
+
+def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
+    """The number of classes of a converted file; None without a class head."""
+    return next((len(value) for name, value in state_dict.items() if is_class_rows(name)), None)
+
+
+def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = False) -> dict[str, Tensor]:
+    """Keep the 80 rows of every class head that stand for a COCO category.
+
+    A proposal head trained on binary labels says "foreground" in row 0 and learned the other rows as negatives: it
+    keeps its first 80 rows, so that row 0 stays where the score is read.
+
+    Args:
+        state_dict: entries under our names, with 91 class rows.
+        binary_proposals: the proposal head was trained on binary labels.
+
+    Raises:
+        UserError: binary proposals and the decoder share one head: row 0 would have to be both foreground and person.
+    """
+    if binary_proposals and _proposals_share_the_decoder_head(state_dict):
+        raise UserError(
+            "this two-stage file has one head for the decoder (row = COCO category id) and for its binary proposals "
+            "(row 0 = foreground), which 80 contiguous classes cannot serve both. Keep the 91 classes (--classes 91)."
+        )
+    category_rows = torch.tensor(COCO_IDS)
+    result = {}
+    for name, value in state_dict.items():
+        if not is_class_rows(name):
+            result[name] = value
+        elif binary_proposals and name.startswith("proposal_head."):
+            result[name] = value[: len(COCO_IDS)].clone()
+        else:
+            result[name] = value[category_rows]
+    return result
+
+
+def _proposals_share_the_decoder_head(state_dict: Mapping[str, Tensor]) -> bool:
+    proposals = state_dict.get("proposal_head.class_embed.weight")
+    decoder = state_dict.get("decoder_heads.0.class_embed.weight")
+    return proposals is not None and decoder is not None and torch.equal(proposals, decoder)

@@ -1,0 +1,136 @@
+"""Public Deformable DETR and Sparse DETR checkpoints, and ImageNet backbones, under our names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparse_detr.checkpoint.classes import coco_91_to_80, count_classes
+from sparse_detr.checkpoint.describe import Description, describe, has_binary_proposals
+from sparse_detr.checkpoint.name_maps import LAYOUTS, Layout, rename
+from sparse_detr.checkpoint.unwrap import unwrap
+from sparse_detr.errors import UserError
+
+
+@dataclass(frozen=True)
+class ConvertedCheckpoint:
+    """Weights under our names, and what became of every entry of the file.
+
+    Args:
+        state_dict: our name to tensor.
+        source: the layout that the file has, a key of `LAYOUTS`.
+        names: public name to our name; aliases included, so several may lead to one.
+        dropped: entries left out on purpose (classifier, counters).
+        unknown: entries that no rule knows.
+        description: the model that the file needs.
+    """
+
+    state_dict: dict[str, Tensor]
+    source: str
+    names: dict[str, str]
+    dropped: tuple[str, ...]
+    unknown: tuple[str, ...]
+    description: Description
+
+    @property
+    def known_share(self) -> float:
+        """Share of the file's weights that a rule knows, in [0, 1]."""
+        return len(self.names) / max(1, len(self.names) + len(self.unknown))
+
+    def __str__(self) -> str:
+        lines = [
+            f"source:    {self.source}: {len(self.names)} entries renamed to {len(self.state_dict)} "
+            f"({len(self.names) - len(self.state_dict)} aliases, equal), {len(self.dropped)} left out, "
+            f"{len(self.unknown)} unknown",
+            *(f"unknown:   {name}" for name in self.unknown[:20]),
+        ]
+        if len(self.unknown) > 20:
+            lines.append(f"unknown:   ... and {len(self.unknown) - 20} more")
+        return "\n".join([*lines, str(self.description)])
+
+
+def convert_checkpoint(
+    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None
+) -> ConvertedCheckpoint:
+    """Rename the entries of a public checkpoint.
+
+    Args:
+        state_dict: what the file holds: the weights, or the training script's dict around them.
+        source: a key of `LAYOUTS`, or "auto" to recognise the layout by its names.
+        num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91.
+
+    Returns:
+        The renamed weights with a record of what became of every entry.
+
+    Raises:
+        UserError: an unknown layout; two names of one weight that hold different values; classes that cannot be mapped.
+    """
+    file = unwrap(state_dict)
+    layout = _layout(source, file.weights)
+    tables = layout.tables(list(file.weights))
+    renamed = {name: rename(name, tables) for name in file.weights}
+    names = {name: ours for name, (ours, _) in renamed.items() if ours is not None}
+    weights = _merge_aliases(file.weights, names)
+    if not weights:
+        raise UserError(f"nothing in this file is named as a {layout.name} checkpoint; try --source auto.")
+    weights = _with_classes(weights, num_classes, has_binary_proposals(weights, file.arguments))
+    return ConvertedCheckpoint(
+        state_dict=weights,
+        source=layout.name,
+        names=names,
+        dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
+        unknown=tuple(name for name, (_, known) in renamed.items() if not known),
+        description=describe(weights, file.arguments),
+    )
+
+
+def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
+    if source in LAYOUTS:
+        return LAYOUTS[source]
+    if source != "auto":
+        raise UserError(f"unknown source {source!r}; choose auto or one of {', '.join(LAYOUTS)}.")
+    layout = next((layout for layout in LAYOUTS.values() if layout.recognises(weights)), None)
+    if layout is not None:
+        return layout
+    if "tokenizer.level_embed" in weights:
+        raise UserError("this checkpoint already has the names of this project; there is nothing to convert.")
+    raise UserError(
+        f"unknown kind of checkpoint: {len(weights)} entries, the first being {', '.join(list(weights)[:3])}. "
+        f"Known kinds: {', '.join(LAYOUTS)}."
+    )
+
+
+def _merge_aliases(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Our names to tensors; of several public names of one weight the first, after checking that all are equal."""
+    result: dict[str, Tensor] = {}
+    first_name: dict[str, str] = {}
+    for public, ours in names.items():
+        if ours not in result:
+            result[ours], first_name[ours] = weights[public], public
+        else:
+            _check_equal(weights, first_name[ours], public)
+    return result
+
+
+def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
+    a, b = weights[one], weights[other]
+    if a.shape != b.shape:
+        raise UserError(f"{one} {list(a.shape)} and {other} {list(b.shape)} name one weight but differ in shape.")
+    if not a.equal(b):
+        difference = (a.double() - b.double()).abs().max().item()
+        raise UserError(
+            f"{one} and {other} name one weight but differ by up to {difference:g}: the file was edited or is damaged."
+        )
+
+
+def _with_classes(weights: dict[str, Tensor], num_classes: int | None, binary_proposals: bool) -> dict[str, Tensor]:
+    found = count_classes(weights)
+    if num_classes is None or found is None or num_classes == found:
+        return weights
+    if (found, num_classes) == (91, 80):
+        return coco_91_to_80(weights, binary_proposals=binary_proposals)
+    raise UserError(
+        f"the file has {found} classes and {num_classes} were asked for; only COCO's 91 can become 80. To fine-tune on "
+        "another number of classes leave them as they are: training skips the class rows and says so."
+    )

@@ -1,0 +1,124 @@
+"""How a state dict fits a model, and loading it for fine-tuning."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sparse_detr.checkpoint.classes import is_class_rows
+from sparse_detr.errors import UserError
+
+LISTED = 12
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """Every name of a file and of a model, sorted by how they meet.
+
+    Args:
+        matched: in both, of equal shape.
+        missing: in the model only; they keep their initialisation.
+        unexpected: in the file only.
+        misshapen: name to (shape in the file, shape in the model).
+        untied: pairs of names that are one parameter in the model and hold different values in the file.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    untied: tuple[tuple[str, str], ...]
+
+    @property
+    def model_share(self) -> float:
+        """Share of the model's entries that the file fills, in [0, 1]."""
+        return len(self.matched) / max(1, len(self.matched) + len(self.missing) + len(self.misshapen))
+
+    @property
+    def file_share(self) -> float:
+        """Share of the file's entries that find their place in the model, in [0, 1]."""
+        return len(self.matched) / max(1, len(self.matched) + len(self.unexpected) + len(self.misshapen))
+
+    @property
+    def skipped_classes(self) -> tuple[str, ...]:
+        """Class rows whose number differs."""
+        return tuple(name for name in self.misshapen if is_class_rows(name))
+
+    def __str__(self) -> str:
+        shapes = [f"{name}: file {list(a)}, model {list(b)}" for name, (a, b) in self.misshapen.items()]
+        untied = [f"{one} = {other} in the model, not in the file" for one, other in self.untied]
+        sections = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": shapes,
+            "untied": untied,
+        }
+        counts = ", ".join(f"{len(entries)} {title}" for title, entries in sections.items())
+        lines = [
+            f"{len(self.matched)} matched ({self.model_share:.1%} of the model, {self.file_share:.1%} of the file), "
+            f"{counts}"
+        ]
+        for title, entries in sections.items():
+            lines += [f"  {title}: {entry}" for entry in entries[:LISTED]]
+            if len(entries) > LISTED:
+                lines.append(f"  {title}: ... and {len(entries) - LISTED} more")
+        return "\n".join(lines)
+
+
+def match_report(model: nn.Module, state_dict: Mapping[str, Tensor]) -> MatchReport:
+    """Compare names, shapes and shared parameters of a state dict with those of a model."""
+    expected = model.state_dict(keep_vars=True)
+    common = [name for name in expected if name in state_dict]
+    fits = {name: state_dict[name].shape == expected[name].shape for name in common}
+    return MatchReport(
+        matched=tuple(name for name in common if fits[name]),
+        missing=tuple(name for name in expected if name not in state_dict),
+        unexpected=tuple(name for name in state_dict if name not in expected),
+        misshapen={
+            name: (tuple(state_dict[name].shape), tuple(expected[name].shape)) for name in common if not fits[name]
+        },
+        untied=_untied(expected, {name: state_dict[name] for name in common if fits[name]}),
+    )
+
+
+def _untied(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names of one parameter that the file gives different values, of which loading would keep the last."""
+    names_of: dict[int, list[str]] = defaultdict(list)
+    for name in found:
+        names_of[id(expected[name])].append(name)
+    return tuple(
+        (first, other)
+        for first, *others in names_of.values()
+        for other in others
+        if not found[first].equal(found[other])
+    )
+
+
+def load_for_finetuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> MatchReport:
+    """Load what fits; class rows whose number differs are left at their initialisation and listed in the report.
+
+    Args:
+        model: changed in place.
+        state_dict: entries under our names.
+
+    Returns:
+        The report; `report.skipped_classes` names the class rows that were skipped.
+
+    Raises:
+        UserError: nothing matches, another entry than class rows has another shape, or the file has different values
+            for what is one parameter in the model. The model is then unchanged.
+    """
+    report = match_report(model, state_dict)
+    wrong = [name for name in report.misshapen if not is_class_rows(name)]
+    if wrong:
+        raise UserError(f"the checkpoint belongs to another model: {len(wrong)} entries differ in shape.\n{report}")
+    if report.untied:
+        raise UserError(f"the checkpoint has separate weights where the model shares one (box_refinement?).\n{report}")
+    if not report.matched:
+        raise UserError(
+            "no entry of the checkpoint has a name of this model; public files need `sparse-detr convert` first.\n"
+            f"{report}"
+        )
+    model.load_state_dict({name: state_dict[name] for name in report.matched}, strict=False)
+    return report

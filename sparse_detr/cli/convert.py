@@ -1,0 +1,96 @@
+"""Convert a public checkpoint, or ImageNet backbone weights, to this project's names.
+
+Prints what became of every entry, which recipe the file needs and, with `--config-file`, how it fits that model.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from sparse_detr.checkpoint import ConvertedCheckpoint, convert_checkpoint, load_file, match_report
+from sparse_detr.checkpoint.name_maps import LAYOUTS
+from sparse_detr.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("input", type=Path, help="public checkpoint (.pth)")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument(
+        "--source", default="auto", choices=["auto", *LAYOUTS], help="layout of the file (default: auto)"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int,
+        choices=[91, 80],
+        help="keep COCO's 91 ids, or take the rows of its 80 (default: as in the file)",
+    )
+    parser.add_argument("--config-file", type=Path, help="check the result against this model")
+    parser.add_argument(
+        "--min-match",
+        type=float,
+        default=0.99,
+        metavar="SHARE",
+        help="fail if a smaller share of the file is known, or (with a config) fits its model (default: 0.99)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; 0 if enough matched, else 1 and nothing is written."""
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; give another name, or --force to overwrite it.")
+    converted = convert_checkpoint(load_file(args.input), source=args.source, num_classes=args.classes)
+    print(converted)
+    if not _matches(converted, args):
+        return 1
+    _write(converted, args.output)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def _matches(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
+    """Whether enough of the file is known and, given a config, enough of its model is filled; says why not."""
+    if converted.known_share < args.min_match:
+        print(
+            f"only {converted.known_share:.1%} of the file is known (--min-match {args.min_match:.1%}); "
+            "nothing written."
+        )
+        return False
+    if args.config_file is None:
+        return True
+    report = match_report(_model(args.config_file), converted.state_dict)
+    print(f"against {args.config_file}: {report}")
+    if report.untied:
+        print("separate weights where the model shares one (see untied); nothing written.")
+        return False
+    whole_model = converted.description.recipe is not None
+    share = report.model_share if whole_model else report.file_share
+    if share < args.min_match:
+        what = "of the model is filled" if whole_model else "of the backbone weights fit"
+        print(f"only {share:.1%} {what} (--min-match {args.min_match:.1%}); nothing written.")
+        return False
+    return True
+
+
+def _model(config_file: Path) -> torch.nn.Module:
+    from sparse_detr._detectron2 import require_detectron2
+
+    require_detectron2()
+    from sparse_detr.config import build_model, load_config
+
+    return build_model(load_config(str(config_file)))
+
+
+def _write(converted: ConvertedCheckpoint, path: Path) -> None:
+    """Write weights and origin so that `torch.load(weights_only=True)` and Detectron2's checkpointer read them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "source": converted.source,
+        "recipe": converted.description.recipe,
+        "backbone": converted.description.backbone,
+        "arguments": converted.description.arguments,
+    }
+    weights = {name: value.contiguous().clone() for name, value in converted.state_dict.items()}
+    torch.save({"model": weights, "metadata": metadata}, path)

@@ -1,0 +1,82 @@
+"""The command `sparse-detr convert`."""
+
+import argparse
+
+import pytest
+import torch
+
+from sparse_detr.checkpoint import load_file
+from sparse_detr.cli import convert
+from sparse_detr.errors import UserError
+
+
+@pytest.fixture
+def public_file(tmp_path):
+    path = tmp_path / "public.pth"
+    weights = {
+        "transformer.level_embed": torch.zeros(1, 2),
+        "input_proj.0.0.weight": torch.ones(2, 3, 1, 1),
+        "transformer.decoder.layers.0.norm1.weight": torch.ones(2),
+        "class_embed.0.weight": torch.arange(91.0)[:, None],
+        "class_embed.0.bias": torch.arange(91.0),
+    }
+    torch.save({"model": weights, "args": argparse.Namespace(num_queries=300)}, path)
+    return path
+
+
+def run(*words):
+    parser = argparse.ArgumentParser()
+    convert.add_arguments(parser)
+    return convert.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_it_writes_weights_and_says_which_recipe_they_need(public_file, tmp_path, capsys):
+    output = tmp_path / "new" / "converted.pth"
+    assert run(public_file, output, "--classes", 80) == 0
+    written = load_file(output)
+    assert written["model"]["decoder_heads.0.class_embed.bias"][:2].tolist() == [1, 2]
+    assert written["metadata"]["arguments"]["num_classes"] == 80
+    printed = capsys.readouterr().out
+    assert "recipe:    deformable_detr" in printed
+    assert "num_queries=300" in printed
+    assert f"wrote {output}" in printed
+
+
+def test_an_existing_file_is_kept_without_force(public_file, tmp_path):
+    output = tmp_path / "kept.pth"
+    output.write_text("mine")
+    with pytest.raises(UserError, match="--force"):
+        run(public_file, output)
+    assert output.read_text() == "mine"
+    assert run(public_file, output, "--force") == 0
+
+
+def test_too_many_unknown_entries_fail_and_write_nothing(public_file, tmp_path, capsys):
+    checkpoint = load_file(public_file)
+    checkpoint["model"]["label_enc.weight"] = torch.zeros(3)
+    torch.save(checkpoint, public_file)
+    output = tmp_path / "converted.pth"
+    assert run(public_file, output) == 1
+    assert "only 83.3% of the file is known" in capsys.readouterr().out
+    assert not output.exists()
+    assert run(public_file, output, "--min-match", 0.8) == 0
+
+
+def test_aliases_that_differ_fail(public_file, tmp_path):
+    checkpoint = load_file(public_file)
+    checkpoint["model"]["transformer.decoder.class_embed.0.bias"] = torch.ones(91)
+    torch.save(checkpoint, public_file)
+    with pytest.raises(UserError, match="differ by up to 89"):
+        run(public_file, tmp_path / "converted.pth")
+
+
+@pytest.mark.parametrize(("filled", "code"), [(True, 0), (False, 1)])
+def test_a_config_is_checked_by_the_share_of_its_model_that_is_filled(
+    public_file, tmp_path, monkeypatch, capsys, filled, code
+):
+    model = torch.nn.Module()
+    model.tokenizer = torch.nn.Module()
+    model.tokenizer.level_embed = torch.nn.Parameter(torch.zeros(1, 2) if filled else torch.zeros(4, 2))
+    monkeypatch.setattr(convert, "_model", lambda config_file: model)
+    assert run(public_file, tmp_path / "converted.pth", "--config-file", "some.py") == code
+    assert f"{1 - code} matched" in capsys.readouterr().out
