@@ -1,0 +1,1 @@
+"""The `sparse-detr` command: `main` chooses, every other module is one subcommand."""

@@ -1,0 +1,76 @@
+"""Print the versions and the hardware that a bug report needs."""
+
+import argparse
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+MISSING = "not installed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command takes no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line per fact."""
+    facts = collect_env()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def collect_env() -> dict[str, str]:
+    """What is installed here and what it runs on, name -> value in words."""
+    return {
+        "sparse_detr": f"{_version('sparse_detr')} ({_location('sparse_detr')})",
+        "op backend": "reference (PyTorch)",
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "detectron2": _describe_detectron2(),
+        "numpy": _version("numpy"),
+        **_devices(),
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return MISSING
+
+
+def _location(module: str) -> str:
+    spec = find_spec(module)
+    return ", ".join(spec.submodule_search_locations or []) if spec else MISSING
+
+
+def _describe_detectron2() -> str:
+    """Version, distribution, place, and whether the compiled `detectron2._C` is there (we do without it)."""
+    if find_spec("detectron2") is None:
+        return f"{MISSING} (python scripts/install_detectron2.py)"
+    import detectron2
+
+    packages = {name: _version(name) for name in ("detectron2", "sal-detectron2")}
+    source = ", ".join(f"{name} {found}" for name, found in packages.items() if found != MISSING) or "no distribution"
+    extension = "with _C" if find_spec("detectron2._C") else "without _C (not needed)"
+    return f"{detectron2.__version__} from {source}, {extension} ({_location('detectron2')})"
+
+
+def _devices() -> dict[str, str]:
+    """CPU and CUDA as torch sees them."""
+    if find_spec("torch") is None:
+        return {"CPU": f"{os.cpu_count()} cores"}
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "CPU": f"{os.cpu_count()} cores, {capability}, torch uses {torch.get_num_threads()} threads",
+        "CUDA": f"{torch.version.cuda or 'not built into torch'}, {', '.join(gpus) or 'no GPU visible'}",
+    }

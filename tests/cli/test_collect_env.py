@@ -1,0 +1,29 @@
+import os
+import platform
+from importlib.util import find_spec
+
+import numpy
+import torch
+
+from sparse_detr.cli import collect_env
+from sparse_detr.cli.main import main
+
+
+def test_the_command_prints_what_is_installed(capsys):
+    assert main(["collect-env"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {name: value.strip() for name, value in lines.items()}
+    assert shown["torch"] == torch.__version__.partition("+")[0]
+    assert shown["numpy"] == numpy.__version__
+    assert shown["Python"].startswith(platform.python_version())
+    assert shown["CPU"].startswith(f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
+    assert shown["op backend"].startswith("reference")
+
+
+def test_a_missing_detectron2_is_said_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(collect_env, "find_spec", lambda name: None if name == "detectron2" else find_spec(name))
+    assert "scripts/install_detectron2.py" in collect_env.collect_env()["detectron2"]
+
+
+def test_an_absent_distribution_has_no_version():
+    assert collect_env._version("no-such-distribution-here") == collect_env.MISSING

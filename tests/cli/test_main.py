@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import pytest
+
+import sparse_detr.cli
+from sparse_detr.cli import main as cli
+from sparse_detr.errors import UserError
+
+
+@pytest.fixture
+def toy_command(tmp_path, monkeypatch):
+    """A subcommand `toy` that fails in the way its argument says."""
+    (tmp_path / "toy.py").write_text(
+        '"""Fail 100 % as asked.\n\nMore words.\n"""\n'
+        "from sparse_detr.errors import UserError\n"
+        "def add_arguments(parser):\n"
+        "    parser.add_argument('how')\n"
+        "def run(args):\n"
+        "    if args.how == 'user':\n"
+        "        raise UserError('keep_ratio is 7; give a number up to 1')\n"
+        "    raise ModuleNotFoundError('No module', name=args.how)\n"
+    )
+    monkeypatch.setattr(sparse_detr.cli, "__path__", [*sparse_detr.cli.__path__, str(tmp_path)])
+    monkeypatch.setattr(sparse_detr.cli, "toy", None, raising=False)  # so that the imported module is forgotten
+    yield
+    sys.modules.pop("sparse_detr.cli.toy", None)
+
+
+def test_help_lists_every_command_and_imports_neither_torch_nor_detectron2():
+    code = (
+        "import sys\n"
+        "from sparse_detr.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print('imported:', [name for name in ('torch', 'detectron2') if name in sys.modules])\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(name.replace("_", "-") in shown for name in cli.command_modules())
+    assert "Print the versions and the hardware" in shown
+    assert "imported: []" in shown
+
+
+def test_a_users_error_is_one_message_and_exit_code_2(toy_command, capsys):
+    assert cli.main(["toy", "user"]) == 2
+    assert capsys.readouterr().err == "error: keep_ratio is 7; give a number up to 1\n"
+
+
+def test_missing_detectron2_gives_the_two_ways_to_install_it(toy_command, capsys):
+    assert cli.main(["toy", "detectron2.config"]) == 2
+    message = capsys.readouterr().err
+    assert "git+" in message
+    assert "scripts/install_detectron2.py" in message
+
+
+def test_another_missing_module_is_not_hidden(toy_command):
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["toy", "scipy"])
+
+
+def test_the_help_of_a_command_is_the_first_line_of_its_docstring(toy_command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "Fail 100 % as asked." in shown
+    assert "More words" not in shown
+
+
+def test_an_unknown_command_is_refused_with_the_choices(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tain"])
+    assert "collect-env" in capsys.readouterr().err
+
+
+def test_no_command_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert "command" in capsys.readouterr().err
+
+
+def test_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)
