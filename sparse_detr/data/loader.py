@@ -1,0 +1,231 @@
+"""Train and test loaders, built by Detectron2 from our order of the data."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.build import build_detection_test_loader, build_detection_train_loader
+from detectron2.data.common import DatasetFromList
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch.utils.data import DataLoader, Dataset
+
+from sparse_detr.data.boxes import annotated_boxes, find_box_faults
+from sparse_detr.data.images import too_many_bad
+from sparse_detr.data.mapper import DetrDatasetMapper
+from sparse_detr.data.stream import (
+    REPLACEMENT,
+    SAMPLE,
+    BatchStream,
+    StreamItem,
+    StreamSampler,
+    random_state,
+    seeded_rng,
+)
+from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Mapper = Callable[[Record], Record | None]
+
+
+class TrainSamples(Dataset):
+    """Map-style data set over places in the stream, with a deterministic replacement for unusable images."""
+
+    def __init__(self, *, records: list[Record], mapper: Mapper, seed: int, max_bad_share: float):
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+        self.seed = seed
+        self.max_bad_share = max_bad_share
+        self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # seen by all workers
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, item: StreamItem) -> Record:
+        for index in self._candidates(item):
+            if self.is_bad[index]:
+                continue
+            with seeded_rng(SAMPLE, self.seed, item.position):
+                sample = self.mapper(self.records[index])
+            if sample is not None:
+                return sample
+            self.is_bad[index] = True
+            if self.has_too_many_bad():
+                break
+        raise self.too_many_bad_error()
+
+    def num_bad(self) -> int:
+        """Images found unusable so far by any worker of this process."""
+        return int(self.is_bad.sum())
+
+    def has_too_many_bad(self) -> bool:
+        bad = self.num_bad()
+        return bad == len(self) or too_many_bad(bad, len(self), self.max_bad_share)
+
+    def too_many_bad_error(self) -> UserError:
+        examples = [self.records[int(index)].get("file_name", "?") for index in self.is_bad.nonzero()[:3]]
+        return UserError(
+            f"{self.num_bad()} of {len(self)} images cannot be used, more than the allowed share of "
+            f"{self.max_bad_share:.2%}: {', '.join(examples)}, ... The log names each with its reason. Run "
+            "`sparse-detr check-data` to list them all, then mend or remove them, or raise max_bad_share."
+        )
+
+    def _candidates(self, item: StreamItem) -> Iterator[int]:
+        """The image itself, then, if it is unusable, the others in an order that depends on the place only."""
+        yield item.index
+        yield from random_state(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
+
+
+class TrainLoader:
+    """Infinite batches (lists of mapped records, the share of this process) of a Detectron2 loader."""
+
+    def __init__(self, *, loader: DataLoader, samples: TrainSamples, sampler: StreamSampler):
+        self.loader = loader
+        self.samples = samples
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        try:
+            for batch in self.loader:
+                self._report_bad_images()
+                yield batch
+        except UserError:
+            if self.samples.has_too_many_bad():  # said without the traceback that a worker process adds
+                raise self.samples.too_many_bad_error() from None
+            raise
+
+    def _report_bad_images(self) -> None:
+        bad = self.samples.num_bad()
+        if bad and has_event_storage():
+            get_event_storage().put_scalar("data/bad_images", bad, smoothing_hint=False)
+
+
+def set_start_iteration(loader: TrainLoader, iteration: int) -> None:
+    """Let the next `iter(loader)` begin with the batch of `iteration`, as a resumed run needs."""
+    loader.sampler.start_iteration = iteration
+
+
+def _train_loader_from_config(cfg, *, mapper: Mapper | None = None) -> dict[str, Any]:
+    return {
+        "dataset": get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        ),
+        "mapper": mapper or DetrDatasetMapper(cfg, is_train=True),
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "seed": cfg.SEED,
+        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    }
+
+
+@configurable(from_config=_train_loader_from_config)
+def build_train_loader(
+    *,
+    dataset: list[Record],
+    mapper: Mapper,
+    total_batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+    aspect_ratio_grouping: bool = True,
+    max_bad_share: float = 0.01,
+) -> TrainLoader:
+    """Build the training loader; also callable with a yacs config as its only argument.
+
+    Args:
+        dataset: records in Detectron2's format, as `get_detection_dataset_dicts` gives them.
+        mapper: makes a model input of a record, or None if its image cannot be used.
+        total_batch_size: images of a batch over all processes.
+        num_workers: loading processes beside each training process; the data do not depend on it.
+        seed: of the order and the augmentation of the data; below 0 a random one, shared by all processes.
+        aspect_ratio_grouping: batch wide with wide and tall with tall images, to save padding.
+        max_bad_share: stop when more than this share of the images cannot be used.
+    """
+    world_size = comm.get_world_size()
+    _check_arguments(dataset, total_batch_size, world_size)
+    seed = seed if seed >= 0 else comm.shared_random_seed()
+    _log_unusable_boxes(dataset)
+    stream = BatchStream(groups=_groups(dataset, aspect_ratio_grouping), batch_size=total_batch_size, seed=seed)
+    sampler = StreamSampler(stream=stream, rank=comm.get_rank(), world_size=world_size)
+    samples = TrainSamples(records=dataset, mapper=mapper, seed=seed, max_bad_share=max_bad_share)
+    loader = build_detection_train_loader(
+        dataset=samples,
+        mapper=None,
+        sampler=sampler,
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=False,  # done on the indices already
+        num_workers=num_workers,
+        seed=seed,  # of a generator of its own: making workers must not draw from the global one
+    )
+    return TrainLoader(loader=loader, samples=samples, sampler=sampler)
+
+
+class TestSamples(Dataset):
+    """Mapped records in order; an unusable image becomes a black one, so that every image has a prediction.
+
+    (Detectron2 would predict some other image twice instead.)
+    """
+
+    __test__ = False  # not a test class, whatever its name makes pytest think
+
+    def __init__(self, *, records: list[Record], mapper: Mapper):
+        self.records = DatasetFromList(records, copy=False)
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        sample = self.mapper(record)
+        return sample if sample is not None else self._without_image(record)
+
+    @staticmethod
+    def _without_image(record: Record) -> Record:
+        logger.warning("%s counts as an image without detections", record["file_name"])
+        kept = {key: value for key, value in record.items() if key != "annotations"}
+        return {"height": 64, "width": 64, **kept, "image": torch.zeros(3, 64, 64, dtype=torch.uint8)}
+
+
+def build_test_loader(
+    *, dataset: list[Record], mapper: Mapper, batch_size: int = 1, num_workers: int = 0
+) -> DataLoader:
+    """Build the loader for evaluation: every image once, in order, shared out over the processes.
+
+    Args:
+        dataset: records in Detectron2's format.
+        mapper: makes a model input of a record, or None if its image cannot be used.
+        batch_size: images of a batch of each process.
+        num_workers: loading processes beside each process.
+    """
+    samples = TestSamples(records=dataset, mapper=mapper)
+    return build_detection_test_loader(samples, mapper=None, batch_size=batch_size, num_workers=num_workers)
+
+
+def _check_arguments(dataset: list[Record], total_batch_size: int, world_size: int) -> None:
+    if len(dataset) == 0:
+        raise UserError("The training data set has no image. Check the annotation file with `sparse-detr check-data`.")
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise UserError(
+            f"total_batch_size {total_batch_size} must be a positive multiple of the {world_size} processes."
+        )
+
+
+def _groups(dataset: list[Record], aspect_ratio_grouping: bool) -> list[int]:
+    """0 for square and tall, 1 for wide images; 0 for all without grouping or without recorded sizes."""
+    return [int(aspect_ratio_grouping and record.get("width", 0) > record.get("height", 0)) for record in dataset]
+
+
+def _log_unusable_boxes(dataset: list[Record]) -> None:
+    degenerate = outside = 0
+    for record in dataset:
+        if record.get("annotations") and "height" in record and "width" in record:
+            faults = find_box_faults(annotated_boxes(record["annotations"]), record["height"], record["width"])
+            degenerate += int(faults.degenerate.sum())
+            outside += int(faults.outside.sum())
+    if degenerate or outside:
+        logger.warning("Dropped boxes: %d without area or not finite, %d outside their image", degenerate, outside)

@@ -1,0 +1,107 @@
+"""From a record in Detectron2's format to the input of a model."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+
+from sparse_detr.data.augmentation import test_augmentations, train_augmentations
+from sparse_detr.data.boxes import annotated_boxes, clip_boxes, find_box_faults
+from sparse_detr.data.images import BadImageError, read_recorded_image
+from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class DetrDatasetMapper:
+    """Read, augment and convert one image with its boxes.
+
+    The result has `image` ((3, height, width) uint8 after augmentation), `height` and `width` of the original, what
+    else the record holds (`file_name`, `image_id`) and, in training, `instances` with `gt_boxes` (x1, y1, x2, y2 in
+    pixels of `image`) and `gt_classes`. Crowd boxes and boxes without area inside the image are left out; an image
+    without boxes stays, as a negative. An unusable image gives None and one line in the log.
+    """
+
+    @configurable
+    def __init__(
+        self, *, is_train: bool, augmentations: Sequence[T.Augmentation | T.Transform], image_format: str = "RGB"
+    ):
+        """
+        Args:
+            is_train: whether to give `instances`.
+            augmentations: Detectron2's, applied in order.
+            image_format: "RGB" or "BGR", as the model's pixel statistics are.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise UserError(f"image_format is {image_format!r}, but must be RGB or BGR.")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self._logged: set[str] = set()
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict[str, Any]:
+        augmentations = _train_augmentations(cfg.INPUT) if is_train else _test_augmentations(cfg.INPUT)
+        return {"is_train": is_train, "augmentations": augmentations, "image_format": cfg.INPUT.FORMAT}
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Map a record, which stays as it is."""
+        try:
+            image = read_recorded_image(record, self.image_format)
+        except BadImageError as error:
+            self._log_once(record["file_name"], f"Skipped an image: {error}")
+            return None
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        sample = {key: value for key, value in record.items() if key != "annotations"}
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
+        sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
+        if self.is_train:
+            size = image.shape[:2]
+            sample["instances"] = _instances(record.get("annotations", []), size, transforms, augmented.image.shape[:2])
+        return sample
+
+    def _log_once(self, file_name: str, message: str) -> None:
+        if file_name not in self._logged:
+            self._logged.add(file_name)
+            logger.warning(message)
+
+
+def _instances(
+    annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
+) -> Instances:
+    """Boxes and classes that are left inside an image of `new_size` (height, width) after `transforms`."""
+    annotations = [item for item in annotations if not item.get("iscrowd", 0)]
+    boxes = annotated_boxes(annotations)
+    usable = find_box_faults(boxes, *size).usable
+    boxes = clip_boxes(boxes[usable], *size)
+    boxes = clip_boxes(transforms.apply_box(boxes) if len(boxes) else boxes, *new_size)
+    classes = np.array([item["category_id"] for item in annotations], dtype=np.int64)[usable]
+    instances = Instances(new_size)
+    instances.gt_boxes = Boxes(torch.from_numpy(boxes).float())
+    instances.gt_classes = torch.from_numpy(classes)
+    return instances[instances.gt_boxes.nonempty()]
+
+
+def _train_augmentations(cfg) -> list[T.Augmentation]:
+    """From the INPUT node of a yacs config, whose only supported kind of crop is DETR's."""
+    if cfg.CROP.ENABLED and cfg.CROP.TYPE != "absolute_range":
+        raise UserError(f"INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}, but DETR's augmentation crops by 'absolute_range'.")
+    if cfg.MIN_SIZE_TRAIN_SAMPLING != "choice":
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.MIN_SIZE_TRAIN_SAMPLING!r}, but must be 'choice'.")
+    return train_augmentations(
+        short_sizes=cfg.MIN_SIZE_TRAIN,
+        max_size=cfg.MAX_SIZE_TRAIN,
+        crop_range=tuple(cfg.CROP.SIZE) if cfg.CROP.ENABLED else None,
+        flip=cfg.RANDOM_FLIP,
+    )
+
+
+def _test_augmentations(cfg) -> list[T.Augmentation]:
+    return test_augmentations(short_size=cfg.MIN_SIZE_TEST, max_size=cfg.MAX_SIZE_TEST)

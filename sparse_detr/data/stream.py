@@ -1,0 +1,108 @@
+"""The order of the training data as a pure function of (seed, iteration).
+
+Every process computes the same stream of joint batches and takes its share of each, so that R processes see in
+iteration i what one process with the joint batch size sees, and a run resumes at any iteration without a saved state.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+# First word of the entropy of the independent random streams, all derived from the user's one seed.
+PERMUTATION, SAMPLE, REPLACEMENT = range(3)
+
+
+class StreamItem(NamedTuple):
+    """One place in the stream: `position` is unique over the whole training, `index` names the image."""
+
+    position: int
+    index: int
+
+
+def random_state(*entropy: int) -> np.random.RandomState:
+    """A generator of its own for `entropy`, whose numbers NumPy promises never to change."""
+    return np.random.RandomState(np.random.SeedSequence(entropy).generate_state(8))
+
+
+@contextmanager
+def seeded_rng(*entropy: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's global CPU generators from `entropy`; give back their states at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence(entropy).generate_state(3).tolist()
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would also reseed the GPUs, and with them dropout
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class BatchStream:
+    """Infinite joint batches: one permutation of the images an epoch, dealt into one bucket a group.
+
+    A batch is given out as soon as its bucket is full, so that images of one group (wide or tall) share their padding.
+    What is left in a bucket at the end of an epoch waits for the next: no image is ever dropped.
+    """
+
+    def __init__(self, *, groups: Sequence[int], batch_size: int, seed: int):
+        """
+        Args:
+            groups: the group of every image, numbered from 0; all equal for no grouping.
+            batch_size: images of a joint batch, over all processes.
+            seed: any integer from 0.
+        """
+        self.groups = np.asarray(groups, dtype=np.int64)
+        self.group_sizes = np.bincount(self.groups)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batches(self, start: int = 0) -> Iterator[list[StreamItem]]:
+        """Joint batches from iteration `start` on, at the cost of a few epochs of indices whatever `start` is."""
+        epoch = self._epoch_to_replay_from(start)
+        buckets: list[list[int]] = [[-1] * left for left in epoch * self.group_sizes % self.batch_size]
+        iteration = int((epoch * self.group_sizes // self.batch_size).sum())
+        for index in self._indices(epoch):
+            bucket = buckets[self.groups[index]]
+            bucket.append(index)
+            if len(bucket) == self.batch_size:
+                if iteration >= start:
+                    first = iteration * self.batch_size
+                    yield [StreamItem(first + slot, item) for slot, item in enumerate(bucket)]
+                iteration += 1
+                bucket.clear()
+
+    def _indices(self, epoch: int) -> Iterator[int]:
+        for number in itertools.count(epoch):
+            yield from random_state(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
+
+    def _epoch_to_replay_from(self, start: int) -> int:
+        """An epoch early enough that the buckets hold no placeholder any more when batch `start` is given out.
+
+        Before epoch e at most e * images / batch_size batches are out, so epoch start * batch_size // images begins
+        no later than batch `start`. A bucket then holds at most batch_size - 1 images, of that many epochs before:
+        """
+        lookback = -(-(self.batch_size - 1) // self.group_sizes[self.group_sizes > 0].min())
+        return max(0, start * self.batch_size // len(self.groups) - int(lookback))
+
+
+class StreamSampler(Sampler[StreamItem]):
+    """The share of one process in a `BatchStream`: the same slice of every joint batch."""
+
+    def __init__(self, *, stream: BatchStream, rank: int = 0, world_size: int = 1):
+        self.stream = stream
+        share = stream.batch_size // world_size
+        self.slice = slice(rank * share, (rank + 1) * share)
+        self.start_iteration = 0
+
+    def __iter__(self) -> Iterator[StreamItem]:
+        for batch in self.stream.batches(self.start_iteration):
+            yield from batch[self.slice]
