@@ -95,7 +95,9 @@ class MultiScaleDeformableAttention(nn.Module):
         value = self.value_proj(source)
         if pyramid.has_padding:
             value = value.masked_fill(pyramid.padding_mask[..., None], 0)
-        value = value.unflatten(-1, (self.num_heads, -1))
-        locations, weights = samples.locations.to(value.dtype), samples.weights.to(value.dtype)
-        output = multi_scale_deformable_attention(value, pyramid.spatial_shapes, locations, weights)
-        return self.output_proj(output)
+        # Under autocast the value is half precision; a location needs more than its 8 or 11 bits.
+        value = value.to(samples.locations.dtype).unflatten(-1, (self.num_heads, -1))
+        weights = samples.weights.to(value.dtype)
+        return self.output_proj(
+            multi_scale_deformable_attention(value, pyramid.spatial_shapes, samples.locations, weights)
+        )

@@ -16,6 +16,8 @@ class PredictionGroup:
 
     Args:
         name: where they come from, such as `decoder_5`, `proposals`, `encoder_0`.
+        suffix: of the names of their losses: none for the last decoder layer, `_0` ... for the others, `_enc` for the
+            proposals, `_enc_0` ... for encoder layers.
         logits: (B, Q, classes) before the sigmoid; there is no background class.
         boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
         valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
@@ -23,6 +25,7 @@ class PredictionGroup:
     """
 
     name: str
+    suffix: str
     logits: Tensor
     boxes: Tensor
     valid: Tensor | None = None
@@ -51,7 +54,7 @@ class DetectorOutput:
         predictions: the group that detections are made of.
         pyramid: geometry of the tokens.
         selection: the tokens that the encoder refined.
-        token_scores: (B, N) score that the selection ranks by; None for a dense encoder.
+        token_scores: (B, N) score that the selection ranks by, before the sigmoid; None for a dense encoder.
         attention_map: (B, N) attention that the decoder paid to every token, summed over layers, heads and queries
             (Sparse DETR, section 3.2); None where it was not asked for.
         image_sizes: (h, w) of every image before padding.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,46 +12,40 @@ from torch import Tensor
 from sparse_detr.structures.pyramid import Pyramid
 
 
-class TokenSelection(ABC):
+class TokenSelection(Protocol):
     """The kept tokens of a batch, K rows an image."""
 
     @property
-    @abstractmethod
     def indices(self) -> Tensor:
         """(B, K) long, position of every row in the token sequence, best first."""
 
     @property
-    @abstractmethod
     def counts(self) -> Tensor:
         """(B,) long, kept tokens of an image; rows beyond it are surplus, there to fill the batch."""
 
     @property
-    @abstractmethod
     def kept_mask(self) -> Tensor:
         """(B, N) bool, True on kept tokens."""
 
     @property
-    @abstractmethod
     def row_mask(self) -> Tensor:
         """(B, K) bool, True on rows that belong to a kept token."""
 
-    @abstractmethod
     def gather(self, tokens: Tensor) -> Tensor:
         """Take the rows (B, K, ...) of the selected tokens out of (B, N, ...)."""
 
-    @abstractmethod
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Return (B, N, C) `tokens` with the kept ones replaced by their (B, K, C) `rows`; surplus rows are dropped."""
 
 
 @dataclass(frozen=True, eq=False)
-class AllTokens(TokenSelection):
+class AllTokens:
     """Every token is kept: the dense encoder."""
 
     pyramid: Pyramid
 
     @cached_property
-    def indices(self) -> Tensor:  # type: ignore[override]
+    def indices(self) -> Tensor:
         positions = torch.arange(self.pyramid.num_tokens, device=self.pyramid.device)
         return positions.expand(len(self.pyramid.valid_shapes), -1)
 
@@ -75,7 +69,7 @@ class AllTokens(TokenSelection):
 
 
 @dataclass(frozen=True, eq=False)
-class TopKTokens(TokenSelection):
+class TopKTokens:
     """The best tokens of every image by score.
 
     Args:
@@ -84,17 +78,17 @@ class TopKTokens(TokenSelection):
         num_tokens: N.
     """
 
-    indices: Tensor  # type: ignore[assignment]
-    counts: Tensor  # type: ignore[assignment]
+    indices: Tensor
+    counts: Tensor
     num_tokens: int
 
     @cached_property
-    def row_mask(self) -> Tensor:  # type: ignore[override]
+    def row_mask(self) -> Tensor:
         ranks = torch.arange(self.indices.shape[1], device=self.indices.device)
         return ranks < self.counts[:, None]
 
     @cached_property
-    def kept_mask(self) -> Tensor:  # type: ignore[override]
+    def kept_mask(self) -> Tensor:
         kept = torch.zeros(self.indices.shape[0], self.num_tokens, dtype=torch.bool, device=self.indices.device)
         return kept.scatter(1, self.indices, self.row_mask)
 

@@ -1,0 +1,63 @@
+"""MobileNetV2 from torchvision as a Detectron2 backbone, for small machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec  # noqa: E402
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
+
+
+class MobileNetV2(Backbone):
+    """MobileNetV2 1.0 with frozen batch norm.
+
+    Parameters are named as torchvision's `mobilenet_v2().features`.
+
+    Args:
+        out_features: maps to return, of `stride4`, `stride8`, `stride16` and `stride32`.
+        freeze_at: parts without gradient: 0 none, 1 up to stride 2, 2 up to stride 4, ..., 5 everything.
+    """
+
+    # Last block before the next stride, and its channels.
+    stages = {"stride2": (1, 16), "stride4": (3, 24), "stride8": (6, 32), "stride16": (13, 96), "stride32": (18, 1280)}
+
+    def __init__(self, *, out_features: Sequence[str] = ("stride8", "stride16", "stride32"), freeze_at: int = 2):
+        super().__init__()
+        unknown = set(out_features) - set(self.stages)
+        if unknown:
+            raise ValueError(f"out_features {sorted(unknown)} are not among {list(self.stages)}")
+        self.features = mobilenet_v2(weights=None).features
+        names = list(self.stages)
+        for index in range(self.stages[names[freeze_at - 1]][0] + 1 if freeze_at else 0):
+            self.features[index].requires_grad_(False)
+        self.features = FrozenBatchNorm2d.convert_frozen_batchnorm(self.features)
+        self._ends = {self.stages[name][0]: name for name in out_features}
+        self._out_features = list(out_features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps by name of (B, 3, H, W)."""
+        outputs = {}
+        for index, block in enumerate(self.features):
+            x = block(x)
+            if index in self._ends:
+                outputs[self._ends[index]] = x
+        return outputs
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self.stages[name][1], stride=int(name.removeprefix("stride")))
+            for name in self._out_features
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_mobilenet_v2_backbone(cfg, input_shape: ShapeSpec) -> nn.Module:
+    """MobileNetV2 for yaml: `MODEL.BACKBONE.NAME: build_mobilenet_v2_backbone`, frozen up to `FREEZE_AT`."""
+    return MobileNetV2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)

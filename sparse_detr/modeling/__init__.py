@@ -1,0 +1,1 @@
+"""The parts of a detection transformer and the detector that is made of them."""

@@ -1,0 +1,79 @@
+"""The training losses: one set loss for every prediction group (DETR, section 3.1; Deformable DETR, appendix A.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+
+from sparse_detr.modeling.distributed import mean_over_processes
+from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.structures import PredictionGroup, Targets
+
+
+class SetCriterion(nn.Module):
+    """Match every group to the true boxes, then sum focal, L1 and generalized IoU losses per true box.
+
+    Args:
+        matcher: the assignment.
+        class_weight, bbox_weight, giou_weight: weights of the losses, the same for every group.
+        alpha, gamma: of the focal loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: HungarianMatcher,
+        class_weight: float = 2.0,
+        bbox_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.matcher = matcher
+        self.weights = {"class": class_weight, "bbox": bbox_weight, "giou": giou_weight}
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, groups: Sequence[PredictionGroup], targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Weighted losses `loss_class`, `loss_bbox`, `loss_giou`, each with the suffix of its group.
+
+        Args:
+            groups: the supervised predictions.
+            targets: one an image.
+        """
+        count = targets[0].boxes.new_tensor(float(sum(len(target.labels) for target in targets)))
+        normalizer = mean_over_processes(count)
+        losses = {}
+        for group in groups:
+            for name, loss in self.group_losses(group, targets, normalizer).items():
+                losses[f"loss_{name}{group.suffix}"] = self.weights[name] * loss
+        return losses
+
+    def group_losses(self, group: PredictionGroup, targets: Sequence[Targets], normalizer: Tensor) -> dict[str, Tensor]:
+        """Unweighted losses of one group."""
+        matches = self.matcher(group, targets)
+        images = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(matches)])
+        rows = torch.cat([rows for rows, _ in matches])
+        labels = torch.cat([target.labels[true] for target, (_, true) in zip(targets, matches, strict=True)])
+        boxes = torch.cat([target.boxes[true] for target, (_, true) in zip(targets, matches, strict=True)])
+        if group.class_agnostic:
+            labels = torch.zeros_like(labels)
+        predicted = group.boxes[images, rows]
+        corners = box_convert(predicted, "cxcywh", "xyxy"), box_convert(boxes, "cxcywh", "xyxy")
+        return {
+            "class": self._class_loss(group, images, rows, labels) / normalizer,
+            "bbox": F.l1_loss(predicted, boxes, reduction="sum") / normalizer,
+            "giou": generalized_box_iou_loss(*corners, reduction="sum", eps=1e-12) / normalizer,
+        }
+
+    def _class_loss(self, group: PredictionGroup, images: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        truth = torch.zeros_like(group.logits)
+        truth[images, rows, labels] = 1
+        loss = sigmoid_focal_loss(group.logits, truth, alpha=self.alpha, gamma=self.gamma, reduction="none")
+        if group.valid is not None:
+            loss = loss * group.valid[..., None]
+        return loss.sum()

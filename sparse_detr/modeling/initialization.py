@@ -1,0 +1,18 @@
+"""Initial weights of a transformer (Deformable DETR's: Xavier-uniform matrices)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from sparse_detr.layers import MultiScaleDeformableAttention
+from sparse_detr.modeling.heads import PredictionHead
+
+
+def initialize_transformer(module: nn.Module) -> None:
+    """Initialise one module, for `nn.Module.apply`, which calls it for children before their parents."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    elif isinstance(module, nn.MultiheadAttention):
+        nn.init.xavier_uniform_(module.in_proj_weight)
+    elif isinstance(module, MultiScaleDeformableAttention | PredictionHead):
+        module.reset_parameters()

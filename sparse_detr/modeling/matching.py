@@ -1,0 +1,75 @@
+"""One-to-one assignment of predictions to true boxes (DETR, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou
+
+from sparse_detr.structures import PredictionGroup, Targets
+
+
+class HungarianMatcher(nn.Module):
+    """Find the assignment of least cost: focal classification, L1 and generalized IoU.
+
+    Args:
+        class_weight, bbox_weight, giou_weight: weights of the three costs.
+        alpha, gamma: of the focal cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        class_weight: float = 2.0,
+        bbox_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        super().__init__()
+        self.class_weight, self.bbox_weight, self.giou_weight = class_weight, bbox_weight, giou_weight
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def forward(self, group: PredictionGroup, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:
+        """Match a group.
+
+        Returns:
+            For every image the matched prediction rows and true boxes, two long tensors of min(Q, T) entries. Rows
+            that only fill the batch are never matched.
+
+        Raises:
+            FloatingPointError: a cost is not finite.
+        """
+        return [self._match(group, image, target) for image, target in enumerate(targets)]
+
+    def _match(self, group: PredictionGroup, image: int, target: Targets) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(group.logits.shape[1], device=group.logits.device)
+        if group.valid is not None:
+            rows = rows[group.valid[image]]
+        labels = torch.zeros_like(target.labels) if group.class_agnostic else target.labels
+        cost = self.cost(group.logits[image, rows], group.boxes[image, rows], labels, target.boxes).cpu()
+        if not torch.isfinite(cost).all():
+            raise FloatingPointError(
+                f"the matching cost of {group.name} is not finite for image {image} of the batch: the predictions hold "
+                "NaN or infinity; lower the learning rate, clip gradients or train in float32"
+            )
+        predicted, true = linear_sum_assignment(cost.numpy())
+        device = rows.device
+        return rows[torch.as_tensor(predicted, device=device)], torch.as_tensor(true, device=device)
+
+    def cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor) -> Tensor:
+        """(Q, T) cost from (Q, classes), (Q, 4) and (T,), (T, 4); boxes cxcywh."""
+        probability = logits[:, labels].sigmoid()
+        positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
+        negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+        distance = torch.cdist(boxes, true_boxes, p=1)
+        overlap = generalized_box_iou(
+            box_convert(boxes, "cxcywh", "xyxy"), box_convert(true_boxes, "cxcywh", "xyxy")
+        )
+        return (
+            self.class_weight * (positive - negative) + self.bbox_weight * distance - self.giou_weight * overlap
+        )

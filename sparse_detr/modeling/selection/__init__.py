@@ -1,0 +1,19 @@
+"""Which tokens the encoder refines: scorers, the selector, and how the scores learn."""
+
+from sparse_detr.modeling.selection.attention_map import DecoderAttentionMap
+from sparse_detr.modeling.selection.scorers import LearnedScorer, ObjectnessScorer, RandomScorer, ScoringNetwork
+from sparse_detr.modeling.selection.selector import KeepAllTokens, Selected, TopKSelector
+from sparse_detr.modeling.selection.supervision import AttentionMapSupervision, NoSupervision
+
+__all__ = [
+    "AttentionMapSupervision",
+    "DecoderAttentionMap",
+    "KeepAllTokens",
+    "LearnedScorer",
+    "NoSupervision",
+    "ObjectnessScorer",
+    "RandomScorer",
+    "ScoringNetwork",
+    "Selected",
+    "TopKSelector",
+]

@@ -1,0 +1,43 @@
+"""How much attention the decoder paid to every encoder token (Sparse DETR, section 3.2 and appendix A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr.layers import AttentionSamples
+from sparse_detr.ops import splat_attention
+from sparse_detr.structures import Pyramid
+
+
+class DecoderAttentionMap(nn.Module):
+    """Sum of the cross-attention that a token received from every decoder layer, head and query.
+
+    Args:
+        alignment: `exact` credits the tokens that a sample was interpolated from; `released` is the public
+            implementation, which credits those half a pixel further right and down.
+    """
+
+    pixel_offsets = {"exact": -0.5, "released": 0.0}
+
+    def __init__(self, *, alignment: Literal["exact", "released"] = "exact"):
+        super().__init__()
+        self.pixel_offset = self.pixel_offsets[alignment]
+
+    @torch.no_grad()
+    def forward(self, samples: Sequence[AttentionSamples], pyramid: Pyramid, valid_queries: Tensor | None) -> Tensor:
+        """(B, N) map, without gradient.
+
+        Args:
+            samples: of every decoder layer.
+            pyramid: geometry of the tokens.
+            valid_queries: (B, Q) bool, the queries that count; None for all.
+        """
+        locations = torch.cat([layer.locations for layer in samples], 1)
+        weights = torch.cat([layer.weights for layer in samples], 1).to(locations.dtype)
+        if valid_queries is not None:
+            weights = weights * valid_queries.repeat(1, len(samples))[:, :, None, None, None]
+        return splat_attention(pyramid.spatial_shapes, locations, weights, pixel_offset=self.pixel_offset)

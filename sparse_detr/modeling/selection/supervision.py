@@ -1,0 +1,52 @@
+"""What the token scores learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_detr.modeling.distributed import mean_over_processes
+from sparse_detr.modeling.selection.selector import top_tokens
+from sparse_detr.structures import DetectorOutput, Targets
+
+
+class NoSupervision(nn.Module):
+    """Nothing to learn, or learnt elsewhere."""
+
+    needs_attention_map = False
+
+    def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        return {}
+
+
+class AttentionMapSupervision(nn.Module):
+    """Predict which tokens the decoder looks at most: binary cross entropy to its binarised attention map.
+
+    As many tokens of an image are positive as it keeps (Sparse DETR, section 3.2).
+
+    Args:
+        weight: of the loss.
+        padding: `ignored` averages over real tokens; `negative` is the public implementation, which takes padding in
+            as negatives.
+    """
+
+    needs_attention_map = True
+
+    def __init__(self, *, weight: float = 1.0, padding: Literal["ignored", "negative"] = "ignored"):
+        super().__init__()
+        self.weight, self.padding = weight, padding
+
+    def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """`loss_token_score`, weighted."""
+        assert output.token_scores is not None and output.attention_map is not None
+        mask = output.pyramid.padding_mask
+        attention = output.attention_map.masked_fill(mask, -1)
+        labels = top_tokens(attention, output.selection.counts.tolist()).kept_mask
+        counted = torch.ones_like(mask) if self.padding == "negative" else ~mask
+        scores = output.token_scores[counted]
+        loss = F.binary_cross_entropy_with_logits(scores, labels[counted].to(scores.dtype), reduction="sum")
+        return {"loss_token_score": self.weight * loss / mean_over_processes(counted.sum().to(loss.dtype))}

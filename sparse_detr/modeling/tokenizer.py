@@ -1,0 +1,135 @@
+"""From backbone maps to one sequence of multi-scale tokens (Deformable DETR, section 4.1 and appendix A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_detr.layers import MaskedGroupNorm, embed_tokens
+from sparse_detr.structures import Pyramid, Tokens
+
+Padding = Literal["exact", "released"]
+
+
+class LevelProjection(nn.Module):
+    """Convolution and group normalisation that bring one map to C channels.
+
+    Args:
+        in_channels: channels of the map.
+        embed_dim: C.
+        downsample: halve the map (3x3, stride 2) instead of keeping its size (1x1).
+    """
+
+    def __init__(self, *, in_channels: int, embed_dim: int, downsample: bool):
+        super().__init__()
+        kernel, stride, padding = (3, 2, 1) if downsample else (1, 1, 0)
+        self.conv = nn.Conv2d(in_channels, embed_dim, kernel, stride, padding)
+        self.norm = MaskedGroupNorm(32, embed_dim)
+        nn.init.xavier_uniform_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+
+class MultiScaleTokenizer(nn.Module):
+    """Project backbone maps, add coarser levels, flatten, and give every token its position.
+
+    Args:
+        in_channels: channels of the backbone maps, fine to coarse.
+        strides: their strides.
+        embed_dim: C.
+        num_levels: L; levels beyond the backbone's come from 3x3 convolutions of stride 2, the first on the
+            unprojected coarsest map.
+        padding: `exact` keeps padding out of real tokens (group normalisation over real positions, padded features
+            zeroed before a 3x3 convolution, a level's real part is its real pixels rounded up); `released` is the
+            public implementation (statistics over padding too, mask by nearest neighbour).
+        position_temperature: of the sine embedding.
+
+    Raises:
+        ValueError: fewer levels than backbone maps.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        embed_dim: int,
+        num_levels: int,
+        padding: Padding = "exact",
+        position_temperature: float = 10_000.0,
+    ):
+        super().__init__()
+        extra = num_levels - len(in_channels)
+        if extra < 0:
+            raise ValueError(f"num_levels {num_levels} is less than the {len(in_channels)} maps of the backbone")
+        self.embed_dim, self.padding, self.position_temperature = embed_dim, padding, position_temperature
+        self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(extra)))
+        sources = [*in_channels, *([in_channels[-1]] + [embed_dim] * extra)[:extra]]
+        self.num_backbone_levels = len(in_channels)
+        self.projections = nn.ModuleList(
+            LevelProjection(in_channels=c, embed_dim=embed_dim, downsample=level >= len(in_channels))
+            for level, c in enumerate(sources)
+        )
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+        nn.init.normal_(self.level_embed)
+
+    def forward(
+        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
+    ) -> Tokens:
+        """Tokenize a batch.
+
+        Args:
+            features: backbone maps (B, C_l, h_l, w_l), fine to coarse.
+            image_sizes: (h, w) of every image before padding.
+            padded_size: (h, w) of the batch.
+        """
+        pyramid = self.pyramid(features, image_sizes, padded_size)
+        masks = zip(pyramid.split(pyramid.padding_mask), pyramid.spatial_shapes, strict=True)
+        real = [~mask.unflatten(1, shape) for mask, shape in masks]
+        content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, real, pyramid)], 1)
+        dtype = self.level_embed.dtype
+        position = embed_tokens(pyramid, self.embed_dim, dtype=dtype, temperature=self.position_temperature)
+        return Tokens(content=content, position=position + self.level_embed[pyramid.cells[:, 0]], pyramid=pyramid)
+
+    def pyramid(
+        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
+    ) -> Pyramid:
+        """Geometry of the levels that `features` will give."""
+        shapes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
+        while len(shapes) < len(self.projections):
+            shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+        measure = self._valid_by_stride if self.padding == "exact" else _valid_by_nearest
+        valid = tuple(
+            tuple(
+                tuple(min(measure(size[i], padded_size[i], shape[i], level), shape[i]) for i in (0, 1))
+                for level, shape in enumerate(shapes)
+            )
+            for size in image_sizes
+        )
+        return Pyramid(spatial_shapes=tuple(shapes), valid_shapes=valid, device=features[0].device)  # type: ignore[arg-type]
+
+    def _valid_by_stride(self, size: int, padded: int, cells: int, level: int) -> int:
+        return -(-size // self.strides[level])
+
+    def _project(self, features: Sequence[Tensor], real: list[Tensor], pyramid: Pyramid) -> list[Tensor]:
+        levels: list[Tensor] = []
+        masked = self.padding == "exact" and pyramid.has_padding
+        for level, projection in enumerate(self.projections):
+            if level < self.num_backbone_levels:
+                source = features[level]
+            else:
+                first = level == self.num_backbone_levels
+                source = features[-1] if first else levels[-1]
+                if masked:
+                    source = source * real[level - 1][:, None]
+            levels.append(projection.norm(projection.conv(source), real[level] if masked else None))
+        return levels
+
+
+def _valid_by_nearest(size: int, padded: int, cells: int, level: int) -> int:
+    """Cells whose nearest pixel, floor(cell * padded / cells) in float32, is real."""
+    nearest = F.interpolate(torch.arange(padded, dtype=torch.float32)[None, None], size=cells)
+    return int((nearest < size).sum())

@@ -1,0 +1,18 @@
+"""One screen a paper: which parts make its model."""
+
+from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, resnet, swin_tiny
+from sparse_detr.recipes.deformable_detr import deformable_detr, efficient_detr
+from sparse_detr.recipes.meta_arch import RECIPES
+from sparse_detr.recipes.sparse_detr import sparse_detr
+
+__all__ = [
+    "RECIPES",
+    "Backbone",
+    "deformable_detr",
+    "efficient_detr",
+    "from_module",
+    "mobilenet_v2",
+    "resnet",
+    "sparse_detr",
+    "swin_tiny",
+]

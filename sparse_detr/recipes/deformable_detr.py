@@ -1,0 +1,121 @@
+"""Deformable DETR (Zhu et al., ICLR 2021) and its top-k variant after Efficient DETR (Yao et al., 2021)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
+from detectron2.config import LazyCall as L  # noqa: E402
+from torch import nn  # noqa: E402
+
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention  # noqa: E402
+from sparse_detr.modeling.criterion import SetCriterion  # noqa: E402
+from sparse_detr.modeling.decoder import Decoder, DecoderLayer  # noqa: E402
+from sparse_detr.modeling.detector import GeneralizedDETR  # noqa: E402
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer  # noqa: E402
+from sparse_detr.modeling.heads import make_heads  # noqa: E402
+from sparse_detr.modeling.matching import HungarianMatcher  # noqa: E402
+from sparse_detr.modeling.postprocess import TopKDetections  # noqa: E402
+from sparse_detr.modeling.queries import LearnedQueries, ProposalGenerator, ProposalProjection, TopKQueries  # noqa: E402
+from sparse_detr.modeling.selection import DecoderAttentionMap, KeepAllTokens, NoSupervision  # noqa: E402
+from sparse_detr.modeling.tokenizer import MultiScaleTokenizer  # noqa: E402
+from sparse_detr.recipes.backbones import Backbone, resnet  # noqa: E402
+
+Behavior = Literal["exact", "released"]
+
+
+def deformable_detr(
+    *,
+    backbone: Backbone | None = None,
+    num_classes: int = 80,
+    embed_dim: int = 256,
+    num_heads: int = 8,
+    encoder_layers: int = 6,
+    decoder_layers: int = 6,
+    feedforward_dim: int = 1024,
+    dropout: float = 0.1,
+    num_levels: int = 4,
+    num_points: int = 4,
+    num_queries: int = 300,
+    box_refinement: bool = False,
+    two_stage: Literal["off", "projected", "memory"] = "off",
+    encoder_auxiliary_loss: bool = False,
+    behavior: Behavior = "exact",
+    num_detections: int = 100,
+    class_channels: Sequence[int] | None = None,
+) -> Any:
+    """LazyCall of a dense detector.
+
+    Args:
+        backbone: ResNet-50 if None.
+        box_refinement: every layer starts from the boxes of the one before, with heads of its own.
+        two_stage: where queries come from: `off`, learned; `projected`, Deformable DETR's two-stage, class-agnostic;
+            `memory`, the best-scoring encoder tokens, class-specific.
+        encoder_auxiliary_loss: supervise every encoder layer but the last (Sparse DETR, section 3.3).
+        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+        class_channels: see `GeneralizedDETR`.
+    """
+    backbone = backbone or resnet(50)
+    released = behavior == "released"
+    attention = L(MultiScaleDeformableAttention)(
+        embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+    )
+    ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
+    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
+    encoder_layer = L(EncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    decoder_layer = L(DecoderLayer)(
+        self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout
+    )
+    if two_stage == "off":
+        queries = L(LearnedQueries)(num_queries=num_queries, embed_dim=embed_dim)
+    else:
+        queries = L(TopKQueries)(
+            num_queries=num_queries, embed_dim=embed_dim, content=two_stage, class_agnostic=two_stage == "projected"
+        )
+    return L(GeneralizedDETR)(
+        backbone=backbone.config,
+        in_features=list(backbone.in_features),
+        tokenizer=L(MultiScaleTokenizer)(
+            in_channels=list(backbone.in_channels),
+            strides=list(backbone.strides),
+            embed_dim=embed_dim,
+            num_levels=num_levels,
+            padding=behavior,
+        ),
+        proposals=L(ProposalGenerator)(border="dropped" if released else "clamped"),
+        projection=None if two_stage == "off" else L(ProposalProjection)(embed_dim=embed_dim),
+        selector=L(KeepAllTokens)(),
+        encoder=L(Encoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers)),
+        queries=queries,
+        decoder=L(Decoder)(layers=L(copies)(module=decoder_layer, count=decoder_layers), refine=box_refinement),
+        heads=L(make_heads)(
+            embed_dim=embed_dim,
+            num_classes="${..num_classes}",
+            decoder_layers=decoder_layers,
+            encoder_layers=encoder_layers - 1 if encoder_auxiliary_loss else 0,
+            tied=not box_refinement,
+            proposals=two_stage != "off",
+        ),
+        attention_map=L(DecoderAttentionMap)(alignment=behavior),
+        supervision=L(NoSupervision)(),
+        criterion=L(SetCriterion)(matcher=L(HungarianMatcher)()),
+        postprocess=L(TopKDetections)(num_detections=num_detections),
+        num_classes=num_classes,
+        class_channels=class_channels,
+        supervise_surplus_rows=released,
+    )
+
+
+def efficient_detr(**options: Any) -> Any:
+    """Deformable DETR with refinement and the best encoder tokens as queries: the dense twin of Sparse DETR."""
+    return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
+
+
+def copies(*, module: nn.Module, count: int) -> list[nn.Module]:
+    """`count` independent copies, the module itself first."""
+    return [module, *(copy.deepcopy(module) for _ in range(count - 1))]

@@ -1,0 +1,70 @@
+"""The recipes as Detectron2 meta-architectures, for yaml configs.
+
+A key `MODEL.DETR.X` is the argument `x` of the recipe; None means what the recipe says.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
+from detectron2.config import CfgNode, instantiate  # noqa: E402
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone  # noqa: E402
+
+from sparse_detr.errors import UserError  # noqa: E402
+from sparse_detr.recipes.backbones import from_module  # noqa: E402
+from sparse_detr.recipes.deformable_detr import deformable_detr  # noqa: E402
+from sparse_detr.recipes.sparse_detr import sparse_detr  # noqa: E402
+
+RECIPES: dict[str, tuple[Callable[..., Any], ...]] = {
+    "DeformableDETR": (deformable_detr,),
+    "SparseDETR": (sparse_detr, deformable_detr),
+}
+"""Name of the meta-architecture -> its recipe, then the recipes that take over the options it passes on."""
+
+
+def recipe_options(name: str) -> list[str]:
+    """The keyword arguments that a meta-architecture takes from `MODEL.DETR`, in lower case."""
+    options: dict[str, None] = {}
+    for function in RECIPES[name]:
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "backbone":
+                options[parameter.name] = None
+    return list(options)
+
+
+def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
+    """Build a meta-architecture from yaml: Detectron2's backbone keys and `MODEL.DETR`.
+
+    Raises:
+        UserError: a key of `MODEL.DETR` is set that the recipe has no meaning for.
+    """
+    given = {key.lower(): value for key, value in cfg.MODEL.DETR.items() if value is not None}
+    unknown = sorted(set(given) - set(recipe_options(name)))
+    if unknown:
+        keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
+        raise UserError(f"{keys} means nothing to {name}; remove it or choose another MODEL.META_ARCHITECTURE")
+    model = RECIPES[name][0](backbone=from_module(build_backbone(cfg)), **given)
+    model.pixel_mean, model.pixel_std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    return instantiate(model)
+
+
+def DeformableDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
+    """Deformable DETR from yaml."""
+    return build_from_cfg("DeformableDETR", cfg)
+
+
+def SparseDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
+    """Sparse DETR from yaml."""
+    return build_from_cfg("SparseDETR", cfg)
+
+
+META_ARCH_REGISTRY.register(DeformableDETR)
+META_ARCH_REGISTRY.register(SparseDETR)

@@ -1,0 +1,67 @@
+"""Sparse DETR (Roh et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
+from detectron2.config import LazyCall as L  # noqa: E402
+
+from sparse_detr.modeling.heads import PredictionHead  # noqa: E402
+from sparse_detr.modeling.queries import ProposalProjection  # noqa: E402
+from sparse_detr.modeling.selection import (  # noqa: E402
+    AttentionMapSupervision,
+    LearnedScorer,
+    ObjectnessScorer,
+    RandomScorer,
+    ScoringNetwork,
+    TopKSelector,
+)
+from sparse_detr.recipes.deformable_detr import efficient_detr  # noqa: E402
+
+
+def sparse_detr(
+    *,
+    keep_ratio: float = 0.3,
+    inference_keep_ratio: float | None = None,
+    scorer: Literal["attention_map", "objectness", "random"] = "attention_map",
+    encoder_auxiliary_loss: bool = True,
+    **options: Any,
+) -> Any:
+    """LazyCall of a detector whose encoder refines the best `keep_ratio` of the tokens.
+
+    Args:
+        keep_ratio: rho of the paper.
+        inference_keep_ratio: another rho at inference.
+        scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
+            the backbone's features; `random`, noise (section 4.3).
+        options: of `deformable_detr`.
+    """
+    model = efficient_detr(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
+    released = options.get("behavior") == "released"
+    embed_dim = model.tokenizer.embed_dim
+    model.projection = L(ProposalProjection)(embed_dim=embed_dim)
+    model.selector = L(TopKSelector)(
+        scorer=_scorer(scorer, embed_dim, released),
+        keep_ratio=keep_ratio,
+        inference_keep_ratio=inference_keep_ratio,
+        padding="lowest" if released else "excluded",
+    )
+    if scorer == "attention_map":
+        model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
+    return model
+
+
+def _scorer(name: str, embed_dim: int, released: bool) -> Any:
+    if name == "attention_map":
+        network = L(ScoringNetwork)(embed_dim=embed_dim, mean_over="all" if released else "real")
+        return L(LearnedScorer)(network=network)
+    if name == "objectness":
+        head = L(PredictionHead)(embed_dim=embed_dim, num_classes="${....num_classes}")
+        return L(ObjectnessScorer)(head=head)
+    if name == "random":
+        return L(RandomScorer)()
+    raise ValueError(f"scorer must be attention_map, objectness or random, got {name!r}")
