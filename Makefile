@@ -1,0 +1,87 @@
+# make train   from nothing to a trained Sparse DETR, its AP and its pictures (minutes, no GPU needed)
+# make test    lint, types and tests
+# make setup   only the environment;  make lint, make format: what `make test` checks first
+# make clean   remove builds and caches;  make clean-all: also environment, sample data and the quick run
+#
+# Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
+#            VENV=path              another environment; one that has torch or Detectron2 keeps them
+#            TORCH_SPEC="torch==X torchvision==Y"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
+
+SAMPLE ?= datasets/sample
+QUICK_CONFIG ?= configs/quick/sparse_detr_mnv2.py
+QUICK_OUTPUT ?= output/quick
+
+RUN := $(VENV)/bin/python
+PIP_LOUD := $(RUN) -m pip install --disable-pip-version-check
+PIP := $(PIP_LOUD) --quiet
+# One stamp per checkout, so that two checkouts can share an environment.
+STAMP := $(VENV)/.sparse_detr-$(firstword $(shell echo "$(CURDIR)" | cksum))
+MODEL := $(QUICK_OUTPUT)/model_final.pth
+PICTURES := $(QUICK_OUTPUT)/pictures
+TRAINED := $(QUICK_OUTPUT)/.trained
+REUSED := $(if $(wildcard $(TRAINED)),Trained and evaluated before: reused. To start afresh: rm -r $(QUICK_OUTPUT))
+
+export SPARSE_DETR_SAMPLE := $(SAMPLE)
+export PIP_NO_INPUT := 1
+
+.PHONY: train test setup sample-data lint format clean clean-all
+
+train: $(PICTURES)/.complete
+	@echo "$(REUSED)"
+	@$(RUN) scripts/report_quick_run.py --output $(QUICK_OUTPUT) --pictures $(PICTURES)
+
+$(TRAINED): | setup sample-data
+	@echo "==> Training $(QUICK_CONFIG); an interrupted run goes on where it stopped"
+	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume train.output_dir=$(QUICK_OUTPUT)
+	@touch $@
+
+$(PICTURES)/.complete: $(TRAINED)
+	@echo "==> Drawing detections and kept tokens on the held-out tiles"
+	@$(RUN) -m sparse_detr.cli demo --config-file $(QUICK_CONFIG) --weights $(MODEL) --input $(SAMPLE)/val --output $(PICTURES)
+	@touch $@
+
+test: lint sample-data
+	@echo "==> Tests"
+	@$(RUN) -m pytest
+
+lint: setup
+	@echo "==> Lint, format, types"
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: setup
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+setup: $(STAMP)
+
+sample-data: setup
+	@$(RUN) -m sparse_detr.data.sample --output $(SAMPLE)
+
+$(STAMP): pyproject.toml setup.py scripts/install_detectron2.py
+	@echo "==> [1/4] Environment $(VENV)"
+	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: $(PYTHON) is missing or older than 3.10; name a newer one: make PYTHON=python3.12"; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "setuptools<81" wheel
+	@echo "==> [2/4] PyTorch (a large download unless it is there: $(TORCH_SPEC))"
+	@$(RUN) -c "import torch, torchvision" 2>/dev/null || $(PIP_LOUD) $(TORCH_SPEC)
+	@echo "==> [3/4] This package and what it needs"
+	@$(PIP) --no-build-isolation --editable ".[dev]"
+	@echo "==> [4/4] Detectron2"
+	@$(RUN) scripts/install_detectron2.py
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	@echo "Kept: $(VENV), $(SAMPLE), $(QUICK_OUTPUT) (make clean-all removes .venv, datasets/sample and output/quick)"
+
+# Fixed names on purpose: a folder given as VENV=, SAMPLE= or QUICK_OUTPUT= is not ours to remove.
+clean-all: clean
+	rm -rf .venv datasets/sample output/quick
