@@ -1,9 +1,11 @@
 """Teach fvcore, and with it Detectron2's unmodified `analyze_model`, to count attention.
 
-fvcore has no handle for `scaled_dot_product_attention`, nor for the fused kernel that `nn.MultiheadAttention` takes in eval mode, so a
-transformer's attention counts as zero. As in fvcore, one multiply-add is one flop, and softmax and masks are free.
+fvcore has no handle for `scaled_dot_product_attention`, nor for the fused kernel that `nn.MultiheadAttention` takes in
+eval mode, so a transformer's attention counts as zero. As in fvcore, one multiply-add is one flop; softmax and masks
+are free.
 
-The multi-scale deformable attention needs no handle here: it is made of linear layers and `grid_sample`, which fvcore counts.
+The multi-scale deformable attention needs no handle here: it is made of linear layers and `grid_sample`, which fvcore
+counts.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,7 @@ def register_flop_handles() -> None:
 
     May be called any number of times.
     """
-    # The attribute fvcore.nn.flop_count is a function that hides the module of the same name; import_module returns the module.
+    # The attribute fvcore.nn.flop_count is a function that hides the module of the same name from an import statement.
     supported_ops = import_module("fvcore.nn.flop_count")._DEFAULT_SUPPORTED_OPS
     for name, handle in FLOP_HANDLES.items():
         supported_ops.setdefault(name, handle)

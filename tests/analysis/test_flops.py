@@ -14,9 +14,7 @@ from fvcore.nn import FlopCountAnalysis
 from sparse_detr.analysis.flops import FLOP_HANDLES, register_flop_handles
 
 BATCH, QUERIES, KEYS, CHANNELS, HEADS = 2, 5, 7, 16, 4
-SELF_ATTENTION_FLOPS = BATCH * (
-    4 * QUERIES * CHANNELS**2 + 2 * QUERIES * QUERIES * CHANNELS
-)  # four projections; q k^T and attn v
+SELF_ATTENTION_FLOPS = BATCH * (4 * QUERIES * CHANNELS**2 + 2 * QUERIES * QUERIES * CHANNELS)
 CROSS_ATTENTION_FLOPS = BATCH * (2 * (QUERIES + KEYS) * CHANNELS**2 + 2 * QUERIES * KEYS * CHANNELS)
 
 

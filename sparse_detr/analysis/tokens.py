@@ -1,0 +1,106 @@
+"""What a token selection keeps, and what it misses.
+
+Everything here looks at boolean masks and maps over the token sequence, (B, N), and at the `Pyramid` they lie on.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_detr.structures import Pyramid
+
+
+def kept_share(kept_mask: Tensor, pyramid: Pyramid) -> Tensor:
+    """Return the share of real tokens that are kept, for every image and level.
+
+    Args:
+        kept_mask: (B, N) bool, True on kept (or referenced) tokens.
+        pyramid: geometry.
+
+    Returns:
+        (B, L) in [0, 1].
+    """
+    kept = _sum_per_level((kept_mask & ~pyramid.padding_mask).float(), pyramid)
+    return kept / pyramid.valid_sizes.prod(-1)
+
+
+def covered_attention(kept_mask: Tensor, attention_map: Tensor) -> Tensor:
+    """Return the share of the decoder's attention that falls on kept tokens: Sparse DETR's correlation metric.
+
+    Args:
+        kept_mask: (B, N) bool.
+        attention_map: (B, N), not negative.
+
+    Returns:
+        (B,) in [0, 1]; NaN, meaning undefined, where the decoder paid no attention at all.
+    """
+    return (attention_map * kept_mask).sum(-1) / attention_map.sum(-1)
+
+
+def covered_attention_per_level(kept_mask: Tensor, attention_map: Tensor, pyramid: Pyramid) -> Tensor:
+    """Return `covered_attention` of every level on its own, (B, L); NaN on levels without attention."""
+    levels = zip(pyramid.split(kept_mask), pyramid.split(attention_map), strict=True)
+    return torch.stack([covered_attention(kept, attention) for kept, attention in levels], -1)
+
+
+def covered_boxes(kept_mask: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
+    """Tell for every true box whether the selection left anything to find it by.
+
+    A box is covered if the centre of a kept token lies in it. One that is too small to hold the centre of any token is
+    covered if one of the tokens whose cell its own centre lies in is kept.
+
+    Args:
+        kept_mask: (B, N) bool.
+        boxes: (T, 4) of every image, cxcywh in [0, 1] of the unpadded image.
+        pyramid: geometry.
+
+    Returns:
+        (T,) bool of every image; the mean of all of them is the recall of the selection.
+    """
+    real, centers = ~pyramid.padding_mask, pyramid.centers(torch.float32)
+    half_cells = 0.5 / pyramid.token_valid_sizes.flip(-1).float()
+    covered = []
+    for image, image_boxes in enumerate(boxes):
+        distance = (centers[image, :, None] - image_boxes[:, :2]).abs()  # (N, T, 2)
+        inside = _within(distance, image_boxes[:, 2:] / 2, real[image])
+        around = _within(distance, half_cells[image, :, None], real[image])
+        tokens = torch.where(inside.any(0), inside, around)
+        covered.append((tokens & kept_mask[image, :, None]).any(0))
+    return covered
+
+
+def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
+    """Mark the tokens that a sample of the deformable attention falls on (Sparse DETR, appendix A.9).
+
+    Every sample marks the one cell it lies in, not the four that it is interpolated from. `kept_share` of the result is
+    the referenced-token ratio.
+
+    Args:
+        sampling_locations: (B, ..., L, P, 2) as (x, y) in [0, 1] of the padded levels, of as many layers, queries and
+            heads as there are.
+        pyramid: geometry.
+
+    Returns:
+        (B, N) bool; False on padding.
+    """
+    levels = []
+    for level, (height, width) in enumerate(pyramid.spatial_shapes):
+        locations = sampling_locations[..., level, :, :].flatten(1, -2)
+        cells = (locations * locations.new_tensor([width, height])).floor()
+        column, row = cells.unbind(-1)
+        hit = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        index = torch.where(hit, row * width + column, 0).long()
+        hits = hit.new_zeros(hit.shape[0], height * width, dtype=torch.long).scatter_add(1, index, hit.long())
+        levels.append(hits > 0)
+    return torch.cat(levels, 1) & ~pyramid.padding_mask
+
+
+def _within(distance: Tensor, reach: Tensor, real: Tensor) -> Tensor:
+    """(N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is not padding (N,)."""
+    return (distance <= reach).all(-1) & real[:, None]
+
+
+def _sum_per_level(values: Tensor, pyramid: Pyramid) -> Tensor:
+    """(B, L) sums of (B, N)."""
+    return torch.stack([level.sum(-1) for level in pyramid.split(values)], -1)
