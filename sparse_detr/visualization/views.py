@@ -1,0 +1,178 @@
+"""Pages that show what a detector looks at: kept tokens, token scores, the decoder's attention, all of it together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isnan
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize, PowerNorm
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+from sparse_detr.visualization.page import ColorBar, Panel, compose_page
+from sparse_detr.visualization.token_maps import LevelMaps, TokenMaps, enlarge, fused_attention, fused_scores
+
+_EDGE_COLOR = (255, 205, 40)
+_LONG_SIDE = 1280
+_DIMMED = 0.22
+_HEAT_OPACITY = 0.62
+
+
+def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
+    """Show the kept tokens of every level bright and the rest of the image dimmed.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: tokens of the image.
+
+    Returns:
+        (H', W', 3) uint8 RGB, as all pages here.
+    """
+    panels = _kept_panels(image, maps)
+    columns = 2 if len(panels) in (2, 4) else 3
+    return compose_page(_kept_headline(maps), [panels[i : i + columns] for i in range(0, len(panels), columns)])
+
+
+def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
+    """Show a quantity over tokens on all levels together, large, and on every level below."""
+    levels = [
+        Panel(_heat_picture(image, level, heat.bar), _level_name(level, index))
+        for index, level in enumerate(heat.levels)
+    ]
+    if heat.bar is not heat.fused_bar:
+        levels[0] = replace(levels[0], bar=heat.bar)
+    return compose_page(heat.title, [[_fused_panel(image, heat, title="All levels")], levels])
+
+
+def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str) -> np.ndarray:
+    """Put detections, token scores, the decoder's attention and the kept tokens of every level on one page.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        detections: picture of the detections, of the image's proportions.
+        maps: tokens of the image; without scores, as of a dense encoder, there is nothing to show of its tokens.
+        title: heading of the page, such as the name of the image.
+    """
+    heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
+    rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
+    if maps.scores is not None:
+        rows.append(_kept_panels(image, maps))
+        title = f"{title} | {_kept_headline(maps)}"
+    return compose_page(title, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """A quantity over tokens.
+
+    Args:
+        title: what it is.
+        remark: how `fused` is made of `levels`.
+        levels: (h, w) map of every level.
+        bar: colours of `levels`.
+        fused: (H, W) map of all levels at the size of a picture.
+        fused_bar: colours of `fused`.
+    """
+
+    title: str
+    remark: str
+    levels: LevelMaps
+    bar: ColorBar
+    fused: np.ndarray
+    fused_bar: ColorBar
+
+
+def score_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
+    """Colour token scores, all levels on one scale, since they compete; None for a dense encoder."""
+    if maps.scores is None:
+        return None
+    scores = _flat(maps.scores)
+    kept = scores[_flat(maps.kept)]
+    mark = (float(kept.min()), "kept from here") if 0 < kept.size < scores.size else None
+    low, high = np.percentile(scores, (0.5, 99.5))
+    norm = Normalize(low, max(high, low + 1e-6))
+    bar = ColorBar(norm=norm, colormap=colormaps["viridis"], mark=mark)
+    fused = fused_scores(maps.scores, _picture_size(image))
+    return Heat("Token scores", "best of all levels", levels=maps.scores, bar=bar, fused=fused, fused_bar=bar)
+
+
+def attention_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
+    """Colour the decoder attention map, by its square root, since few tokens get most of it; None without a map."""
+    if maps.attention is None:
+        return None
+    fused = fused_attention(maps.attention, _picture_size(image))
+    bar, fused_bar = (
+        ColorBar(norm=_square_root_norm(values), colormap=colormaps["inferno"])
+        for values in (_flat(maps.attention), fused)
+    )
+    remark = "of all queries, all levels"
+    return Heat("Decoder attention", remark, levels=maps.attention, bar=bar, fused=fused, fused_bar=fused_bar)
+
+
+def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
+    return [
+        Panel(_kept_picture(image, kept), _level_name(kept, level), f"{share:.0%} kept")
+        for level, (kept, share) in enumerate(zip(maps.kept, maps.kept_shares, strict=True))
+    ]
+
+
+def _kept_headline(maps: TokenMaps) -> str:
+    total, kept = sum(level.size for level in maps.kept), sum(int(level.sum()) for level in maps.kept)
+    headline = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
+    if isnan(maps.covered_attention):
+        return headline
+    return f"{headline}, which get {maps.covered_attention:.0%} of the decoder's attention"
+
+
+def _level_name(level_map: np.ndarray, level: int) -> str:
+    height, width = level_map.shape
+    return f"Level {level + 1}: {width} × {height}"
+
+
+def _kept_picture(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Dim and grey out what is not kept, and draw the border between."""
+    picture = _resized(image)
+    mask = enlarge(kept, picture.shape[:2]) > 0.5
+    dimmed = picture.mean(-1, keepdims=True) * _DIMMED
+    shown = np.where(mask[..., None], picture, dimmed)
+    shown[_border(mask)] = _EDGE_COLOR
+    return shown.astype(np.uint8)
+
+
+def _border(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the outermost two pixels of the True regions, but not along the edge of the image."""
+    return mask & ~binary_erosion(mask, iterations=2, border_value=1)
+
+
+def _fused_panel(image: np.ndarray, heat: Heat, *, title: str) -> Panel:
+    return Panel(_heat_picture(image, heat.fused, heat.fused_bar), title, heat.remark, heat.fused_bar)
+
+
+def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar) -> np.ndarray:
+    """Blend the colours of (h, w) values over the grey image."""
+    picture = _resized(image)
+    grey = picture.mean(-1, keepdims=True)
+    colors = bar.colormap(bar.norm(enlarge(values, picture.shape[:2])), bytes=True)[..., :3]
+    return ((1 - _HEAT_OPACITY) * grey + _HEAT_OPACITY * colors).astype(np.uint8)
+
+
+def _square_root_norm(values: np.ndarray) -> Normalize:
+    return PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
+
+
+def _picture_size(image: np.ndarray) -> tuple[int, int]:
+    """(height, width) that pictures are drawn at."""
+    height, width = image.shape[:2]
+    scale = _LONG_SIDE / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _resized(image: np.ndarray) -> np.ndarray:
+    height, width = _picture_size(image)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+
+
+def _flat(levels: LevelMaps) -> np.ndarray:
+    return np.concatenate([level.ravel() for level in levels])

@@ -1,0 +1,41 @@
+"""A detector's output that is made up, on two levels with padding."""
+
+import pytest
+import torch
+
+from sparse_detr.structures import AllTokens, DetectorOutput, PredictionGroup, Pyramid, TopKTokens
+
+# Level 0: 4 x 6 cells, of which 3 x 4 are real; level 1: 2 x 3, of which 2 x 2 are real.
+SHAPES, VALID_SHAPES = ((4, 6), (2, 3)), ((3, 4), (2, 2))
+NUM_TOKENS = 4 * 6 + 2 * 3
+
+
+@pytest.fixture
+def sparse_output() -> DetectorOutput:
+    """The score of a token is its position in the sequence, its attention 1; tokens 1 and 25 are kept."""
+    return make_output(kept=[25, 1])
+
+
+@pytest.fixture
+def dense_output() -> DetectorOutput:
+    return make_output(kept=None)
+
+
+def make_output(*, kept: list[int] | None) -> DetectorOutput:
+    pyramid = Pyramid(spatial_shapes=SHAPES, valid_shapes=(VALID_SHAPES,), device=torch.device("cpu"))
+    group = PredictionGroup(name="decoder_0", suffix="", logits=torch.zeros(1, 1, 1), boxes=torch.zeros(1, 1, 4))
+    if kept is None:
+        selection = AllTokens(pyramid)
+    else:
+        selection = TopKTokens(
+            indices=torch.tensor([kept]), counts=torch.tensor([len(kept)]), num_tokens=pyramid.num_tokens
+        )
+    return DetectorOutput(
+        groups=(group,),
+        predictions=group,
+        pyramid=pyramid,
+        selection=selection,
+        token_scores=None if kept is None else torch.arange(float(NUM_TOKENS))[None],
+        attention_map=torch.where(pyramid.padding_mask, 0.0, 1.0),
+        image_sizes=((24, 32),),
+    )

@@ -1,0 +1,58 @@
+"""Pages show the tokens where they are, for every kind of detector."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparse_detr.visualization import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat, token_maps
+from sparse_detr.visualization.views import _kept_picture
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+
+
+def is_page(page: np.ndarray) -> bool:
+    return page.dtype == np.uint8 and page.shape[1:] == (1920, 3) and bool((page[0] == 255).all())
+
+
+def test_kept_cells_keep_their_colours_and_the_rest_is_dimmed_and_grey():
+    image = np.full((1280, 1280, 3), (200, 100, 0), np.uint8)
+    picture = _kept_picture(image, np.array([[True, False], [False, False]]))
+    assert (picture[:630, :630] == image[0, 0]).all()
+    assert (picture[640:] == picture[640, 640]).all()
+    assert picture[640, 640].max() == picture[640, 640].min() < 50
+
+
+def test_every_page_of_a_sparse_detector_can_be_drawn(sparse_output):
+    maps = token_maps(sparse_output)
+    assert is_page(kept_tokens_page(IMAGE, maps))
+    assert is_page(heat_page(IMAGE, score_heat(IMAGE, maps)))
+    assert is_page(heat_page(IMAGE, attention_heat(IMAGE, maps)))
+    assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
+
+
+def test_a_dense_detector_has_no_scores_to_show_but_an_overview(dense_output):
+    maps = token_maps(dense_output)
+    assert score_heat(IMAGE, maps) is None
+    assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
+
+
+def test_without_an_attention_map_the_overview_does_without(sparse_output):
+    maps = token_maps(replace(sparse_output, attention_map=None))
+    assert attention_heat(IMAGE, maps) is None
+    assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
+
+
+def test_the_colour_bar_of_the_scores_marks_the_last_kept_token(sparse_output):
+    assert score_heat(IMAGE, token_maps(sparse_output)).bar.mark[0] == 1
+
+
+def test_scores_that_are_all_equal_can_be_drawn(sparse_output):
+    equal = replace(sparse_output, token_scores=sparse_output.token_scores * 0)
+    assert is_page(heat_page(IMAGE, score_heat(IMAGE, token_maps(equal))))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 500), (500, 2)])
+def test_images_of_any_shape_can_be_shown(sparse_output, shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    assert is_page(overview_page(image, image, token_maps(sparse_output), title="a long title " * 20))
