@@ -1,0 +1,6 @@
+"""Configs: LazyConfig and yacs, told apart by content, both turned into one `Run`."""
+
+from sparse_detr.config.keys import add_detr_config
+from sparse_detr.config.load import load_config
+
+__all__ = ["add_detr_config", "load_config"]

@@ -1,0 +1,35 @@
+"""The yacs keys that this project adds to Detectron2's.
+
+Keys under `MODEL.DETR` are the keyword arguments of the recipes in capitals. They default to None, "what the recipe
+says", so that a default stands once, in its recipe.
+"""
+
+import torch
+from detectron2.config import CfgNode
+
+from sparse_detr.recipes.meta_arch import RECIPES, recipe_options
+
+
+def add_detr_config(cfg: CfgNode) -> None:
+    """Add this project's keys to `cfg` in place; adding them twice changes nothing."""
+    if "DETR" in cfg.MODEL:
+        return
+    options = {option.upper(): None for recipe in RECIPES for option in recipe_options(recipe)}
+    cfg.MODEL.DETR = CfgNode(options)
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    _add_solver_keys(cfg.SOLVER)
+    cfg.TEST.BEST_METRIC = "bbox/AP"  # which score chooses model_best.pth
+    cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
+
+
+def _add_solver_keys(solver: CfgNode) -> None:
+    solver.OPTIMIZER = "ADAMW"  # or "SGD": Detectron2's own
+    solver.BACKBONE_MULTIPLIER = 0.1
+    solver.SAMPLING_MULTIPLIER = 0.1
+    solver.BATCH_SIZE_SCALING = "none"  # "sqrt", "linear": relative to 16 images
+    # Of the whole model. Not CLIP_GRADIENTS.CLIP_TYPE: Detectron2's tools refuse a third value there.
+    solver.CLIP_GRAD_NORM = 0.1
+    solver.ACCUMULATE = 1
+    solver.AMP.DTYPE = "bf16"
+    solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})

@@ -1,0 +1,215 @@
+"""One description of a training, whichever kind of config it came from."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, instantiate
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from fvcore.common.param_scheduler import ParamScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from sparse_detr.config.load import Config
+from sparse_detr.errors import UserError
+from sparse_detr.solver import detr_parameter_groups
+
+Schedule = ParamScheduler | torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything about a training that is neither model, data nor optimiser. Periods are in iterations."""
+
+    output_dir: str
+    max_iter: int
+    device: str
+    init_checkpoint: str = ""
+    seed: int = -1
+    precision: str = "off"
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+    checkpointer: dict[str, Any] = field(default_factory=lambda: {"period": 5000})
+    eval_period: int = 5000
+    log_period: int = 20
+    best_metric: str = "bbox/AP"
+    ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A data set to evaluate on; loader and evaluator are built when they are needed."""
+
+    name: str
+    build_loader: Callable[[], Iterable]
+    build_evaluator: Callable[[], DatasetEvaluator]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to build the parts of a training, and its settings."""
+
+    config: Config
+    settings: TrainSettings
+    num_classes: int | None
+    train_names: list[str]
+    evaluation_sets: list[EvaluationSet]
+    build_model: Callable[[], nn.Module]
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    build_schedule: Callable[[torch.optim.Optimizer], Schedule]
+    build_train_loader: Callable[[], Iterable]
+
+    @property
+    def config_text(self) -> str:
+        """The config as yaml, for people to read."""
+        return self.config.dump() if isinstance(self.config, CfgNode) else OmegaConf.to_yaml(self.config)
+
+
+def make_run(cfg: Config) -> Run:
+    """Describe the training that `cfg` asks for."""
+    return _run_from_yacs(cfg) if isinstance(cfg, CfgNode) else _run_from_lazy(cfg)
+
+
+def _names(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def _run_from_lazy(cfg: DictConfig) -> Run:
+    for key in ("model", "optimizer", "lr_multiplier", "dataloader", "train"):
+        if key not in cfg:
+            raise UserError(f"the lazy config has no {key!r}; it is needed to train or evaluate")
+
+    def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        cfg.optimizer.params.model = model
+        try:
+            return instantiate(cfg.optimizer)
+        finally:
+            del cfg.optimizer.params.model
+
+    return Run(
+        config=cfg,
+        settings=_lazy_settings(cfg.train),
+        num_classes=OmegaConf.select(cfg, "model.num_classes"),
+        train_names=_names(OmegaConf.select(cfg, "dataloader.train.dataset.names")),
+        evaluation_sets=_lazy_evaluation_sets(cfg),
+        build_model=lambda: instantiate(cfg.model).to(cfg.train.device),
+        build_optimizer=build_optimizer,
+        build_schedule=lambda optimizer: instantiate(cfg.lr_multiplier),
+        build_train_loader=lambda: instantiate(cfg.dataloader.train),
+    )
+
+
+def _lazy_settings(train: DictConfig) -> TrainSettings:
+    """Settings from `cfg.train`; keys that Detectron2's own configs lack keep their defaults."""
+    values = OmegaConf.to_container(train, resolve=True)
+    amp, ema = values.get("amp", {}), values.get("ema", {})
+    plain = {name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values}
+    return TrainSettings(
+        **plain,
+        precision=amp.get("dtype", "fp16") if amp.get("enabled") else "off",
+        ema_decay=ema.get("decay", 0.9997) if ema.get("enabled") else None,
+    )
+
+
+def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
+    if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
+        return []
+    names = _names(OmegaConf.select(cfg, "dataloader.test.dataset.names"))
+    return [
+        EvaluationSet(
+            name=", ".join(names),
+            build_loader=lambda: instantiate(cfg.dataloader.test),
+            build_evaluator=lambda: instantiate(cfg.dataloader.evaluator),
+        )
+    ]
+
+
+def _run_from_yacs(cfg: CfgNode) -> Run:
+    from detectron2.modeling import build_model
+    from detectron2.solver import build_lr_scheduler
+
+    return Run(
+        config=cfg,
+        settings=_yacs_settings(cfg),
+        num_classes=cfg.MODEL.DETR.NUM_CLASSES,
+        train_names=list(cfg.DATASETS.TRAIN),
+        evaluation_sets=[_yacs_evaluation_set(cfg, name) for name in cfg.DATASETS.TEST],
+        build_model=lambda: build_model(cfg),
+        build_optimizer=lambda model: build_yacs_optimizer(cfg, model),
+        build_schedule=lambda optimizer: build_lr_scheduler(cfg, optimizer),
+        build_train_loader=lambda: _yacs_train_loader(cfg),
+    )
+
+
+def _yacs_settings(cfg: CfgNode) -> TrainSettings:
+    solver = cfg.SOLVER
+    if solver.CLIP_GRADIENTS.ENABLED:
+        raise UserError(
+            "SOLVER.CLIP_GRADIENTS clips each parameter alone; "
+            "write SOLVER.CLIP_GRADIENTS.ENABLED False and SOLVER.CLIP_GRAD_NORM <norm> for the whole model"
+        )
+    return TrainSettings(
+        output_dir=cfg.OUTPUT_DIR,
+        max_iter=solver.MAX_ITER,
+        device=cfg.MODEL.DEVICE,
+        init_checkpoint=cfg.MODEL.WEIGHTS,
+        seed=cfg.SEED,
+        precision=solver.AMP.DTYPE if solver.AMP.ENABLED else "off",
+        clip_grad_norm=solver.CLIP_GRAD_NORM or None,
+        accumulate=solver.ACCUMULATE,
+        ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
+        checkpointer={"period": solver.CHECKPOINT_PERIOD},
+        eval_period=cfg.TEST.EVAL_PERIOD,
+        best_metric=cfg.TEST.BEST_METRIC,
+    )
+
+
+def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with the groups of `detr_parameter_groups`, or Detectron2's SGD."""
+    from detectron2.solver import build_optimizer
+
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":
+        return build_optimizer(cfg, model)
+    if solver.OPTIMIZER != "ADAMW":
+        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
+    groups = detr_parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        sampling_multiplier=solver.SAMPLING_MULTIPLIER,
+        total_batch_size=solver.IMS_PER_BATCH * solver.ACCUMULATE,
+        batch_size_scaling=solver.BATCH_SIZE_SCALING,
+    )
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+
+
+def _yacs_train_loader(cfg: CfgNode) -> Iterable:
+    from sparse_detr.data.loader import build_train_loader
+
+    return build_train_loader(cfg)
+
+
+def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
+    def build_loader() -> Iterable:
+        from detectron2.data import get_detection_dataset_dicts
+
+        from sparse_detr.data.loader import build_test_loader
+        from sparse_detr.data.mapper import DetrDatasetMapper
+
+        return build_test_loader(
+            dataset=get_detection_dataset_dicts(name, filter_empty=False),
+            mapper=DetrDatasetMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
+    return EvaluationSet(
+        name=name,
+        build_loader=build_loader,
+        build_evaluator=lambda: COCOEvaluator(name, tasks=("bbox",), output_dir=output_dir),
+    )

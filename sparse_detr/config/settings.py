@@ -1,0 +1,31 @@
+"""Values that the command line sets in a config of either kind."""
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from sparse_detr.config.load import Config
+
+logger = logging.getLogger(__name__)
+
+
+def set_output_dir(cfg: Config, output_dir: str) -> None:
+    """Let the run write into `output_dir`."""
+    if isinstance(cfg, CfgNode):
+        cfg.OUTPUT_DIR = output_dir
+    else:
+        cfg.train.output_dir = output_dir
+
+
+def share_seed(cfg: Config) -> None:
+    """Replace a seed below 0, "any", by one that all processes share, so that the saved config can repeat the run."""
+    seed = cfg.SEED if isinstance(cfg, CfgNode) else cfg.train.get("seed", -1)
+    if seed >= 0:
+        return
+    seed = comm.shared_random_seed() % 2**31
+    logger.info(f"The random seed of this run is {seed}")
+    if isinstance(cfg, CfgNode):
+        cfg.SEED = seed
+    else:
+        cfg.train.seed = seed

@@ -1,0 +1,132 @@
+"""Hooks that Detectron2 lacks or that differ from its own."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sparse_detr.engine.checkpoint import BEST_PREFIX, TrainingCheckpointer
+from sparse_detr.engine.distributed import from_main_process, largest_of_ranks
+from sparse_detr.engine.random_state import keep_random_state
+
+logger = logging.getLogger(__name__)
+
+
+class AverageWeights(HookBase):
+    """Exponential moving average of the weights; add `self.average` to the checkpointer to resume it.
+
+    Args:
+        model: the model itself, not its DistributedDataParallel.
+        decay: share of the old average that stays at each iteration.
+    """
+
+    def __init__(self, *, model: nn.Module, decay: float) -> None:
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+
+class Evaluate(hooks.EvalHook):
+    """Detectron2's EvalHook that leaves the random numbers of the training alone and skips failed trainings.
+
+    Every rank gets the results of the main process, so that all can decide alike.
+    """
+
+    def __init__(self, *, period: int, evaluate: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(period, lambda: from_main_process(evaluate()))
+
+    def _do_eval(self) -> None:
+        with keep_random_state():
+            super()._do_eval()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
+class KeepBest(hooks.BestCheckpointer):
+    """Detectron2's BestCheckpointer whose best score survives a resume.
+
+    The score is kept beside the weights that it belongs to, in `model_best.json`: a checkpoint may be older than
+    the last evaluation.
+    """
+
+    def __init__(self, *, period: int, checkpointer: TrainingCheckpointer, metric: str) -> None:
+        super().__init__(period, checkpointer, metric, file_prefix=BEST_PREFIX)
+        self._score_file = os.path.join(checkpointer.save_dir, f"{BEST_PREFIX}.json")
+
+    def before_train(self) -> None:
+        """Read the best score when a training goes on; a fresh one in the same folder starts without."""
+        score = from_main_process(self._read_score() if self.trainer.start_iter > 0 else None)
+        if score is not None:
+            self.best_metric, self.best_iter = score["value"], score["iteration"]
+
+    def _read_score(self) -> dict[str, Any] | None:
+        if not os.path.exists(self._score_file):
+            return None
+        with open(self._score_file) as file:
+            score = json.load(file)
+        return score if score["metric"] == self._val_metric else None
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        updated = super()._update_best(val, iteration)
+        if updated and comm.is_main_process():
+            with open(self._score_file, "w") as file:
+                json.dump({"metric": self._val_metric, "value": val, "iteration": iteration}, file)
+        return updated
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+
+class StopOnSignal(HookBase):
+    """Ctrl-C and SIGTERM finish the iteration, write a checkpoint and exit with 128 + the signal's number.
+
+    A second Ctrl-C aborts at once. All ranks stop at the same iteration, whichever of them got the signal.
+    """
+
+    def __init__(self, *, checkpointer: TrainingCheckpointer) -> None:
+        self._checkpointer = checkpointer
+        self._received = 0
+        self._old_handlers: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old_handlers[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT == self._received:
+            raise KeyboardInterrupt
+        self._received = number
+        logger.warning(
+            f"{signal.Signals(number).name}: finishing this iteration, then a checkpoint is written. "
+            "Press Ctrl-C again to abort without one."
+        )
+
+    def after_step(self) -> None:
+        number = largest_of_ranks(self._received, self.trainer.device)
+        if not number:
+            return
+        name = f"model_{self.trainer.iter:07d}"
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+        comm.synchronize()
+        logger.warning(
+            f"Stopped by {signal.Signals(number).name} after iteration {self.trainer.iter}. "
+            f"{os.path.join(self._checkpointer.save_dir, name)}.pth is written; go on with --resume."
+        )
+        raise SystemExit(128 + number)
+
+    def after_train(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)

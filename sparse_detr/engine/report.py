@@ -1,0 +1,40 @@
+"""The last lines of a training or evaluation."""
+
+import logging
+import os
+from typing import Any
+
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from sparse_detr.config.run import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+
+def report_results(scores: dict[str, Any], settings: TrainSettings, *, trained: bool) -> None:
+    """Log the table of scores and where the outputs are, on the main process."""
+    if not comm.is_main_process():
+        return
+    if scores:
+        logger.info("Results:\n" + score_table(scores))
+    logger.info("Outputs:\n" + "\n".join(output_lines(settings, trained=trained)))
+
+
+def score_table(scores: dict[str, Any]) -> str:
+    """One row a metric; a score that the data cannot give (no box of that size) shows as n/a."""
+    rows = [
+        (name, "n/a" if value != value else f"{value:.2f}")  # NaN differs from itself
+        for name, value in flatten_results_dict(scores).items()
+    ]
+    return tabulate(rows, headers=["metric", "value"], tablefmt="simple_outline", disable_numparse=True)
+
+
+def output_lines(settings: TrainSettings, *, trained: bool) -> list[str]:
+    """Which file holds what."""
+    names = {"model_final.pth": "weights and training state", "model_best.pth": f"best {settings.best_metric}"}
+    names |= {"metrics.json": "losses and scores", "log.txt": "log"} if trained else {}
+    names |= {"config.yaml": "this run's config", "inference": "detections"}
+    paths = {os.path.join(settings.output_dir, name): what for name, what in names.items()}
+    return [f"  {path}  {what}" for path, what in paths.items() if os.path.exists(path)]

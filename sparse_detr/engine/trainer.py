@@ -1,0 +1,154 @@
+"""The training loop: Detectron2's SimpleTrainer plus precision, clipping, accumulation and a stop before bad steps."""
+
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparse_detr.engine.distributed import largest_of_ranks, unwrap
+from sparse_detr.engine.nonfinite import Failure, stop_training
+from sparse_detr.engine.precision import Precision
+from sparse_detr.engine.random_state import random_state, set_random_state
+
+Batch = list[dict[str, Any]]
+
+
+class Trainer(SimpleTrainer):
+    """One optimiser step per iteration.
+
+    Args:
+        model: takes a batch and returns a dict of scalar losses; may be wrapped in DistributedDataParallel.
+        data_loader: endless batches.
+        precision: "off", "bf16" or "fp16".
+        clip_grad_norm: largest L2 norm of the gradient of the whole model; None does not clip.
+        accumulate: batches per optimiser step; each counts 1 / accumulate. Losses that are normalised by the boxes
+            of a batch make this close to, but not equal to, one batch of all the images.
+        failure_dir: where a bundle is written if a loss or gradient is not finite; "" writes none.
+        config_text: put into that bundle for the reader.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        data_loader: Iterable[Batch],
+        optimizer: torch.optim.Optimizer,
+        precision: str = "off",
+        clip_grad_norm: float | None = None,
+        accumulate: int = 1,
+        failure_dir: str = "",
+        config_text: str = "",
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.device = next(model.parameters()).device
+        self.precision = Precision(name=precision, device=self.device)
+        self.clip_grad_norm = clip_grad_norm
+        self.accumulate = accumulate
+        self.failure_dir = failure_dir
+        self.config_text = config_text
+        self._resumed_random_state: dict[str, Any] | None = None
+
+    def before_train(self) -> None:
+        """Start the data loader, then continue the random numbers of the checkpoint: starting it draws some."""
+        super().before_train()
+        _ = self._data_loader_iter
+        if self._resumed_random_state is not None:
+            set_random_state(self._resumed_random_state)
+
+    def run_step(self) -> None:
+        """Forward and backward over `accumulate` batches, the checks, one optimiser step."""
+        assert self.model.training, "the model was left in eval mode"
+        self.optimizer.zero_grad()
+        data_time = 0.0
+        totals: dict[str, Tensor] = {}
+        for micro_step in range(self.accumulate):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with self._gradient_exchange(last=micro_step == self.accumulate - 1):
+                losses = self._backward(batch)
+            totals = {name: totals.get(name, 0.0) + loss.detach() for name, loss in losses.items()}
+        self.after_backward()
+        self._check_and_clip_gradients(batch)
+        self._write_metrics(totals, data_time)
+        self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+
+    def compute_losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one batch, each divided by the number of accumulated batches."""
+        with self.precision.autocast():
+            losses = model(batch)
+        return {name: loss.float() / self.accumulate for name, loss in losses.items()}
+
+    def _gradient_exchange(self, *, last: bool) -> AbstractContextManager:
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        self._random_state = random_state()
+        try:
+            losses = self.compute_losses(self.model, batch)
+        except (ValueError, FloatingPointError) as error:  # a part that refuses NaN, such as the matcher
+            self._stop_if_nonfinite_forward(batch, error)
+            raise
+        total = sum(losses.values())
+        if largest_of_ranks(int(not torch.isfinite(total)), self.device):
+            bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+            self._stop(batch, f"loss {', '.join(bad)}" if bad else "")
+        self.precision.scaler.scale(total).backward()
+        return losses
+
+    def _check_and_clip_gradients(self, batch: Batch) -> None:
+        """Clip the gradient of the whole model, unscaled; refuse a non-finite one."""
+        self.precision.scaler.unscale_(self.optimizer)
+        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        finite = bool(torch.isfinite(norm))
+        if largest_of_ranks(int(not finite), self.device):
+            if self.precision.scaler_copes():
+                return
+            self._stop(batch, "" if finite else "gradient")
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
+        if comm.is_main_process():
+            self.storage.put_scalar("grad_norm", norm.item())
+
+    def _stop_if_nonfinite_forward(self, batch: Batch, error: Exception) -> None:
+        failure = self._failure(batch, f"forward pass ({error})")
+        if failure.first_bad_tensor:
+            stop_training(failure, directory=self.failure_dir, config_text=self.config_text, all_ranks=False)
+
+    def _stop(self, batch: Batch, what: str) -> None:
+        """Raise on every rank; `what` is empty on the ranks whose own numbers are finite."""
+        failure = self._failure(batch, what)
+        stop_training(failure, directory=self.failure_dir, config_text=self.config_text, all_ranks=True)
+
+    def _failure(self, batch: Batch, what: str) -> Failure:
+        return Failure.diagnose(
+            model=unwrap(self.model),
+            compute_losses=self.compute_losses,
+            batch=batch,
+            what=what,
+            iteration=self.iter,
+            random_state=self._random_state,
+            precision=self.precision.name,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """SimpleTrainer's state and the loss scaler's."""
+        return {**super().state_dict(), "grad_scaler": self.precision.scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.precision.scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.precision.scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def resume_random_state(self, state: dict[str, Any]) -> None:
+        """Continue with these random numbers when training starts."""
+        self._resumed_random_state = state

@@ -1,0 +1,85 @@
+"""The optimiser and the learning-rate schedules of the DETR family, as callables that a config can name.
+
+Deformable DETR, section 4 and appendix A.4: AdamW, learning rate 2e-4, a tenth of it for the backbone and for the
+layers that predict sampling offsets and reference points, weight decay 1e-4 on every parameter.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+
+from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
+from torch import nn
+
+from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_BATCH_SIZE = 16
+_BATCH_SIZE_RULES = {"none": lambda ratio: 1.0, "sqrt": math.sqrt, "linear": lambda ratio: ratio}
+_SAMPLING_PARAMETERS = ("sampling_offsets", "reference_points")
+
+
+def scale_learning_rate(lr: float, *, total_batch_size: int, rule: str = "none") -> float:
+    """Learning rate for `total_batch_size` images, given the one for 16; says so in the log.
+
+    Args:
+        rule: "none" (Deformable DETR), "sqrt" (Sparse DETR's public code) or "linear".
+    """
+    if rule not in _BATCH_SIZE_RULES:
+        raise UserError(f"unknown learning-rate scaling {rule!r}; choose one of {', '.join(_BATCH_SIZE_RULES)}")
+    scaled = lr * _BATCH_SIZE_RULES[rule](total_batch_size / REFERENCE_BATCH_SIZE)
+    logger.info(
+        f"Learning rate {scaled:.3g} for {total_batch_size} images an iteration "
+        f"({lr:.3g} at {REFERENCE_BATCH_SIZE} images, batch scaling: {rule})"
+    )
+    return scaled
+
+
+def detr_parameter_groups(
+    model: nn.Module,
+    base_lr: float,
+    weight_decay: float = 1e-4,
+    backbone_multiplier: float = 0.1,
+    sampling_multiplier: float = 0.1,
+    total_batch_size: int = REFERENCE_BATCH_SIZE,
+    batch_size_scaling: str = "none",
+) -> list[dict]:
+    """Parameter groups by name: the backbone and the sampling layers learn more slowly, all decay alike.
+
+    Returns:
+        Detectron2's groups: {"params", "lr", "weight_decay"}, equal hyper-parameters merged.
+    """
+    lr = scale_learning_rate(base_lr, total_batch_size=total_batch_size, rule=batch_size_scaling)
+
+    def factor(name: str) -> float:
+        if name.startswith("backbone."):
+            return backbone_multiplier
+        return sampling_multiplier if any(part in name for part in _SAMPLING_PARAMETERS) else 1.0
+
+    return get_default_optimizer_params(model, base_lr=lr, weight_decay=weight_decay, lr_factor_func=factor)
+
+
+def _with_warmup(schedule: ParamScheduler, *, max_iter: int, warmup_iters: int) -> ParamScheduler:
+    if not warmup_iters:
+        return schedule
+    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=min(warmup_iters / max_iter, 1.0))
+
+
+def step_schedule(
+    *, max_iter: int, drop_at: Sequence[float] = (0.8,), gamma: float = 0.1, warmup_iters: int = 0
+) -> ParamScheduler:
+    """Multiplier that falls by `gamma` at each fraction of the training in `drop_at` (the paper: epoch 40 of 50)."""
+    schedule = MultiStepParamScheduler(
+        values=[gamma**drops for drops in range(len(drop_at) + 1)],
+        milestones=[max(round(fraction * max_iter), 1) for fraction in drop_at],
+        num_updates=max_iter,
+    )
+    return _with_warmup(schedule, max_iter=max_iter, warmup_iters=warmup_iters)
+
+
+def cosine_schedule(*, max_iter: int, end_factor: float = 0.0, warmup_iters: int = 0) -> ParamScheduler:
+    """Multiplier that falls from 1 to `end_factor` along half a cosine."""
+    return _with_warmup(CosineParamScheduler(1.0, end_factor), max_iter=max_iter, warmup_iters=warmup_iters)
