@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from sparse_detr import __version__
+
 MISSING = "not installed"
 
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 def collect_env() -> dict[str, str]:
     """What is installed here and what it runs on, name -> value in words."""
     return {
-        "sparse_detr": f"{_version('sparse_detr')} ({_location('sparse_detr')})",
+        "sparse_detr": f"{__version__} ({_location('sparse_detr')})",
         "op backend": "reference (PyTorch)",
         "Python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
