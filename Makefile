@@ -36,7 +36,7 @@ train: $(PICTURES)/.complete
 
 $(TRAINED): | setup sample-data
 	@echo "==> Training $(QUICK_CONFIG); an interrupted run goes on where it stopped"
-	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume train.output_dir=$(QUICK_OUTPUT)
+	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume --output-dir $(QUICK_OUTPUT)
 	@touch $@
 
 $(PICTURES)/.complete: $(TRAINED)

@@ -1,8 +1,8 @@
 """Entry of the `sparse-detr` command.
 
 Every other module of this package is a subcommand: the first line of its docstring is the help, and it has
-`add_arguments(parser)` and `run(args) -> int`. Only the chosen one is imported, so that what the others require, such as
-Detectron2, is not asked for.
+`add_arguments(parser)` and `run(args) -> int`. Only the chosen one is imported, so that what the others require is not
+asked for.
 """
 
 import argparse
