@@ -18,17 +18,20 @@ class BoxFaults(NamedTuple):
         return ~(self.degenerate | self.outside)
 
 
-def find_box_faults(boxes: np.ndarray, height: float, width: float, *, tolerance: float = 1.0) -> BoxFaults:
+Size = float | np.ndarray  # of one image, or (T,) of the image of each box
+
+
+def find_box_faults(boxes: np.ndarray, height: Size, width: Size, *, tolerance: float = 1.0) -> BoxFaults:
     """Sort boxes by their faults.
 
     Args:
         boxes: (T, 4) as x1, y1, x2, y2 in pixels.
-        height, width: the size of the image in pixels.
+        height, width: the size in pixels of the image, or (T,) of each box's image.
         tolerance: pixels that a box may stick out without counting as `clipped` (annotation tools round).
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     x1, y1, x2, y2 = boxes.T
-    size = np.array([width, height, width, height], dtype=np.float64)
+    size = np.stack([width, height, width, height], axis=-1)
     with np.errstate(invalid="ignore"):
         degenerate = ~(np.isfinite(boxes).all(axis=1) & (x2 > x1) & (y2 > y1))
         outside = ~degenerate & ((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0))

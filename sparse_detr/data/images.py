@@ -18,7 +18,14 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zl
 
 
 class BadImageError(Exception):
-    """An image that cannot be used; the message names the file and the reason."""
+    """An image that cannot be used; the message names the file and the reason.
+
+    `kind` is "missing", "corrupt" (or truncated, or no image at all) or "another size" than recorded.
+    """
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
 
 
 def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
@@ -43,11 +50,16 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
             return _to_8_bits(detection_utils.read_image(str(file_name), None))
         return detection_utils.read_image(str(file_name), image_format)
     except _DECODING_ERRORS as error:
-        raise BadImageError(f"{file_name}: {_reason(file_name, error)}") from error
+        kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
+        raise BadImageError(f"{file_name}: {_reason(file_name, error)}", kind) from error
 
 
 def read_recorded_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
-    """`read_image` of a Detectron2 record, which must have the recorded size."""
+    """`read_image` of a Detectron2 record, which must have the recorded size.
+
+    Raises:
+        BadImageError: as `read_image`, or of another size.
+    """
     image = read_image(record["file_name"], image_format)
     size = image.shape[1], image.shape[0]
     recorded = record.get("width", size[0]), record.get("height", size[1])
@@ -55,7 +67,8 @@ def read_recorded_image(record: dict[str, Any], image_format: str = "RGB") -> np
         turned = ", sides swapped: EXIF orientation?" if size == recorded[::-1] else ""
         raise BadImageError(
             f"{record['file_name']}: is {size[0]}x{size[1]} (width x height{turned}), but the annotations record "
-            f"{recorded[0]}x{recorded[1]}; correct the annotations or save the image again"
+            f"{recorded[0]}x{recorded[1]}; correct the annotations or save the image again",
+            "another size",
         )
     return image
 

@@ -94,8 +94,9 @@ class TrainLoader:
             for batch in self.loader:
                 self._report_bad_images()
                 yield batch
-        except UserError:
+        except UserError as error:
             if self.samples.has_too_many_bad():  # said without the traceback that a worker process adds
+                error.__traceback__ = None  # its frames refer to it and would keep the workers alive
                 raise self.samples.too_many_bad_error() from None
             raise
 
@@ -120,6 +121,7 @@ def _train_loader_from_config(cfg, *, mapper: Mapper | None = None) -> dict[str,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "seed": cfg.SEED,
         "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "max_bad_share": cfg.DATALOADER.get("MAX_BAD_SHARE", 0.01),  # not among Detectron2's own keys
     }
 
 

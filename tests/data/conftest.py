@@ -1,5 +1,7 @@
 """Small data sets on disk."""
 
+import json
+
 import numpy as np
 import pytest
 from detectron2.structures import BoxMode
@@ -26,3 +28,39 @@ def records(tmp_path):
     """Seven wide and five tall images."""
     sizes = [(40, 30)] * 7 + [(30, 40)] * 5
     return [make_record(tmp_path, number, width=w, height=h) for number, (w, h) in enumerate(sizes)]
+
+
+def coco_content(*, num_images=3, num_categories=2):
+    """A sound COCO file with one box an image."""
+    return {
+        "images": [
+            {"id": number, "file_name": f"{number}.png", "width": 40, "height": 30}
+            for number in range(1, num_images + 1)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1 + (number - 1) % num_categories,
+                "bbox": [2.0, 3.0, 10.0, 8.0],
+                "area": 80.0,
+                "iscrowd": 0,
+            }
+            for number in range(1, num_images + 1)
+        ],
+        "categories": [{"id": number, "name": f"class {number}"} for number in range(1, num_categories + 1)],
+    }
+
+
+def write_coco(folder, content, name="annotations.json"):
+    """Write the JSON and, beside it, a random PNG for every image that has none yet."""
+    path = folder / name
+    path.write_text(json.dumps(content))
+    for image in content["images"]:
+        file = folder / image["file_name"]
+        if not file.exists():
+            pixels = np.random.RandomState(len(file.name)).randint(
+                0, 256, (image["height"], image["width"], 3), dtype=np.uint8
+            )
+            Image.fromarray(pixels).save(file)
+    return path

@@ -1,0 +1,187 @@
+import json
+import logging
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
+
+from sparse_detr.data.register import register_own_data
+from sparse_detr.errors import UserError
+from tests.data.conftest import coco_content, write_coco
+
+
+def register(folder, train, val=None, **options):
+    val_options = {}
+    if val is not None:
+        val_options = {"val_json": write_coco(folder, val, "val.json"), "val_images": folder}
+    return register_own_data(
+        train_json=write_coco(folder, train, "train.json"), train_images=folder, **val_options, **options
+    )
+
+
+def test_classes_come_from_the_training_file_in_the_order_of_their_ids(tmp_path):
+    content = coco_content(num_categories=2)
+    content["categories"] = [{"id": 90, "name": "ninety"}, {"id": 7, "name": "seven"}]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 90
+
+    own = register(tmp_path, content)
+
+    assert (own.num_classes, own.class_names, own.val_name) == (2, ["seven", "ninety"], None)
+    records = DatasetCatalog.get(own.train_name)
+    assert [record["annotations"][0]["category_id"] for record in records] == [1, 1, 1]
+    assert MetadataCatalog.get(own.train_name).thing_dataset_id_to_contiguous_id == {7: 0, 90: 1}
+
+
+def test_detectron2_loads_what_was_registered(tmp_path):
+    own = register(tmp_path, coco_content(), coco_content())
+
+    records = get_detection_dataset_dicts([own.train_name, own.val_name], filter_empty=False)
+
+    assert len(records) == 6
+    assert records[0]["file_name"] == str(tmp_path / "1.png")
+    assert MetadataCatalog.get(own.val_name).json_file == str(tmp_path / "val.json")
+    assert MetadataCatalog.get(own.val_name).evaluator_type == "coco"
+
+
+def test_registering_again_gives_the_same_names_until_the_file_changes(tmp_path):
+    first = register(tmp_path, coco_content())
+    again = register(tmp_path, coco_content())
+    changed = register(tmp_path, coco_content(num_categories=3))
+
+    assert first == again
+    assert changed.train_name != first.train_name
+    assert changed.num_classes == 3
+
+
+def test_unusable_boxes_are_left_out_and_counted(tmp_path, caplog):
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [5, 5, 0, 3]
+    content["annotations"][1]["bbox"] = [500, 5, 3, 3]
+
+    with caplog.at_level(logging.INFO):
+        records = DatasetCatalog.get(register(tmp_path, content).train_name)
+
+    assert [len(record["annotations"]) for record in records] == [0, 0, 1]
+    assert "1 boxes have no area" in caplog.text
+    assert "1 boxes lie outside" in caplog.text
+    assert "dropped 2 boxes" in caplog.text
+
+
+def test_all_errors_are_told_at_once(tmp_path):
+    content = coco_content()
+    content["annotations"][0]["category_id"] = 5
+    content["annotations"][1]["bbox"] = [1]
+
+    with pytest.raises(UserError) as error:
+        register(tmp_path, content)
+
+    assert "train.json cannot be used" in str(error.value)
+    assert "annotation 1 of image 1: 5" in str(error.value)
+    assert "'bbox' of four numbers" in str(error.value)
+
+
+def test_other_categories_in_the_validation_file_are_refused_by_name(tmp_path):
+    val = coco_content(num_categories=3)
+    val["categories"][1]["name"] = "dog"
+
+    with pytest.raises(UserError) as error:
+        register(tmp_path, coco_content(num_categories=2), val)
+
+    assert "category 2 is 'class 2' in" in str(error.value)
+    assert "'dog' in" in str(error.value)
+    assert "category 3 is missing in" in str(error.value)
+    assert "category 1" not in str(error.value)
+
+
+def test_a_class_without_boxes_is_kept_and_told(tmp_path, caplog):
+    content = coco_content()
+    content["categories"].append({"id": 3, "name": "unicorn"})
+
+    assert register(tmp_path, content).num_classes == 3
+    assert "unicorn" in caplog.text
+
+
+def test_files_without_any_annotation_are_allowed_with_a_warning(tmp_path, caplog):
+    content = coco_content()
+    content["annotations"] = []
+
+    own = register(tmp_path, content, content)
+
+    assert [record["annotations"] for record in DatasetCatalog.get(own.train_name)] == [[], [], []]
+    assert "every image is a negative" in caplog.text
+
+
+def test_a_wrong_image_folder_is_refused(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+
+    with pytest.raises(UserError, match=r"3 of the 3 images .* are not in .*other: 1.png"):
+        register_own_data(train_json=write_coco(tmp_path, coco_content()), train_images=other)
+
+
+def test_a_few_missing_images_are_told_and_many_are_refused(tmp_path, caplog):
+    write_coco(tmp_path, coco_content())
+    path = tmp_path / "annotations.json"
+    (tmp_path / "1.png").unlink()
+    register_own_data(train_json=path, train_images=tmp_path)
+    assert "1 of the 3 images" in caplog.text
+
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(UserError, match="2 of the 3 images"):
+        register_own_data(train_json=path, train_images=tmp_path)
+    register_own_data(train_json=path, train_images=tmp_path, max_bad_share=0.7)
+
+
+def test_a_validation_file_without_a_folder_is_refused(tmp_path):
+    path = write_coco(tmp_path, coco_content())
+
+    with pytest.raises(UserError, match="needs both"):
+        register_own_data(train_json=path, train_images=tmp_path, val_json=path)
+
+
+def without_area(annotations):
+    for annotation in annotations:
+        del annotation["area"], annotation["iscrowd"]
+
+
+def numbered_from_zero(annotations):
+    for number, annotation in enumerate(annotations):
+        annotation["id"] = number
+
+
+def with_a_degenerate_box(annotations):
+    annotations.append(annotations[0] | {"id": 50, "bbox": [1, 1, 0, 0]})
+
+
+def unchanged(annotations):
+    pass
+
+
+@pytest.mark.parametrize("damage", [unchanged, without_area, numbered_from_zero, with_a_degenerate_box])
+def test_perfect_detections_have_an_ap_of_100_whatever_the_file_lacks(tmp_path, damage):
+    content = coco_content()
+    damage(content["annotations"])
+    own = register(tmp_path, content, content)
+    evaluator = COCOEvaluator(own.val_name, tasks=["bbox"], distributed=False, output_dir=str(tmp_path / "out"))
+    evaluator.reset()
+    for record in DatasetCatalog.get(own.val_name):
+        instances = Instances((30, 40))
+        instances.pred_boxes = Boxes(torch.tensor([[2.0, 3.0, 12.0, 11.0]]))
+        instances.scores = torch.ones(1)
+        instances.pred_classes = torch.tensor([record["annotations"][0]["category_id"]])
+        evaluator.process([record], [{"instances": instances}])
+
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_the_registered_files_stay_as_they_are(tmp_path):
+    path = write_coco(tmp_path, coco_content())
+    before = path.read_text()
+
+    own = register_own_data(train_json=path, train_images=tmp_path)
+    DatasetCatalog.get(own.train_name)
+
+    assert json.loads(path.read_text()) == json.loads(before)
