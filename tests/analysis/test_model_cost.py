@@ -1,0 +1,111 @@
+"""Parameters and FLOPs are those of the public implementations, the latter counted by Detectron2's own tool."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import instantiate
+from detectron2.utils.analysis import FlopCountAnalysis
+
+from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
+
+# Both were measured on the public code, whose heads have 91 classes, with an image of this size.
+CLASSES, HEIGHT, WIDTH = 91, 850, 1040
+
+PARAMETERS = {
+    "one-stage": (lambda: deformable_detr(num_classes=CLASSES), 39_847_265),
+    "refinement": (lambda: deformable_detr(num_classes=CLASSES, box_refinement=True), 40_627_260),
+    "two-stage": (
+        lambda: deformable_detr(num_classes=CLASSES, box_refinement=True, two_stage="projected"),
+        40_959_129,
+    ),
+    "efficient": (lambda: efficient_detr(num_classes=CLASSES), 40_827_289),
+    "sparse": (lambda: sparse_detr(num_classes=CLASSES), 41_714_805),
+    "sparse-swin": (lambda: sparse_detr(num_classes=CLASSES, backbone=swin_tiny()), 42_176_153),
+    "single-scale": (
+        lambda: deformable_detr(num_classes=CLASSES, backbone=resnet(50, single_scale=True), num_levels=1),
+        33_844_193,
+    ),
+}
+
+GIGAFLOPS = [
+    pytest.param(lambda: efficient_detr(num_classes=CLASSES), 177.33, id="efficient"),
+    pytest.param(lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.1), 109.75, id="sparse-10%"),
+    pytest.param(
+        lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.1, backbone=swin_tiny()), 117.21, id="sparse-swin-10%"
+    ),
+    pytest.param(lambda: deformable_detr(num_classes=CLASSES), 172.93, id="one-stage", marks=pytest.mark.slow),
+    pytest.param(
+        lambda: deformable_detr(num_classes=CLASSES, backbone=swin_tiny()),
+        180.40,
+        id="one-stage-swin",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.2), 117.62, id="sparse-20%", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.3), 125.49, id="sparse-30%", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.5), 141.23, id="sparse-50%", marks=pytest.mark.slow
+    ),
+]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_trainable_parameters_are_those_of_the_public_implementation(name):
+    recipe, expected = PARAMETERS[name]
+    model = instantiate(recipe())
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
+
+
+@pytest.mark.parametrize(("recipe", "expected"), GIGAFLOPS)
+def test_flops_are_those_of_the_public_implementation(recipe, expected):
+    assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.01)
+
+
+def test_decoder_self_attention_is_counted_in_eval():
+    queries, channels, layers = 20, 64, 2
+    model = instantiate(small(deformable_detr, embed_dim=channels, num_queries=queries, decoder_layers=layers))
+    attention = count(model, 64, 64).by_operator()["scaled_dot_product_attention"]
+    assert attention == layers * 2 * queries * queries * channels
+
+
+def test_a_lower_keep_ratio_costs_less():
+    model = instantiate(small(sparse_detr))
+    costs = []
+    for keep_ratio in (0.1, 0.5, 1.0):
+        model.set_keep_ratio(keep_ratio)
+        costs.append(flops(model, 128, 128))
+    assert costs == sorted(set(costs))
+
+
+def small(recipe: Callable[..., Any], **options: Any) -> Any:
+    """A recipe's config that is traced in a second."""
+    return recipe(
+        **{"backbone": mobilenet_v2(), "embed_dim": 64, "num_queries": 10, "encoder_layers": 1, "decoder_layers": 1}
+        | options
+    )
+
+
+def flops(model: nn.Module, height: int, width: int) -> int:
+    return count(model, height, width).total()
+
+
+def count(model: nn.Module, height: int, width: int) -> FlopCountAnalysis:
+    """Count as Detectron2's `tools/analyze_model.py` does, with a batch of one image."""
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # the list of operators that count as zero is long
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(0)) * 255
+    counted = FlopCountAnalysis(model.eval(), [{"image": image}])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        counted.total()
+    return counted
