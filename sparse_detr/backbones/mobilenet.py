@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
+from torchvision.models.mobilenetv2 import InvertedResidual
 
 from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec  # noqa: E402
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
+from detectron2.modeling import Backbone  # noqa: E402
 
 
 class MobileNetV2(Backbone):
@@ -38,6 +41,9 @@ class MobileNetV2(Backbone):
         for index in range(self.stages[names[freeze_at - 1]][0] + 1 if freeze_at else 0):
             self.features[index].requires_grad_(False)
         self.features = FrozenBatchNorm2d.convert_frozen_batchnorm(self.features)
+        for module in self.features.modules():
+            if isinstance(module, FrozenBatchNorm2d):
+                module.num_batches_tracked = None
         self._ends = {self.stages[name][0]: name for name in out_features}
         self._out_features = list(out_features)
 
@@ -45,7 +51,7 @@ class MobileNetV2(Backbone):
         """Maps by name of (B, 3, H, W)."""
         outputs = {}
         for index, block in enumerate(self.features):
-            x = block(x)
+            x = _run_folded(block, x)
             if index in self._ends:
                 outputs[self._ends[index]] = x
         return outputs
@@ -57,7 +63,21 @@ class MobileNetV2(Backbone):
         }
 
 
-@BACKBONE_REGISTRY.register()
-def build_mobilenet_v2_backbone(cfg, input_shape: ShapeSpec) -> nn.Module:
-    """MobileNetV2 for yaml: `MODEL.BACKBONE.NAME: build_mobilenet_v2_backbone`, frozen up to `FREEZE_AT`."""
-    return MobileNetV2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+def _run_folded(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a block with every frozen batch norm folded into the convolution before it, which saves two passes."""
+    if isinstance(module, InvertedResidual):
+        y = _run_folded(module.conv, x)
+        return x + y if module.use_res_connect else y
+    if not isinstance(module, nn.Sequential):
+        return module(x)
+    children = iter(module)
+    for child in children:
+        x = _fold(child, next(children))(x) if isinstance(child, nn.Conv2d) else _run_folded(child, x)
+    return x
+
+
+def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> Callable[[Tensor], Tensor]:
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale[:, None, None, None]
+    bias = norm.bias - norm.running_mean * scale
+    return partial(F.conv2d, weight=weight, bias=bias, stride=conv.stride, padding=conv.padding, groups=conv.groups)

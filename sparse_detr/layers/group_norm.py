@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class MaskedGroupNorm(nn.GroupNorm):
     """`GroupNorm` with mean and variance over real positions only, so that padding does not change real features."""
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """Normalise a map.
 
         Args:

@@ -11,7 +11,7 @@ from sparse_detr.structures import Pyramid
 
 
 def sine_embedding(x: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
-    """(..., num_features) interleaved sin(x / d_k), cos(x / d_k) with d_k = temperature^(2 floor(k / 2) / num_features)."""
+    """(..., num_features): sin(x / d_k) and cos(x / d_k) in turn, d_k = temperature^(2k / num_features)."""
     exponent = torch.arange(0, num_features, 2, device=x.device).to(x.dtype) / num_features
     angle = x[..., None] / temperature**exponent
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)

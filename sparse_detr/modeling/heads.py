@@ -45,11 +45,11 @@ class PredictionHead(nn.Module):
     def reset_parameters(self) -> None:
         """Every class starts at a probability of 1 %, every box at its reference."""
         prior = 0.01
-        for layer in (self.class_embed, *self.box_embed.layers):
+        for layer in (self.class_embed, *self.box_embed.linears):
             layer.reset_parameters()
         nn.init.constant_(self.class_embed.bias, -math.log((1 - prior) / prior))
-        nn.init.zeros_(self.box_embed.layers[-1].weight)
-        nn.init.zeros_(self.box_embed.layers[-1].bias)
+        nn.init.zeros_(self.box_embed.linears[-1].weight)
+        nn.init.zeros_(self.box_embed.linears[-1].bias)
 
     def forward(self, x: Tensor, reference_logits: Tensor) -> Predictions:
         """Predict from (B, Q, C) and the logits of reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
@@ -95,7 +95,7 @@ def make_heads(
     first = copy.deepcopy(head)
     if not proposals:
         with torch.no_grad():
-            first.box_embed.layers[-1].bias[2:] = -2.0
+            first.box_embed.linears[-1].bias[2:] = -2.0
     others = [first if tied else copy.deepcopy(head) for _ in range(decoder_layers - 1)]
     return Heads(
         decoder=[first, *others],

@@ -67,9 +67,5 @@ class HungarianMatcher(nn.Module):
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         distance = torch.cdist(boxes, true_boxes, p=1)
-        overlap = generalized_box_iou(
-            box_convert(boxes, "cxcywh", "xyxy"), box_convert(true_boxes, "cxcywh", "xyxy")
-        )
-        return (
-            self.class_weight * (positive - negative) + self.bbox_weight * distance - self.giou_weight * overlap
-        )
+        overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(true_boxes, "cxcywh", "xyxy"))
+        return self.class_weight * (positive - negative) + self.bbox_weight * distance - self.giou_weight * overlap

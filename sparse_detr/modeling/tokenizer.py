@@ -30,7 +30,11 @@ class LevelProjection(nn.Module):
         self.conv = nn.Conv2d(in_channels, embed_dim, kernel, stride, padding)
         self.norm = MaskedGroupNorm(32, embed_dim)
         nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """Project (B, C_in, h, w); `real` (B, h, w) bool is what the normalisation looks at, None for everything."""
+        return self.norm(self.conv(x), real)
 
 
 class MultiScaleTokenizer(nn.Module):
@@ -125,7 +129,7 @@ class MultiScaleTokenizer(nn.Module):
                 source = features[-1] if first else levels[-1]
                 if masked:
                     source = source * real[level - 1][:, None]
-            levels.append(projection.norm(projection.conv(source), real[level] if masked else None))
+            levels.append(projection(source, real[level] if masked else None))
         return levels
 
 

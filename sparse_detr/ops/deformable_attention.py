@@ -58,7 +58,9 @@ def check_sampling_shapes(
     """Raise `ValueError` naming the argument whose shape does not fit."""
     expected = sum(height * width for height, width in spatial_shapes)
     if num_tokens != expected:
-        raise ValueError(f"value has {num_tokens} tokens, but spatial_shapes {list(spatial_shapes)} add up to {expected}")
+        raise ValueError(
+            f"value has {num_tokens} tokens, but spatial_shapes {list(spatial_shapes)} add up to {expected}"
+        )
     if sampling_locations.dim() != 6 or sampling_locations.shape[-1] != 2:
         raise ValueError(f"sampling_locations must be (B, Q, M, L, P, 2), got {tuple(sampling_locations.shape)}")
     if sampling_locations.shape[3] != len(spatial_shapes):

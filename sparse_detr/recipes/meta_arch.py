@@ -16,10 +16,11 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from detectron2.config import CfgNode, instantiate  # noqa: E402
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone  # noqa: E402
+from detectron2.layers import ShapeSpec  # noqa: E402
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone  # noqa: E402
 
 from sparse_detr.errors import UserError  # noqa: E402
-from sparse_detr.recipes.backbones import from_module  # noqa: E402
+from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny  # noqa: E402
 from sparse_detr.recipes.deformable_detr import deformable_detr  # noqa: E402
 from sparse_detr.recipes.sparse_detr import sparse_detr  # noqa: E402
 
@@ -64,6 +65,18 @@ def DeformableDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
 def SparseDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
     """Sparse DETR from yaml."""
     return build_from_cfg("SparseDETR", cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Swin-T for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    return instantiate(swin_tiny(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
+
+
+@BACKBONE_REGISTRY.register()
+def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """MobileNetV2 for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    return instantiate(mobilenet_v2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 
 META_ARCH_REGISTRY.register(DeformableDETR)

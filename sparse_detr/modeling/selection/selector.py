@@ -67,7 +67,9 @@ class TopKSelector(nn.Module):
         super().__init__()
         self.scorer, self.padding = scorer, padding
         self.training_keep_ratio = check_keep_ratio(keep_ratio)
-        self.inference_keep_ratio = check_keep_ratio(keep_ratio if inference_keep_ratio is None else inference_keep_ratio)
+        self.inference_keep_ratio = check_keep_ratio(
+            keep_ratio if inference_keep_ratio is None else inference_keep_ratio
+        )
 
     @property
     def keep_ratio(self) -> float:

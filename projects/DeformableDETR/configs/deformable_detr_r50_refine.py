@@ -1,0 +1,11 @@
+"""Deformable DETR with iterative bounding box refinement."""
+
+from sparse_detr.recipes import deformable_detr, resnet
+
+from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+
+model = deformable_detr(backbone=resnet(50), box_refinement=True)
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+dataloader.train.total_batch_size = 32
+train.max_iter, train.eval_period, train.checkpointer.period = 184825, 3697, 3697
+train.output_dir = "output/deformable_detr_r50_refine"

@@ -1,0 +1,9 @@
+"""Sparse DETR with ResNet-50, keeping 10 % of the encoder tokens."""
+
+from sparse_detr.recipes import resnet, sparse_detr
+
+from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+
+model = sparse_detr(backbone=resnet(50), keep_ratio=0.1)
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+train.output_dir = "output/sparse_detr_r50_rho10"

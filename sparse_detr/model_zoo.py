@@ -1,0 +1,78 @@
+"""The configs of this project by name, as `detectron2.model_zoo` gives Detectron2's.
+
+A name is the path from the repository's root with or without `projects/` and `configs/`, for example
+`SparseDETR/sparse_detr_r50_rho10.py`, `DeformableDETR/deformable_detr_r50.yaml` or `quick/sparse_detr_mnv2.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.errors import UserError
+
+require_detectron2()
+
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import CfgNode, instantiate  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+
+from sparse_detr.config import Config, load_config  # noqa: E402
+
+_PACKAGE = Path(__file__).parent
+
+
+def get_config_file(config_path: str) -> str:
+    """Path of a config file.
+
+    Raises:
+        UserError: there is no such config; names those that there are.
+    """
+    root = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent
+    first, _, rest = config_path.partition("/")
+    for candidate in (root / config_path, root / "configs" / config_path, root / "projects" / first / "configs" / rest):
+        if candidate.is_file():
+            return str(candidate)
+    known = sorted(f"{path.parts[-3]}/{path.name}" for path in root.glob("projects/*/configs/*.*") if path.is_file())
+    raise UserError(f"no config {config_path!r}; there are {', '.join(known)} and those of quick/ and common/")
+
+
+def get_checkpoint_url(config_path: str) -> str:
+    """Always raises: this project hosts no weights; public ones are converted with `sparse-detr convert`."""
+    get_config_file(config_path)
+    raise UserError(
+        f"no weights are hosted for {config_path!r}; convert the public checkpoint with `sparse-detr convert IN OUT`"
+    )
+
+
+def get_config(config_path: str, trained: bool = False) -> Config:
+    """Config of either kind.
+
+    Args:
+        trained: raise as `get_checkpoint_url` does, since no weights are hosted.
+    """
+    if trained:
+        get_checkpoint_url(config_path)
+    return load_config(get_config_file(config_path))
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None, weights: str | None = None) -> nn.Module:
+    """Build a model, in training mode, as Detectron2 does.
+
+    Args:
+        trained: raise as `get_checkpoint_url` does, unless `weights` is given.
+        device: where to put it; None for what the config says.
+        weights: checkpoint to load; without it nothing is loaded.
+    """
+    cfg = get_config(config_path, trained=trained and weights is None)
+    if isinstance(cfg, CfgNode):
+        if device is not None:
+            cfg.MODEL.DEVICE = device
+        model = build_model(cfg)
+    else:
+        model = instantiate(cfg.model).to(device or cfg.train.device)
+    if weights is not None:
+        DetectionCheckpointer(model).load(weights)
+    return model
