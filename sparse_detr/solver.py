@@ -71,11 +71,14 @@ def _with_warmup(schedule: ParamScheduler, *, max_iter: int, warmup_iters: int) 
 def step_schedule(
     *, max_iter: int, drop_at: Sequence[float] = (0.8,), gamma: float = 0.1, warmup_iters: int = 0
 ) -> ParamScheduler:
-    """Multiplier that falls by `gamma` at each fraction of the training in `drop_at` (the paper: epoch 40 of 50)."""
+    """Multiplier that falls by `gamma` at each fraction of the training in `drop_at` (the paper: epoch 40 of 50).
+
+    A drop that would come after the last iteration, as in a trial run of a few, does not happen.
+    """
+    drops = sorted({max(round(fraction * max_iter), 1) for fraction in drop_at})
+    milestones = [drop for drop in drops if drop < max_iter]
     schedule = MultiStepParamScheduler(
-        values=[gamma**drops for drops in range(len(drop_at) + 1)],
-        milestones=[max(round(fraction * max_iter), 1) for fraction in drop_at],
-        num_updates=max_iter,
+        values=[gamma**passed for passed in range(len(milestones) + 1)], milestones=milestones, num_updates=max_iter
     )
     return _with_warmup(schedule, max_iter=max_iter, warmup_iters=warmup_iters)
 

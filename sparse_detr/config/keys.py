@@ -7,11 +7,11 @@ says", so that a default stands once, in its recipe.
 import torch
 from detectron2.config import CfgNode
 
-from sparse_detr.recipes.meta_arch import RECIPES, recipe_options
-
 
 def add_detr_config(cfg: CfgNode) -> None:
     """Add this project's keys to `cfg` in place; adding them twice changes nothing."""
+    from sparse_detr.recipes.meta_arch import RECIPES, recipe_options
+
     if "DETR" in cfg.MODEL:
         return
     options = {option.upper(): None for recipe in RECIPES for option in recipe_options(recipe)}

@@ -43,7 +43,7 @@ class TrainSettings:
 class EvaluationSet:
     """A data set to evaluate on; loader and evaluator are built when they are needed."""
 
-    name: str
+    names: list[str]
     build_loader: Callable[[], Iterable]
     build_evaluator: Callable[[], DatasetEvaluator]
 
@@ -54,7 +54,6 @@ class Run:
 
     config: Config
     settings: TrainSettings
-    num_classes: int | None
     train_names: list[str]
     evaluation_sets: list[EvaluationSet]
     build_model: Callable[[], nn.Module]
@@ -92,7 +91,6 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
     return Run(
         config=cfg,
         settings=_lazy_settings(cfg.train),
-        num_classes=OmegaConf.select(cfg, "model.num_classes"),
         train_names=_names(OmegaConf.select(cfg, "dataloader.train.dataset.names")),
         evaluation_sets=_lazy_evaluation_sets(cfg),
         build_model=lambda: instantiate(cfg.model).to(cfg.train.device),
@@ -117,10 +115,9 @@ def _lazy_settings(train: DictConfig) -> TrainSettings:
 def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
     if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return []
-    names = _names(OmegaConf.select(cfg, "dataloader.test.dataset.names"))
     return [
         EvaluationSet(
-            name=", ".join(names),
+            names=_names(OmegaConf.select(cfg, "dataloader.test.dataset.names")),
             build_loader=lambda: instantiate(cfg.dataloader.test),
             build_evaluator=lambda: instantiate(cfg.dataloader.evaluator),
         )
@@ -134,7 +131,6 @@ def _run_from_yacs(cfg: CfgNode) -> Run:
     return Run(
         config=cfg,
         settings=_yacs_settings(cfg),
-        num_classes=cfg.MODEL.DETR.NUM_CLASSES,
         train_names=list(cfg.DATASETS.TRAIN),
         evaluation_sets=[_yacs_evaluation_set(cfg, name) for name in cfg.DATASETS.TEST],
         build_model=lambda: build_model(cfg),
@@ -209,7 +205,7 @@ def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
 
     output_dir = os.path.join(cfg.OUTPUT_DIR, "inference")
     return EvaluationSet(
-        name=name,
+        names=[name],
         build_loader=build_loader,
         build_evaluator=lambda: COCOEvaluator(name, tasks=("bbox",), output_dir=output_dir),
     )

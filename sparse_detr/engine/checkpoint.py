@@ -67,9 +67,6 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 f"the checkpoint has {in_file} classes and the model {in_model} ({name}); set num_classes to "
                 f"{in_file}, or train from the checkpoint (without --resume and --eval-only) to learn the new classes"
             )
-        for name in report.skipped_classes:
-            in_file, in_model = report.misshapen[name]
-            logger.warning(f"Class rows start anew: {name} is {list(in_file)} in the file, {list(in_model)} here")
         logger.info(f"Checkpoint: {str(report).splitlines()[0]}")
 
 

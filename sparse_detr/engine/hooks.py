@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ from sparse_detr.engine.distributed import from_main_process, largest_of_ranks
 from sparse_detr.engine.random_state import keep_random_state
 
 logger = logging.getLogger(__name__)
+
+_SAME_PRESS = 1.0  # seconds: a terminal and the launching process both pass one Ctrl-C on
 
 
 class AverageWeights(HookBase):
@@ -99,6 +102,7 @@ class StopOnSignal(HookBase):
     def __init__(self, *, checkpointer: TrainingCheckpointer) -> None:
         self._checkpointer = checkpointer
         self._received = 0
+        self._received_at = 0.0
         self._old_handlers: dict[int, Any] = {}
 
     def before_train(self) -> None:
@@ -106,9 +110,11 @@ class StopOnSignal(HookBase):
             self._old_handlers[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self._received:
-            raise KeyboardInterrupt
-        self._received = number
+        if self._received:
+            if number == signal.SIGINT and time.monotonic() - self._received_at > _SAME_PRESS:
+                raise KeyboardInterrupt
+            return
+        self._received, self._received_at = number, time.monotonic()
         logger.warning(
             f"{signal.Signals(number).name}: finishing this iteration, then a checkpoint is written. "
             "Press Ctrl-C again to abort without one."
@@ -116,8 +122,15 @@ class StopOnSignal(HookBase):
 
     def after_step(self) -> None:
         number = largest_of_ranks(self._received, self.trainer.device)
-        if not number:
-            return
+        if number:
+            self._stop(number)
+
+    def interrupt_evaluation(self) -> None:
+        """Stop between two images of an evaluation; several processes finish it, since each has its own images."""
+        if self._received and comm.get_world_size() == 1:
+            self._stop(self._received)
+
+    def _stop(self, number: int) -> None:
         name = f"model_{self.trainer.iter:07d}"
         self._checkpointer.save(name, iteration=self.trainer.iter)
         comm.synchronize()

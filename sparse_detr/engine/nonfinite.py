@@ -196,7 +196,7 @@ def stop_training(failure: Failure, *, directory: str, config_text: str, all_ran
         suffix = f"_rank{comm.get_rank()}" if comm.get_world_size() > 1 else ""
         path = os.path.join(directory, f"nonfinite_iter_{failure.iteration:07d}{suffix}.pth")
         write_bundle(failure, path, config_text=config_text, message=own)
-        own += f"; bundle: {path} (python -m sparse_detr.engine.replay {path} --config-file <your config>)"
+        own += f"; run it again with: python -m sparse_detr.engine.replay {path}"
     reports = comm.all_gather(own) if all_ranks else [own]
     lines = "\n".join(report for report in reports if report)
     raise NonFiniteError(f"stopped at iteration {failure.iteration} before the optimiser step.\n{lines}\n{_ADVICE}")

@@ -9,6 +9,7 @@ from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from sparse_detr.config.classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
 from sparse_detr.engine.checkpoint import TrainingCheckpointer, load_weights, resume
 from sparse_detr.engine.distributed import unwrap, wrap_for_ranks
@@ -32,20 +33,31 @@ def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
     model = run.build_model()
     optimizer = run.build_optimizer(model)
     trainer = _build_trainer(run, model, optimizer)
+    check_num_classes(model, run.train_names)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
     checkpointer = TrainingCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
+    stop = StopOnSignal(checkpointer=checkpointer)
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
         scores.clear()
-        scores.update(evaluate_with_average(run, model, average.average.module if average else None))
+        averaged_model = average.average.module if average else None
+        scores.update(evaluate_with_average(run, model, averaged_model, stop.interrupt_evaluation))
         return scores
 
-    schedule = run.build_schedule(optimizer)
-    first_hooks = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=schedule), average]
-    last_hooks = _last_hooks(settings, checkpointer, evaluate_now if run.evaluation_sets else None)
-    trainer.register_hooks([*first_hooks, *last_hooks])
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
+            average,
+            # Before evaluating, so that a crash of the evaluation loses nothing.
+            hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer),
+            *_evaluation_hooks(settings, checkpointer, evaluate_now if run.evaluation_sets else None),
+            stop,
+            *_writer_hooks(settings),
+        ]
+    )
     trainer.train(_load(settings, checkpointer, trainer, resume_last=resume_last), settings.max_iter)
     return scores
 
@@ -74,19 +86,22 @@ def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer)
     )
 
 
-def _last_hooks(
+def _evaluation_hooks(
     settings: TrainSettings, checkpointer: TrainingCheckpointer, evaluate_now: Callable[[], dict[str, Any]] | None
 ) -> list[HookBase]:
-    """Checkpoint before evaluating, so that a crash of the evaluation loses nothing; stop after both."""
-    last: list[HookBase] = [hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)]
-    if evaluate_now:
-        last.append(Evaluate(period=settings.eval_period, evaluate=evaluate_now))
-        last.append(KeepBest(period=settings.eval_period, checkpointer=checkpointer, metric=settings.best_metric))
-    last.append(StopOnSignal(checkpointer=checkpointer))
-    if comm.is_main_process():
-        writers = default_writers(settings.output_dir, settings.max_iter)
-        last.append(hooks.PeriodicWriter(writers, period=settings.log_period))
-    return last
+    if evaluate_now is None:
+        return []
+    return [
+        Evaluate(period=settings.eval_period, evaluate=evaluate_now),
+        KeepBest(period=settings.eval_period, checkpointer=checkpointer, metric=settings.best_metric),
+    ]
+
+
+def _writer_hooks(settings: TrainSettings) -> list[HookBase]:
+    if not comm.is_main_process():
+        return []
+    writers = default_writers(settings.output_dir, settings.max_iter)
+    return [hooks.PeriodicWriter(writers, period=settings.log_period)]
 
 
 def _load(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, *, resume_last: bool) -> int:

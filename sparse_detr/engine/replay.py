@@ -1,0 +1,73 @@
+"""Run the batch of a `nonfinite_iter_*.pth` bundle again: `python -m sparse_detr.engine.replay BUNDLE`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse_detr.checkpoint import load_file
+from sparse_detr.config import load_config
+from sparse_detr.config.run import make_run
+from sparse_detr.engine.nonfinite import find_first_bad_tensor, unpack_batch
+from sparse_detr.engine.precision import Precision
+from sparse_detr.engine.random_state import set_random_state
+from sparse_detr.errors import UserError
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What happened when a bundle was run again; `first_bad_tensor` is empty if all was finite."""
+
+    losses: dict[str, float]
+    first_bad_tensor: str
+
+
+def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
+    """Load the bundle's weights into `model`, then repeat its forward and backward pass with its random numbers."""
+    try:
+        model.load_state_dict(bundle["model"])
+    except RuntimeError as error:
+        raise UserError(f"the bundle is of another model than the config: {error}") from error
+    model.train()
+    precision = Precision(name=bundle["precision"], device=next(model.parameters()).device)
+    losses: dict[str, torch.Tensor] = {}
+
+    def run() -> None:
+        with precision.autocast():
+            losses.update(model(batch))
+        sum(losses.values()).backward()
+
+    batch = unpack_batch(bundle["batch"])
+    set_random_state(bundle["random_state"])
+    first_bad = find_first_bad_tensor(model, batch, run)
+    return Replay({name: loss.item() for name, loss in losses.items()}, first_bad)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the bundle")
+    parser.add_argument("opts", nargs="*", metavar="override")
+    args = parser.parse_args(argv)
+    config_file = args.config_file or os.path.join(os.path.dirname(args.bundle), "config.yaml")
+    try:
+        bundle = load_file(args.bundle)
+        replay = replay_bundle(bundle, make_run(load_config(config_file, args.opts)).build_model())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(bundle["message"])
+    for name, loss in replay.losses.items():
+        print(f"  {name} = {loss:g}")
+    print(f"Again: {replay.first_bad_tensor}" if replay.first_bad_tensor else "All finite this time.")
+    return 1 if replay.first_bad_tensor else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""A model, data and runs so small that a training takes milliseconds."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.param_scheduler import LinearParamScheduler
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from sparse_detr.config.run import EvaluationSet, Run, TrainSettings
+from sparse_detr.data.loader import TrainLoader, build_train_loader
+from sparse_detr.engine.trainer import Trainer
+
+
+class ToyDetector(nn.Module):
+    """Takes a batch, returns two losses; dropout makes it depend on the random state."""
+
+    def __init__(self, *, dropout: float = 0.5, poison: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Linear(4, 8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 1)
+        self.poison = poison
+
+    def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        images = torch.stack([item["image"] for item in batch])
+        predicted = self.head(self.dropout(self.backbone(images).relu()))
+        targets = torch.stack([item["target"] for item in batch])
+        return {"loss_a": (predicted - targets).abs().mean(), "loss_b": predicted.square().mean()}
+
+
+def toy_mapper(record: dict[str, Any]) -> dict[str, Any]:
+    """Augments with a random number, as a real mapper does."""
+    index = torch.tensor([float(record["image_id"])])
+    image = torch.cat([index.sin(), index.cos(), torch.rand(2)])
+    return {**record, "image": image, "target": (index / 3).sin()}
+
+
+def toy_loader(*, batch_size: int = 2, images: int = 7, num_workers: int = 0) -> TrainLoader:
+    records = [{"image_id": i, "file_name": f"{i}.png", "height": 1, "width": 1} for i in range(images)]
+    return build_train_loader(
+        dataset=records, mapper=toy_mapper, total_batch_size=batch_size, num_workers=num_workers, seed=3
+    )
+
+
+def toy_trainer(model: nn.Module, *, loader: Any = None, lr: float = 0.1, **options: Any) -> Trainer:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    return Trainer(model=model, data_loader=loader or toy_loader(), optimizer=optimizer, **options)
+
+
+class ScriptedEvaluator:
+    """Gives the scores it was made with, one a call, then zeros; draws random numbers as a real evaluation might."""
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = itertools.chain(scores, itertools.repeat(0.0))
+
+    def reset(self) -> None:
+        torch.rand(3)
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        pass
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {"bbox": {"AP": next(self.scores)}}
+
+
+def toy_run(output_dir: Path, *, scores: list[float] = (), model: nn.Module | None = None, **settings: Any) -> Run:
+    """A run of 8 iterations with a checkpoint and an evaluation every 2."""
+    defaults: dict[str, Any] = {"max_iter": 8, "checkpointer": {"period": 2}, "eval_period": 2, "clip_grad_norm": 0.1}
+    evaluator = ScriptedEvaluator(list(scores))
+    batch = [toy_mapper({"image_id": 1})]
+    evaluation = EvaluationSet(names=["toy"], build_loader=lambda: [batch], build_evaluator=lambda: evaluator)
+    return Run(
+        config=OmegaConf.create({}),
+        settings=TrainSettings(output_dir=str(output_dir), device="cpu", **{**defaults, **settings}),
+        train_names=[],
+        evaluation_sets=[evaluation] if scores else [],
+        build_model=lambda: model or ToyDetector(),
+        build_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1),
+        build_schedule=lambda optimizer: LinearParamScheduler(1.0, 0.1),
+        build_train_loader=toy_loader,
+    )
