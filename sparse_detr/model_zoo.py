@@ -19,7 +19,7 @@ from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode, instantiate  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
-from sparse_detr.config import Config, load_config  # noqa: E402
+from sparse_detr.config.load import Config, load_config  # noqa: E402
 
 _PACKAGE = Path(__file__).parent
 
