@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -53,15 +54,22 @@ def _location(module: str) -> str:
 
 
 def _describe_detectron2() -> str:
-    """Version, distribution, place, and whether the compiled `detectron2._C` is there (we do without it)."""
+    """Version, distribution, place, and whether the compiled `detectron2._C` works (we do without it)."""
     if find_spec("detectron2") is None:
         return f"{MISSING} (python scripts/install_detectron2.py)"
     import detectron2
 
     packages = {name: _version(name) for name in ("detectron2", "sal-detectron2")}
     source = ", ".join(f"{name} {found}" for name, found in packages.items() if found != MISSING) or "no distribution"
-    extension = "with _C" if find_spec("detectron2._C") else "without _C (not needed)"
-    return f"{detectron2.__version__} from {source}, {extension} ({_location('detectron2')})"
+    return f"{detectron2.__version__} from {source}, {_describe_extension()} ({_location('detectron2')})"
+
+
+def _describe_extension() -> str:
+    try:
+        import_module("detectron2._C")
+    except ImportError as error:
+        return f"without _C, which is not needed ({error})"
+    return "with _C"
 
 
 def _devices() -> dict[str, str]:

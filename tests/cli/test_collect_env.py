@@ -25,5 +25,13 @@ def test_a_missing_detectron2_is_said_with_the_remedy(monkeypatch):
     assert "scripts/install_detectron2.py" in collect_env.collect_env()["detectron2"]
 
 
+def test_a_compiled_detectron2_that_cannot_be_loaded_is_said_with_the_reason(monkeypatch):
+    def fail(name):
+        raise ImportError(f"{name} needs another torch")
+
+    monkeypatch.setattr(collect_env, "import_module", fail)
+    assert "without _C, which is not needed (detectron2._C needs" in collect_env.collect_env()["detectron2"]
+
+
 def test_an_absent_distribution_has_no_version():
     assert collect_env._version("no-such-distribution-here") == collect_env.MISSING
