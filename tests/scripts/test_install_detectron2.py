@@ -45,9 +45,10 @@ def test_pip_is_told_the_checksum_and_installs_no_dependency_of_the_old_pins(scr
     assert requirements == f"sal-detectron2==0.7.2 --hash=sha256:{script.SHA256}\n"
 
 
-def test_a_failed_download_exits_with_the_remedy(script, monkeypatch, capfd):
+def test_a_failed_download_exits_with_the_remedy(script, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(script, "find_spec", lambda name: None)
     monkeypatch.setattr(script, "DEPENDENCIES", ["pip"])
+    monkeypatch.setattr(script, "placement", lambda: ["--target", str(tmp_path)])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert script.main() == 1
     assert "check the network" in capfd.readouterr().err
