@@ -275,7 +275,8 @@ def _write_split(wheel: Path, root: Path, split: str, tiling: Tiling) -> list[Pa
             tile = picture.crop((x0, y0, x1, y1))
             images.append(_image_record(len(images) + 1, tile, f"{Path(scene).name}_x{x0:04d}_y{y0:04d}.png"))
             tile.save(root / split / images[-1]["file_name"])
-            annotations.extend(_annotation(len(annotations) + 1 + i, len(images), box) for i, box in enumerate(inside))
+            first_id = len(annotations) + 1
+            annotations.extend([_annotation(first_id + i, len(images), box) for i, box in enumerate(inside)])
     target = root / f"{split}.json"
     target.write_text(json.dumps(_coco(scene, images, annotations)))
     print(f"Sample data: {split}: {len(images)} tiles with {len(annotations)} boxes", flush=True)
