@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -188,3 +190,39 @@ def test_a_corrupt_image_of_the_test_set_becomes_a_black_one(records):
     assert samples[2]["image"].sum() == 0
     assert (samples[2]["width"], samples[2]["height"]) == (40, 30)
     assert "annotations" not in samples[2]
+
+
+@pytest.fixture
+def registered_name(records, tmp_path):
+    name = str(tmp_path)
+    DatasetCatalog.register(name, lambda: records)
+    return name
+
+
+def test_a_lazy_config_builds_the_loader(registered_name):
+    augmentations = LazyCall(train_augmentations)(
+        short_sizes=[16], max_size=32, crop_range=[12, 20], crop_short_sizes=[20]
+    )
+    config = LazyCall(build_train_loader)(
+        dataset=LazyCall(get_detection_dataset_dicts)(names=registered_name, filter_empty=False),
+        mapper=LazyCall(DetrDatasetMapper)(is_train=True, augmentations=augmentations),
+        total_batch_size=2,
+    )
+
+    batch = next(iter(instantiate(config)))
+
+    assert [min(sample["image"].shape[1:]) for sample in batch] == [16] * 2
+
+
+def test_a_yacs_config_builds_the_loader(records, registered_name):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (registered_name,)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SEED = 7
+    mapper = train_mapper()
+
+    built = next(iter(build_train_loader(cfg, mapper=mapper)))
+
+    expected = build_train_loader(dataset=records, mapper=mapper, total_batch_size=3, seed=7)
+    assert same_batches([built], [next(iter(expected))])
