@@ -6,6 +6,7 @@
 # Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
 #            VENV=path              another environment; one that has torch or Detectron2 keeps them
 #            TORCH_SPEC="torch==X torchvision==Y"
+#            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,7 +37,7 @@ train: $(PICTURES)/.complete
 
 $(TRAINED): | setup sample-data
 	@echo "==> Training $(QUICK_CONFIG); an interrupted run goes on where it stopped"
-	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume --output-dir $(QUICK_OUTPUT)
+	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume --output-dir $(QUICK_OUTPUT) $(QUICK_OPTIONS)
 	@touch $@
 
 $(PICTURES)/.complete: $(TRAINED)

@@ -125,17 +125,21 @@ def prepare_sample_data(
     return root
 
 
+def sample_folder() -> Path:
+    """Where the sample data is: the environment variable SPARSE_DETR_SAMPLE, else `datasets/sample` from here."""
+    return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
 def register_sample_data(root: str | Path | None = None) -> None:
     """Register `trees_train` and `trees_val` with Detectron2; the files are read when a data set is first used.
 
     Args:
-        root: folder of `prepare_sample_data`; by default that of the environment variable SPARSE_DETR_SAMPLE, else
-            `datasets/sample` in the working directory. A later call with another folder replaces the first.
+        root: folder of `prepare_sample_data`; by default `sample_folder()`. A later call replaces an earlier one.
     """
     require_detectron2()
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    folder = Path(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+    folder = Path(root) if root else sample_folder()
     for split in SPLITS:
         name, annotations = f"trees_{split}", folder / f"{split}.json"
         if name in DatasetCatalog:

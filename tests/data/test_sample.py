@@ -175,3 +175,10 @@ def test_the_registered_sets_are_read_when_used_and_follow_the_last_call(wheels,
 
     sample.register_sample_data(tmp_path / "elsewhere")
     assert MetadataCatalog.get("trees_val").json_file == str(tmp_path / "elsewhere" / "val.json")
+
+
+def test_the_folder_is_that_of_the_environment_variable_if_set(monkeypatch, tmp_path):
+    monkeypatch.setenv(sample.ROOT_VARIABLE, str(tmp_path))
+    assert sample.sample_folder() == tmp_path
+    monkeypatch.delenv(sample.ROOT_VARIABLE)
+    assert sample.sample_folder() == Path("datasets/sample")
