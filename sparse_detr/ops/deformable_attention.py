@@ -33,8 +33,13 @@ def multi_scale_deformable_attention(
         ValueError: an argument's shape does not fit the others.
     """
     check_sampling_shapes(spatial_shapes, sampling_locations, attention_weights, num_tokens=value.shape[1])
-    batch, _, num_heads, head_dim = value.shape
-    num_queries = sampling_locations.shape[1]
+    batch, num_queries, num_heads = sampling_locations.shape[:3]
+    if value.dim() != 4 or value.shape[::2] != (batch, num_heads):
+        raise ValueError(
+            f"value must be (B, N, M, D) with the {batch} images and {num_heads} heads of sampling_locations, "
+            f"got {tuple(value.shape)}"
+        )
+    head_dim = value.shape[-1]
     grids = 2 * sampling_locations - 1
     sizes = [height * width for height, width in spatial_shapes]
     samples = []
@@ -43,7 +48,7 @@ def multi_scale_deformable_attention(
         # grid_sample takes a slow path on a strided grid; the copy makes it twice as fast with the same result.
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1).contiguous()
         samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.transpose(1, 2).reshape(batch * num_heads, 1, num_queries, -1)
+    weights = attention_weights.transpose(1, 2).flatten(3).flatten(0, 1)[:, None]
     output = (torch.cat(samples, -1) * weights).sum(-1)
     return output.view(batch, num_heads * head_dim, num_queries).transpose(1, 2).contiguous()
 
