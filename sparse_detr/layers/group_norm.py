@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,11 +18,12 @@ class MaskedGroupNorm(nn.GroupNorm):
         """
         if real is None:
             return super().forward(x)
-        groups = x.unflatten(1, (self.num_groups, -1))
-        weight = real[:, None, None].to(x.dtype)
-        count = weight.sum((-2, -1), keepdim=True) * groups.shape[2]
-        mean = (groups * weight).sum((2, 3, 4), keepdim=True) / count
-        centred = (groups - mean) * weight
+        # Counts and sums of half precision maps need float32. Filling, unlike multiplying, also stops NaN.
+        groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
+        padding = ~real[:, None, None]
+        count = real.sum((-2, -1)).view(-1, 1, 1, 1, 1) * groups.shape[2]
+        mean = groups.masked_fill(padding, 0).sum((2, 3, 4), keepdim=True) / count
+        centred = (groups - mean).masked_fill(padding, 0)
         variance = centred.square().sum((2, 3, 4), keepdim=True) / count
         normalised = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
         return normalised * self.weight[:, None, None] + self.bias[:, None, None]

@@ -128,7 +128,7 @@ class MultiScaleTokenizer(nn.Module):
                 first = level == self.num_backbone_levels
                 source = features[-1] if first else levels[-1]
                 if masked:
-                    source = source * real[level - 1][:, None]
+                    source = source.masked_fill(~real[level - 1][:, None], 0)
             levels.append(projection(source, real[level] if masked else None))
         return levels
 
