@@ -1,0 +1,153 @@
+"""Scenarios that two processes run together; each leaves what it saw in a file of its rank."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+
+from sparse_detr.engine.distributed import wrap_for_ranks
+from sparse_detr.engine.train import train
+from sparse_detr.recipes import mobilenet_v2, sparse_detr
+from tests.engine.toys import ToyDetector, toy_loader, toy_run
+
+WORLD_SIZE = 2
+TIMEOUT = timedelta(seconds=90)
+EMPTY = "images of the second rank have no boxes"
+FULL = "all images have boxes"
+
+
+def run_scenarios(folder: Path) -> None:
+    """Run every scenario in two gloo processes; a hang is an error."""
+    context = mp.start_processes(_rank, args=(folder,), nprocs=WORLD_SIZE, join=False)
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while not context.join(1.0):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            raise TimeoutError(f"the processes hang; finished: {sorted(path.name for path in folder.glob('*.pt'))}")
+
+
+def _rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    url = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=WORLD_SIZE, timeout=TIMEOUT)
+    comm.create_local_process_group(WORLD_SIZE)
+    for name, scenario in SCENARIOS.items():
+        (folder / name).mkdir(exist_ok=True)
+        comm.synchronize()
+        torch.save(_outcome(scenario, folder / name), folder / f"{name}_rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _outcome(scenario: Callable[[Path], Any], folder: Path) -> Any:
+    try:
+        return scenario(folder)
+    except (Exception, SystemExit) as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def train_toy(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after a training in joint batches of 4; `dist` decides how many processes share them."""
+    model = ToyDetector(dropout=0.0)
+    run = toy_run(folder, model=model)
+    object.__setattr__(run, "build_train_loader", lambda: toy_loader(batch_size=4))
+    train(run)
+    return model.state_dict()
+
+
+def resume_toy(folder: Path) -> dict[str, bool]:
+    """Whether a training with dropout, different on each rank, gives the same when repeated from its middle."""
+    run = toy_run(folder, model=ToyDetector(), checkpointer={"period": 4})
+    torch.manual_seed(comm.get_rank())
+    train(run)
+    whole = torch.load(folder / "model_final.pth", weights_only=True)
+    comm.synchronize()
+    (folder / "last_checkpoint").write_text("model_0000003.pth")
+    comm.synchronize()
+    train(toy_run(folder, checkpointer={"period": 4}), resume_last=True)
+    again = torch.load(folder / "model_final.pth", weights_only=True)
+    states = [state["torch"] for state in whole["random_states"]]
+    return {
+        "same weights": all(torch.equal(weight, again["model"][name]) for name, weight in whole["model"].items()),
+        "one random state a rank": len(states) == WORLD_SIZE and not torch.equal(*states),
+    }
+
+
+def fail_on_second_rank(folder: Path) -> None:
+    """The second rank's third batch gives NaN."""
+    model = ToyDetector()
+    calls = []
+
+    def poison(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output * float("nan") if len(calls) > 2 and comm.get_rank() == 1 else output
+
+    model.backbone.register_forward_hook(poison)
+    train(toy_run(folder, model=model))
+
+
+def stop_second_rank(folder: Path) -> None:
+    """Only the second rank gets a SIGTERM."""
+    model = ToyDetector()
+
+    def kill(module: Any, inputs: Any) -> None:
+        if comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    model.register_forward_pre_hook(kill)
+    train(toy_run(folder, model=model))
+
+
+def tiny_detector() -> torch.nn.Module:
+    from detectron2.config import instantiate
+
+    torch.manual_seed(0)
+    options = {"embed_dim": 32, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "feedforward_dim": 16}
+    model = sparse_detr(backbone=mobilenet_v2(), num_classes=3, num_queries=10, dropout=0.0, **options)
+    return instantiate(model).double().train()
+
+
+def images(*, empty: bool) -> list[dict[str, Any]]:
+    """Four images of one size; the last two have no boxes if `empty`."""
+    generator = torch.Generator().manual_seed(5)
+    batch = []
+    for index in range(4):
+        count = 0 if empty and index >= 2 else index + 1
+        corner = torch.rand(count, 2, generator=generator) * 32
+        boxes = Boxes(torch.cat([corner, corner + 8 + torch.rand(count, 2, generator=generator) * 20], dim=1))
+        instances = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.arange(count) % 3)
+        image = (torch.rand(3, 64, 64, generator=generator) * 255).to(torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": 64, "width": 64})
+    return batch
+
+
+def detector_gradients(*, empty: bool) -> dict[str, Any]:
+    """Losses of this process and the gradients after the exchange, of the joint batch of four images."""
+    share = 4 // comm.get_world_size()
+    batch = images(empty=empty)[comm.get_rank() * share :][:share]
+    model = wrap_for_ranks(tiny_detector(), torch.device("cpu"), broadcast_buffers=False)
+    losses = model(batch)
+    sum(losses.values()).backward()
+    return {
+        "losses": {name: loss.item() for name, loss in losses.items()},
+        "gradients": [p.grad for p in model.parameters() if p.requires_grad],
+    }
+
+
+SCENARIOS: dict[str, Callable[[Path], Any]] = {
+    "toy": train_toy,
+    "resume": resume_toy,
+    "nonfinite": fail_on_second_rank,
+    "signal": stop_second_rank,
+    FULL: lambda folder: detector_gradients(empty=False),
+    EMPTY: lambda folder: detector_gradients(empty=True),
+}
