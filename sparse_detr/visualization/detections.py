@@ -101,7 +101,7 @@ class _Canvas:
         corners = [round(side * self.scale) for side in detection.box]
         width = max(1, round(self.unit * (0.6 + 1.4 * detection.score)))
         self.pen.rectangle(_grown(corners, self.unit / 2), outline=(0, 0, 0, 110), width=width + round(self.unit))
-        alpha = round(255 * (0.35 + 0.65 * detection.score))
+        alpha = round(255 * (0.5 + 0.5 * detection.score))
         self.pen.rectangle(corners, outline=(*class_color(detection.label), alpha), width=width)
 
     def draw_label(self, detection: Detection, boxes: Sequence[Detection]) -> None:

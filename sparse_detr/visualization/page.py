@@ -12,10 +12,10 @@ from matplotlib.colors import Colormap, Normalize
 from PIL import Image, ImageDraw, ImageFont
 
 INK, MUTED, PAPER = (34, 34, 40), (112, 112, 122), (255, 255, 255)
-_WIDTH, _MARGIN, _GAP = 1920, 32, 24
-_MAX_PANEL_HEIGHT = 1856
-_TITLE_SIZE, _TEXT_SIZE = 34, 22
-_TITLE_HEIGHT, _BAR_HEIGHT = 40, 60
+_WIDTH, _MARGIN, _GAP = 1600, 28, 20
+_MAX_PANEL_HEIGHT = 1544
+_TITLE_SIZE, _TEXT_SIZE = 30, 19
+_TITLE_HEIGHT, _BAR_HEIGHT = 36, 56
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,27 +43,39 @@ class Panel:
     bar: ColorBar | None = None
 
 
-def compose_page(title: str, rows: Sequence[Sequence[Panel]]) -> np.ndarray:
+def compose_page(title: str, remark: str, rows: Sequence[Sequence[Panel]]) -> np.ndarray:
     """Lay panels out row by row; those of a row share its width.
 
     Args:
         title: heading of the page.
+        remark: a line below the heading; "" for none.
         rows: panels, whose pictures have about the same proportions.
 
     Returns:
-        (H, W, 3) uint8 RGB, 1920 pixels wide.
+        (H, W, 3) uint8 RGB, 1600 pixels wide.
     """
-    strips = [_row(row) for row in rows]
-    head = 2 * _MARGIN + _TITLE_SIZE
-    page = Image.new("RGB", (_WIDTH, head + sum(strip.height + _GAP for strip in strips)), PAPER)
-    width = font(_TITLE_SIZE, bold=True).getlength(title)
-    title_font = font(round(_TITLE_SIZE * min(1, (_WIDTH - 2 * _MARGIN) / max(width, 1))), bold=True)
-    ImageDraw.Draw(page).text((_MARGIN, head / 2), title, INK, title_font, anchor="lm")
-    top = head
+    strips = [_heading(title, remark), *(_row(row) for row in rows)]
+    page = Image.new("RGB", (_WIDTH, _MARGIN + sum(strip.height + _GAP for strip in strips)), PAPER)
+    top = _MARGIN
     for strip in strips:
         page.paste(strip, (_MARGIN, top))
         top += strip.height + _GAP
     return np.asarray(page)
+
+
+def _heading(title: str, remark: str) -> Image.Image:
+    room = _WIDTH - 2 * _MARGIN
+    drawn = Image.new("RGB", (room, round((2.2 if remark else 1.2) * _TITLE_SIZE)), PAPER)
+    pen = ImageDraw.Draw(drawn)
+    pen.text((0, 0), title, INK, _fitting_font(title, _TITLE_SIZE, room, bold=True), anchor="lt")
+    pen.text((0, 1.4 * _TITLE_SIZE), remark, MUTED, _fitting_font(remark, _TEXT_SIZE + 4, room), anchor="lt")
+    return drawn
+
+
+def _fitting_font(text: str, size: int, room: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font at a size, or smaller if the text would be wider than the room."""
+    width = font(size, bold=bold).getlength(text)
+    return font(size if width <= room else int(size * room / width), bold=bold)
 
 
 def _row(panels: Sequence[Panel]) -> Image.Image:

@@ -69,8 +69,8 @@ def enlarge(level_map: np.ndarray, size: tuple[int, int], *, smooth: bool = Fals
 
 
 def fused_scores(scores: LevelMaps, size: tuple[int, int]) -> np.ndarray:
-    """Return the best score of any level for every pixel of a (height, width) image."""
-    return np.max([enlarge(level, size, smooth=True) for level in scores], axis=0)
+    """Return the mean score of the levels for every pixel of a (height, width) image."""
+    return np.mean([enlarge(level, size, smooth=True) for level in scores], axis=0)
 
 
 def fused_attention(attention: LevelMaps, size: tuple[int, int]) -> np.ndarray:

@@ -32,7 +32,9 @@ def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     """
     panels = _kept_panels(image, maps)
     columns = 2 if len(panels) in (2, 4) else 3
-    return compose_page(_kept_headline(maps), [panels[i : i + columns] for i in range(0, len(panels), columns)])
+    return compose_page(
+        "Kept tokens", _kept_remark(maps), [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    )
 
 
 def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
@@ -41,9 +43,8 @@ def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
         Panel(_heat_picture(image, level, heat.bar), _level_name(level, index))
         for index, level in enumerate(heat.levels)
     ]
-    if heat.bar is not heat.fused_bar:
-        levels[0] = replace(levels[0], bar=heat.bar)
-    return compose_page(heat.title, [[_fused_panel(image, heat, title="All levels")], levels])
+    levels[0] = replace(levels[0], bar=heat.bar)
+    return compose_page(heat.title, "", [[_fused_panel(image, heat, title="All levels")], levels])
 
 
 def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str) -> np.ndarray:
@@ -59,8 +60,7 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
     if maps.scores is not None:
         rows.append(_kept_panels(image, maps))
-        title = f"{title} | {_kept_headline(maps)}"
-    return compose_page(title, rows)
+    return compose_page(title, _kept_remark(maps) if maps.scores is not None else "", rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +91,13 @@ def score_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
     scores = _flat(maps.scores)
     kept = scores[_flat(maps.kept)]
     mark = (float(kept.min()), "kept from here") if 0 < kept.size < scores.size else None
-    low, high = np.percentile(scores, (0.5, 99.5))
-    norm = Normalize(low, max(high, low + 1e-6))
-    bar = ColorBar(norm=norm, colormap=colormaps["viridis"], mark=mark)
     fused = fused_scores(maps.scores, _picture_size(image))
-    return Heat("Token scores", "best of all levels", levels=maps.scores, bar=bar, fused=fused, fused_bar=bar)
+    bar, fused_bar = (
+        ColorBar(norm=Normalize(*_spread(values)), colormap=colormaps["viridis"], mark=mark)
+        for values, mark in ((scores, mark), (fused, None))
+    )
+    remark = "mean of all levels"
+    return Heat("Token scores", remark, levels=maps.scores, bar=bar, fused=fused, fused_bar=fused_bar)
 
 
 def attention_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
@@ -118,12 +120,12 @@ def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
     ]
 
 
-def _kept_headline(maps: TokenMaps) -> str:
+def _kept_remark(maps: TokenMaps) -> str:
     total, kept = sum(level.size for level in maps.kept), sum(int(level.sum()) for level in maps.kept)
-    headline = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
+    remark = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
     if isnan(maps.covered_attention):
-        return headline
-    return f"{headline}, which get {maps.covered_attention:.0%} of the decoder's attention"
+        return remark
+    return f"{remark}, which get {maps.covered_attention:.0%} of the decoder's attention"
 
 
 def _level_name(level_map: np.ndarray, level: int) -> str:
@@ -156,6 +158,12 @@ def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar) -> np.nd
     grey = picture.mean(-1, keepdims=True)
     colors = bar.colormap(bar.norm(enlarge(values, picture.shape[:2])), bytes=True)[..., :3]
     return ((1 - _HEAT_OPACITY) * grey + _HEAT_OPACITY * colors).astype(np.uint8)
+
+
+def _spread(values: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest value, but for a few extremes."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    return float(low), max(float(high), float(low) + 1e-6)
 
 
 def _square_root_norm(values: np.ndarray) -> Normalize:

@@ -41,8 +41,8 @@ def test_a_cell_covers_its_even_share_of_the_image():
     assert enlarge(cells, (4, 6)).tolist() == np.kron(cells, np.ones((2, 3))).tolist()
 
 
-def test_fused_scores_are_the_best_of_the_levels():
-    assert np.array_equal(fused_scores([np.zeros((2, 2)), np.ones((1, 1))], (2, 2)), np.ones((2, 2)))
+def test_fused_scores_are_the_mean_of_the_levels():
+    assert np.array_equal(fused_scores([np.zeros((2, 2)), np.ones((1, 1))], (2, 2)), np.full((2, 2), 0.5))
 
 
 def test_fused_attention_spreads_a_coarse_token_over_its_area():

@@ -12,7 +12,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
 
 def is_page(page: np.ndarray) -> bool:
-    return page.dtype == np.uint8 and page.shape[1:] == (1920, 3) and bool((page[0] == 255).all())
+    return page.dtype == np.uint8 and page.shape[1:] == (1600, 3) and bool((page[0] == 255).all())
 
 
 def test_kept_cells_keep_their_colours_and_the_rest_is_dimmed_and_grey():

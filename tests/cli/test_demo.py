@@ -1,0 +1,136 @@
+"""The demo draws what it can read, for configs of every kind, and says what it cannot do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import instantiate
+
+from sparse_detr.cli.demo import find_images, unique_stems
+from sparse_detr.cli.main import main
+from sparse_detr.config import load_config
+
+COMMON = Path(__file__).parents[2] / "configs" / "common"
+KINDS = {"detections", "tokens", "scores", "attention", "overview"}
+
+CONFIG = """
+from detectron2.config import LazyConfig
+from sparse_detr import recipes
+
+dataloader, optimizer, train = LazyConfig.load({coco!r}, ("dataloader", "optimizer", "train"))
+lr_multiplier = LazyConfig.load({schedule!r}, "step")
+dataloader.test.mapper.augmentations.short_size = 64
+train.device = "cpu"
+model = recipes.{recipe}(
+    backbone=recipes.mobilenet_v2(), num_classes=2, embed_dim=64, encoder_layers=1, decoder_layers=1, num_levels=3,
+    num_queries=10, feedforward_dim=32,
+)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with a config and weights of a sparse and of a dense detector, images and classes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name, size in {"wide.png": (96, 64), "tall.jpg": (64, 90)}.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / name)
+    for kind, recipe in {"sparse": "sparse_detr", "dense": "deformable_detr"}.items():
+        text = CONFIG.format(coco=str(COMMON / "coco.py"), schedule=str(COMMON / "schedule.py"), recipe=recipe)
+        (tmp_path / f"{kind}.py").write_text(text)
+        torch.manual_seed(0)
+        model = instantiate(load_config(f"{kind}.py").model)
+        torch.save({"model": model.state_dict()}, tmp_path / f"{kind}.pth")
+    categories = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]
+    (tmp_path / "classes.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    return tmp_path
+
+
+def demo(kind: str, *options: str, images: str = "images") -> int:
+    return main(
+        ["demo", "--config-file", f"{kind}.py", "--weights", f"{kind}.pth", "--input", images, "--output", "out"]
+        + ["--score-threshold", "0", *options]
+    )
+
+
+def written(folder: Path, stem: str) -> set[str]:
+    return {path.stem.removeprefix(f"{stem}_") for path in (folder / "out").glob(f"{stem}_*.png")}
+
+
+def test_an_image_gets_all_pictures_and_its_detections(folder, capsys):
+    assert demo("sparse", "--train-json", "classes.json", "--keep-ratio", "0.5", images="images/tall.jpg") == 0
+    assert written(folder, "tall") == KINDS
+    result = json.loads((folder / "out" / "tall.json").read_text())
+    assert (result["width"], result["height"]) == (64, 90)
+    assert result["kept_share"] == pytest.approx(0.5, abs=0.02)
+    assert {detection["name"] for detection in result["detections"]} <= {"cat", "dog"}
+    assert result["detections"][0]["score"] >= result["detections"][-1]["score"]
+    assert "1 of 1 images drawn" in capsys.readouterr().out
+
+
+def test_a_dense_detector_has_no_token_pictures_which_is_said_once(folder, capsys):
+    assert demo("dense", images="images/wide.png") == 0
+    assert written(folder, "wide") == KINDS - {"tokens", "scores"}
+    assert capsys.readouterr().out.count("dense encoder") == 1
+
+
+def test_an_unreadable_image_is_named_skipped_and_counted(folder, capsys):
+    (folder / "images" / "broken.png").write_bytes(b"no image")
+    assert demo("sparse") == 0
+    output = capsys.readouterr()
+    assert "broken.png" in output.out
+    assert "2 of 3 images drawn, 1 skipped" in output.out
+
+
+def test_nothing_readable_is_a_failure(folder):
+    (folder / "broken.png").write_bytes(b"no image")
+    assert demo("sparse", images="broken.png") == 1
+
+
+def test_the_config_of_a_run_serves_as_well(folder):
+    from detectron2.config import LazyConfig
+
+    LazyConfig.save(load_config("sparse.py"), "config.yaml")
+    arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
+    assert main(["demo", "--config-file", "config.yaml", *arguments]) == 0
+    assert written(folder, "wide") == KINDS
+
+
+def test_overrides_apply_in_the_configs_own_style(folder, capsys):
+    assert demo("sparse", "--max-images", "1", "--opts", "model.selector.keep_ratio=1.0") == 0
+    assert json.loads((folder / "out" / "tall.json").read_text())["kept_share"] == 1
+    assert "1 of 1 images drawn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("dense", ["--keep-ratio", "0.5"], "dense encoder"),
+        ("sparse", ["--keep-ratio", "0"], "--keep-ratio 0"),
+        ("sparse", ["--opts", "model.num_classes=7"], "the checkpoint has 2 classes and the model 7"),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_traceback(folder, capsys, kind, options, message):
+    assert demo(kind, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_place_without_images_is_an_error_that_names_it(folder, capsys):
+    assert demo("sparse", images="nowhere/*.png") == 2
+    assert "nowhere/*.png" in capsys.readouterr().err
+
+
+def test_images_are_found_in_folders_by_pattern_and_by_name_once_each(folder):
+    found = find_images(["images", "images/*.jpg", "images/wide.png"])
+    assert [Path(path).name for path in found] == ["tall.jpg", "wide.png"]
+
+
+def test_files_of_the_same_name_do_not_overwrite_each_other():
+    assert unique_stems(["a/x.png", "b/x.png", "b/x-2.png", "c/x.jpg"]) == ["x", "x-2", "x-2-2", "x-3"]
