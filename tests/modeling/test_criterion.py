@@ -1,0 +1,112 @@
+"""The set loss, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from sparse_detr.modeling.criterion import SetCriterion
+from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.structures import PredictionGroup, Targets
+
+BOX = (0.5, 0.5, 0.2, 0.2)
+
+
+def make_group(logits, boxes, *, name="decoder_1", suffix="", **options):
+    logits, boxes = torch.tensor(logits).requires_grad_(), torch.tensor(boxes).requires_grad_()
+    return PredictionGroup(name=name, suffix=suffix, logits=logits, boxes=boxes, **options)
+
+
+def make_targets(*images):
+    """One list of (label, box) an image."""
+    return [
+        Targets(
+            labels=torch.tensor([label for label, _ in image], dtype=torch.long),
+            boxes=torch.tensor([box for _, box in image]).view(-1, 4),
+        )
+        for image in images
+    ]
+
+
+def criterion(**options):
+    return SetCriterion(matcher=HungarianMatcher(), **options)
+
+
+def focal(logit, positive):
+    """Sigmoid focal loss of one logit, alpha 0.25 and gamma 2."""
+    p = 1 / (1 + math.exp(-logit))
+    return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
+
+
+def test_the_published_focal_number_comes_out():
+    group = make_group([[[2.0, -1.0], [0.5, -3.0]]], [[BOX, (0.9, 0.9, 0.1, 0.1)]])
+    losses = criterion(class_weight=1.0)([group], make_targets([(0, BOX)]))
+    assert losses["loss_class"].item() == pytest.approx(0.3005851, abs=1e-6)
+
+
+def test_box_losses_are_l1_and_one_minus_generalized_iou_of_the_matched_pair():
+    group = make_group([[[0.0], [0.0]]], [[(0.6, 0.5, 0.4, 0.2), (0.1, 0.1, 0.05, 0.05)]])
+    losses = criterion()([group], make_targets([(0, BOX)]))
+    assert losses["loss_bbox"].item() == pytest.approx(5 * 0.3, abs=1e-6)
+    assert losses["loss_giou"].item() == pytest.approx(2 * (1 - 0.5), abs=1e-6)
+    assert losses["loss_class"].item() == pytest.approx(2 * (focal(0, True) + focal(0, False)), abs=1e-6)
+
+
+def test_losses_are_a_mean_over_the_true_boxes_of_all_images():
+    near, far = (0.5, 0.5, 0.2, 0.3), (0.1, 0.1, 0.05, 0.05)
+    group = make_group([[[0.0], [0.0]], [[0.0], [0.0]]], [[near, far], [far, near]])
+    losses = criterion()([group], make_targets([(0, BOX)], [(0, BOX), (0, far)]))
+    assert losses["loss_bbox"].item() == pytest.approx(5 * (0.1 + 0.1 + 0) / 3, abs=1e-6)
+
+
+def test_every_group_has_losses_of_its_own_name():
+    groups = [
+        make_group([[[0.0]]], [[BOX]], suffix=suffix, name=name)
+        for name, suffix in (("decoder_0", "_0"), ("decoder_1", ""), ("proposals", "_enc"))
+    ]
+    losses = criterion()(groups, make_targets([(0, BOX)]))
+    assert set(losses) == {f"loss_{kind}{end}" for kind in ("class", "bbox", "giou") for end in ("_0", "", "_enc")}
+
+
+def test_no_true_boxes_cost_no_box_loss_and_keep_the_graph():
+    group = make_group([[[1.0, -1.0]], [[0.0, 0.5]]], [[BOX], [BOX]])
+    losses = criterion()([group], make_targets([], []))
+    assert losses["loss_bbox"].item() == losses["loss_giou"].item() == 0
+    expected = 2 * sum(focal(logit, False) for logit in (1.0, -1.0, 0.0, 0.5))
+    assert losses["loss_class"].item() == pytest.approx(expected, abs=1e-6)
+    sum(losses.values()).backward()
+    assert group.logits.grad.all()
+    assert group.boxes.grad is not None
+    assert not group.boxes.grad.any()
+
+
+def test_an_image_without_boxes_beside_one_with_boxes_adds_negatives_only():
+    group = make_group([[[1.0]], [[0.5]]], [[BOX], [BOX]])
+    losses = criterion()([group], make_targets([], [(0, BOX)]))
+    assert losses["loss_class"].item() == pytest.approx(2 * (focal(1.0, False) + focal(0.5, True)), abs=1e-6)
+    assert losses["loss_bbox"].item() == 0
+
+
+def test_more_boxes_than_queries_train_the_queries_that_there_are():
+    far = (0.1, 0.1, 0.05, 0.05)
+    group = make_group([[[0.0]]], [[BOX]])
+    losses = criterion()([group], make_targets([(0, far), (0, BOX), (0, far)]))
+    assert losses["loss_bbox"].item() == 0
+    assert losses["loss_class"].item() == pytest.approx(2 * focal(0, True) / 3, abs=1e-6)
+
+
+def test_rows_that_fill_the_batch_count_in_no_loss():
+    full = make_group([[[1.0], [5.0]]], [[(0.4, 0.5, 0.2, 0.2), BOX]], valid=torch.tensor([[True, False]]))
+    alone = make_group([[[1.0]]], [[(0.4, 0.5, 0.2, 0.2)]])
+    targets = make_targets([(0, BOX)])
+    with_filling, without = criterion()([full], targets), criterion()([alone], targets)
+    assert {k: v.item() for k, v in with_filling.items()} == {k: pytest.approx(v.item()) for k, v in without.items()}
+    sum(with_filling.values()).backward()
+    assert full.logits.grad[0, 1].item() == 0
+    assert not full.boxes.grad[0, 1].any()
+
+
+def test_a_class_agnostic_group_learns_class_zero_for_every_label():
+    group = make_group([[[1.0, -1.0]]], [[BOX]], class_agnostic=True)
+    loss = criterion()([group], make_targets([(1, BOX)]))["loss_class"]
+    assert loss.item() == pytest.approx(2 * (focal(1.0, True) + focal(-1.0, False)), abs=1e-6)

@@ -1,0 +1,74 @@
+"""The sparse encoder against the dense one and against a loop."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer, encoder_reference_points
+from sparse_detr.structures import AllTokens, TopKTokens
+from tests.modeling.tiny import make_pyramid, make_tokens, shake
+
+SHAPES = ((4, 5), (2, 3))
+PADDED = (SHAPES, ((2, 3), (1, 2)))
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    attention = MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2)
+    ffn = FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0)
+    layer = EncoderLayer(self_attn=attention, ffn=ffn, embed_dim=32, dropout=0.0)
+    encoder = Encoder(layers=[layer, copy.deepcopy(layer), copy.deepcopy(layer)]).double()
+    shake(encoder)
+    return encoder
+
+
+def some_tokens(*counts):
+    """A random order of all 26 tokens, of which each image keeps a number."""
+    generator = torch.Generator().manual_seed(5)
+    order = torch.stack([torch.randperm(26, generator=generator) for _ in counts])
+    return TopKTokens(indices=order[:, : max(counts)], counts=torch.tensor(counts), num_tokens=26)
+
+
+def test_keeping_every_token_equals_the_dense_encoder_on_real_tokens(encoder):
+    tokens = make_tokens(make_pyramid(SHAPES, *PADDED))
+    dense = AllTokens(tokens.pyramid)
+    counts = dense.counts
+    order = torch.stack([row.int().argsort(stable=True) for row in tokens.pyramid.padding_mask])
+    everything = TopKTokens(indices=order, counts=counts, num_tokens=26)
+    real = ~tokens.pyramid.padding_mask
+    assert_close(encoder(tokens, everything).memory[real], encoder(tokens, dense).memory[real], atol=1e-12, rtol=0)
+
+
+def test_a_loop_that_reads_all_tokens_and_writes_the_kept_ones_gives_the_same(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
+    rows = selection.indices[0]
+    memory, references = tokens.content.clone(), encoder_reference_points(tokens.pyramid, torch.float64)[:, rows]
+    position = tokens.position[:, rows]
+    for layer in encoder.layers:
+        memory[:, rows] = layer(memory[:, rows], position, references, memory.clone(), tokens.pyramid)
+    assert_close(encoder(tokens, selection).memory, memory, atol=1e-12, rtol=0)
+
+
+def test_tokens_that_are_not_kept_leave_as_they_came(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
+    memory = encoder(tokens, selection).memory
+    assert torch.equal(memory[~selection.kept_mask], tokens.content[~selection.kept_mask])
+    assert not (memory[selection.kept_mask] == tokens.content[selection.kept_mask]).any()
+
+
+def test_every_layer_hands_out_the_selected_tokens_after_it(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
+    output = encoder(tokens, selection)
+    assert [tuple(layer.shape) for layer in output.layers] == [(1, 6, 32)] * 3
+    assert torch.equal(selection.gather(output.memory), output.layers[-1])
+
+
+def test_reference_points_are_centres_on_every_padded_level():
+    pyramid = make_pyramid(((3, 4), (2, 2)), ((2, 3), (2, 1)))
+    references = encoder_reference_points(pyramid, torch.float32)[0]
+    assert_close(references[6], torch.tensor([[0.625, 0.5], [0.4166667, 0.75]]))
+    assert_close(references[15], torch.tensor([[1.125, 0.5], [0.75, 0.75]]))

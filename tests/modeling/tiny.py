@@ -1,0 +1,114 @@
+"""Detectors small enough to run in milliseconds, and pictures for them."""
+
+import torch
+from detectron2.config import LazyCall, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone as D2Backbone
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from sparse_detr.recipes import Backbone, deformable_detr, efficient_detr, sparse_detr
+from sparse_detr.structures import Pyramid, Tokens
+
+CPU = torch.device("cpu")
+NUM_CLASSES = 5
+SIZES = {
+    "num_classes": NUM_CLASSES,
+    "embed_dim": 64,  # two channels a group of the normalisation, so that a map of one cell has a variance
+    "num_heads": 4,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "feedforward_dim": 48,
+    "dropout": 0.0,
+    "num_points": 2,
+    "num_queries": 12,
+}
+CHANNELS = (6, 8, 10)
+STRIDES = (8, 16, 32)
+
+# Every kind of model that the recipes make.
+MODELS = {
+    "one_stage": (deformable_detr, {}),
+    "refined": (deformable_detr, {"box_refinement": True}),
+    "two_stage": (deformable_detr, {"box_refinement": True, "two_stage": "projected"}),
+    "efficient": (efficient_detr, {}),
+    "sparse": (sparse_detr, {"keep_ratio": 0.3}),
+    "sparse_without_auxiliary_loss": (sparse_detr, {"keep_ratio": 0.3, "encoder_auxiliary_loss": False}),
+    "objectness": (sparse_detr, {"keep_ratio": 0.3, "scorer": "objectness"}),
+    "random": (sparse_detr, {"keep_ratio": 0.3, "scorer": "random"}),
+}
+
+
+class PatchBackbone(D2Backbone):
+    """One strided convolution a level whose cells see no pixel of a neighbour, so that no padding leaks in.
+
+    With `real_sizes`, the (h, w) of every image, cells outside of an image hold loud noise.
+    """
+
+    def __init__(self):
+        super().__init__()
+        pairs = zip(CHANNELS, STRIDES, strict=True)
+        self.levels = nn.ModuleList(nn.Conv2d(3, channels, stride, stride) for channels, stride in pairs)
+        self.real_sizes = None
+
+    def forward(self, x):
+        maps = {}
+        for level, stride in zip(self.levels, STRIDES, strict=True):
+            filled = nn.functional.pad(x, (0, -x.shape[-1] % stride, 0, -x.shape[-2] % stride))
+            maps[f"map{stride}"] = self._with_noise(level(filled), stride)
+        return maps
+
+    def _with_noise(self, x, stride):
+        for image, (height, width) in enumerate(self.real_sizes or ()):
+            noise = 100 * torch.randn_like(x[image])
+            rows, columns = -(-height // stride), -(-width // stride)
+            noise[:, :rows, :columns] = x[image, :, :rows, :columns]
+            x = torch.cat([x[:image], noise[None], x[image + 1 :]])
+        return x
+
+    def output_shape(self):
+        pairs = zip(CHANNELS, STRIDES, strict=True)
+        return {f"map{stride}": ShapeSpec(channels=channels, stride=stride) for channels, stride in pairs}
+
+
+def patch_backbone():
+    return Backbone(LazyCall(PatchBackbone)(), tuple(f"map{stride}" for stride in STRIDES), CHANNELS, STRIDES)
+
+
+def build(name, *, seed=0, dtype=torch.float64, **options):
+    """One of MODELS with random weights everywhere, so that no path hides behind a zero initialisation."""
+    recipe, defaults = MODELS[name]
+    torch.manual_seed(seed)
+    model = instantiate(recipe(**{"backbone": patch_backbone(), **SIZES, **defaults, **options})).to(dtype)
+    shake(model)
+    return model
+
+
+def shake(model, scale=0.1):
+    """Add noise to every parameter."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+def picture(height, width, boxes=((0.1, 0.2, 0.5, 0.7), (0.4, 0.3, 0.9, 0.8)), *, seed=0):
+    """An input dict: noise with true boxes (xyxy in [0, 1]) of classes 0, 1, 2, ..."""
+    generator = torch.Generator().manual_seed(seed + 1000 * height + width)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).view(-1, 4) * torch.tensor([width, height, width, height]))
+    instances.gt_classes = torch.arange(len(boxes)) % NUM_CLASSES
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def make_pyramid(shapes, *valid_shapes):
+    """A pyramid, unpadded and of one image unless valid shapes are given."""
+    return Pyramid(spatial_shapes=shapes, valid_shapes=valid_shapes or (shapes,), device=CPU)
+
+
+def make_tokens(pyramid, embed_dim=32, *, seed=0, dtype=torch.float64):
+    """Random tokens of a pyramid."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (len(pyramid.valid_shapes), pyramid.num_tokens, embed_dim)
+    content, position = torch.randn(2, *size, generator=generator, dtype=dtype)
+    return Tokens(content=content, position=position, pyramid=pyramid)
