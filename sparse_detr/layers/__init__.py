@@ -1,6 +1,6 @@
 """Building blocks that know nothing of detectors."""
 
-from sparse_detr.layers.blocks import MLP, FeedForward
+from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
@@ -12,6 +12,7 @@ __all__ = [
     "FeedForward",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
+    "copies",
     "embed_boxes",
     "embed_tokens",
     "inverse_sigmoid",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,3 +48,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+
+
+def copies(*, module: nn.Module, count: int) -> list[nn.Module]:
+    """`count` independent copies, the module itself first."""
+    return [module, *(copy.deepcopy(module) for _ in range(count - 1))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ require_detectron2()
 from detectron2.config import LazyCall as L  # noqa: E402
 from torch import nn  # noqa: E402
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention  # noqa: E402
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, copies  # noqa: E402
 from sparse_detr.modeling.criterion import SetCriterion  # noqa: E402
 from sparse_detr.modeling.decoder import Decoder, DecoderLayer  # noqa: E402
 from sparse_detr.modeling.detector import GeneralizedDETR  # noqa: E402
@@ -114,8 +113,3 @@ def deformable_detr(
 def efficient_detr(**options: Any) -> Any:
     """Deformable DETR with refinement and the best encoder tokens as queries: the dense twin of Sparse DETR."""
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
-
-
-def copies(*, module: nn.Module, count: int) -> list[nn.Module]:
-    """`count` independent copies, the module itself first."""
-    return [module, *(copy.deepcopy(module) for _ in range(count - 1))]
