@@ -81,7 +81,7 @@ def convert_checkpoint(
         names=names,
         dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
         unknown=tuple(name for name, (_, known) in renamed.items() if not known),
-        description=describe(weights, file.arguments),
+        description=describe(weights, public_names=file.weights, trained_with=file.arguments),
     )
 
 

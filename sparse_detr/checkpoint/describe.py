@@ -1,7 +1,7 @@
 """What model a converted checkpoint needs, read off its entries."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor
 from sparse_detr.checkpoint.classes import count_classes
 from sparse_detr.checkpoint.name_maps import count_indices
 
-# (width of the stem or patch embedding, blocks of the third stage) of each body
-RESNETS = {6: "resnet50", 23: "resnet101"}
-SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
+# blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
+RESNETS = {6: "resnet(50)", 23: "resnet(101)"}
+SWINS = {(96, 6): "swin_tiny()"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,16 @@ class Description:
 
     Args:
         recipe: function of `sparse_detr.recipes`; None for a file of backbone weights.
-        backbone: function of `sparse_detr.recipes.backbones`, or None if it is none of the known ones.
+        backbone: call of a function of `sparse_detr.recipes`, or None if it is none of those.
         arguments: keyword arguments of the recipe.
+        overrides: changes of the recipe's result, by dotted key.
         remarks: what the entries cannot tell.
     """
 
     recipe: str | None
     backbone: str | None
     arguments: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -39,25 +41,31 @@ class Description:
         ]
         if self.arguments:
             lines.append("arguments: " + ", ".join(f"{name}={value!r}" for name, value in self.arguments.items()))
+        lines += [f"override:  model.{key}={value}" for key, value in self.overrides.items()]
         return "\n".join([*lines, *(f"note:      {remark}" for remark in self.remarks)])
 
 
-def describe(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any] | None = None) -> Description:
-    """Derive the recipe and its arguments from entries under our names.
+def describe(
+    state_dict: Mapping[str, Tensor], *, public_names: Collection[str], trained_with: Mapping[str, Any]
+) -> Description:
+    """Derive the recipe and its arguments.
 
     Args:
-        state_dict: a converted file.
+        state_dict: entries under our names.
+        public_names: all names of the file.
         trained_with: the command-line arguments that public code saves in its files, where there are any.
     """
-    trained_with = trained_with or {}
     backbone = _backbone(state_dict)
     if "tokenizer.level_embed" not in state_dict:
         return Description(recipe=None, backbone=backbone)
+    arguments = _arguments(state_dict, trained_with)
+    never_refined = arguments["box_refinement"] and not any("decoder.bbox_embed" in name for name in public_names)
     return Description(
-        recipe=_recipe(state_dict, has_binary_proposals(state_dict, trained_with)),
+        recipe=_recipe(state_dict),
         backbone=backbone,
-        arguments=_arguments(state_dict, trained_with),
-        remarks=_remarks(state_dict, trained_with),
+        arguments=arguments,
+        overrides={"decoder.refine": False} if never_refined else {},
+        remarks=tuple(_remarks(state_dict, trained_with, never_refined)),
     )
 
 
@@ -71,11 +79,12 @@ def _backbone(state_dict: Mapping[str, Tensor]) -> str | None:
     return RESNETS.get(count_indices(state_dict, r"backbone\.res4\.(\d+)\."))
 
 
-def _uses_memory_as_content(state_dict: Mapping[str, Tensor]) -> bool:
-    """The position projection then gives the position only, C numbers instead of 2C."""
-    embed_dim = state_dict["tokenizer.level_embed"].shape[1]
+def _two_stage(state_dict: Mapping[str, Tensor]) -> str:
+    """Where queries come from; a position projection of C numbers, not 2C, leaves the content to the memory."""
     projection = state_dict.get("queries.position_projection.linear.weight")
-    return projection is not None and len(projection) == embed_dim
+    if projection is None:
+        return "off"
+    return "memory" if len(projection) == state_dict["tokenizer.level_embed"].shape[1] else "projected"
 
 
 def has_binary_proposals(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]) -> bool:
@@ -85,18 +94,17 @@ def has_binary_proposals(state_dict: Mapping[str, Tensor], trained_with: Mapping
     """
     if not _has(state_dict, "proposal_head."):
         return False
-    return not trained_with.get("eff_specific_head", _uses_memory_as_content(state_dict))
+    return not trained_with.get("eff_specific_head", _two_stage(state_dict) == "memory")
 
 
-def _recipe(state_dict: Mapping[str, Tensor], binary_proposals: bool) -> str:
+def _recipe(state_dict: Mapping[str, Tensor]) -> str:
     if _has(state_dict, "selector.scorer."):
         return "sparse_detr"
-    two_stage = _has(state_dict, "proposal_head.")
-    return "efficient_detr" if two_stage and not binary_proposals else "deformable_detr"
+    return "efficient_detr" if _two_stage(state_dict) == "memory" else "deformable_detr"
 
 
 def _arguments(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]) -> dict[str, Any]:
-    two_stage = _has(state_dict, "proposal_head.")
+    two_stage = _two_stage(state_dict)
     queries = state_dict.get("queries.embedding.weight")
     arguments = {
         "num_classes": count_classes(state_dict),
@@ -105,7 +113,7 @@ def _arguments(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]
         "encoder_layers": count_indices(state_dict, r"encoder\.layers\.(\d+)\."),
         "decoder_layers": count_indices(state_dict, r"decoder\.layers\.(\d+)\."),
         "two_stage": two_stage,
-        "box_refinement": two_stage or not _decoder_heads_are_tied(state_dict),
+        "box_refinement": two_stage != "off" or not _decoder_heads_are_tied(state_dict),
         "encoder_auxiliary_loss": _has(state_dict, "encoder_heads."),
         "keep_ratio": trained_with.get("rho") or None,
     }
@@ -119,15 +127,13 @@ def _decoder_heads_are_tied(state_dict: Mapping[str, Tensor]) -> bool:
     return all(torch.equal(first, other) for other in others)
 
 
-def _remarks(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]) -> tuple[str, ...]:
-    remarks = ['use behavior="released": public weights were trained with it.']
-    two_stage = _has(state_dict, "proposal_head.")
-    if two_stage and "num_queries" not in trained_with:
-        remarks.append("a two-stage file does not tell its number of queries; the papers' models have 300.")
+def _remarks(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any], never_refined: bool) -> Iterator[str]:
+    yield 'use behavior="released": public weights were trained with it.'
+    if count_classes(state_dict) == 91:
+        yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well."
+    if _two_stage(state_dict) != "off" and "num_queries" not in trained_with:
+        yield "a two-stage file does not tell its number of queries; the papers' models have 300."
     if _has(state_dict, "selector.scorer.") and "rho" not in trained_with:
-        remarks.append("the keep ratio is not in the weights; see the file's name (rho).")
-    if not two_stage and not _decoder_heads_are_tied(state_dict):
-        remarks.append(
-            "untied heads of a one-stage model: files of the Sparse DETR repository never refined boxes then."
-        )
-    return tuple(remarks)
+        yield "the keep ratio is not in the weights; see the file's name (rho)."
+    if never_refined:
+        yield "heads of their own but no refinement: the Sparse DETR repository refines boxes with two stages only."

@@ -1,8 +1,8 @@
 """How the entries of public checkpoints are called here: one table of `(pattern, replacement)` rows a layout.
 
 A pattern must match the whole name; the first row that matches decides. A replacement of `None` drops the entry on
-purpose; an entry that no row matches is reported as unknown. Several public names may lead to one of ours (the heads are
-saved under up to three names): `convert_checkpoint` checks that they hold equal values.
+purpose; an entry that no row matches is reported as unknown. Several public names may lead to one of ours (the heads
+are saved under up to three names): `convert_checkpoint` checks that they hold equal values.
 
 A further paper adds a `Layout` to `LAYOUTS`, most of whose rows it can take from the tables here.
 """
@@ -49,7 +49,7 @@ def rename(name: str, tables: Iterable[Table]) -> tuple[str | None, bool]:
 
 
 def prefixed(table: Table, *, source: str, target: str) -> Table:
-    """The same rows for names that start with `source`, a pattern without groups, giving names with `target` in front."""
+    """The same rows for names that start with `source` (without groups); `target` goes in front of the results."""
     return tuple((source + pattern, None if to is None else target + to) for pattern, to in table)
 
 
@@ -92,8 +92,8 @@ TRANSFORMER: Table = (
     (r"transformer\.level_embed", "tokenizer.level_embed"),
     (r"input_proj\.(\d+)\.0\.(.+)", r"tokenizer.projections.\1.conv.\2"),
     (r"input_proj\.(\d+)\.1\.(.+)", r"tokenizer.projections.\1.norm.\2"),
-    (r"transformer\.enc_output\.(.+)", r"proposal_projection.linear.\1"),
-    (r"transformer\.enc_output_norm\.(.+)", r"proposal_projection.norm.\1"),
+    (r"transformer\.enc_output\.(.+)", r"projection.linear.\1"),
+    (r"transformer\.enc_output_norm\.(.+)", r"projection.norm.\1"),
     (r"transformer\.enc_mask_predictor\.layer1\.0\.(.+)", r"selector.scorer.network.norm.\1"),
     (r"transformer\.enc_mask_predictor\.layer1\.1\.(.+)", r"selector.scorer.network.embed.\1"),
     (r"transformer\.enc_mask_predictor\.layer2\.(\d)\.(.+)", r"selector.scorer.network.mlp.\1.\2"),

@@ -78,9 +78,10 @@ def _model(config_file: Path) -> torch.nn.Module:
     from sparse_detr._detectron2 import require_detectron2
 
     require_detectron2()
-    from sparse_detr.config import build_model, load_config
+    from sparse_detr.config import load_config
+    from sparse_detr.config.run import make_run
 
-    return build_model(load_config(str(config_file)))
+    return make_run(load_config(str(config_file))).build_model()
 
 
 def _write(converted: ConvertedCheckpoint, path: Path) -> None:
@@ -91,6 +92,7 @@ def _write(converted: ConvertedCheckpoint, path: Path) -> None:
         "recipe": converted.description.recipe,
         "backbone": converted.description.backbone,
         "arguments": converted.description.arguments,
+        "overrides": converted.description.overrides,
     }
     weights = {name: value.contiguous().clone() for name, value in converted.state_dict.items()}
     torch.save({"model": weights, "metadata": metadata}, path)

@@ -172,14 +172,14 @@ def test_other_class_counts_are_refused_with_both_numbers():
 def test_the_description_names_recipe_backbone_and_arguments(sparse_file):
     told = {"model": sparse_file, "args": Namespace(eff_specific_head=True, num_queries=300, rho=0.1)}
     description = convert_checkpoint(told).description
-    assert (description.recipe, description.backbone) == ("sparse_detr", "resnet50")
+    assert (description.recipe, description.backbone) == ("sparse_detr", "resnet(50)")
     assert description.arguments == {
         "num_classes": 91,
         "num_queries": 300,
         "num_levels": 4,
         "encoder_layers": 6,
         "decoder_layers": 6,
-        "two_stage": True,
+        "two_stage": "memory",
         "box_refinement": True,
         "encoder_auxiliary_loss": True,
         "keep_ratio": 0.1,
@@ -197,7 +197,7 @@ def test_tied_heads_mean_no_box_refinement():
 def test_imagenet_resnet_becomes_a_backbone():
     models = pytest.importorskip("torchvision.models")
     converted = convert_checkpoint(models.resnet50().state_dict())
-    assert (converted.source, converted.description.backbone) == ("torchvision_resnet", "resnet50")
+    assert (converted.source, converted.description.backbone) == ("torchvision_resnet", "resnet(50)")
     assert converted.description.recipe is None
     assert converted.unknown == ()
     assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(converted.dropped)
@@ -214,7 +214,7 @@ def test_imagenet_swin_becomes_a_backbone():
         "head.weight": torch.ones(1000, 768),
     }
     converted = convert_checkpoint({"model": swin})
-    assert (converted.source, converted.description.backbone) == ("swin", "swin_tiny")
+    assert (converted.source, converted.description.backbone) == ("swin", "swin_tiny()")
     assert set(converted.dropped) == {"layers.0.blocks.1.attn_mask", "norm.weight", "head.weight"}
     assert "backbone.layers.0.blocks.0.attn.qkv.weight" in converted.state_dict
 
@@ -258,3 +258,13 @@ def test_a_converted_file_is_refused_as_such():
 def test_a_file_without_tensors_is_refused():
     with pytest.raises(UserError, match=r"no weights found: it holds epoch"):
         convert_checkpoint({"epoch": 3})
+
+
+def test_a_one_stage_file_refines_boxes_only_if_its_decoder_holds_the_heads():
+    """The Deformable DETR repository hands the box heads to the decoder for it, the Sparse DETR one does not."""
+    sparse_repository = GoldenCase("deformable_detr_r50_refine").state_dict()
+    aliases = {
+        f"transformer.decoder.{name}": v for name, v in sparse_repository.items() if name.startswith("bbox_embed")
+    }
+    assert convert_checkpoint(sparse_repository).description.overrides == {"decoder.refine": False}
+    assert convert_checkpoint(sparse_repository | aliases).description.overrides == {}
