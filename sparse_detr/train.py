@@ -84,7 +84,6 @@ def run_in_process(args: argparse.Namespace) -> None:
     from sparse_detr.config.settings import set_output_dir, share_seed
     from sparse_detr.engine.report import report_results
     from sparse_detr.engine.train import evaluate_only, train
-    from sparse_detr.engine.warmup import skip_fuser_on_cpu
 
     cfg = _prepare(args)
     if args.output_dir:
@@ -93,7 +92,6 @@ def run_in_process(args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     run_description = make_run(cfg)
     setup_logger(run_description.settings.output_dir, distributed_rank=comm.get_rank(), name="sparse_detr")
-    skip_fuser_on_cpu(run_description.settings.device)
     work = evaluate_only if args.eval_only else train
     scores = work(run_description, resume_last=args.resume)
     report_results(scores, run_description.settings, trained=not args.eval_only)

@@ -66,7 +66,7 @@ def _load_yacs(path: str, overrides: Sequence[str]) -> CfgNode:
     try:
         cfg.merge_from_file(path)
         cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AssertionError) as error:  # yacs raises all three for wrong keys and types
         raise UserError(f"{path}: {error.args[0]}") from error
     return cfg
 

@@ -1,0 +1,140 @@
+"""The command line of training, on synthetic data."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparse_detr.train import main
+
+LAZY = """
+from detectron2.config import LazyConfig
+from sparse_detr.recipes import mobilenet_v2, sparse_detr
+
+dataloader, optimizer, lr_multiplier, train = LazyConfig.load(
+    "configs/common/coco.py", ("dataloader", "optimizer", "lr_multiplier", "train"))
+model = sparse_detr(backbone=mobilenet_v2(), embed_dim=64, num_heads=2, encoder_layers=1, decoder_layers=1,
+                    feedforward_dim=16, num_queries=5)
+dataloader.train.mapper.augmentations.update(short_sizes=[64], crop_range=None)
+dataloader.test.mapper.augmentations.short_size = 64
+dataloader.train.total_batch_size = 2
+dataloader.train.num_workers = dataloader.test.num_workers = 0
+train.update(max_iter=2, device="cpu")
+train.checkpointer.period = 1
+"""
+YACS = """
+_BASE_: {base}
+MODEL:
+  META_ARCHITECTURE: SparseDETR
+  WEIGHTS: ""
+  DEVICE: cpu
+  BACKBONE:
+    NAME: build_mobilenet_v2_backbone
+  DETR:
+    EMBED_DIM: 64
+    NUM_HEADS: 2
+    ENCODER_LAYERS: 1
+    DECODER_LAYERS: 1
+    FEEDFORWARD_DIM: 16
+    NUM_QUERIES: 5
+INPUT:
+  MIN_SIZE_TRAIN: (64,)
+  MIN_SIZE_TEST: 64
+  CROP:
+    ENABLED: False
+DATALOADER:
+  NUM_WORKERS: 0
+SOLVER:
+  IMS_PER_BATCH: 2
+  MAX_ITER: 2
+  STEPS: ()
+  CHECKPOINT_PERIOD: 1
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three images with a box each, in two categories; returns the arguments that name them."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number in range(1, 4):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 64})
+        box = {"bbox": [8, 8, 20, 20], "area": 400, "iscrowd": 0}
+        annotations.append({"id": number, "image_id": number, "category_id": 3 + 4 * (number % 2), **box})
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    file, folder = tmp_path / "own.json", str(tmp_path / "images")
+    file.write_text(json.dumps(coco))
+    return ["--train-json", str(file), "--train-images", folder, "--val-json", str(file), "--val-images", folder]
+
+
+@pytest.fixture
+def lazy(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(LAZY)
+    return ["--config-file", str(path), "--output-dir", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def yacs(tmp_path, request):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(YACS.format(base=request.config.rootpath / "configs" / "Base-DETR.yaml"))
+    return ["--config-file", str(path), "--output-dir", str(tmp_path / "out")]
+
+
+@pytest.fixture(autouse=True)
+def _own_loggers():
+    """Take back what a run does to the loggers, so that other tests can listen."""
+    names = ("detectron2", "fvcore", "sparse_detr")
+    before = {name: (logging.getLogger(name).propagate, list(logging.getLogger(name).handlers)) for name in names}
+    yield
+    for name, (propagate, handlers) in before.items():
+        logging.getLogger(name).propagate = propagate
+        logging.getLogger(name).handlers = handlers
+
+
+@pytest.mark.parametrize("kind", ["lazy", "yacs"])
+def test_own_data_are_trained_on_and_evaluated_in_one_command(tmp_path, data, kind, request):
+    assert main([*request.getfixturevalue(kind), *data]) == 0
+    weights = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    assert weights["decoder_heads.0.class_embed.weight"].shape == (2, 64)  # the number of categories
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text().splitlines()[-1])["iteration"] == 2
+
+
+def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_path, data, lazy, capfd):
+    assert main([*lazy, *data, "train.seed=-1"]) == 0
+    saved = ["--config-file", str(tmp_path / "out" / "config.yaml")]
+    assert main([*saved, "--resume", "train.max_iter=3"]) == 0
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 2
+    assert main([*saved, "--eval-only", f"train.init_checkpoint={tmp_path}/out/model_final.pth"]) == 0
+    assert "bbox/AP50" in capfd.readouterr().out
+
+
+def test_number_of_classes_that_contradicts_the_data_names_both(lazy, data, capsys):
+    assert main([*lazy, *data, "model.num_classes=5"]) == 2
+    assert "num_classes is set to 5, but" in (error := capsys.readouterr().err)
+    assert "has 2 categories" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train-json", "a.json"], "--train-json and --train-images"),
+        (["--train-json", "a.json", "--train-images", "d", "--val-json", "b.json"], "--val-json and --val-images"),
+        (["train.max_iter", "7"], "write train.max_iter=7"),
+        (["--train-json", "nowhere.json", "--train-images", "d"], "nowhere.json"),
+    ],
+)
+def test_wrong_arguments_are_one_line_without_a_traceback(lazy, arguments, message, capsys):
+    assert main([*lazy, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_config_is_one_line(capsys):
+    assert main(["--config-file", "nowhere.yaml"]) == 2
+    assert "error: config file 'nowhere.yaml' does not exist" in capsys.readouterr().err
