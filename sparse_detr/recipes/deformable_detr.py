@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparse_detr._detectron2 import require_detectron2
 
@@ -26,6 +26,7 @@ from sparse_detr.modeling.tokenizer import MultiScaleTokenizer  # noqa: E402
 from sparse_detr.recipes.backbones import Backbone, resnet  # noqa: E402
 
 Behavior = Literal["exact", "released"]
+TwoStage = Literal["off", "projected", "memory"]
 
 
 def deformable_detr(
@@ -42,7 +43,7 @@ def deformable_detr(
     num_points: int = 4,
     num_queries: int = 300,
     box_refinement: bool = False,
-    two_stage: Literal["off", "projected", "memory"] = "off",
+    two_stage: TwoStage = "off",
     encoder_auxiliary_loss: bool = False,
     behavior: Behavior = "exact",
     num_detections: int = 100,
@@ -60,6 +61,8 @@ def deformable_detr(
         class_channels: see `GeneralizedDETR`.
     """
     backbone = backbone or resnet(50)
+    check_choice("behavior", behavior, get_args(Behavior))
+    check_choice("two_stage", two_stage, get_args(TwoStage))
     released = behavior == "released"
     attention = L(MultiScaleDeformableAttention)(
         embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
@@ -113,3 +116,10 @@ def deformable_detr(
 def efficient_detr(**options: Any) -> Any:
     """Deformable DETR with refinement and the best encoder tokens as queries: the dense twin of Sparse DETR."""
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        hint = "; quote it in yaml, where off means False" if value is False else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
