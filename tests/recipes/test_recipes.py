@@ -1,0 +1,136 @@
+"""What the recipes put together, and what they pass on."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from sparse_detr.modeling.selection import KeepAllTokens, ObjectnessScorer, RandomScorer, TopKSelector
+from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
+from sparse_detr.recipes.backbones import from_module
+from tests.modeling.tiny import MODELS, SIZES, patch_backbone
+
+
+def tiny(recipe, **options):
+    return recipe(**{"backbone": patch_backbone(), **SIZES, **options})
+
+
+def class_counts(model):
+    return {m.class_embed.out_features for m in model.modules() if hasattr(m, "class_embed")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_number_of_classes_stands_in_one_place_and_reaches_every_head(name):
+    recipe, options = MODELS[name]
+    config = tiny(recipe, **options)
+    config.num_classes = 11
+    model = instantiate(config)
+    assert class_counts(model) == {11}
+    assert model.num_classes == 11
+
+
+def test_a_keep_ratio_can_be_set_in_the_config():
+    config = tiny(sparse_detr)
+    config.selector.keep_ratio, config.selector.inference_keep_ratio = 0.2, 0.6
+    model = instantiate(config)
+    assert (model.train().keep_ratio, model.eval().keep_ratio) == (0.2, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "kind", "parameters"), [("objectness", ObjectnessScorer, True), ("random", RandomScorer, False)]
+)
+def test_scorers_of_the_ablation_are_chosen_by_name(scorer, kind, parameters):
+    model = instantiate(tiny(sparse_detr, scorer=scorer))
+    assert isinstance(model.selector.scorer, kind)
+    assert bool(list(model.selector.parameters())) == parameters
+    assert not model.supervision.needs_attention_map
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="scorer must be attention_map, objectness or random, got 'oracle'"):
+        tiny(sparse_detr, scorer="oracle")
+    with pytest.raises(TypeError, match="keep_rate"):
+        tiny(sparse_detr, keep_rate=0.3)
+    with pytest.raises(ValueError, match="keep_ratio must be above 0"):
+        instantiate(tiny(sparse_detr, keep_ratio=0))
+
+
+@pytest.mark.parametrize("recipe", [deformable_detr, sparse_detr])
+@pytest.mark.parametrize(("option", "value"), [("behavior", "official"), ("two_stage", "on"), ("two_stage", False)])
+def test_a_misspelt_choice_is_refused_by_name(recipe, option, value):
+    """`off` without quotes is False in yaml; taken as it is, it would switch the two-stage queries on."""
+    with pytest.raises(ValueError, match=f"{option} must be .* got {value!r}"):
+        tiny(recipe, **{option: value})
+
+
+def test_released_and_exact_differ_in_every_part_that_sees_padding():
+    exact, released = (tiny(sparse_detr, behavior=behavior) for behavior in ("exact", "released"))
+    choices = [
+        (c.tokenizer.padding, c.proposals.border, c.selector.padding, c.selector.scorer.network.mean_over)
+        + (c.attention_map.alignment, c.supervision.padding, c.supervise_surplus_rows)
+        for c in (exact, released)
+    ]
+    assert choices[0] == ("exact", "clamped", "excluded", "real", "exact", "ignored", False)
+    assert choices[1] == ("released", "dropped", "lowest", "all", "released", "negative", True)
+
+
+def test_dense_recipes_keep_every_token_and_sparse_ones_do_not():
+    assert isinstance(instantiate(tiny(efficient_detr)).selector, KeepAllTokens)
+    assert isinstance(instantiate(tiny(sparse_detr)).selector, TopKSelector)
+
+
+def test_heads_are_tied_without_refinement_only():
+    tied, own = (instantiate(tiny(deformable_detr, box_refinement=refined)) for refined in (False, True))
+    assert tied.decoder_heads[0] is tied.decoder_heads[1]
+    assert own.decoder_heads[0] is not own.decoder_heads[1]
+    assert "decoder_heads.1.class_embed.weight" in tied.state_dict()
+
+
+def test_layers_are_independent_copies_that_start_alike():
+    model = instantiate(tiny(deformable_detr))
+    first, second = model.encoder.layers[:2]
+    assert first.self_attn.value_proj.weight is not second.self_attn.value_proj.weight
+    assert torch.equal(first.ffn.linear1.bias, second.ffn.linear1.bias)
+    assert not torch.equal(first.ffn.linear1.weight, second.ffn.linear1.weight)
+    assert first.self_attn.sampling_offsets.bias.any()
+    assert not first.self_attn.sampling_offsets.weight.any()
+
+
+def test_transformer_matrices_start_xavier_uniform():
+    model = instantiate(tiny(sparse_detr, embed_dim=128))
+    attention = model.decoder.layers[0].self_attn
+    for weight in (attention.in_proj_weight, attention.out_proj.weight, model.projection.linear.weight):
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+BACKBONES = {
+    "resnet50": resnet(50),
+    "resnet101": resnet(101),
+    "single_scale": resnet(50, single_scale=True),
+    "dilated": resnet(50, dilation=True),
+    "mobilenet": mobilenet_v2(),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbones_description_is_what_it_gives(name):
+    with torch.device("meta"):
+        module = instantiate(BACKBONES[name].config)
+    assert from_module(module)[1:] == BACKBONES[name][1:]
+
+
+def test_maps_have_the_described_strides_and_channels():
+    for backbone in (resnet(50, dilation=True), swin_tiny(), mobilenet_v2()):
+        with torch.no_grad():
+            maps = instantiate(backbone.config).eval()(torch.zeros(1, 3, 70, 97))
+        for name, channels, stride in zip(*backbone[1:], strict=True):
+            assert maps[name].shape == (1, channels, -(-70 // stride), -(-97 // stride))
+
+
+def test_early_stages_are_frozen_and_batch_norm_everywhere():
+    with torch.device("meta"):
+        model = instantiate(deformable_detr(backbone=resnet(50)))
+    frozen = {name for name, p in model.backbone.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"stem", "res2"}
+    assert not [name for name, _ in model.backbone.named_parameters() if "norm" in name]

@@ -1,0 +1,86 @@
+"""Imports run one way, Detectron2 stays at the boundary, and no paper is named in a condition."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "sparse_detr"
+TORCH_ONLY = ("ops", "structures", "layers", "modeling")
+BOUNDARY = ("modeling/detector.py", "modeling/postprocess.py")
+# What a layer may import of this package, besides itself.
+ALLOWED = {
+    "ops": (),
+    "structures": (),
+    "layers": ("ops", "structures"),
+    "modeling": ("ops", "structures", "layers", "errors", "_detectron2"),
+    "backbones": ("layers", "errors", "_detectron2"),
+    "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
+}
+PAPERS = ("sparse", "focus", "dino", "dab", "deformable_detr", "efficient_detr")
+
+
+def sources(*folders):
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [pytest.param(path, id=relative(path)) for path in paths]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_modules(path):
+    """Every absolute module name that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)} imports relatively, which this test does not follow"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def condition_names(path):
+    """Names, attributes and strings in the conditions of a file, in lower case."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If | ast.IfExp | ast.While):
+            conditions = [node.test]
+        elif isinstance(node, ast.Match):
+            conditions = [node.subject, *(case.pattern for case in node.cases)]
+        elif isinstance(node, ast.comprehension):
+            conditions = node.ifs
+        else:
+            continue
+        for part in (part for condition in conditions for part in ast.walk(condition)):
+            for field in ("id", "attr", "value"):
+                text = getattr(part, field, None)
+                if isinstance(text, str):
+                    yield text.lower()
+
+
+@pytest.mark.parametrize("path", sources(*TORCH_ONLY))
+def test_detectron2_is_imported_at_the_boundary_only(path):
+    if relative(path) in BOUNDARY:
+        return
+    outside = [name for name in imported_modules(path) if name.split(".")[0] in ("detectron2", "fvcore", "omegaconf")]
+    assert outside == []
+
+
+@pytest.mark.parametrize("path", sources(*ALLOWED))
+def test_a_layer_imports_only_layers_below_it(path):
+    layer = relative(path).split("/")[0]
+    used = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sparse_detr.")}
+    assert used - {layer} <= set(ALLOWED[layer])
+
+
+@pytest.mark.parametrize("path", sources("modeling"))
+def test_no_condition_of_the_models_names_a_paper(path):
+    named = [text for text in condition_names(path) if any(paper in text for paper in PAPERS)]
+    assert named == []
+
+
+def test_the_rules_look_at_something():
+    """A moved folder must not turn the rules above into nothing."""
+    assert all(len(sources(folder)) > 1 for folder in ALLOWED)
+    detector = ROOT / "modeling/detector.py"
+    assert any(name.startswith("detectron2.") for name in imported_modules(detector))
+    assert "supervised" in list(condition_names(detector))
