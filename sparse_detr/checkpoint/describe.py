@@ -12,7 +12,7 @@ from sparse_detr.checkpoint.classes import count_classes
 from sparse_detr.checkpoint.name_maps import count_indices
 
 # blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
-RESNETS = {6: "resnet(50)", 23: "resnet(101)"}
+RESNETS = {6: 50, 23: 101}
 SWINS = {(96, 6): "swin_tiny()"}
 
 
@@ -64,7 +64,7 @@ def describe(
         recipe=_recipe(state_dict),
         backbone=backbone,
         arguments=arguments,
-        overrides={"decoder.refine": False} if never_refined else {},
+        overrides=_overrides(state_dict, trained_with, never_refined),
         remarks=tuple(_remarks(state_dict, trained_with, never_refined)),
     )
 
@@ -76,7 +76,9 @@ def _has(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
 def _backbone(state_dict: Mapping[str, Tensor]) -> str | None:
     if (patches := state_dict.get("backbone.patch_embed.proj.weight")) is not None:
         return SWINS.get((len(patches), count_indices(state_dict, r"backbone\.layers\.2\.blocks\.(\d+)\.")))
-    return RESNETS.get(count_indices(state_dict, r"backbone\.res4\.(\d+)\."))
+    depth = RESNETS.get(count_indices(state_dict, r"backbone\.res4\.(\d+)\."))
+    single_scale = len(state_dict.get("tokenizer.level_embed", ())) == 1
+    return None if depth is None else f"resnet({depth}, single_scale=True)" if single_scale else f"resnet({depth})"
 
 
 def _two_stage(state_dict: Mapping[str, Tensor]) -> str:
@@ -120,6 +122,16 @@ def _arguments(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]
     return {name: value for name, value in arguments.items() if value is not None}
 
 
+def _overrides(
+    state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any], never_refined: bool
+) -> dict[str, Any]:
+    overrides = {"decoder.refine": False} if never_refined else {}
+    binary, two_stage = has_binary_proposals(state_dict, trained_with), _two_stage(state_dict)
+    if two_stage != "off" and binary != (two_stage == "projected"):
+        overrides["queries.class_agnostic"] = binary
+    return overrides
+
+
 def _decoder_heads_are_tied(state_dict: Mapping[str, Tensor]) -> bool:
     first, *others = (
         value for name, value in state_dict.items() if re.fullmatch(r"decoder_heads\.\d+\.class_embed\.weight", name)
@@ -135,5 +147,7 @@ def _remarks(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any], 
         yield "a two-stage file does not tell its number of queries; the papers' models have 300."
     if _has(state_dict, "selector.scorer.") and "rho" not in trained_with:
         yield "the keep ratio is not in the weights; see the file's name (rho)."
+    if len(state_dict["tokenizer.level_embed"]) == 1:
+        yield "the weights of a dilated last stage (DC5) look the same; see the file's name."
     if never_refined:
         yield "heads of their own but no refinement: the Sparse DETR repository refines boxes with two stages only."

@@ -45,6 +45,21 @@ class MatchReport:
         """Class rows whose number differs."""
         return tuple(name for name in self.misshapen if is_class_rows(name))
 
+    def check(self) -> None:
+        """Raise a `UserError` unless the file belongs to the model; class rows may differ in number."""
+        wrong = [name for name in self.misshapen if not is_class_rows(name)]
+        if wrong:
+            raise UserError(f"the checkpoint belongs to another model: {len(wrong)} entries differ in shape.\n{self}")
+        if self.untied:
+            raise UserError(
+                f"the checkpoint has separate weights where the model shares one (box_refinement?).\n{self}"
+            )
+        if not self.matched:
+            raise UserError(
+                "no entry of the checkpoint has a name of this model; public files need `sparse-detr convert` first.\n"
+                f"{self}"
+            )
+
     def __str__(self) -> str:
         shapes = [f"{name}: file {list(a)}, model {list(b)}" for name, (a, b) in self.misshapen.items()]
         untied = [f"{one} = {other} in the model, not in the file" for one, other in self.untied]
@@ -110,15 +125,6 @@ def load_for_finetuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> M
             for what is one parameter in the model. The model is then unchanged.
     """
     report = match_report(model, state_dict)
-    wrong = [name for name in report.misshapen if not is_class_rows(name)]
-    if wrong:
-        raise UserError(f"the checkpoint belongs to another model: {len(wrong)} entries differ in shape.\n{report}")
-    if report.untied:
-        raise UserError(f"the checkpoint has separate weights where the model shares one (box_refinement?).\n{report}")
-    if not report.matched:
-        raise UserError(
-            "no entry of the checkpoint has a name of this model; public files need `sparse-detr convert` first.\n"
-            f"{report}"
-        )
+    report.check()
     model.load_state_dict({name: state_dict[name] for name in report.matched}, strict=False)
     return report

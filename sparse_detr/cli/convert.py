@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_detr.checkpoint import ConvertedCheckpoint, convert_checkpoint, load_file, match_report
+from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport, convert_checkpoint, load_file, match_report
 from sparse_detr.checkpoint.name_maps import LAYOUTS
 from sparse_detr.errors import UserError
 
@@ -60,8 +60,10 @@ def _matches(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
         return False
     if args.config_file is None:
         return True
-    report = match_report(_model(args.config_file), converted.state_dict)
+    report = _fit(_model(args.config_file), converted)
     print(f"against {args.config_file}: {report}")
+    if report.skipped_classes:
+        print("the numbers of classes differ: see --classes; fine-tuning skips the class rows and keeps the rest.")
     if report.untied:
         print("separate weights where the model shares one (see untied); nothing written.")
         return False
@@ -72,6 +74,14 @@ def _matches(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
         print(f"only {share:.1%} {what} (--min-match {args.min_match:.1%}); nothing written.")
         return False
     return True
+
+
+def _fit(model: torch.nn.Module, converted: ConvertedCheckpoint) -> MatchReport:
+    """How the weights fit the model, or its backbone if they are a backbone's."""
+    if converted.description.recipe is not None:
+        return match_report(model, converted.state_dict)
+    weights = {name.removeprefix("backbone."): value for name, value in converted.state_dict.items()}
+    return match_report(model.backbone, weights)
 
 
 def _model(config_file: Path) -> torch.nn.Module:

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from sparse_detr.checkpoint import convert_checkpoint
+from sparse_detr.checkpoint import convert_checkpoint, match_report
 from sparse_detr.checkpoint.classes import COCO_IDS
 from sparse_detr.checkpoint.name_maps import RESNET, SWIN, TRANSFORMER, prefixed, rename
 from sparse_detr.errors import UserError
@@ -158,7 +158,9 @@ def test_binary_proposals_that_share_the_decoder_head_stay_at_91_classes(binary_
 
 def test_saved_arguments_decide_whether_proposals_are_binary(binary_file):
     told = {"model": binary_file, "args": Namespace(eff_specific_head=True, num_queries=300, rho=0.0)}
-    weights = convert_checkpoint(told, num_classes=80).state_dict
+    converted = convert_checkpoint(told, num_classes=80)
+    assert converted.description.overrides == {"queries.class_agnostic": False}
+    weights = converted.state_dict
     torch.testing.assert_close(
         weights["proposal_head.class_embed.bias"], binary_file["class_embed.6.bias"][list(COCO_IDS)]
     )
@@ -268,3 +270,27 @@ def test_a_one_stage_file_refines_boxes_only_if_its_decoder_holds_the_heads():
     }
     assert convert_checkpoint(sparse_repository).description.overrides == {"decoder.refine": False}
     assert convert_checkpoint(sparse_repository | aliases).description.overrides == {}
+
+
+def test_a_single_scale_file_asks_for_a_single_scale_backbone():
+    pytest.importorskip("detectron2")
+    from detectron2.config import instantiate
+
+    from sparse_detr import recipes
+
+    body = GoldenCase("deformable_detr_r50").state_dict()
+    one_level = {
+        name: value
+        for name, value in body.items()
+        if not name.startswith("input_proj.") and "sampling_offsets" not in name and "attention_weights" not in name
+    }
+    one_level |= {"transformer.level_embed": torch.zeros(1, 256), "input_proj.0.0.weight": torch.zeros(256, 2048, 1, 1)}
+    converted = convert_checkpoint(one_level)
+    assert converted.description.backbone == "resnet(50, single_scale=True)"
+    config = recipes.deformable_detr(
+        backbone=recipes.resnet(50, single_scale=True), behavior="released", **converted.description.arguments
+    )
+    report = match_report(instantiate(config), converted.state_dict)
+    assert report.unexpected == ()
+    assert report.misshapen == {}
+    assert all("sampling_offsets" in n or "attention_weights" in n or "projections.0" in n for n in report.missing)

@@ -70,6 +70,24 @@ def test_aliases_that_differ_fail(public_file, tmp_path):
         run(public_file, tmp_path / "converted.pth")
 
 
+def test_backbone_weights_are_checked_against_the_backbone_alone(tmp_path, monkeypatch, capsys):
+    weights = {
+        "patch_embed.proj.weight": torch.zeros(96, 3, 4, 4),
+        "layers.0.blocks.0.attn.qkv.bias": torch.zeros(288),
+        "norm.weight": torch.ones(768),
+    }
+    torch.save({"model": weights}, tmp_path / "swin.pth")
+    model = torch.nn.Module()
+    model.head = torch.nn.Linear(2, 2)
+    model.backbone = torch.nn.ParameterDict({"other": torch.zeros(1)})
+    monkeypatch.setattr(convert, "_model", lambda config_file: model)
+    assert run(tmp_path / "swin.pth", tmp_path / "out.pth", "--config-file", "some.py") == 1
+    printed = capsys.readouterr().out
+    assert "missing: other" in printed
+    assert "head" not in printed
+    assert "only 0.0% of the backbone weights fit" in printed
+
+
 @pytest.mark.parametrize(("filled", "code"), [(True, 0), (False, 1)])
 def test_a_config_is_checked_by_the_share_of_its_model_that_is_filled(
     public_file, tmp_path, monkeypatch, capsys, filled, code
