@@ -12,7 +12,7 @@ import torch
 from sparse_detr.errors import UserError
 
 # plain containers that public training scripts save beside the weights; they run no code when read
-SAFE_TYPES = [Namespace, Counter]
+SAFE_TYPES: list[Any] = [Namespace, Counter]
 
 
 def load_file(path: str | Path) -> dict[str, Any]:

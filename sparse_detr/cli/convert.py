@@ -81,7 +81,7 @@ def _fit(model: torch.nn.Module, converted: ConvertedCheckpoint) -> MatchReport:
     if converted.description.recipe is not None:
         return match_report(model, converted.state_dict)
     weights = {name.removeprefix("backbone."): value for name, value in converted.state_dict.items()}
-    return match_report(model.backbone, weights)
+    return match_report(model.get_submodule("backbone"), weights)
 
 
 def _model(config_file: Path) -> torch.nn.Module:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_detr.checkpoint import load_for_finetuning, match_report
+from sparse_detr.checkpoint import convert_checkpoint, load_for_finetuning, match_report
 from sparse_detr.errors import UserError
+from tests.golden.cases import GoldenCase
 
 
 class Head(nn.Module):
@@ -82,3 +83,17 @@ def test_long_lists_are_cut_in_print():
     report = match_report(nn.Identity(), {f"entry{i}": torch.zeros(1) for i in range(40)})
     assert str(report).count("unexpected:") == 13
     assert "... and 28 more" in str(report)
+
+
+def test_a_public_file_finetunes_on_three_classes():
+    pytest.importorskip("detectron2")
+    from detectron2.config import instantiate
+
+    from sparse_detr.recipes import sparse_detr
+
+    weights = convert_checkpoint(GoldenCase("sparse_detr_r50_rho_0.1").state_dict()).state_dict
+    model = instantiate(sparse_detr(num_classes=3, behavior="released"))
+    report = load_for_finetuning(model, weights)
+    assert len(report.skipped_classes) == 2 * (6 + 1 + 5)
+    assert len(report.matched) == len(weights) - 24
+    torch.testing.assert_close(model.tokenizer.level_embed.detach(), weights["tokenizer.level_embed"])
