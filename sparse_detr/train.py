@@ -45,21 +45,17 @@ def run(args: argparse.Namespace) -> int:
     """Start the processes and train or evaluate in them; 0 if all went well."""
     require_detectron2()
     from sparse_detr.engine.launch import start_processes
-    from sparse_detr.engine.nonfinite import NonFiniteError
 
-    _prepare(args)  # in this process first: a wrong argument should fail before others are started
-    try:
-        start_processes(
-            run_in_process,
-            num_gpus=args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+    if args.num_gpus * args.num_machines > 1:
+        _prepare(args)  # a wrong argument should fail before processes are started
+    start_processes(
+        run_in_process,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
     return 0
 
 
@@ -75,7 +71,17 @@ def _prepare(args: argparse.Namespace):
 
 
 def run_in_process(args: argparse.Namespace) -> None:
-    """Train or evaluate in one of the processes; all of them call it."""
+    """Train or evaluate in one of the processes; all of them call it. Exits with 2 or 3 after a known error."""
+    from sparse_detr.engine.nonfinite import NonFiniteError
+
+    try:
+        _train_or_evaluate(args)
+    except (UserError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 3)
+
+
+def _train_or_evaluate(args: argparse.Namespace) -> None:
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_detr.train import main
+from sparse_detr import train
 
 LAZY = """
 from detectron2.config import LazyConfig
@@ -53,6 +53,14 @@ SOLVER:
   STEPS: ()
   CHECKPOINT_PERIOD: 1
 """
+
+
+def main(arguments):
+    """Exit code of the command."""
+    try:
+        return train.main(arguments)
+    except SystemExit as stopped:
+        return stopped.code
 
 
 @pytest.fixture
