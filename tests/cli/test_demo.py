@@ -33,6 +33,15 @@ model = recipes.{recipe}(
 )
 """
 
+YAML = f"""
+_BASE_: {COMMON.parent / "Base-DETR.yaml"}
+MODEL:
+  META_ARCHITECTURE: SparseDETR
+  BACKBONE: {{NAME: build_mobilenet_v2_backbone}}
+  DETR: {{EMBED_DIM: 64, ENCODER_LAYERS: 1, DECODER_LAYERS: 1, NUM_LEVELS: 3, NUM_QUERIES: 10, FEEDFORWARD_DIM: 32}}
+INPUT: {{MIN_SIZE_TEST: 64}}
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
@@ -100,6 +109,13 @@ def test_the_config_of_a_run_serves_as_well(folder):
     LazyConfig.save(load_config("sparse.py"), "config.yaml")
     arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
     assert main(["demo", "--config-file", "config.yaml", *arguments]) == 0
+    assert written(folder, "wide") == KINDS
+
+
+def test_a_yaml_config_of_the_same_model_takes_the_same_weights(folder):
+    (folder / "sparse.yaml").write_text(YAML)
+    arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
+    assert main(["demo", "--config-file", "sparse.yaml", *arguments, "--train-json", "classes.json"]) == 0
     assert written(folder, "wide") == KINDS
 
 
