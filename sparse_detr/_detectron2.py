@@ -6,7 +6,7 @@ from sparse_detr.errors import UserError
 
 HOW_TO_INSTALL = """Detectron2 is not installed. Either
   1. upstream:       pip install --no-build-isolation "git+https://github.com/facebookresearch/detectron2"
-  2. pinned package: python scripts/install_detectron2.py   (sal-detectron2 0.7.2, the Python files of upstream a59f0563)
+  2. pinned package: python scripts/install_detectron2.py  (sal-detectron2 0.7.2: upstream a59f0563)
 then run the command again."""
 
 

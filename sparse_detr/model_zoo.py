@@ -10,16 +10,17 @@ from pathlib import Path
 
 from torch import nn
 
+# ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
 
 require_detectron2()
 
-from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
-from detectron2.config import CfgNode, instantiate  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, instantiate
+from detectron2.modeling import build_model
 
-from sparse_detr.config.load import Config, load_config  # noqa: E402
+from sparse_detr.config.load import Config, load_config
 
 _PACKAGE = Path(__file__).parent
 

@@ -1,5 +1,10 @@
 """Backbones that Detectron2 lacks."""
 
+# ruff: noqa: E402 - the check must come before what it checks for
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
 from sparse_detr.backbones.mobilenet import MobileNetV2
 
 __all__ = ["MobileNetV2"]

@@ -6,16 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch.nn.functional as F
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.mobilenetv2 import InvertedResidual
-
-from sparse_detr._detectron2 import require_detectron2
-
-require_detectron2()
-
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec  # noqa: E402
-from detectron2.modeling import Backbone  # noqa: E402
 
 
 class MobileNetV2(Backbone):

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+# ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
-from detectron2.modeling.postprocessing import detector_postprocess  # noqa: E402
-from detectron2.structures import ImageList, Instances  # noqa: E402
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
 
-from sparse_detr.modeling.heads import Heads  # noqa: E402
-from sparse_detr.modeling.initialization import initialize_transformer  # noqa: E402
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets  # noqa: E402
+from sparse_detr.modeling.heads import Heads
+from sparse_detr.modeling.initialization import initialize_transformer
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets
 
 
 class GeneralizedDETR(nn.Module):

@@ -1,5 +1,10 @@
 """One screen a paper: which parts make its model."""
 
+# ruff: noqa: E402 - the check must come before what it checks for
+from sparse_detr._detectron2 import require_detectron2
+
+require_detectron2()
+
 from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, resnet, swin_tiny
 from sparse_detr.recipes.deformable_detr import deformable_detr, efficient_detr
 from sparse_detr.recipes.meta_arch import RECIPES

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sparse_detr._detectron2 import require_detectron2
+from detectron2.config import LazyCall as L
+from detectron2.modeling import ResNet, SwinTransformer
+from detectron2.modeling.backbone import Backbone as D2Backbone
+from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 
-require_detectron2()
-
-from detectron2.config import LazyCall as L  # noqa: E402
-from detectron2.modeling import ResNet, SwinTransformer  # noqa: E402
-from detectron2.modeling.backbone import Backbone as D2Backbone  # noqa: E402
-from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock  # noqa: E402
-
-from sparse_detr.backbones import MobileNetV2  # noqa: E402
+from sparse_detr.backbones import MobileNetV2
 
 
 class Backbone(NamedTuple):

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from sparse_detr._detectron2 import require_detectron2
+from detectron2.config import LazyCall as L
+from torch import nn
 
-require_detectron2()
-
-from detectron2.config import LazyCall as L  # noqa: E402
-from torch import nn  # noqa: E402
-
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, copies  # noqa: E402
-from sparse_detr.modeling.criterion import SetCriterion  # noqa: E402
-from sparse_detr.modeling.decoder import Decoder, DecoderLayer  # noqa: E402
-from sparse_detr.modeling.detector import GeneralizedDETR  # noqa: E402
-from sparse_detr.modeling.encoder import Encoder, EncoderLayer  # noqa: E402
-from sparse_detr.modeling.heads import make_heads  # noqa: E402
-from sparse_detr.modeling.matching import HungarianMatcher  # noqa: E402
-from sparse_detr.modeling.postprocess import TopKDetections  # noqa: E402
-from sparse_detr.modeling.queries import LearnedQueries, ProposalGenerator, ProposalProjection, TopKQueries  # noqa: E402
-from sparse_detr.modeling.selection import DecoderAttentionMap, KeepAllTokens, NoSupervision  # noqa: E402
-from sparse_detr.modeling.tokenizer import MultiScaleTokenizer  # noqa: E402
-from sparse_detr.recipes.backbones import Backbone, resnet  # noqa: E402
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, copies
+from sparse_detr.modeling.criterion import SetCriterion
+from sparse_detr.modeling.decoder import Decoder, DecoderLayer
+from sparse_detr.modeling.detector import GeneralizedDETR
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer
+from sparse_detr.modeling.heads import make_heads
+from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.modeling.postprocess import TopKDetections
+from sparse_detr.modeling.queries import LearnedQueries, ProposalGenerator, ProposalProjection, TopKQueries
+from sparse_detr.modeling.selection import DecoderAttentionMap, KeepAllTokens, NoSupervision
+from sparse_detr.modeling.tokenizer import MultiScaleTokenizer
+from sparse_detr.recipes.backbones import Backbone, resnet
 
 Behavior = Literal["exact", "released"]
 TwoStage = Literal["off", "projected", "memory"]

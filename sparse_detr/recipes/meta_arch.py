@@ -9,20 +9,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from detectron2.config import CfgNode, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
 from torch import nn
 
-from sparse_detr._detectron2 import require_detectron2
-
-require_detectron2()
-
-from detectron2.config import CfgNode, instantiate  # noqa: E402
-from detectron2.layers import ShapeSpec  # noqa: E402
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone  # noqa: E402
-
-from sparse_detr.errors import UserError  # noqa: E402
-from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny  # noqa: E402
-from sparse_detr.recipes.deformable_detr import deformable_detr  # noqa: E402
-from sparse_detr.recipes.sparse_detr import sparse_detr  # noqa: E402
+from sparse_detr.errors import UserError
+from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.deformable_detr import deformable_detr
+from sparse_detr.recipes.sparse_detr import sparse_detr
 
 RECIPES: dict[str, tuple[Callable[..., Any], ...]] = {
     "DeformableDETR": (deformable_detr,),

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sparse_detr._detectron2 import require_detectron2
+from detectron2.config import LazyCall as L
 
-require_detectron2()
-
-from detectron2.config import LazyCall as L  # noqa: E402
-
-from sparse_detr.modeling.heads import PredictionHead  # noqa: E402
-from sparse_detr.modeling.queries import ProposalProjection  # noqa: E402
-from sparse_detr.modeling.selection import (  # noqa: E402
+from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.queries import ProposalProjection
+from sparse_detr.modeling.selection import (
     AttentionMapSupervision,
     LearnedScorer,
     ObjectnessScorer,
@@ -20,7 +16,7 @@ from sparse_detr.modeling.selection import (  # noqa: E402
     ScoringNetwork,
     TopKSelector,
 )
-from sparse_detr.recipes.deformable_detr import efficient_detr  # noqa: E402
+from sparse_detr.recipes.deformable_detr import efficient_detr
 
 
 def sparse_detr(
@@ -43,7 +39,8 @@ def sparse_detr(
     model = efficient_detr(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
     released = options.get("behavior") == "released"
     embed_dim = model.tokenizer.embed_dim
-    model.projection = L(ProposalProjection)(embed_dim=embed_dim)
+    if scorer != "random":
+        model.projection = L(ProposalProjection)(embed_dim=embed_dim)
     model.selector = L(TopKSelector)(
         scorer=_scorer(scorer, embed_dim, released),
         keep_ratio=keep_ratio,
