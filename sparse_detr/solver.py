@@ -45,14 +45,20 @@ def detr_parameter_groups(
     backbone_multiplier: float = 0.1,
     sampling_multiplier: float = 0.1,
     total_batch_size: int = REFERENCE_BATCH_SIZE,
+    accumulate: int = 1,
     batch_size_scaling: str = "none",
 ) -> list[dict]:
     """Parameter groups by name: the backbone and the sampling layers learn more slowly, all decay alike.
 
+    Args:
+        total_batch_size: images of a batch over all processes.
+        accumulate: batches per optimiser step.
+        batch_size_scaling: rule of `scale_learning_rate` for the images of a step.
+
     Returns:
         Detectron2's groups: {"params", "lr", "weight_decay"}, equal hyper-parameters merged.
     """
-    lr = scale_learning_rate(base_lr, total_batch_size=total_batch_size, rule=batch_size_scaling)
+    lr = scale_learning_rate(base_lr, total_batch_size=total_batch_size * accumulate, rule=batch_size_scaling)
 
     def factor(name: str) -> float:
         if name.startswith("backbone."):

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_args(argv))
+        return run(parser.parse_intermixed_args(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -80,7 +80,7 @@ def test_warmup_starts_low_and_joins_the_schedule():
 
 def test_lazy_optimizer_is_built_as_detectron2s_tools_build_it():
     cfg = LazyConfig.load("configs/common/optim.py")
-    cfg.dataloader = {"train": {"total_batch_size": 16}}
+    cfg.dataloader, cfg.train = {"train": {"total_batch_size": 16}}, {"accumulate": 1}
     cfg.optimizer.lr = 0.5
     cfg.optimizer.params.model = NamedLikeDetr()
     optimizer = instantiate(cfg.optimizer)

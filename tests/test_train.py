@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sparse_detr import train
+from sparse_detr.engine import replay
 
 LAZY = """
 from detectron2.config import LazyConfig
@@ -121,6 +122,15 @@ def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_pa
     assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 2
     assert main([*saved, "--eval-only", f"train.init_checkpoint={tmp_path}/out/model_final.pth"]) == 0
     assert "bbox/AP50" in capfd.readouterr().out
+
+
+def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_path, data, lazy, capsys):
+    diverge = ["optimizer.lr=1e12", "train.clip_grad_norm=null", "train.max_iter=5"]
+    assert main([*lazy, *data, *diverge]) == 3
+    assert "before the optimiser step" in capsys.readouterr().err
+    (bundle,) = (tmp_path / "out").glob("nonfinite_iter_*.pth")
+    assert replay.main([str(bundle)]) == 1
+    assert "Again: " in capsys.readouterr().out
 
 
 def test_number_of_classes_that_contradicts_the_data_names_both(lazy, data, capsys):

@@ -13,7 +13,8 @@ optimizer = L(torch.optim.AdamW)(
         backbone_multiplier=0.1,
         sampling_multiplier=0.1,
         total_batch_size="${dataloader.train.total_batch_size}",
-        batch_size_scaling="none",
+        accumulate="${train.accumulate}",
+        batch_size_scaling="none",  # "sqrt", "linear": from 16 images an iteration to yours
     ),
     lr=2e-4,
     betas=(0.9, 0.999),

@@ -178,7 +178,8 @@ def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimize
         weight_decay=solver.WEIGHT_DECAY,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
         sampling_multiplier=solver.SAMPLING_MULTIPLIER,
-        total_batch_size=solver.IMS_PER_BATCH * solver.ACCUMULATE,
+        total_batch_size=solver.IMS_PER_BATCH,
+        accumulate=solver.ACCUMULATE,
         batch_size_scaling=solver.BATCH_SIZE_SCALING,
     )
     return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -30,7 +31,5 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def wrap_for_ranks(model: nn.Module, device: torch.device, **ddp_options: Any) -> nn.Module:
     """The model itself for one process, else DistributedDataParallel on `device`."""
-    from detectron2.engine.defaults import create_ddp_model
-
     device_ids = [comm.get_local_rank()] if device.type == "cuda" and comm.get_world_size() > 1 else None
     return create_ddp_model(model, device_ids=device_ids, **ddp_options)

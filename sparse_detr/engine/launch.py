@@ -13,6 +13,8 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch
 from detectron2.utils import comm
 
+from sparse_detr.errors import UserError
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,12 +36,20 @@ def start_processes(
         main(*args)
         dist.destroy_process_group()
         return
+    _check_arguments(num_gpus, num_machines, dist_url)
     if num_gpus * num_machines > 1:
         _pass_signals_on()
     try:
         launch(_limit_threads_and_run, num_gpus, num_machines, machine_rank, dist_url, args=(main, num_gpus, args))
     except mp.ProcessExitedException as error:  # a stop on a signal: the process has said why
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _check_arguments(num_gpus: int, num_machines: int, dist_url: str) -> None:
+    if num_machines > 1 and dist_url == "auto":
+        raise UserError("several machines need --dist-url tcp://<address of machine 0>:<free port>, the same on all")
+    if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus is {num_gpus}, but this machine shows {torch.cuda.device_count()}")
 
 
 def _join_torchrun() -> None:

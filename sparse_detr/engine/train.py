@@ -13,7 +13,7 @@ from sparse_detr.config.classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
 from sparse_detr.engine.checkpoint import TrainingCheckpointer, load_weights, resume
 from sparse_detr.engine.distributed import unwrap, wrap_for_ranks
-from sparse_detr.engine.evaluate import evaluate, evaluate_with_average
+from sparse_detr.engine.evaluate import evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
 from sparse_detr.engine.trainer import Trainer
 
@@ -63,13 +63,20 @@ def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
 
 
 def evaluate_only(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
-    """Scores of the checkpoint that the config names, or of the last one in the output folder."""
+    """Scores of the checkpoint that the config names, or of the last one in the output folder.
+
+    The averaged weights in it are evaluated too where the config turns them on.
+    """
     model = run.build_model()
-    checkpointer = TrainingCheckpointer(model, run.settings.output_dir)
+    average = AverageWeights(model=model, decay=run.settings.ema_decay).average if run.settings.ema_decay else None
+    averaged = {"ema": average} if average else {}
+    checkpointer = TrainingCheckpointer(model, run.settings.output_dir, **averaged)
     use_last = resume_last and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if use_last else run.settings.init_checkpoint
-    load_weights(model, path, skip_other_classes=False)
-    return evaluate(run, model)
+    if not path:
+        logger.warning("No checkpoint is named (train.init_checkpoint or MODEL.WEIGHTS): random weights are evaluated.")
+    checkpointer.load(path)
+    return evaluate_with_average(run, model, average.module if average and average.n_averaged > 0 else None)
 
 
 def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:

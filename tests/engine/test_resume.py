@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from sparse_detr.engine.checkpoint import load_weights
-from sparse_detr.engine.train import train
+from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.errors import UserError
 from tests.engine.toys import ToyDetector, toy_run
 
 EMA = {"ema_decay": 0.9}
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Interruption(RuntimeError):
@@ -52,8 +53,10 @@ def final(folder):
     return torch.load(folder / "model_final.pth", weights_only=True)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 @pytest.mark.parametrize("settings", [{}, EMA, {"accumulate": 2}, {"precision": "fp16"}, {"precision": "bf16"}])
-def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, settings):
+def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, settings, device):
+    settings = {**settings, "device": device}
     scores = [1.0, 2.0, 3.0, 4.0]
     torch.manual_seed(1)
     train(toy_run(tmp_path / "whole", scores=scores, **settings))
@@ -97,6 +100,18 @@ def test_the_best_model_is_not_where_a_training_resumes(tmp_path, monkeypatch):
 def test_average_of_weights_is_evaluated_under_its_own_name(tmp_path):
     results = train(toy_run(tmp_path, scores=[float(i) for i in range(8)], **EMA))
     assert results == {"bbox": {"AP": 6.0}, "ema/bbox": {"AP": 7.0}}
+
+
+def test_averaged_weights_of_a_checkpoint_are_evaluated(tmp_path):
+    train(toy_run(tmp_path, **EMA))
+    results = evaluate_only(toy_run(tmp_path, scores=[1.0, 2.0], **EMA), resume_last=True)
+    assert results == {"bbox": {"AP": 1.0}, "ema/bbox": {"AP": 2.0}}
+
+
+def test_checkpoint_without_averaged_weights_is_evaluated_without(tmp_path):
+    train(toy_run(tmp_path))
+    results = evaluate_only(toy_run(tmp_path, scores=[1.0, 2.0], **EMA), resume_last=True)
+    assert results == {"bbox": {"AP": 1.0}}
 
 
 def test_average_of_weights_follows_its_definition(tmp_path):

@@ -17,18 +17,17 @@ from sparse_detr.engine.trainer import Trainer
 class ToyDetector(nn.Module):
     """Takes a batch, returns two losses; dropout makes it depend on the random state."""
 
-    def __init__(self, *, dropout: float = 0.5, poison: float = 0.0) -> None:
+    def __init__(self, *, dropout: float = 0.5) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.backbone = nn.Linear(4, 8)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8, 1)
-        self.poison = poison
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        images = torch.stack([item["image"] for item in batch])
+        images = torch.stack([item["image"] for item in batch]).to(self.backbone.weight.device)
         predicted = self.head(self.dropout(self.backbone(images).relu()))
-        targets = torch.stack([item["target"] for item in batch])
+        targets = torch.stack([item["target"] for item in batch]).to(images)
         return {"loss_a": (predicted - targets).abs().mean(), "loss_b": predicted.square().mean()}
 
 
@@ -70,15 +69,16 @@ class ScriptedEvaluator:
 def toy_run(output_dir: Path, *, scores: list[float] = (), model: nn.Module | None = None, **settings: Any) -> Run:
     """A run of 8 iterations with a checkpoint and an evaluation every 2."""
     defaults: dict[str, Any] = {"max_iter": 8, "checkpointer": {"period": 2}, "eval_period": 2, "clip_grad_norm": 0.1}
+    settings = {"device": "cpu", **defaults, **settings}
     evaluator = ScriptedEvaluator(list(scores))
     batch = [toy_mapper({"image_id": 1})]
     evaluation = EvaluationSet(names=["toy"], build_loader=lambda: [batch], build_evaluator=lambda: evaluator)
     return Run(
         config=OmegaConf.create({}),
-        settings=TrainSettings(output_dir=str(output_dir), device="cpu", **{**defaults, **settings}),
+        settings=TrainSettings(output_dir=str(output_dir), **settings),
         train_names=[],
         evaluation_sets=[evaluation] if scores else [],
-        build_model=lambda: model or ToyDetector(),
+        build_model=lambda: (model or ToyDetector()).to(settings["device"]),
         build_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=0.1),
         build_schedule=lambda optimizer: LinearParamScheduler(1.0, 0.1),
         build_train_loader=toy_loader,
