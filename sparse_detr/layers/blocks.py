@@ -51,5 +51,5 @@ class FeedForward(nn.Module):
 
 
 def copies(*, module: nn.Module, count: int) -> list[nn.Module]:
-    """`count` independent copies, the module itself first."""
-    return [module, *(copy.deepcopy(module) for _ in range(count - 1))]
+    """`count` independent copies."""
+    return [copy.deepcopy(module) for _ in range(count)]

@@ -7,7 +7,8 @@ from detectron2.config import instantiate
 from sparse_detr.modeling.selection import KeepAllTokens, ObjectnessScorer, RandomScorer, TopKSelector
 from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
 from sparse_detr.recipes.backbones import from_module
-from tests.modeling.tiny import MODELS, SIZES, patch_backbone
+from sparse_detr.structures import AllTokens
+from tests.modeling.tiny import MODELS, SIZES, make_pyramid, make_tokens, patch_backbone
 
 
 def tiny(recipe, **options):
@@ -93,6 +94,27 @@ def test_layers_are_independent_copies_that_start_alike():
     assert not torch.equal(first.ffn.linear1.weight, second.ffn.linear1.weight)
     assert first.self_attn.sampling_offsets.bias.any()
     assert not first.self_attn.sampling_offsets.weight.any()
+
+
+def test_as_many_layers_are_built_as_were_asked_for_and_none_if_none():
+    for count in (0, 1, 4):
+        assert len(instantiate(tiny(sparse_detr, encoder_layers=count)).encoder.layers) == count
+
+
+def test_without_encoder_layers_the_memory_is_the_tokens():
+    model = instantiate(tiny(deformable_detr, encoder_layers=0))
+    tokens = make_tokens(make_pyramid(((4, 5), (2, 3))), 64)
+    assert model.encoder(tokens, AllTokens(tokens.pyramid)).memory is tokens.content
+
+
+@pytest.mark.parametrize(
+    ("scorer", "two_stage", "projected"),
+    [("random", "off", False), ("random", "memory", True), ("attention_map", "off", True), ("objectness", "off", True)],
+)
+def test_tokens_are_projected_only_where_something_reads_them(scorer, two_stage, projected):
+    """A projection that nothing reads gets no gradient, which data-parallel training does not forgive."""
+    model = instantiate(tiny(sparse_detr, scorer=scorer, two_stage=two_stage))
+    assert (model.projection is not None) == projected
 
 
 def test_transformer_matrices_start_xavier_uniform():
