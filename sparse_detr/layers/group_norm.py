@@ -17,7 +17,8 @@ class MaskedGroupNorm(nn.GroupNorm):
             real: (B, h, w) bool, True where the image is; None takes every position, as `GroupNorm` does.
         """
         if real is None:
-            return super().forward(x)
+            # Not nn.GroupNorm's forward: it refuses groups of one value, which a map of one cell may have.
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         # Counts and sums of half precision maps need float32. Filling, unlike multiplying, also stops NaN.
         groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
         padding = ~real[:, None, None]

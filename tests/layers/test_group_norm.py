@@ -39,6 +39,13 @@ def test_without_a_mask_or_with_a_full_one_it_is_group_norm(norm):
     assert_close(norm(maps, torch.ones_like(real)), expected)
 
 
+@pytest.mark.parametrize("real", [None, torch.ones(1, 1, 1, dtype=torch.bool)])
+def test_a_group_of_one_value_is_normalised_to_the_bias(real):
+    norm = MaskedGroupNorm(8, 8)
+    torch.nn.init.normal_(norm.bias)
+    assert_close(norm(torch.randn(1, 8, 1, 1), real).flatten(), norm.bias)
+
+
 def test_gradients_of_real_positions_do_not_reach_padding(norm):
     maps, real = padded_maps()
     maps.requires_grad_()
