@@ -144,6 +144,17 @@ def test_true_boxes_are_shares_of_the_unpadded_image():
     assert target.boxes.tolist() == [pytest.approx([0.3, 0.5, 0.4, 0.6])]
 
 
+@pytest.mark.parametrize(("behavior", "supervised"), [("exact", False), ("released", True)])
+def test_rows_that_fill_the_batch_are_supervised_in_the_released_behaviour_only(behavior, supervised):
+    model = build("sparse", behavior=behavior)
+    output = model.outputs([picture(128, 128), picture(32, 32)])
+    first, second = output.selection.counts.tolist()
+    group = next(group for group in output.groups if group.name == "encoder_0")
+    assert group.logits.shape[:2] == (2, first)
+    assert second < first
+    assert group.valid is None if supervised else group.valid.sum(1).tolist() == [first, second]
+
+
 def test_setting_the_keep_ratio_changes_the_number_of_tokens_at_once():
     model = build("sparse").eval()
     total = torch.tensor(model.outputs(BATCH).pyramid.valid_counts)
