@@ -13,6 +13,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
 
+from sparse_detr.analysis.tokens import covered_attention, covered_attention_per_level
 from sparse_detr.checkpoint import convert_checkpoint
 from tests.golden.cases import NAMES, GoldenCase
 
@@ -161,6 +162,20 @@ def test_the_same_tokens_are_kept_for_the_same_scores(run):
 def test_the_decoder_attention_map_is_the_same(run):
     layers_and_heads = 6 * 8
     near(run.output.attention_map, run.expected["dam_no_half_pixel"], terms=layers_and_heads)
+
+
+def test_the_rows_of_the_selection_cover_the_same_share_of_attention(run):
+    public = {
+        name.removeprefix("corr_mask_attn_map_dec_"): value
+        for name, value in run.case.facts["losses"].items()
+        if name.startswith("corr_") and "token_scores" in run.expected
+    }
+    attention, pyramid = run.output.attention_map, run.output.pyramid
+    rows = torch.zeros_like(pyramid.padding_mask).scatter(1, run.output.selection.indices, True)  # with surplus rows
+    ours = {"all": covered_attention(rows, attention).mean().item()}
+    per_level = covered_attention_per_level(rows, attention, pyramid).mean(0).tolist()
+    ours |= {str(level): share for level, share in enumerate(per_level)}
+    assert {name: ours[name] for name in public} == pytest.approx(public, rel=1e-5)
 
 
 def test_every_loss_is_the_same(run):

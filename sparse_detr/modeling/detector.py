@@ -122,8 +122,12 @@ class GeneralizedDETR(nn.Module):
         return self.losses(batched_inputs) if self.training else self.detect(batched_inputs)
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Weighted losses by name, in either mode; their sum is what training minimises."""
-        targets = [self._targets(image["instances"]) for image in batched_inputs]
+        """Weighted losses by name, in either mode; their sum is what training minimises.
+
+        Raises:
+            ValueError: an image comes without `instances`, or with a class that the model does not have.
+        """
+        targets = [self._targets(image) for image in batched_inputs]
         output = self.outputs(batched_inputs, attention_map=self.supervision.needs_attention_map)
         with torch.autocast(self.device.type, enabled=False):
             output = replace(
@@ -204,13 +208,19 @@ class GeneralizedDETR(nn.Module):
         images = [(image["image"].to(self.device) - self.pixel_mean) / self.pixel_std for image in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def _targets(self, instances: Instances) -> Targets:
+    def _targets(self, image: dict[str, Any]) -> Targets:
+        if "instances" not in image:
+            name = image.get("file_name", "an image")
+            raise ValueError(f"{name} has no `instances` to learn from; for detections call `model.eval()` first")
+        instances = image["instances"]
         height, width = instances.image_size
         scale = self.pixel_mean.new_tensor([width, height, width, height])
         boxes = box_convert(instances.gt_boxes.tensor.to(scale), "xyxy", "cxcywh") / scale
         labels = instances.gt_classes.to(self.device)
         if self.class_channels is not None:
             labels = torch.tensor(self.class_channels, device=self.device)[labels]
+        if labels.numel() and int(labels.max()) >= self.num_classes:
+            raise ValueError(f"class {int(labels.max())} of a true box is not below num_classes {self.num_classes}")
         return Targets(labels=labels, boxes=boxes)
 
 
