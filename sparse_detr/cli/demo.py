@@ -160,7 +160,10 @@ def preprocessing(cfg: Any) -> Callable[[dict[str, Any]], dict[str, Any] | None]
         return DetrDatasetMapper(cfg, is_train=False)
     mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
     if mapper is None:
-        raise UserError("the config has no dataloader.test.mapper, which says how images are resized for the model")
+        raise UserError(
+            "the config has no dataloader.test.mapper, which says how images are resized for the model; "
+            "give the config that the training was started with, and --train-json"
+        )
     return instantiate(mapper)
 
 
