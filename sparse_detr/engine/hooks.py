@@ -106,10 +106,15 @@ class StopOnSignal(HookBase):
         self._old_handlers: dict[int, Any] = {}
 
     def before_train(self) -> None:
+        self._process = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._old_handlers[number] = signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data-loading process, forked with this handler: a terminal signals it too, but we need it
+        # torch's handler would raise in the middle of the step if the signal has killed a data-loading process.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if self._received:
             if number == signal.SIGINT and time.monotonic() - self._received_at > _SAME_PRESS:
                 raise KeyboardInterrupt
