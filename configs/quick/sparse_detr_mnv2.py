@@ -11,12 +11,19 @@ SIZES = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=
 register_sample_data()
 model = sparse_detr(backbone=mobilenet_v2(), num_classes=1, dropout=0.0, **SIZES)
 dataloader.train.dataset.names, dataloader.test.dataset.names = "trees_train", "trees_val"
-dataloader.train.mapper.augmentations.update(short_sizes=[384], max_size=640, crop_range=None, flip="both")
-dataloader.test.mapper.augmentations.update(short_size=384, max_size=640)
+dataloader.train.mapper.augmentations.update(
+    short_sizes=[384],
+    max_size=384,
+    crop_range=(256, 384),
+    crop_short_sizes=[384, 448, 512],
+    flip="both",
+    color_jitter=0.3,
+)
+dataloader.test.mapper.augmentations.update(short_size=384, max_size=384)
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 0
 optimizer.lr = 1e-3
 lr_multiplier.warmup_iters = 50
 train.init_checkpoint = str(sample_folder() / WEIGHTS_FILE)
-train.max_iter, train.eval_period, train.checkpointer.period = 900, 900, 300
+train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
 train.output_dir = "output/quick"
