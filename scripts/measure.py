@@ -1,7 +1,7 @@
 """Train variants of the quick model over several seeds and write a table of their AP into a README.
 
-    python scripts/measure.py sample --seeds 0 --variants rho10 rho30 rho100 dense
-    python scripts/measure.py blood-cells --seeds 0 1 2 --variants rho30 dense -- --train-json A --train-images B ...
+    python scripts/measure.py sample --iterations rho10=700 rho30=600 rho100=330
+    python scripts/measure.py blood-cells --iterations rho30=900 dense=580 --seeds 0 1 2 -- --train-json A ...
 
 What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated.
 """
@@ -33,12 +33,12 @@ def main() -> int:
     own, passed_on = split_arguments(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the table, of its marker in the README and of its JSON file")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["rho10", "rho30", "rho100"])
+    parser.add_argument("--iterations", nargs="+", type=variant_and_iterations, required=True, metavar="VARIANT=N")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("output/measure"))
     parser.add_argument("--readme", type=Path, default=ROOT / "projects/SparseDETR/README.md")
     args = parser.parse_args(own)
-    results = {variant: measure(args, variant, passed_on) for variant in args.variants}
+    results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
     write_results(args, results, passed_on)
     print(table(results))
     return 0
@@ -52,9 +52,18 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:position], arguments[position + 1 :]
 
 
-def measure(args: argparse.Namespace, variant: str, passed_on: list[str]) -> list[dict[str, float]]:
+def variant_and_iterations(text: str) -> tuple[str, int]:
+    """`rho10=700` -> ("rho10", 700)."""
+    variant, _, iterations = text.partition("=")
+    if variant not in VARIANTS or not iterations.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not VARIANT=ITERATIONS with a variant of {', '.join(VARIANTS)}")
+    return variant, int(iterations)
+
+
+def measure(args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]) -> list[dict[str, float]]:
     """The scores of one variant for every seed."""
     _, config, overrides = VARIANTS[variant]
+    overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
     for seed in args.seeds:
         folder = args.output / args.name / f"{variant}_seed{seed}"
