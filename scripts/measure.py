@@ -86,7 +86,7 @@ def final_scores(folder: Path) -> dict[str, float]:
     return {
         **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
         "seconds_per_iteration": seconds,
-        "iterations": scores[-1]["iteration"] + 1,
+        "iterations": scores[-1]["iteration"],
     }
 
 

@@ -55,11 +55,7 @@ class TrainingCheckpointer(DetectionCheckpointer):
         return super()._load_model(checkpoint)
 
     def _check_fit(self, report: MatchReport) -> None:
-        others = [name for name in report.misshapen if name not in report.skipped_classes]
-        if others or not report.matched:
-            raise UserError(
-                f"the checkpoint belongs to another model (public files need `sparse-detr convert` first).\n{report}"
-            )
+        report.check()
         if report.skipped_classes and not self.skip_other_classes:
             name = report.skipped_classes[0]
             (in_file, *_), (in_model, *_) = report.misshapen[name]
