@@ -233,6 +233,14 @@ def test_autocast_on_the_cpu_detects(name, dtype):
 
 
 @every_model
+def test_boxes_keep_single_precision_under_autocast(name):
+    """In bfloat16 a coordinate would be a multiple of 1/256 of the image."""
+    model = build(name, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert all(group.boxes.dtype == torch.float32 for group in model.outputs(BATCH).groups)
+
+
+@every_model
 def test_a_model_is_built_on_the_meta_device_without_memory(name):
     recipe, options = MODELS[name]
     with torch.device("meta"):

@@ -129,3 +129,11 @@ def test_learned_queries_are_the_same_for_every_image_and_learn_their_reference_
     made.reference_points.sum().backward()
     assert queries.embedding.weight.grad[:, :32].any()
     assert not queries.embedding.weight.grad[:, 32:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_learned_reference_points_keep_single_precision_under_autocast(dtype):
+    queries = LearnedQueries(num_queries=5, embed_dim=32)
+    with torch.autocast("cpu", dtype):
+        made = queries(torch.zeros(1, 7, 32), proposals=None, projection=None, head=None)
+    assert made.reference_points.dtype == torch.float32

@@ -58,7 +58,9 @@ class LearnedQueries(nn.Module):
     ) -> Queries:
         """Repeat the queries for every image; only the batch size of `memory` matters."""
         position, content = self.embedding.weight.expand(memory.shape[0], -1, -1).chunk(2, -1)
-        return Queries(content=content, position=position, reference_points=self.reference_points(position).sigmoid())
+        # Under autocast the layer gives half precision; points of an image need more than its 8 or 11 bits.
+        points = self.reference_points(position).to(position.dtype).sigmoid()
+        return Queries(content=content, position=position, reference_points=points)
 
 
 class TopKQueries(nn.Module):
