@@ -216,12 +216,13 @@ class GeneralizedDETR(nn.Module):
         height, width = instances.image_size
         scale = self.pixel_mean.new_tensor([width, height, width, height])
         boxes = box_convert(instances.gt_boxes.tensor.to(scale), "xyxy", "cxcywh") / scale
-        labels = instances.gt_classes.to(self.device)
+        labels = instances.gt_classes
+        known = self.num_classes if self.class_channels is None else len(self.class_channels)
+        if labels.numel() and int(labels.max()) >= known:  # where the data are: no round trip to a GPU
+            raise ValueError(f"class {int(labels.max())} of a true box is not below the {known} classes of the model")
         if self.class_channels is not None:
-            labels = torch.tensor(self.class_channels, device=self.device)[labels]
-        if labels.numel() and int(labels.max()) >= self.num_classes:
-            raise ValueError(f"class {int(labels.max())} of a true box is not below num_classes {self.num_classes}")
-        return Targets(labels=labels, boxes=boxes)
+            labels = torch.tensor(self.class_channels, device=labels.device)[labels]
+        return Targets(labels=labels.to(self.device), boxes=boxes)
 
 
 def _widen(x: Tensor | None) -> Tensor | None:

@@ -240,6 +240,15 @@ def test_boxes_keep_single_precision_under_autocast(name):
         assert all(group.boxes.dtype == torch.float32 for group in model.outputs(BATCH).groups)
 
 
+@pytest.mark.parametrize("options", [{}, {"class_channels": [0, 2, 4]}])
+def test_a_class_that_the_model_does_not_have_is_refused_by_both_numbers(options):
+    known = len(options.get("class_channels", range(NUM_CLASSES)))
+    image = picture(64, 64)
+    image["instances"].gt_classes[0] = known
+    with pytest.raises(ValueError, match=f"class {known} of a true box is not below the {known} classes"):
+        build("sparse", **options).losses([image])
+
+
 @every_model
 def test_a_model_is_built_on_the_meta_device_without_memory(name):
     recipe, options = MODELS[name]
