@@ -96,7 +96,10 @@ class MultiScaleTokenizer(nn.Module):
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, real, pyramid)], 1)
         dtype = self.level_embed.dtype
         position = embed_tokens(pyramid, self.embed_dim, dtype=dtype, temperature=self.position_temperature)
-        return Tokens(content=content, position=position + self.level_embed[pyramid.cells[:, 0]], pyramid=pyramid)
+        # Repeated, not indexed: on a GPU the gradient of an index that repeats a row thousands of times is slow.
+        rows = zip(self.level_embed, pyramid.level_sizes, strict=True)
+        level_embed = torch.cat([row.expand(size, -1) for row, size in rows])
+        return Tokens(content=content, position=position + level_embed, pyramid=pyramid)
 
     def pyramid(
         self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
