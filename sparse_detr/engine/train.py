@@ -52,7 +52,7 @@ def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
             # Before evaluating, so that a crash of the evaluation loses nothing.
-            hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer),
+            hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings)),
             *_evaluation_hooks(settings, checkpointer, evaluate_now if run.evaluation_sets else None),
             stop,
             *_writer_hooks(settings),
@@ -91,6 +91,11 @@ def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer)
         failure_dir=settings.output_dir,
         config_text=run.config_text,
     )
+
+
+def _checkpoint_options(settings: TrainSettings) -> dict[str, Any]:
+    """All ranks save, since each adds its random state; the main process alone deletes what is too old."""
+    return settings.checkpointer if comm.is_main_process() else {**settings.checkpointer, "max_to_keep": None}
 
 
 def _evaluation_hooks(

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from sparse_detr.config.run import TrainSettings
+from sparse_detr.engine import train
 from tests.engine import ranks
 
 
@@ -62,3 +64,10 @@ def test_a_bad_number_on_one_rank_stops_all_with_the_same_message(outcome):
 def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(outcome):
     assert outcome["signal"] == [{"error": "SystemExit", "message": "143"}] * 2
     assert (outcome["folder"] / "signal" / "model_0000000.pth").exists()
+
+
+@pytest.mark.parametrize("main_process", [True, False])
+def test_all_ranks_save_and_the_main_process_alone_deletes(monkeypatch, main_process):
+    monkeypatch.setattr(train.comm, "is_main_process", lambda: main_process)
+    settings = TrainSettings(output_dir="", max_iter=1, device="cpu", checkpointer={"period": 3, "max_to_keep": 2})
+    assert train._checkpoint_options(settings) == {"period": 3, "max_to_keep": 2 if main_process else None}
