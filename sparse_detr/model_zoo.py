@@ -16,11 +16,11 @@ from sparse_detr.errors import UserError
 
 require_detectron2()
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config.load import Config, load_config
+from sparse_detr.engine.checkpoint import load_weights
 
 _PACKAGE = Path(__file__).parent
 
@@ -66,6 +66,9 @@ def get(config_path: str, trained: bool = False, device: str | None = None, weig
         trained: raise as `get_checkpoint_url` does, unless `weights` is given.
         device: where to put it; None for what the config says.
         weights: checkpoint to load; without it nothing is loaded.
+
+    Raises:
+        UserError: there is no such config, or the checkpoint is of another model or number of classes.
     """
     cfg = get_config(config_path, trained=trained and weights is None)
     if isinstance(cfg, CfgNode):
@@ -75,5 +78,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None, weig
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
     if weights is not None:
-        DetectionCheckpointer(model).load(weights)
+        load_weights(model, weights, skip_other_classes=False)
     return model

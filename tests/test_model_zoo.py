@@ -1,0 +1,47 @@
+"""Configs by name."""
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from omegaconf import DictConfig
+
+from sparse_detr import model_zoo
+from sparse_detr.errors import UserError
+
+QUICK = "quick/sparse_detr_mnv2.py"
+
+
+@pytest.mark.parametrize(
+    "name", ["SparseDETR/sparse_detr_r50_rho10.py", "projects/SparseDETR/configs/sparse_detr_r50_rho10.py", QUICK]
+)
+def test_a_config_is_found_with_and_without_its_folders(name):
+    assert model_zoo.get_config_file(name).endswith(name.rpartition("/")[2])
+
+
+def test_both_kinds_of_config_are_read():
+    assert isinstance(model_zoo.get_config("DeformableDETR/deformable_detr_r50.yaml"), CfgNode)
+    assert isinstance(model_zoo.get_config("DeformableDETR/deformable_detr_r50.py"), DictConfig)
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(UserError, match=r"no config 'SparseDETR/other.py'; there are .*sparse_detr_r50_rho10.yaml"):
+        model_zoo.get_config_file("SparseDETR/other.py")
+
+
+def test_trained_weights_are_not_hosted_and_the_remedy_is_said():
+    with pytest.raises(UserError, match="sparse-detr convert"):
+        model_zoo.get(QUICK, trained=True)
+
+
+def test_given_weights_are_loaded_unless_they_are_of_other_classes(tmp_path):
+    model = model_zoo.get(QUICK, device="cpu")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "good.pth")
+    other = model_zoo.get(QUICK, device="cpu", weights=str(tmp_path / "good.pth"))
+    assert all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
+    for name in list(weights):
+        if ".class_embed." in name:
+            weights[name] = torch.cat([weights[name]] * 3)
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="3 classes and the model 1"):
+        model_zoo.get(QUICK, device="cpu", weights=str(tmp_path / "other.pth"))
