@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from sparse_detr.engine.random_state import set_random_state
+from sparse_detr.modeling.distributed import alone
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +123,9 @@ class Failure:
         random_state: dict[str, Any],
         precision: str,
     ) -> "Failure":
-        """Run the forward pass again with the same random numbers, watching every module.
-
-        All ranks must call it together: the model may exchange the number of boxes.
-        """
+        """Run the forward pass again with the same random numbers, watching every module; needs no other rank."""
         set_random_state(random_state)
-        with torch.no_grad():
+        with torch.no_grad(), alone():
             first_bad = find_first_bad_tensor(model, batch, lambda: compute_losses(model, batch))
         return cls(what, first_bad, iteration, batch, model.state_dict(), random_state, precision)
 

@@ -1,0 +1,31 @@
+"""Normalisers of one process among several."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sparse_detr.modeling.distributed import alone, mean_over_processes
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The other process of two has no boxes."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda count: count)
+
+
+def test_a_count_is_averaged_over_processes_and_at_least_one(two_processes):
+    assert mean_over_processes(torch.tensor(6.0)) == 3
+    assert mean_over_processes(torch.tensor(0.0)) == 1
+
+
+def test_a_process_alone_asks_no_other(two_processes, monkeypatch):
+    def wait_for_ever(count):
+        raise AssertionError("no other process would answer")
+
+    monkeypatch.setattr(dist, "all_reduce", wait_for_ever)
+    with alone():
+        assert mean_over_processes(torch.tensor(6.0)) == 6
+    with pytest.raises(AssertionError):
+        mean_over_processes(torch.tensor(6.0))
