@@ -1,27 +1,28 @@
 """Detectron2's own tools take our configs as they are.
 
-Its scripts in `tools/` are not in the installed package; what they are made of is, and the training of
-`lazyconfig_train_net.py` is repeated here statement by statement.
+The pinned package holds its scripts too, as modules of `tools`; their tests are skipped where another Detectron2 is
+installed.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 pytest.importorskip("detectron2")
 
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.config import CfgNode, defaults, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultPredictor, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -29,6 +30,7 @@ from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operat
 
 from sparse_detr import model_zoo
 from sparse_detr.config import add_detr_config, load_config
+from sparse_detr.env import setup_environment
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
 
 YAML = "SparseDETR/sparse_detr_r50_rho30.yaml"
@@ -149,27 +151,58 @@ def test_evaluation_and_analysis_take_either_kind_of_config(data_set, tmp_path, 
     assert "decoder_heads" in parameter_count_table(model)
 
 
-def test_the_training_of_lazyconfig_train_net_runs_on_our_lazy_config(data_set, tmp_path):
-    cfg = small_lazy(tmp_path)
-    model = instantiate(cfg.model)
-    model.to(cfg.train.device)
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    train_loader = instantiate(cfg.dataloader.train)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    model = create_ddp_model(model, **cfg.train.ddp)
-    trainer = SimpleTrainer(model, train_loader, optimizer)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
-        ]
-    )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
-    trainer.train(0, cfg.train.max_iter)
+def script(name: str) -> ModuleType:
+    """A script of Detectron2's `tools/`, unmodified, whose functions are called in this process."""
+    return pytest.importorskip(f"tools.{name}", reason="this Detectron2 came without its scripts")
+
+
+@pytest.fixture
+def environment_module(monkeypatch):
+    """What `DETECTRON2_ENV_MODULE=sparse_detr.env` does at `import detectron2`, undone after the test."""
+    monkeypatch.setattr(defaults, "_C", defaults._C.clone())
+    setup_environment()
+
+
+def yaml_arguments(tmp_path: Path) -> Namespace:
+    data = ["DATASETS.TRAIN", "('tools_test',)", "DATASETS.TEST", "('tools_test',)"]
+    return arguments(model_zoo.get_config_file(YAML), [*SMALL, *data, "OUTPUT_DIR", str(tmp_path / "output")])
+
+
+def lazy_arguments(tmp_path: Path) -> Namespace:
+    overrides = ["model.num_classes=2", "train.device=cpu", "train.init_checkpoint=", "train.max_iter=2"]
+    overrides += [f"train.output_dir={tmp_path / 'output'}", "dataloader.train.total_batch_size=2"]
+    overrides += [f"dataloader.{split}.dataset.names=tools_test" for split in ("train", "test")]
+    return arguments(model_zoo.get_config_file("quick/sparse_detr_mnv2.py"), overrides)
+
+
+def arguments(config_file: str, opts: list[str]) -> Namespace:
+    return Namespace(config_file=config_file, opts=opts, resume=False, eval_only=False, num_inputs=2)
+
+
+def test_plain_train_net_trains_and_evaluates_our_yaml(data_set, environment_module, tmp_path):
+    scores = script("plain_train_net").main(yaml_arguments(tmp_path))
+    assert "AP50" in scores["bbox"]
     assert (tmp_path / "output" / "model_final.pth").is_file()
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert any(name.startswith("selector.scorer") for name in changed)
-    assert any(name.startswith("decoder.layers") for name in changed)
+
+
+def test_lazyconfig_train_net_trains_and_evaluates_our_lazy_config(data_set, tmp_path):
+    script("lazyconfig_train_net").main(lazy_arguments(tmp_path))
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+    assert "bbox/AP50" in (tmp_path / "output" / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize("given", [yaml_arguments, lazy_arguments])
+def test_analyze_model_counts_the_attention_of_either_kind_of_config(
+    data_set, environment_module, tmp_path, monkeypatch, caplog, given
+):
+    tool = script("analyze_model")
+    monkeypatch.setattr(tool, "args", given(tmp_path), raising=False)  # a global of the script
+    cfg = tool.setup(tool.args)
+    logging.getLogger("detectron2").addHandler(caplog.handler)  # it passes nothing on
+    with caplog.at_level(logging.INFO, logger="detectron2"):
+        for task in (tool.do_flop, tool.do_activation, tool.do_parameter, tool.do_structure):
+            task(cfg)
+    logging.getLogger("detectron2").removeHandler(caplog.handler)
+    (operators,) = (text for text in caplog.messages if text.startswith("Average GFlops"))
+    assert "attention" in operators
+    assert "selector.scorer" in caplog.text
