@@ -64,8 +64,10 @@ def _prepare(args: argparse.Namespace):
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
     from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
+    from sparse_detr.config.settings import check_device
 
     cfg = load_config(args.config_file, args.opts)
+    check_device(cfg)
     use_own_data(cfg, {key: getattr(args, key) for key in OWN_DATA_KEYS}, args.opts)
     return cfg
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     try:
-        args = build_parser(chosen).parse_args(argv)
+        args = parse_arguments(build_parser(chosen), argv)
         return args.run(args)
     except UserError as error:
         return _fail(str(error))
@@ -34,6 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] != "detectron2":
             raise
         return _fail(HOW_TO_INSTALL)
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, with config overrides between and behind the options, which argparse cannot do for subcommands."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "opts") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.opts = [*args.opts, *rest]
+    return args
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:

@@ -2,10 +2,12 @@
 
 import logging
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from sparse_detr.config.load import Config
+from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +18,15 @@ def set_output_dir(cfg: Config, output_dir: str) -> None:
         cfg.OUTPUT_DIR = output_dir
     else:
         cfg.train.output_dir = output_dir
+
+
+def check_device(cfg: Config) -> None:
+    """Raise a `UserError` if the config wants a GPU and there is none, as a dumped config may on another machine."""
+    yacs = isinstance(cfg, CfgNode)
+    device = cfg.MODEL.DEVICE if yacs else cfg.train.device
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        remedy = "MODEL.DEVICE cpu" if yacs else "train.device=cpu"
+        raise UserError(f"the config asks for device {device!r}, but no GPU can be used here; add {remedy}")
 
 
 def share_seed(cfg: Config) -> None:

@@ -16,6 +16,7 @@ from sparse_detr.errors import UserError
 logger = logging.getLogger(__name__)
 
 BEST_PREFIX = "model_best"
+FEW = 0.5  # share of the model's entries below which a checkpoint looks like a mistake
 
 
 class TrainingCheckpointer(DetectionCheckpointer):
@@ -63,7 +64,11 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 f"the checkpoint has {in_file} classes and the model {in_model} ({name}); set num_classes to "
                 f"{in_file}, or train from the checkpoint (without --resume and --eval-only) to learn the new classes"
             )
-        logger.info(f"Checkpoint: {str(report).splitlines()[0]}")
+        backbone_only = all(name.startswith("backbone.") for name in report.matched)
+        if report.model_share < FEW and not backbone_only:
+            logger.warning(f"The checkpoint fills little of the model; is it the right one?\n{report}")
+        else:
+            logger.info(f"Checkpoint: {str(report).splitlines()[0]}")
 
 
 def resume(checkpointer: TrainingCheckpointer, trainer: Trainer) -> int:

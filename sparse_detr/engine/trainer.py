@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparse_detr.engine.distributed import largest_of_ranks, unwrap
+from sparse_detr.engine.memory import out_of_memory_message
 from sparse_detr.engine.nonfinite import Failure, stop_training
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import random_state, set_random_state
+from sparse_detr.errors import UserError
 
 Batch = list[dict[str, Any]]
 
@@ -71,8 +73,11 @@ class Trainer(SimpleTrainer):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            with self._gradient_exchange(last=micro_step == self.accumulate - 1):
-                losses = self._backward(batch)
+            try:
+                with self._gradient_exchange(last=micro_step == self.accumulate - 1):
+                    losses = self._backward(batch)
+            except torch.OutOfMemoryError as error:
+                raise UserError(out_of_memory_message(batch)) from error
             totals = {name: totals.get(name, 0.0) + loss.detach() for name, loss in losses.items()}
         self.after_backward()
         self._check_and_clip_gradients(batch)

@@ -80,3 +80,18 @@ def test_no_command_is_refused(capsys):
 
 def test_user_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+def test_config_overrides_may_stand_between_and_behind_options(monkeypatch):
+    import sparse_detr.cli.train
+
+    seen = []
+    monkeypatch.setattr(sparse_detr.cli.train, "run", lambda args: seen.append(args) or 0)
+    assert cli.main(["train", "--config-file", "x.py", "a=1", "--resume", "b=2"]) == 0
+    assert seen[0].opts == ["a=1", "b=2"]
+    assert seen[0].resume
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config-file", "x.py", "--resme"])

@@ -37,6 +37,8 @@ class ProposalGenerator(nn.Module):
     """
 
     min_value = 0.01
+    # Stands for the public implementation's infinity: the sigmoid is 1 and has no gradient, and nothing becomes NaN.
+    dropped_logit = 1e4
 
     def __init__(self, *, border: Literal["clamped", "dropped"] = "clamped"):
         super().__init__()
@@ -52,7 +54,7 @@ class ProposalGenerator(nn.Module):
             return Proposals(box_logits=logits, ignored=padding, excluded=padding if pyramid.has_padding else None)
         inside = ((boxes > self.min_value) & (boxes < 1 - self.min_value)).all(-1)
         ignored = padding | ~inside
-        logits = boxes.logit().masked_fill(ignored[..., None], float("inf"))
+        logits = boxes.logit().masked_fill(ignored[..., None], self.dropped_logit)
         return Proposals(box_logits=logits, ignored=ignored, excluded=None)
 
 

@@ -50,7 +50,9 @@ class ScoringNetwork(nn.Module):
             mean = (shared * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
         else:
             mean = shared.mean(1, keepdim=True)
-        return self.mlp(torch.cat([local, mean.expand_as(local)], -1)).squeeze(-1)
+        features = torch.cat([local, mean.expand_as(local)], -1)
+        with torch.autocast(x.device.type, enabled=False):  # a ranking by half-precision numbers would be full of ties
+            return self.mlp(features.to(self.norm.weight.dtype)).squeeze(-1)
 
 
 class LearnedScorer(nn.Module):
