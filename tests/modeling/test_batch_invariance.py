@@ -94,7 +94,7 @@ def test_noise_in_padding_changes_no_detection(name, options):
 @every_model
 def test_every_image_is_matched_as_it_is_alone(name, options):
     model = build(name, **options)
-    targets = [model._targets(image["instances"]) for image in PICTURES]
+    targets = [model._targets(image) for image in PICTURES]
     batched = run(model, PICTURES)
     alone = [run(model, [image]) for image in PICTURES]
     for position, group in enumerate(batched.groups):
