@@ -60,14 +60,13 @@ def deformable_detr(
     check_choice("behavior", behavior, get_args(Behavior))
     check_choice("two_stage", two_stage, get_args(TwoStage))
     released = behavior == "released"
-    attention = L(MultiScaleDeformableAttention)(
-        embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
-    )
-    ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
-    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
-    encoder_layer = L(EncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
-    decoder_layer = L(DecoderLayer)(
-        self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout
+    encoder_layer, decoder_layer = transformer_layers(
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_levels=num_levels,
+        num_points=num_points,
+        feedforward_dim=feedforward_dim,
+        dropout=dropout,
     )
     if two_stage == "off":
         queries = L(LearnedQueries)(num_queries=num_queries, embed_dim=embed_dim)
@@ -107,6 +106,22 @@ def deformable_detr(
         class_channels=class_channels,
         supervise_surplus_rows=released,
     )
+
+
+def transformer_layers(
+    *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int, dropout: float
+) -> tuple[Any, Any]:
+    """LazyCalls of one encoder layer and one decoder layer."""
+    attention = L(MultiScaleDeformableAttention)(
+        embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+    )
+    ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
+    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
+    encoder_layer = L(EncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    decoder_layer = L(DecoderLayer)(
+        self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout
+    )
+    return encoder_layer, decoder_layer
 
 
 def efficient_detr(**options: Any) -> Any:
