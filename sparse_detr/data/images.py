@@ -48,7 +48,8 @@ def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
             is_deep = header.mode == "F" or header.mode.startswith("I")
         if is_deep:
             return _to_8_bits(detection_utils.read_image(str(file_name), None))
-        return detection_utils.read_image(str(file_name), image_format)
+        # Pillow's own memory is read-only, of which PyTorch warns when an augmentation takes it.
+        return np.require(detection_utils.read_image(str(file_name), image_format), requirements="W")
     except _DECODING_ERRORS as error:
         kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
         raise BadImageError(f"{file_name}: {_reason(file_name, error)}", kind) from error
