@@ -64,6 +64,9 @@ class TrainingCheckpointer(DetectionCheckpointer):
                 f"the checkpoint has {in_file} classes and the model {in_model} ({name}); set num_classes to "
                 f"{in_file}, or train from the checkpoint (without --resume and --eval-only) to learn the new classes"
             )
+        if report.skipped_classes:
+            rows = ", ".join(f"{name} {report.misshapen[name][0]}" for name in report.skipped_classes)
+            logger.warning(f"The checkpoint has another number of classes; these rows of it are skipped: {rows}")
         backbone_only = all(name.startswith("backbone.") for name in report.matched)
         if report.model_share < FEW and not backbone_only:
             logger.warning(f"The checkpoint fills little of the model; is it the right one?\n{report}")

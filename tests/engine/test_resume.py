@@ -150,9 +150,9 @@ class ToyWithClasses(ToyDetector):
 def test_fine_tuning_skips_and_lists_the_rows_of_other_classes(tmp_path, caplog, monkeypatch):
     train(toy_run(tmp_path, model=ToyWithClasses(num_classes=5), max_iter=2))
     model = ToyWithClasses(num_classes=2)
-    monkeypatch.setattr(logging.getLogger("fvcore"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("sparse_detr"), "propagate", True)
     load_weights(model, str(tmp_path / "model_final.pth"), skip_other_classes=True)
-    assert "'class_embed.weight' to the model due to incompatible shapes: (5, 8)" in caplog.text
+    assert "these rows of it are skipped: class_embed.weight (5, 8), class_embed.bias (5,)" in caplog.text
     assert torch.equal(model.head.weight, final(tmp_path)["model"]["head.weight"])
 
 
