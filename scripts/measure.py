@@ -1,9 +1,10 @@
 """Train variants of the quick model over several seeds and write a table of their AP into a README.
 
-    python scripts/measure.py sample --iterations rho10=700 rho30=600 rho100=330
+    python scripts/measure.py sample --iterations rho10=700 rho30=600 rho100=330 --picture datasets/sample/val/X.png
     python scripts/measure.py blood-cells --iterations rho30=900 dense=580 --seeds 0 1 2 -- --train-json A ...
 
-What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated.
+What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated. The scores, and with
+`--picture` what the first seed's models see in an image and their training logs, go into `results/` beside the README.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/efficient_detr_mnv2.py"
@@ -37,10 +40,17 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("output/measure"))
     parser.add_argument("--readme", type=Path, default=ROOT / "projects/SparseDETR/README.md")
+    parser.add_argument("--picture", type=Path, help="image to draw the models' view of")
     args = parser.parse_args(own)
     results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
-    write_results(args, results, passed_on)
-    print(table(results))
+    text = table(results)
+    print(text)
+    folder = args.readme.parent / "results"
+    folder.mkdir(exist_ok=True)
+    write_scores(folder / f"{args.name}.json", args.seeds, results, passed_on)
+    if args.picture is not None:
+        text += "".join(illustrate(args, variant, folder) for variant, _ in args.iterations)
+    fill_readme(args.readme, args.name, text)
     return 0
 
 
@@ -108,22 +118,46 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{spread}"
 
 
-def write_results(args: argparse.Namespace, results: dict[str, list[dict[str, float]]], passed_on: list[str]) -> None:
-    """JSON beside the README, and the table between the README's markers."""
+def write_scores(
+    path: Path, seeds: list[int], results: dict[str, list[dict[str, float]]], passed_on: list[str]
+) -> None:
+    """Everything measured, as JSON."""
     record = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "seeds": args.seeds,
+        "seeds": seeds,
         "overrides": [argument for argument in passed_on if "=" in argument],
         "results": results,
     }
-    folder = args.readme.parent / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    start, end = f"<!-- table {args.name} -->", f"<!-- end {args.name} -->"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
+    """Draw the first seed's model on the picture and keep its log; markdown that shows both."""
+    run = args.output / args.name / f"{variant}_seed{args.seeds[0]}"
+    name = f"{args.name}_{variant}"
+    (folder / f"{name}.log").write_text(progress((run / "log.txt").read_text()))
+    with tempfile.TemporaryDirectory() as drawn:
+        demo = [sys.executable, "-m", "sparse_detr.cli", "demo", "--config-file", str(run / "config.yaml")]
+        files = ["--weights", str(run / "model_final.pth"), "--input", str(args.picture), "--output", drawn]
+        subprocess.run([*demo, *files], check=True)
+        overview = Image.open(next(Path(drawn).glob("*_overview.png"))).convert("RGB")
+    overview.thumbnail((1300, 1300))
+    overview.save(folder / f"{name}.jpg", quality=85)
+    title = VARIANTS[variant][0]
+    return f"\n\n{title} ([log](results/{name}.log)):\n\n![{title}](results/{name}.jpg)"
+
+
+def progress(log: str) -> str:
+    """The lines of a log that tell of the training's course, without those that name places of a machine."""
+    kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
+    return "\n".join(kept) + "\n"
+
+
+def fill_readme(readme: Path, name: str, text: str) -> None:
+    """Put text between the README's markers of that name."""
+    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    text = args.readme.read_text()
-    if pattern.search(text):
-        args.readme.write_text(pattern.sub(lambda _: f"{start}\n{table(results)}\n{end}", text))
+    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", readme.read_text()))
 
 
 if __name__ == "__main__":

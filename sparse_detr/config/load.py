@@ -13,6 +13,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.keys import add_detr_config
+from sparse_detr.data.sample import register_sample_data
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -29,6 +30,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     Returns:
         DictConfig for both kinds of lazy config, CfgNode for yacs.
     """
+    register_sample_data()  # the config.yaml of a run names the data, but no longer the file that registered them
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
     if config_kind(path) == "yacs":

@@ -100,3 +100,16 @@ def test_file_of_neither_kind_is_refused(tmp_path):
     path.write_text("a: b: c [")
     with pytest.raises(UserError, match="neither yaml nor Python"):
         load_config(str(path))
+
+
+def test_the_saved_config_of_the_quick_run_knows_its_data(tmp_path):
+    from detectron2.config import LazyConfig
+    from detectron2.data import DatasetCatalog
+
+    from sparse_detr.model_zoo import get_config_file
+
+    saved = tmp_path / "config.yaml"
+    LazyConfig.save(load_config(get_config_file("quick/sparse_detr_mnv2.py")), str(saved))
+    DatasetCatalog.remove("trees_train")
+    assert load_config(str(saved)).dataloader.train.dataset.names == "trees_train"
+    assert "trees_train" in DatasetCatalog
