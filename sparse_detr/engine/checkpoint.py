@@ -1,6 +1,7 @@
 """Checkpoints that a training resumes from bit for bit."""
 
 import logging
+import os
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
+from sparse_detr.data.sample import WEIGHTS_FILE
 from sparse_detr.engine.random_state import random_state
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.errors import UserError
@@ -94,4 +96,7 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer) -> int:
 
 def load_weights(model: nn.Module, path: str, *, skip_other_classes: bool) -> None:
     """Load the weights alone, from any file that Detectron2 or this project writes; "" loads nothing."""
+    if path and "://" not in path and not os.path.isfile(path):
+        hint = "`python -m sparse_detr.data.sample` makes it" if path.endswith(WEIGHTS_FILE) else "check the path"
+        raise UserError(f"there is no checkpoint {path!r} (working directory: {os.getcwd()}); {hint}")
     TrainingCheckpointer(model, skip_other_classes=skip_other_classes).load(path, checkpointables=[])

@@ -160,3 +160,12 @@ def test_resuming_with_another_number_of_classes_names_both(tmp_path):
     train(toy_run(tmp_path, model=ToyWithClasses(num_classes=5), max_iter=2))
     with pytest.raises(UserError, match="the checkpoint has 5 classes and the model 2"):
         train(toy_run(tmp_path, model=ToyWithClasses(num_classes=2)), resume_last=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [("nowhere.pth", "check the path"), ("mobilenet_v2_imagenet.pth", "python -m sparse_detr.data.sample")],
+)
+def test_a_checkpoint_that_is_not_there_is_named_with_the_remedy(path, remedy):
+    with pytest.raises(UserError, match=f"no checkpoint '{path}'.*{remedy}"):
+        load_weights(ToyWithClasses(num_classes=2), path, skip_other_classes=True)
