@@ -12,20 +12,17 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
 
+from sparse_detr import recipes
 from sparse_detr.analysis.tokens import covered_attention, covered_attention_per_level
 from sparse_detr.checkpoint import convert_checkpoint
+from sparse_detr.modeling import encoder, tokenizer
+from sparse_detr.modeling.queries import ProposalGenerator
 from tests.golden.cases import NAMES, GoldenCase
-
-pytest.importorskip("detectron2")
-from detectron2.config import instantiate  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
-
-from sparse_detr import recipes  # noqa: E402
-from sparse_detr.modeling import encoder, tokenizer  # noqa: E402
-from sparse_detr.modeling.queries import ProposalGenerator  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from PIL import Image
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import CfgNode, defaults, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.datasets import register_coco_instances
@@ -27,6 +23,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.analysis import FlopCountAnalysis, activation_count_operators, parameter_count_table
+from PIL import Image
 
 from sparse_detr import model_zoo
 from sparse_detr.config import add_detr_config, load_config

@@ -5,11 +5,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from torch import nn
-
-pytest.importorskip("fvcore")
-
 from fvcore.nn import FlopCountAnalysis
+from torch import nn
 
 from sparse_detr.analysis.flops import FLOP_HANDLES, register_flop_handles
 

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import instantiate
 from detectron2.utils.analysis import FlopCountAnalysis
+from torch import nn
 
 from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
 

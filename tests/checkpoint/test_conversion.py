@@ -59,8 +59,10 @@ def test_a_transformer_weight_gets_the_name_of_its_part(public, ours):
 
 
 def test_resnet_names_are_those_of_detectron2():
-    resnet = pytest.importorskip("detectron2.modeling.backbone.resnet")
-    torchvision = pytest.importorskip("torchvision.models").resnet50()
+    from detectron2.modeling.backbone import resnet
+    from torchvision.models import resnet50
+
+    torchvision = resnet50()
     stem = resnet.BasicStem(norm="FrozenBN")
     body = resnet.ResNet(stem, resnet.ResNet.make_default_stages(50, norm="FrozenBN", stride_in_1x1=False))
     names = {rename(name, (RESNET,))[0]: value.shape for name, value in torchvision.state_dict().items()}
@@ -69,7 +71,8 @@ def test_resnet_names_are_those_of_detectron2():
 
 
 def test_swin_names_are_those_of_detectron2():
-    swin = pytest.importorskip("detectron2.modeling.backbone.swin")
+    from detectron2.modeling.backbone import swin
+
     body = swin.SwinTransformer(out_indices=(1, 2, 3), drop_path_rate=0.0)
     table = prefixed(SWIN, source=r"backbone\.0\.body\.", target="")
     file = GoldenCase("sparse_detr_swint_rho_0.1").state_dict()
@@ -128,7 +131,8 @@ def test_80_classes_take_the_rows_of_the_coco_categories():
 
 
 def test_coco_ids_are_those_of_detectron2():
-    meta = pytest.importorskip("detectron2.data.datasets.builtin_meta")
+    from detectron2.data.datasets import builtin_meta as meta
+
     assert list(COCO_IDS) == [c["id"] for c in meta.COCO_CATEGORIES if c["isthing"]]
 
 
@@ -197,7 +201,8 @@ def test_tied_heads_mean_no_box_refinement():
 
 
 def test_imagenet_resnet_becomes_a_backbone():
-    models = pytest.importorskip("torchvision.models")
+    from torchvision import models
+
     converted = convert_checkpoint(models.resnet50().state_dict())
     assert (converted.source, converted.description.backbone) == ("torchvision_resnet", "resnet(50)")
     assert converted.description.recipe is None
@@ -273,7 +278,6 @@ def test_a_one_stage_file_refines_boxes_only_if_its_decoder_holds_the_heads():
 
 
 def test_a_single_scale_file_asks_for_a_single_scale_backbone():
-    pytest.importorskip("detectron2")
     from detectron2.config import instantiate
 
     from sparse_detr import recipes

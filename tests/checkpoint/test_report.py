@@ -86,7 +86,6 @@ def test_long_lists_are_cut_in_print():
 
 
 def test_a_public_file_finetunes_on_three_classes():
-    pytest.importorskip("detectron2")
     from detectron2.config import instantiate
 
     from sparse_detr.recipes import sparse_detr

@@ -6,11 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-pytest.importorskip("detectron2")
-
 from detectron2.config import instantiate
+from PIL import Image
 
 from sparse_detr.cli.demo import find_images, unique_stems
 from sparse_detr.cli.main import main

@@ -7,16 +7,13 @@ import json
 
 import pytest
 import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from sparse_detr import recipes
 from sparse_detr.checkpoint import convert_checkpoint
 from tests.golden.cases import FOLDER
-
-pytest.importorskip("detectron2")
-from detectron2.config import instantiate  # noqa: E402
-from detectron2.structures import Boxes, Instances  # noqa: E402
-
-from sparse_detr import recipes  # noqa: E402
 
 ALIASES = tuple(f"transformer.{part}.{head}_embed." for part in ("decoder", "encoder") for head in ("class", "bbox"))
 
