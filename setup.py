@@ -1,12 +1,28 @@
-"""Adds to a built wheel what lies outside the package: the configs of `configs/` and `projects/*/configs/`."""
+"""What a build does beyond copying modules: native libraries (`ops/build.py`), and the configs inside a wheel."""
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Command, setup
+from setuptools.command.build import build
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+ROOT = Path(__file__).resolve().parent
+
+
+def load_native_builder():
+    """The module ops/build.py; a build has the repository neither on the path nor installed."""
+    spec = importlib.util.spec_from_file_location("sparse_detr_build", ROOT / "ops" / "build.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BuildWithConfigs(build_py):
@@ -23,4 +39,56 @@ class BuildWithConfigs(build_py):
                 shutil.copytree(folder, target / folder.relative_to(ROOT), ignore=ignored, dirs_exist_ok=True)
 
 
-setup(cmdclass={"build_py": BuildWithConfigs})
+class BuildNative(Command):
+    """Makes the native libraries: in place for an editable install, else for the wheel.
+
+    A command of its own, since setuptools turns an error of `build_py` in an editable install into a warning.
+    """
+
+    description = "build the native libraries of the attention operation"
+    user_options = [("build-lib=", "d", "folder of the built packages")]
+    editable_mode = False
+    any_built = False
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        native = load_native_builder()
+        output = native.NATIVE if self.editable_mode else Path(self.build_lib).resolve() / "sparse_detr/ops/_native"
+        try:
+            record = native.build(output)
+        except native.BuildError as error:
+            raise SystemExit(f"error: {error}") from None
+        self.any_built = any(library["built"] for library in record["libraries"].values())
+
+    def get_source_files(self) -> list[str]:
+        return [str(path.relative_to(ROOT)) for path in sorted((ROOT / "ops").rglob("*.[ch]*"))]
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class TaggedWheel(bdist_wheel):
+    """A wheel for this platform and every Python 3 if it holds a native library, which need no Python; else for all."""
+
+    def run(self) -> None:
+        self.run_command("build_native")
+        if self.get_finalized_command("build_native").any_built:
+            self.distribution.has_ext_modules = lambda: True
+            self.root_is_pure = False
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, plat = super().get_tag()
+        return (python, abi, plat) if self.root_is_pure else ("py3", "none", plat)
+
+
+build.sub_commands = [*build.sub_commands, ("build_native", None)]
+setup(cmdclass={"build_py": BuildWithConfigs, "build_native": BuildNative, "bdist_wheel": TaggedWheel})
