@@ -1,0 +1,114 @@
+// Half-precision numbers and aligned memory. In an unnamed namespace: every instruction set compiles its own.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace sparse_detr {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// The type that T is computed in.
+template <class T>
+struct Computed {
+  using Type = float;
+};
+template <>
+struct Computed<double> {
+  using Type = double;
+};
+template <class T>
+using RealOf = typename Computed<T>::Type;
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline float to_real(float x) { return x; }
+inline double to_real(double x) { return x; }
+inline float to_real(BFloat16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_real(Float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  const uint32_t magnitude = x.bits & 0x7fff;
+  if (magnitude < 0x0400) {  // zero or subnormal: a multiple of 2^-24
+    return bit_cast<float>(sign | bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24f));
+  }
+  const uint32_t rebias = magnitude < 0x7c00 ? 127 - 15 : 255 - 31;  // the latter for infinity and NaN
+  return bit_cast<float>(sign | ((magnitude << 13) + (rebias << 23)));
+#endif
+}
+
+// To the nearest, ties to even.
+template <class T>
+T from_real(RealOf<T> x);
+template <>
+inline float from_real<float>(float x) {
+  return x;
+}
+template <>
+inline double from_real<double>(double x) {
+  return x;
+}
+template <>
+inline BFloat16 from_real<BFloat16>(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<uint16_t>(x != x ? 0x7fc0 : rounded)};
+}
+template <>
+inline Float16 from_real<Float16>(float x) {
+#if defined(__F16C__)
+  return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffff;
+  uint32_t half;
+  if (magnitude > 0x7f800000) {
+    half = 0x7e00;
+  } else if (magnitude >= 0x477ff000) {  // rounds to 65536 or more: infinity
+    half = 0x7c00;
+  } else if (magnitude < 0x38800000) {  // subnormal: adding 0.5 rounds to a multiple of 2^-24
+    half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
+  } else {
+    half = (magnitude + 0xfff + ((magnitude >> 13) & 1) - ((127u - 15) << 23)) >> 13;
+  }
+  return {static_cast<uint16_t>(((bits >> 16) & 0x8000) | half)};
+#endif
+}
+
+// Uninitialised memory that starts on a cache line.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlignment))) {}
+  ~Buffer() { ::operator delete(data_, kAlignment); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  T* data_;
+};
+
+}  // namespace
+}  // namespace sparse_detr
