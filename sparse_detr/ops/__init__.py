@@ -1,6 +1,17 @@
-"""Multi-scale deformable attention and the map of where it looked."""
+"""Multi-scale deformable attention and the map of where it looked, as one op with several backends."""
 
-from sparse_detr.ops.attention_map import splat_attention
-from sparse_detr.ops.deformable_attention import multi_scale_deformable_attention
+from sparse_detr.ops import native
+from sparse_detr.ops.backends import available_backends, choose_backend
+from sparse_detr.ops.functions import fused_deformable_attention, multi_scale_deformable_attention, splat_attention
+from sparse_detr.ops.reference import sampling_locations
 
-__all__ = ["multi_scale_deformable_attention", "splat_attention"]
+__all__ = [
+    "available_backends",
+    "choose_backend",
+    "fused_deformable_attention",
+    "multi_scale_deformable_attention",
+    "sampling_locations",
+    "splat_attention",
+]
+
+native.status()  # so that programs which hold the ops, such as exported ones, run after this import

@@ -1,0 +1,116 @@
+"""Which implementation runs: chosen by where the tensors are and by what this machine has, or named by the caller.
+
+    reference  PyTorch, on every device, differentiable twice
+    cpu        native library (`ops/csrc/cpu`)
+    triton     Triton kernels for CUDA tensors, which need no build
+    cuda       native library (`ops/csrc/cuda`)
+
+The argument `backend` of the public functions comes first, then the environment variable SPARSE_DETR_BACKEND, then
+AUTOMATIC. A backend that is named but not available is an error; nothing else takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from sparse_detr.ops import library, native
+
+VARIABLE = "SPARSE_DETR_BACKEND"
+NAMES = ("reference", "cpu", "triton", "cuda")
+# The first available one for the device that the tensors are on; `reference` where there is none.
+AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation on this machine.
+
+    Args:
+        name: one of NAMES.
+        unavailable: why it cannot run here and what to do about it; None if it can.
+        device_types: of the tensors that it takes; empty for all.
+    """
+
+    name: str
+    unavailable: str | None
+    device_types: tuple[str, ...]
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend: None, or why it cannot run on this machine."""
+    return {name: find_backend(name).unavailable for name in NAMES}
+
+
+def choose_backend(value: Tensor, backend: str | None = None) -> str:
+    """Name of the backend that runs on `value`.
+
+    Args:
+        value: a tensor of the call.
+        backend: what the caller asks for; None for SPARSE_DETR_BACKEND, or else the automatic choice.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: the backend that was asked for cannot run here, or not on the tensor's device.
+    """
+    return _choose(value.device.type, backend)
+
+
+@torch.compiler.assume_constant_result
+def _choose(device_type: str, backend: str | None) -> str:
+    source = "the argument backend"
+    if backend is None:
+        backend, source = os.environ.get(VARIABLE) or None, f"the environment variable {VARIABLE}"
+    if backend is None:
+        return _choose_automatically(device_type)
+    if backend not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {backend!r}")
+    found = find_backend(backend)
+    if found.unavailable:
+        raise RuntimeError(f"{source} asks for {backend!r}, which is not available here: {found.unavailable}")
+    if found.device_types and device_type not in found.device_types:
+        raise RuntimeError(
+            f"{source} asks for {backend!r}, which takes tensors on {' or '.join(found.device_types)}, but value is on "
+            f"{device_type}; move it, or leave the choice out for the best backend of its device"
+        )
+    return backend
+
+
+@cache
+def _choose_automatically(device_type: str) -> str:
+    fitting = (name for name in AUTOMATIC.get(device_type, ()) if find_backend(name).unavailable is None)
+    return next(fitting, "reference")
+
+
+@cache
+def find_backend(name: str) -> Backend:
+    """The backend of that name, made ready to run if it can."""
+    if name == "reference":
+        return Backend(name, None, ())
+    if name == "triton":
+        return _find_triton()
+    missing = native.load(name).unavailable
+    if name == "cuda" and missing is None and not torch.cuda.is_available():
+        missing = "torch sees no CUDA GPU"
+    return Backend(name, missing, (name,))
+
+
+def _find_triton() -> Backend:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when the kernels are imported
+    device_types = ("cpu", "cuda") if interpreted else ("cuda",)
+    missing = None
+    if find_spec("triton") is None:
+        missing = "the package triton is not installed; install it"
+    elif not interpreted and not torch.cuda.is_available():
+        missing = "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels on CPU tensors, for tests"
+    else:
+        from sparse_detr.ops import triton_backend
+
+        library.register_kernels("sparse_detr_triton", triton_backend, device_types)
+    return Backend("triton", missing, device_types)

@@ -1,0 +1,153 @@
+"""The public functions: they check and widen their arguments, then call the backend that fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparse_detr.ops import arguments, library, reference
+from sparse_detr.ops.arguments import Shapes
+from sparse_detr.ops.backends import NAMESPACES, choose_backend
+
+
+def multi_scale_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Shapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    padding_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Weighted sum of bilinear samples of `value` around every query (Deformable DETR, section 4.1).
+
+    A location (x, y) in [0, 1] falls on pixel coordinate (x * w - 0.5, y * h - 0.5) of a level. What lies outside of
+    the map reads as zero, and so does a location that is infinite or not a number.
+
+    Sums are in float32, or in float64 for a float64 value. Under autocast the value is cast, locations and weights are
+    not.
+
+    Args:
+        value: (B, N, M, D), levels one after the other, rows within a level; float32, float64, bfloat16 or float16.
+        spatial_shapes: (h, w) of every level.
+        sampling_locations: (B, Q, M, L, P, 2), as (x, y).
+        attention_weights: (B, Q, M, L, P).
+        padding_mask: (B, N) bool, True on tokens that read as zero whatever they hold.
+        backend: `reference`, `cpu`, `triton` or `cuda`; see `sparse_detr.ops.backends`.
+
+    Returns:
+        (B, Q, M * D), in the dtype of `value`.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit the others.
+        RuntimeError: the backend that was asked for is not available.
+    """
+    arguments.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
+    shapes = arguments.flatten_shapes(
+        spatial_shapes, num_levels=sampling_locations.shape[3], samples_name="sampling_locations"
+    )
+    arguments.check_value(value, spatial_shapes, sampling_locations, "sampling_locations")
+    arguments.check_padding_mask(padding_mask, value)
+    locations = arguments.geometry("sampling_locations", sampling_locations, value, "value")
+    weights = arguments.geometry("attention_weights", attention_weights, value, "value")
+    return _attend(value, locations, weights, None, padding_mask, shapes, backend)
+
+
+def fused_deformable_attention(
+    value: Tensor,
+    spatial_shapes: Shapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    padding_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """`multi_scale_deformable_attention` from what a network predicts: one kernel also does softmax and locations.
+
+    Args:
+        value, spatial_shapes, padding_mask, backend: as for `multi_scale_deformable_attention`.
+        reference_points: (B, Q, L, 2), points that offsets in pixels are added to, or (B, Q, L, 4), boxes cxcywh that
+            offsets are relative to: P pixels of offset are half the box.
+        sampling_offsets: (B, Q, M, L, P, 2), as (x, y).
+        attention_logits: (B, Q, M, L, P), before the softmax over L * P.
+
+    Returns:
+        (B, Q, M * D), in the dtype of `value`.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit the others.
+        RuntimeError: the backend that was asked for is not available.
+    """
+    arguments.check_samples(sampling_offsets, attention_logits, "sampling_offsets", "attention_logits")
+    shapes = arguments.flatten_shapes(
+        spatial_shapes, num_levels=sampling_offsets.shape[3], samples_name="sampling_offsets"
+    )
+    arguments.check_value(value, spatial_shapes, sampling_offsets, "sampling_offsets")
+    arguments.check_reference_points(reference_points, sampling_offsets)
+    arguments.check_padding_mask(padding_mask, value)
+    offsets = arguments.geometry("sampling_offsets", sampling_offsets, value, "value")
+    logits = arguments.geometry("attention_logits", attention_logits, value, "value")
+    references = arguments.geometry("reference_points", reference_points, value, "value")
+    return _attend(value, offsets, logits, references, padding_mask, shapes, backend)
+
+
+def splat_attention(
+    spatial_shapes: Shapes,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    pixel_offset: float = -0.5,
+    backend: str | None = None,
+) -> Tensor:
+    """Add every attention weight to the four tokens that its sample was interpolated from (Sparse DETR, appendix A.2).
+
+    The kernels add up in an order, or in numbers, that make the result the same in every run. They have no derivative:
+    where one is needed and no backend is named, `reference` runs.
+
+    Args:
+        spatial_shapes: (h, w) of every level.
+        sampling_locations: (B, Q, M, L, P, 2), as (x, y) in [0, 1].
+        attention_weights: (B, Q, M, L, P).
+        pixel_offset: pixel coordinate = location * size + offset. -0.5 is where the attention reads; 0 is what the
+            public Sparse DETR does, half a pixel to the right and below.
+        backend: as for `multi_scale_deformable_attention`.
+
+    Returns:
+        (B, N), summed over queries, heads and points; float64 if the locations are, else float32. What falls outside of
+        a level is dropped.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit the others.
+        RuntimeError: the backend that was asked for is not available.
+    """
+    arguments.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
+    shapes = arguments.flatten_shapes(
+        spatial_shapes, num_levels=sampling_locations.shape[3], samples_name="sampling_locations"
+    )
+    like = "sampling_locations"
+    locations = arguments.geometry("sampling_locations", sampling_locations, sampling_locations, like)
+    weights = arguments.geometry("attention_weights", attention_weights, sampling_locations, like)
+    if backend is None and torch.is_grad_enabled() and (locations.requires_grad or weights.requires_grad):
+        backend = "reference"
+    name = choose_backend(locations, backend)
+    if name == "reference":
+        return reference.splat_attention(locations, weights, shapes, pixel_offset)
+    return library.op(NAMESPACES[name], "splat_attention")(locations, weights, shapes, pixel_offset)
+
+
+def _attend(
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    padding_mask: Tensor | None,
+    shapes: list[int],
+    backend: str | None,
+) -> Tensor:
+    name = choose_backend(value, backend)
+    if name == "reference":
+        value, points, weights, reference_points = library.autocast_dtypes(value, points, weights, reference_points)  # type: ignore[assignment]
+        return reference.deformable_attention(value, points, weights, reference_points, padding_mask, shapes)
+    attention = library.op(NAMESPACES[name], "deformable_attention")
+    return attention(value, points, weights, reference_points, padding_mask, shapes)

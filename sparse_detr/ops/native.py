@@ -1,0 +1,89 @@
+"""The native libraries, which `ops/build.py` puts in the folder `_native`: finding and loading them.
+
+Nothing is compiled here. A library that is missing or does not load is said to be so, with the reason; that is no error
+until a caller asks for it by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMES = ("cpu", "cuda")
+STABLE_ABI = (2, 10)  # the oldest PyTorch that the libraries load under
+REBUILD = "build it with `python ops/build.py`, or install sparse_detr again"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A native library, loaded unless `unavailable` says why not."""
+
+    name: str
+    path: Path | None
+    unavailable: str | None
+
+
+def folder() -> Path:
+    """Where the libraries are; the environment variable SPARSE_DETR_NATIVE_DIR names another place."""
+    return Path(os.environ.get("SPARSE_DETR_NATIVE_DIR") or Path(__file__).parent / "_native")
+
+
+def build_record() -> dict[str, Any]:
+    """What `ops/build.py` left about its last build; empty if it never ran."""
+    path = folder() / "build.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def status() -> dict[str, Library]:
+    """Every library by name, loaded if that is possible."""
+    return {name: load(name) for name in NAMES}
+
+
+@cache
+def load(name: str) -> Library:
+    """Load the library `cpu` or `cuda`, once a process."""
+    path = folder() / f"libsparse_detr_{name}.so"
+    if not path.is_file():
+        return Library(name, None, f"{_why_not_built(name)}; {REBUILD}")
+    if reason := _unsuited_torch(name):
+        return Library(name, path, reason)
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:  # of another platform, or with symbols that this PyTorch lacks
+        return Library(name, path, f"{path.name} does not load ({error}); {REBUILD}")
+    return Library(name, path, None)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that the CPU library computes with: avx512, avx2 or baseline; None without the library.
+
+    The environment variable SPARSE_DETR_CPU_ISA limits it.
+    """
+    library = load("cpu")
+    if library.unavailable:
+        return None
+    read = ctypes.CDLL(str(library.path)).sparse_detr_cpu_isa
+    read.restype = ctypes.c_char_p
+    return read().decode()
+
+
+def _why_not_built(name: str) -> str:
+    libraries = build_record().get("libraries", {})
+    return libraries.get(name, {}).get("reason") or "it is not built"
+
+
+def _unsuited_torch(name: str) -> str | None:
+    version = torch.__version__
+    if tuple(map(int, version.split(".")[:2])) < STABLE_ABI:
+        oldest = ".".join(map(str, STABLE_ABI))
+        return f"torch {version} is older than {oldest}, whose stable ABI the library needs; install a newer torch"
+    if name == "cuda" and torch.version.cuda is None:
+        return f"torch {version} is built without CUDA; install one that is built with it"
+    return None
