@@ -4,8 +4,8 @@ fvcore has no handle for `scaled_dot_product_attention`, nor for the fused kerne
 eval mode, so a transformer's attention counts as zero. As in fvcore, one multiply-add is one flop; softmax and masks
 are free.
 
-The multi-scale deformable attention needs no handle here: it is made of linear layers and `grid_sample`, which fvcore
-counts.
+Multi-scale deformable attention counts the same with every backend: as fvcore counts `grid_sample`, which the one in
+PyTorch is made of.
 """
 
 from collections.abc import Callable
@@ -54,6 +54,17 @@ def fused_multihead_attention_flops(inputs: list[Any], outputs: list[Any]) -> in
     return batch_size * (projections + attention)
 
 
+def deformable_attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count `deformable_attention(value (B, N, M, D), points (B, Q, M, L, P, 2), ...)`: four for a channel of a sample.
+
+    Args:
+        inputs: jit values of the operator's arguments.
+        outputs: jit values of its results.
+    """
+    head_dim = _shape(inputs[0])[3]
+    return 4 * prod(_shape(inputs[1])[:5]) * head_dim
+
+
 def _shape(value: Any) -> list[int]:
     """Return the shape of a traced tensor (`torch._C.Value`)."""
     return value.type().sizes()
@@ -62,4 +73,6 @@ def _shape(value: Any) -> list[int]:
 FLOP_HANDLES: dict[str, FlopHandle] = {
     "aten::scaled_dot_product_attention": attention_flops,
     "aten::_native_multi_head_attention": fused_multihead_attention_flops,
+    "sparse_detr::deformable_attention": deformable_attention_flops,
+    "sparse_detr_triton::deformable_attention": deformable_attention_flops,
 }

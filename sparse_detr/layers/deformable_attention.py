@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.ops import multi_scale_deformable_attention
+from sparse_detr.ops import fused_deformable_attention, locate_samples, multi_scale_deformable_attention
 from sparse_detr.structures import Pyramid
 
 
@@ -66,38 +66,55 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference_points: Tensor, source: Tensor, pyramid: Pyramid) -> Tensor:
-        """Sample and read in one go: (B, Q, C). For the arguments see `sample` and `read`."""
-        return self.read(source, self.sample(query, reference_points, pyramid), pyramid)
-
-    def sample(self, query: Tensor, reference_points: Tensor, pyramid: Pyramid) -> AttentionSamples:
-        """Predict sampling locations and weights.
+        """What `sample` and `read` do, in one kernel that keeps no locations and weights.
 
         Args:
             query: (B, Q, C), content plus position.
             reference_points: (B, Q, L, 2), points that offsets in pixels are added to, or (B, Q, L, 4), boxes cxcywh
                 that offsets are relative to: P pixels of offset are half the box.
+            source: (B, N, C), zero on padding whatever it holds there.
             pyramid: geometry of the source.
+
+        Returns:
+            (B, Q, C).
         """
-        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))
-        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
-        centers = reference_points[:, :, None, :, None, :2]
-        if reference_points.shape[-1] == 2:
-            sizes = torch.tensor(pyramid.spatial_shapes, device=query.device, dtype=offsets.dtype).flip(-1)
-            scale = 1 / sizes[:, None]
-        else:
-            scale = reference_points[:, :, None, :, None, 2:] * (0.5 / self.num_points)
-        return AttentionSamples(
-            locations=centers + offsets * scale, weights=weights.unflatten(-1, (self.num_levels, self.num_points))
+        offsets, logits = self._offsets_and_logits(query)
+        output = fused_deformable_attention(
+            self._value(source),
+            pyramid.spatial_shapes,
+            reference_points,
+            offsets,
+            logits,
+            padding_mask=_padding_mask(pyramid),
         )
+        return self.output_proj(output)
+
+    def sample(self, query: Tensor, reference_points: Tensor, pyramid: Pyramid) -> AttentionSamples:
+        """Sampling locations and weights, for who wants to know them. For the arguments see `forward`."""
+        offsets, logits = self._offsets_and_logits(query)
+        return AttentionSamples(*locate_samples(reference_points, offsets, logits, pyramid.spatial_shapes))
 
     def read(self, source: Tensor, samples: AttentionSamples, pyramid: Pyramid) -> Tensor:
         """Read `source` (B, N, C), zero on padding, at `samples`: (B, Q, C)."""
-        value = self.value_proj(source)
-        if pyramid.has_padding:
-            value = value.masked_fill(pyramid.padding_mask[..., None], 0)
-        # Under autocast the value is half precision; a location needs more than its 8 or 11 bits.
-        value = value.to(samples.locations.dtype).unflatten(-1, (self.num_heads, -1))
-        weights = samples.weights.to(value.dtype)
-        return self.output_proj(
-            multi_scale_deformable_attention(value, pyramid.spatial_shapes, samples.locations, weights)
+        output = multi_scale_deformable_attention(
+            self._value(source),
+            pyramid.spatial_shapes,
+            samples.locations,
+            samples.weights,
+            padding_mask=_padding_mask(pyramid),
         )
+        return self.output_proj(output)
+
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Q, M, L, P, 2) and (B, Q, M, L, P)."""
+        shape = (self.num_heads, self.num_levels, self.num_points)
+        offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
+        return offsets.unflatten(-1, (*shape, 2)), logits.unflatten(-1, shape)
+
+    def _value(self, source: Tensor) -> Tensor:
+        """(B, N, M, D)."""
+        return self.value_proj(source).unflatten(-1, (self.num_heads, -1))
+
+
+def _padding_mask(pyramid: Pyramid) -> Tensor | None:
+    return pyramid.padding_mask if pyramid.has_padding else None

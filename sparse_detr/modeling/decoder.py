@@ -17,11 +17,11 @@ from sparse_detr.structures import Pyramid
 class DecoderOutput:
     """Args:
     predictions: of every layer, first to last.
-    samples: where every layer's cross-attention looked.
+    samples: where every layer's cross-attention looked; None unless they were asked for.
     """
 
     predictions: tuple[Predictions, ...]
-    samples: tuple[AttentionSamples, ...]
+    samples: tuple[AttentionSamples, ...] | None
 
 
 class DecoderLayer(nn.Module):
@@ -58,7 +58,9 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         pyramid: Pyramid,
         padding_queries: Tensor | None,
-    ) -> tuple[Tensor, AttentionSamples]:
+        *,
+        need_samples: bool = False,
+    ) -> tuple[Tensor, AttentionSamples | None]:
         """Update the queries' content.
 
         Args:
@@ -67,15 +69,22 @@ class DecoderLayer(nn.Module):
             reference_points: (B, Q, L, 2|4), on the padded levels.
             memory: (B, N, C).
             padding_queries: (B, Q) bool, True on queries that others must not attend to.
+            need_samples: say where the cross-attention looked, which its fastest form does not.
 
         Returns:
-            The new content, and where the cross-attention looked.
+            The new content, and where the cross-attention looked, or None.
         """
         located = content + position
         attended, _ = self.self_attn(located, located, content, key_padding_mask=padding_queries, need_weights=False)
         content = self.self_attn_norm(content + self.dropout(attended))
-        samples = self.cross_attn.sample(content + position, reference_points, pyramid)
-        content = self.cross_attn_norm(content + self.dropout(self.cross_attn.read(memory, samples, pyramid)))
+        located = content + position
+        if need_samples:
+            samples = self.cross_attn.sample(located, reference_points, pyramid)
+            attended = self.cross_attn.read(memory, samples, pyramid)
+        else:
+            samples = None
+            attended = self.cross_attn(located, reference_points, memory, pyramid)
+        content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples
 
 
@@ -93,20 +102,28 @@ class Decoder(nn.Module):
         self.refine = refine
 
     def forward(
-        self, queries: Queries, memory: Tensor, pyramid: Pyramid, heads: Sequence[PredictionHead] | nn.ModuleList
+        self,
+        queries: Queries,
+        memory: Tensor,
+        pyramid: Pyramid,
+        heads: Sequence[PredictionHead] | nn.ModuleList,
+        *,
+        need_samples: bool = False,
     ) -> DecoderOutput:
-        """Decode, with the head of every layer."""
+        """Decode, with the head of every layer; `need_samples` says where the layers looked, for an attention map."""
         content, reference = queries.content, queries.reference_points
         padding_queries = None if queries.valid is None else ~queries.valid
         predictions, samples = [], []
         for layer, head in zip(self.layers, heads, strict=True):
             points = on_padded_levels(reference, pyramid)
-            content, looked = layer(content, queries.position, points, memory, pyramid, padding_queries)
+            content, looked = layer(
+                content, queries.position, points, memory, pyramid, padding_queries, need_samples=need_samples
+            )
             predictions.append(head(content, inverse_sigmoid(reference)))
             samples.append(looked)
             if self.refine:
                 reference = predictions[-1].boxes.detach()
-        return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples))
+        return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if need_samples else None)
 
 
 def on_padded_levels(reference_points: Tensor, pyramid: Pyramid) -> Tensor:

@@ -170,7 +170,7 @@ class GeneralizedDETR(nn.Module):
         selected = self.selector(tokens, proposals, self.projection)
         encoded = self.encoder(tokens, selected.selection)
         queries = self.queries(encoded.memory, proposals=proposals, projection=self.projection, head=self.proposal_head)
-        decoded = self.decoder(queries, encoded.memory, tokens.pyramid, self.decoder_heads)
+        decoded = self.decoder(queries, encoded.memory, tokens.pyramid, self.decoder_heads, need_samples=attention_map)
         groups = self._decoder_groups(decoded.predictions, queries.valid)
         predictions = groups[-1]
         if supervised:

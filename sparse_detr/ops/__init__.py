@@ -3,14 +3,14 @@
 from sparse_detr.ops import native
 from sparse_detr.ops.backends import available_backends, choose_backend
 from sparse_detr.ops.functions import fused_deformable_attention, multi_scale_deformable_attention, splat_attention
-from sparse_detr.ops.reference import sampling_locations
+from sparse_detr.ops.reference import locate_samples
 
 __all__ = [
     "available_backends",
     "choose_backend",
     "fused_deformable_attention",
+    "locate_samples",
     "multi_scale_deformable_attention",
-    "sampling_locations",
     "splat_attention",
 ]
 

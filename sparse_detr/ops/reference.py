@@ -30,34 +30,37 @@ def deformable_attention(
         readable = readable & reference_points.isfinite().all(-1)[:, :, None, :, None, None]
         # Put aside before they are multiplied, for a gradient of zero times infinity would be NaN.
         reference_points = torch.where(reference_points.isfinite(), reference_points, 0)
-        points = sampling_locations(reference_points, torch.where(readable, points, 0), shapes)
+        points, weights = locate_samples(reference_points, torch.where(readable, points, 0), weights, shapes)
         readable = readable & points.isfinite()
-        weights = attention_weights(weights)
     points = torch.where(readable.all(-1, keepdim=True), points, OUTSIDE)
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
     return _read(value.to(points.dtype), points, weights, shapes).to(value.dtype)
 
 
-def sampling_locations(reference_points: Tensor, offsets: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """(B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
+def locate_samples(
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor]:
+    """Sampling locations (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level, and weights (B, Q, M, L, P).
 
-    Args:
-        reference_points: (B, Q, L, 2), points that offsets in pixels are added to, or (B, Q, L, 4), boxes cxcywh that
-            offsets are relative to: P pixels of offset are half the box.
-        offsets: (B, Q, M, L, P, 2).
-        shapes: (h, w) of every level.
+    The arguments are those of `fused_deformable_attention`. Half precision is widened to float32, for a location needs
+    more than its 8 or 11 bits.
     """
+    offsets, logits = _widen(sampling_offsets), _widen(attention_logits)
     centers = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
-        sizes = torch.tensor(shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
-        return centers + offsets * (1 / sizes[:, None])
-    return centers + offsets * (reference_points[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2]))
+        sizes = torch.tensor(spatial_shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
+        scale = 1 / sizes[:, None]
+    else:
+        scale = reference_points[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
+    return centers + offsets * scale, logits.flatten(3).softmax(-1).view_as(logits)
 
 
-def attention_weights(logits: Tensor) -> Tensor:
-    """Softmax over levels and points of (B, Q, M, L, P)."""
-    return logits.flatten(3).softmax(-1).view_as(logits)
+def _widen(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
