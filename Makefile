@@ -1,11 +1,13 @@
 # make train   from nothing to a trained Sparse DETR, its AP and its pictures (minutes, no GPU needed)
 # make test    lint, types and tests
 # make setup   only the environment;  make lint, make format: what `make test` checks first
+# make sanitize   tests of the CPU kernels under the address and undefined behaviour sanitizers
 # make clean   remove builds and caches;  make clean-all: also environment, sample data and the quick run
 #
 # Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
 #            VENV=path              another environment; one that has torch or Detectron2 keeps them
 #            TORCH_SPEC="torch==X torchvision==Y"
+#            SPARSE_DETR_BUILD_OPS=none|cpu|cuda   which native libraries to build; see ops/build.py
 #            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
 
 PYTHON ?= python3
@@ -21,6 +23,8 @@ PIP_LOUD := $(RUN) -m pip install --disable-pip-version-check
 PIP := $(PIP_LOUD) --quiet
 # One stamp per checkout, so that two checkouts can share an environment.
 STAMP := $(VENV)/.sparse_detr-$(firstword $(shell echo "$(CURDIR)" | cksum))
+NATIVE := sparse_detr/ops/_native/build.json
+OPS_SOURCES := ops/build.py $(wildcard ops/csrc/*.h ops/csrc/cpu/* ops/csrc/cuda/*)
 MODEL := $(QUICK_OUTPUT)/model_final.pth
 PICTURES := $(QUICK_OUTPUT)/pictures
 TRAINED := $(QUICK_OUTPUT)/.trained
@@ -29,7 +33,7 @@ REUSED := $(if $(wildcard $(TRAINED)),Trained and evaluated before: reused. To s
 export SPARSE_DETR_SAMPLE := $(SAMPLE)
 export PIP_NO_INPUT := 1
 
-.PHONY: train test setup sample-data lint format clean clean-all
+.PHONY: train test setup sample-data lint format sanitize clean clean-all
 
 train: $(PICTURES)/.complete
 	@echo "$(REUSED)"
@@ -59,27 +63,36 @@ format: setup
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-setup: $(STAMP)
+setup: $(STAMP) $(NATIVE)
+
+# An editable install builds the libraries too, but pip hides how that went.
+$(NATIVE): $(OPS_SOURCES) | $(STAMP)
+	@$(RUN) ops/build.py
+
+sanitize: setup
+	@$(RUN) ops/sanitize.py
 
 sample-data: setup
 	@$(RUN) -m sparse_detr.data.sample --output $(SAMPLE)
 
 $(STAMP): pyproject.toml setup.py scripts/install_detectron2.py
-	@echo "==> [1/4] Environment $(VENV)"
+	@echo "==> [1/5] Environment $(VENV)"
 	@test -x $(RUN) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "error: $(PYTHON) is missing or older than 3.10; name a newer one: make PYTHON=python3.12"; exit 1; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@$(PIP) "setuptools<81" wheel
-	@echo "==> [2/4] PyTorch (a large download unless it is there: $(TORCH_SPEC))"
+	@echo "==> [2/5] PyTorch (a large download unless it is there: $(TORCH_SPEC))"
 	@$(RUN) -c "import torch, torchvision" 2>/dev/null || $(PIP_LOUD) $(TORCH_SPEC)
-	@echo "==> [3/4] This package and what it needs"
+	@echo "==> [3/5] Native libraries of the attention operation (without them it runs in PyTorch, slower)"
+	@$(RUN) ops/build.py
+	@echo "==> [4/5] This package and what it needs"
 	@$(PIP) --no-build-isolation --editable ".[dev]"
-	@echo "==> [4/4] Detectron2"
+	@echo "==> [5/5] Detectron2"
 	@$(RUN) scripts/install_detectron2.py
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info sparse_detr/ops/_native .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 	@echo "Kept: $(VENV), $(SAMPLE), $(QUICK_OUTPUT) (make clean-all removes .venv, datasets/sample and output/quick)"
 

@@ -230,7 +230,8 @@ def plan_cpu(torch: Torch, objects: Path, *, explicit: bool, sanitize: bool) -> 
     ]
     # Linked by their names alone: the process that loads the library has its own PyTorch in memory.
     link = [*compiler.command, "-shared", *(SANITIZERS if sanitize else [])]
-    link += [*[str(step.output) for step in steps], *_libraries(torch, "torch_cpu", "c10")]
+    # A function of a shared header that ends up in several objects is taken from the first: last are the special sets.
+    link += [*[str(step.output) for step in reversed(steps)], *_libraries(torch, "torch_cpu", "c10")]
     return _plan("cpu", steps, link, {"compiler": compiler.version, "variants": sets})
 
 
