@@ -30,14 +30,15 @@ def collect_env() -> dict[str, str]:
     """What is installed here and what it runs on, name -> value in words."""
     return {
         "sparse_detr": f"{__version__} ({_location('sparse_detr')})",
-        "op backend": "reference (PyTorch)",
         "Python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
         "torch": _version("torch"),
         "torchvision": _version("torchvision"),
         "detectron2": _describe_detectron2(),
         "numpy": _version("numpy"),
+        "triton": _version("triton"),
         **_devices(),
+        **_backends(),
     }
 
 
@@ -83,4 +84,26 @@ def _devices() -> dict[str, str]:
     return {
         "CPU": f"{os.cpu_count()} cores, {capability}, torch uses {torch.get_num_threads()} threads",
         "CUDA": f"{torch.version.cuda or 'not built into torch'}, {', '.join(gpus) or 'no GPU visible'}",
+    }
+
+
+def _backends() -> dict[str, str]:
+    """Every backend of the attention operation: what it is made of, or why it cannot run here."""
+    if find_spec("torch") is None:
+        return {}
+    from sparse_detr.ops import available_backends, native
+
+    record = native.build_record()
+    described = {"reference": "PyTorch", "triton": f"Triton {_version('triton')}, compiled when first used"}
+    for name, library in record.get("libraries", {}).items():
+        if library["built"]:
+            described[name] = (
+                f"built for {', '.join(library['variants'])} by {library['compiler']} with torch {record['torch']}, "
+                f"for stable ABI {record['stable_abi']}"
+            )
+    if isa := native.cpu_isa():
+        described["cpu"] = f"{isa} kernels run here; {described.get('cpu', 'build unknown')}"
+    return {
+        f"ops: {name}": f"not available: {missing}" if missing else described.get(name, "available")
+        for name, missing in available_backends().items()
     }

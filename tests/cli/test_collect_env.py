@@ -17,7 +17,7 @@ def test_the_command_prints_what_is_installed(capsys):
     assert shown["numpy"] == numpy.__version__
     assert shown["Python"].startswith(platform.python_version())
     assert shown["CPU"].startswith(f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}")
-    assert shown["op backend"].startswith("reference")
+    assert shown["ops: reference"] == "PyTorch"
 
 
 def test_a_missing_detectron2_is_said_with_the_remedy(monkeypatch):
@@ -35,3 +35,16 @@ def test_a_compiled_detectron2_that_cannot_be_loaded_is_said_with_the_reason(mon
 
 def test_an_absent_distribution_has_no_version():
     assert collect_env._version("no-such-distribution-here") == collect_env.MISSING
+
+
+def test_a_backend_says_what_it_was_built_with_or_why_it_is_not_available(monkeypatch):
+    library = {"built": True, "variants": ["avx2", "baseline"], "compiler": "g++ 12"}
+    record = {"torch": "2.11.0", "stable_abi": "2.10", "libraries": {"cpu": library}}
+    missing = {"reference": None, "cpu": None, "triton": None, "cuda": "no GPU is visible"}
+    monkeypatch.setattr("sparse_detr.ops.native.build_record", lambda: record)
+    monkeypatch.setattr("sparse_detr.ops.native.cpu_isa", lambda: "avx2")
+    monkeypatch.setattr("sparse_detr.ops.available_backends", lambda: missing)
+    shown = collect_env.collect_env()
+    built = "built for avx2, baseline by g++ 12 with torch 2.11.0, for stable ABI 2.10"
+    assert shown["ops: cpu"] == f"avx2 kernels run here; {built}"
+    assert shown["ops: cuda"] == "not available: no GPU is visible"
