@@ -1,0 +1,574 @@
+"""Multi-scale deformable attention in Triton: a forward, a backward and a splat kernel that need no build.
+
+The formulas are those of `ops/csrc/arithmetic.h`. One program handles BLOCK_Q queries of one head. It walks over the
+levels and points; the geometry of a sample belongs to a query, so only reading and adding are done per channel, with
+neighbouring threads on neighbouring channels. Programs of the same queries follow each other, head by head, so that
+what runs at one time does not add to the same cells.
+
+Image sizes reach the kernels as a small tensor of levels, so that a new image size compiles nothing. Nothing here waits
+for the GPU.
+
+This module is imported when the backend is chosen, never with the package. With TRITON_INTERPRET=1 set before, the same
+kernels run on CPU tensors in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# A thread holds one 16 byte vector of channels, so a program of 4 warps covers this many bytes of value.
+BYTES_PER_PROGRAM = 4 * 32 * 16
+NUM_WARPS = 4
+# Fewer channels than that would leave more queries to a program than keep an H100 busy with 300 of them.
+LARGEST_BLOCK_Q = 32
+# Points of a level that are unrolled, so that their reads are under way together.
+UNROLLED_POINTS = 4
+SPLAT_BLOCK = 128
+# A sum in fixed point stays below 2 ** FIXED_POINT_BITS; the rest of an int64 are the sign and a bit for rounding.
+FIXED_POINT_BITS = 62
+
+
+def deformable_attention(
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    padding_mask: Tensor | None,
+    spatial_shapes: Sequence[int],
+) -> Tensor:
+    """(B, Q, M * D), the weighted samples of `value`. See `sparse_detr.ops.library` for the arguments."""
+    value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
+    batch, queries, heads = points.shape[:3]
+    output = value.new_empty(batch, queries, heads * value.shape[3])
+    if not output.numel():
+        return output
+    options = _options(value, points, reference_points, element_size=value.element_size())
+    with _on_device_of(value):
+        _forward_kernel[_grid(points, options)](
+            output,
+            value,
+            points,
+            weights,
+            _contiguous(reference_points),
+            _mask_bytes(padding_mask),
+            _level_table(spatial_shapes, value.device),
+            queries,
+            value.shape[1],
+            **options,
+        )
+    return output
+
+
+def deformable_attention_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    padding_mask: Tensor | None,
+    spatial_shapes: Sequence[int],
+    need_value: bool,
+    need_samples: bool,
+    need_reference: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, points, weights and reference points; those not needed have the shape (0,).
+
+    The value's gradient is accumulated in the dtype of `points` by atomic additions, whose order differs from run to
+    run; with `deterministic` in 64 bit fixed point, where the order does not matter, but where an infinity or NaN in
+    what is added makes the whole gradient of the value NaN.
+    """
+    need_reference = need_reference and reference_points is not None
+    accumulated = points.dtype
+    fixed = deterministic and need_value
+    batch, queries, heads, levels, per_level = points.shape[:5]
+    grad_value = value.new_zeros(value.shape if need_value else 0, dtype=torch.int64 if fixed else accumulated)
+    grad_points = torch.zeros_like(
+        points if need_samples else points.new_empty(0), memory_format=torch.contiguous_format
+    )
+    grad_weights = torch.zeros_like(
+        weights if need_samples else weights.new_empty(0), memory_format=torch.contiguous_format
+    )
+    coordinates = reference_points.shape[-1] if reference_points is not None else 0
+    # One gradient for every head, added up below in a fixed order.
+    per_head = points.new_zeros((heads, batch, queries, levels, coordinates) if need_reference else (1, 0))
+    scale = inverse = None
+    if points.numel() and value.numel() and (need_value or need_samples or need_reference):
+        value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
+        if fixed:
+            largest = grad_output.abs().amax().to(accumulated) * _largest_weight(weights, reference_points is not None)
+            scale, inverse = _fixed_point(largest, num_terms=queries * per_level)
+        # Additions go to numbers of the accumulated dtype, so that is what a thread's vector is cut for.
+        options = _options(value, points, reference_points, element_size=points.element_size())
+        with _on_device_of(value):
+            _backward_kernel[_grid(points, options)](
+                grad_output.contiguous(),
+                value,
+                points,
+                weights,
+                _contiguous(reference_points),
+                _mask_bytes(padding_mask),
+                _level_table(spatial_shapes, value.device),
+                grad_value if need_value else None,
+                grad_points if need_samples else None,
+                grad_weights if need_samples else None,
+                per_head if need_reference else None,
+                scale,
+                batch,
+                queries,
+                value.shape[1],
+                **options,
+            )
+    if inverse is not None:
+        grad_value = grad_value * inverse
+    elif fixed:
+        grad_value = grad_value.to(accumulated)
+    return grad_value.to(value.dtype), grad_points, grad_weights, per_head.sum(0)
+
+
+def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
+    """(B, N), the weight that every token received. It is added up in fixed point: the order does not matter."""
+    batch, queries, heads, levels, per_level = weights.shape
+    num_tokens = sum(height * width for height, width in _pairs(spatial_shapes))
+    if not weights.numel():
+        return weights.new_zeros(batch, num_tokens)
+    locations, weights = locations.contiguous(), weights.contiguous()
+    received = weights.new_zeros(batch, num_tokens, dtype=torch.int64)
+    samples = queries * heads * levels * per_level
+    largest = _largest_weight(weights, logits=False)
+    scale, inverse = _fixed_point(largest, num_terms=queries * heads * per_level)
+    with _on_device_of(weights):
+        _splat_kernel[(triton.cdiv(samples, SPLAT_BLOCK) * batch,)](
+            received,
+            locations,
+            weights,
+            _level_table(spatial_shapes, weights.device),
+            scale,
+            samples,
+            num_tokens,
+            pixel_offset,
+            L=levels,
+            P=per_level,
+            BLOCK=SPLAT_BLOCK,
+            num_warps=NUM_WARPS,
+        )
+    return received * inverse
+
+
+def _options(value: Tensor, points: Tensor, reference_points: Tensor | None, *, element_size: int) -> dict:
+    """What the attention kernels are compiled for: the shape of a head, and how many queries a program handles."""
+    tokens, heads, channels = value.shape[1:]
+    levels, per_level = points.shape[3:5]
+    block_d = triton.next_power_of_2(channels)
+    block_q = triton.next_power_of_2(max(1, BYTES_PER_PROGRAM // (block_d * element_size)))
+    return dict(
+        M=heads,
+        D=channels,
+        L=levels,
+        P=per_level,
+        COORDINATES=0 if reference_points is None else reference_points.shape[-1],
+        WIDE=tokens * heads * channels >= 2**31,
+        BLOCK_Q=min(block_q, LARGEST_BLOCK_Q),
+        BLOCK_D=block_d,
+        BLOCK_S=triton.next_power_of_2(levels * per_level),
+        UNROLL=min(per_level, UNROLLED_POINTS),
+        num_warps=NUM_WARPS,
+        num_stages=1,
+    )
+
+
+def _grid(points: Tensor, options: dict) -> tuple[int]:
+    batch, queries, heads = points.shape[:3]
+    return (batch * triton.cdiv(queries, options["BLOCK_Q"]) * heads,)
+
+
+def _pairs(spatial_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+
+
+def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
+    """(L, 3) int32: height, width and first token of every level."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _cached_level_table(tuple(map(int, spatial_shapes)), device, stream)[-1]
+
+
+@lru_cache(maxsize=1024)
+def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    """The table on the host and on the device; one for each stream, which is where the copy to it is ordered."""
+    rows, start = [], 0
+    for height, width in _pairs(spatial_shapes):
+        rows.append((height, width, start))
+        start += height * width
+    table = torch.tensor(rows, dtype=torch.int32)
+    if device.type != "cuda":
+        return table, table
+    table = table.pin_memory()
+    return table, table.to(device, non_blocking=True)
+
+
+def _largest_weight(weights: Tensor, logits: bool) -> Tensor:
+    """A bound on what multiplies a gradient, as a tensor without dimensions; infinite or NaN if a weight is."""
+    if not logits:
+        return weights.abs().amax()
+    # Probabilities are at most 1, and numbers where the largest logit of a query is one.
+    largest = weights.flatten(-2).amax(-1)
+    return torch.where(largest.isfinite().all(), 1.0, torch.nan).to(weights.dtype)
+
+
+def _fixed_point(largest: Tensor, num_terms: int) -> tuple[Tensor, Tensor]:
+    """Powers of two that turn terms of at most `largest` into integers whose sum fits, and the sum back into a number.
+
+    The second is NaN where `largest` is infinite or NaN.
+    """
+    finite = largest.isfinite()
+    exponent = torch.frexp(torch.where(finite, largest, 0).double() * num_terms).exponent
+    limit = 126 if largest.dtype == torch.float32 else 1000
+    power = (FIXED_POINT_BITS - exponent).clamp(-limit, limit).double()
+    return power.exp2().to(largest.dtype), torch.where(finite, (-power).exp2(), torch.nan).to(largest.dtype)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _mask_bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
+
+
+def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+# Kernels. Letters as everywhere: B images, Q queries, M heads, L levels, P points, N tokens, D channels.
+
+
+@triton.jit
+def _program(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """Image, head and queries of this program, and which of the queries exist."""
+    blocks = (num_queries + BLOCK_Q - 1) // BLOCK_Q
+    program = tl.program_id(0)
+    head = program % M
+    query = (program // M % blocks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    image = (program // M // blocks).to(tl.int64)
+    return image, head, query, query < num_queries
+
+
+@triton.jit
+def _level(levels, level):
+    """Height, width and first token."""
+    return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
+
+
+@triton.jit
+def _softmax_terms(weights, sample_row, query_exists, SAMPLES: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Largest logit of every query, and one over the sum of the exponentials."""
+    sample = tl.arange(0, BLOCK_S)
+    exists = query_exists[:, None] & (sample < SAMPLES)[None, :]
+    logits = tl.load(weights + sample_row[:, None] + sample[None, :], mask=exists, other=float("-inf"))
+    largest = tl.where(query_exists, tl.max(logits, 1), 0.0)
+    return largest, 1.0 / tl.where(query_exists, tl.sum(tl.exp(logits - largest[:, None]), 1), 1.0)
+
+
+@triton.jit
+def _frame(reference_points, reference_row, query_exists, height, width, P: tl.constexpr, COORDINATES: tl.constexpr):
+    """How a number of `points` becomes a pixel coordinate of the level: x * scale_x + origin_x, y * scale_y + origin_y.
+
+    COORDINATES is 0 for sampling locations, else those of a reference: a point (x, y) that offsets in pixels are added
+    to, or a box (x, y, w, h) of which P offsets are half.
+    """
+    scale_x = width
+    scale_y = height
+    origin_x = -0.5
+    origin_y = -0.5
+    if COORDINATES:
+        centre_x, centre_y = _read_pair(reference_points, reference_row, query_exists)
+        origin_x = centre_x * width - 0.5
+        origin_y = centre_y * height - 0.5
+        scale_x = 1.0
+        scale_y = 1.0
+        if COORDINATES == 4:
+            extent_x, extent_y = _read_pair(reference_points, reference_row + 2, query_exists)
+            scale_x = extent_x * (width * (0.5 / P))
+            scale_y = extent_y * (height * (0.5 / P))
+    return origin_x, origin_y, scale_x, scale_y
+
+
+@triton.jit
+def _read_pair(pairs, address, query_exists):
+    """Two neighbouring numbers in one load; infinite, hence outside of every level, for a query that does not exist."""
+    coordinate = tl.arange(0, 2)[None, :]
+    return tl.split(tl.load(pairs + address[:, None] + coordinate, mask=query_exists[:, None], other=float("inf")))
+
+
+@triton.jit
+def _footprint(x, y, height, width):
+    """Whether pixel coordinates touch the level, their top left cell, and the distances from it, in [0, 1)."""
+    # False for what is not a number. What is not touched is moved to 0, so that it can become an integer.
+    touched = (x > -1.0) & (y > -1.0) & (x < width) & (y < height)
+    x = tl.where(touched, x, 0.0)
+    y = tl.where(touched, y, 0.0)
+    left = tl.floor(x)
+    top = tl.floor(y)
+    return touched, top.to(tl.int32), left.to(tl.int32), x - left, y - top
+
+
+@triton.jit
+def _corner(touched, row, column, height, width, start, CORNER: tl.constexpr):
+    """Cell of a corner (0 to 3: top left, top right, bottom left, bottom right), and whether it is in the level."""
+    row = row + CORNER // 2
+    column = column + CORNER % 2
+    inside = touched & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return start + row * width + column, inside
+
+
+@triton.jit
+def _corner_share(right, down, CORNER: tl.constexpr):
+    """The horizontal and the vertical factor of a corner's share."""
+    horizontal = right if CORNER % 2 else 1.0 - right
+    vertical = down if CORNER // 2 else 1.0 - down
+    return horizontal, vertical
+
+
+@triton.jit
+def _cell_address(cell, inside, padding_mask, first_token, M: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr):
+    """Elements between an image's first token and the cell, and whether the cell is inside and not padding."""
+    if padding_mask is not None:
+        inside = inside & (tl.load(padding_mask + first_token + cell, mask=inside, other=1) == 0)
+    if WIDE:
+        cell = cell.to(tl.int64)
+    return cell * (M * D), inside
+
+
+@triton.jit(do_not_specialize=["num_queries", "num_tokens"])
+def _forward_kernel(
+    output,  # (B, Q, M, D)
+    value,  # (B, N, M, D)
+    points,  # (B, Q, M, L, P, 2)
+    weights,  # (B, Q, M, L, P)
+    reference_points,  # (B, Q, L, COORDINATES) or None
+    padding_mask,  # (B, N) or None
+    levels,  # (L, 3)
+    num_queries,
+    num_tokens,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    COORDINATES: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    image, head, query, query_exists = _program(num_queries, M, BLOCK_Q)
+    query_row = image * num_queries + query
+    sample_row = (query_row * M + head) * (L * P)
+    first_token = image * num_tokens
+    channel = tl.arange(0, BLOCK_D)[None, :]
+    head_value = value + first_token * (M * D) + head * D
+    number = points.dtype.element_ty
+    if COORDINATES:
+        largest, inverse_sum = _softmax_terms(weights, sample_row, query_exists, L * P, BLOCK_S)
+    total = tl.zeros([BLOCK_Q, BLOCK_D], number)
+    for level in range(L):
+        height, width, start = _level(levels, level)
+        level_height = height.to(number)
+        level_width = width.to(number)
+        reference_row = (query_row * L + level) * COORDINATES
+        origin_x, origin_y, scale_x, scale_y = _frame(
+            reference_points, reference_row, query_exists, level_height, level_width, P, COORDINATES
+        )
+        for point in tl.range(0, P, loop_unroll_factor=UNROLL):
+            sample = sample_row + (level * P + point)
+            x, y = _read_pair(points, 2 * sample, query_exists)
+            weight = tl.load(weights + sample, mask=query_exists, other=0.0)
+            if COORDINATES:
+                weight = tl.exp(weight - largest) * inverse_sum
+            touched, row, column, right, down = _footprint(
+                x * scale_x + origin_x, y * scale_y + origin_y, level_height, level_width
+            )
+            mean = tl.zeros([BLOCK_Q, BLOCK_D], number)
+            for corner in tl.static_range(4):
+                cell, inside = _corner(touched, row, column, height, width, start, corner)
+                address, inside = _cell_address(cell, inside, padding_mask, first_token, M, D, WIDE)
+                horizontal, vertical = _corner_share(right, down, corner)
+                read = inside[:, None] & (channel < D)
+                corner_value = tl.load(head_value + address[:, None] + channel, mask=read, other=0.0).to(number)
+                mean += (horizontal * vertical)[:, None] * corner_value
+            total += weight[:, None] * mean
+    address = (query_row * M + head)[:, None] * D + channel
+    tl.store(output + address, total.to(output.dtype.element_ty), mask=query_exists[:, None] & (channel < D))
+
+
+@triton.jit(do_not_specialize=["num_images", "num_queries", "num_tokens"])
+def _backward_kernel(
+    grad_output,  # (B, Q, M, D)
+    value,
+    points,
+    weights,
+    reference_points,
+    padding_mask,
+    levels,
+    grad_value,  # (B, N, M, D) of zeros, integers in fixed point, or None
+    grad_points,  # like points, or None
+    grad_weights,  # like weights, or None
+    grad_reference,  # (M, B, Q, L, COORDINATES) or None
+    fixed_point_scale,  # one number, or None
+    num_images,
+    num_queries,
+    num_tokens,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    COORDINATES: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    # With g the gradient of a query's output, the corners' dot products with g are all that the gradients of a sample's
+    # weight and place need, and g times weight and share is the gradient of a corner's value.
+    image, head, query, query_exists = _program(num_queries, M, BLOCK_Q)
+    query_row = image * num_queries + query
+    sample_row = (query_row * M + head) * (L * P)
+    first_token = image * num_tokens
+    channel = tl.arange(0, BLOCK_D)[None, :]
+    head_offset = first_token * (M * D) + head * D
+    number = points.dtype.element_ty
+    SLOPES: tl.constexpr = grad_points is not None or grad_reference is not None
+    if COORDINATES:
+        largest, inverse_sum = _softmax_terms(weights, sample_row, query_exists, L * P, BLOCK_S)
+        expected = tl.zeros([BLOCK_Q], number)
+    if grad_points is not None:
+        # The gradients of a query's samples, column by column; written once, at the end.
+        lane = tl.arange(0, BLOCK_S)[None, :]
+        column_x = tl.zeros([BLOCK_Q, BLOCK_S], number)
+        column_y = tl.zeros([BLOCK_Q, BLOCK_S], number)
+        column_weight = tl.zeros([BLOCK_Q, BLOCK_S], number)
+    if fixed_point_scale is not None:
+        scale = tl.load(fixed_point_scale)
+    address = (query_row * M + head)[:, None] * D + channel
+    grad = tl.load(grad_output + address, mask=query_exists[:, None] & (channel < D), other=0.0).to(number)
+    for level in range(L):
+        height, width, start = _level(levels, level)
+        level_height = height.to(number)
+        level_width = width.to(number)
+        reference_row = (query_row * L + level) * COORDINATES
+        origin_x, origin_y, scale_x, scale_y = _frame(
+            reference_points, reference_row, query_exists, level_height, level_width, P, COORDINATES
+        )
+        if grad_reference is not None:
+            centre_x = tl.zeros([BLOCK_Q], number)
+            centre_y = tl.zeros([BLOCK_Q], number)
+            extent_x = tl.zeros([BLOCK_Q], number)
+            extent_y = tl.zeros([BLOCK_Q], number)
+        for point in tl.range(0, P, loop_unroll_factor=UNROLL):
+            sample = sample_row + (level * P + point)
+            x, y = _read_pair(points, 2 * sample, query_exists)
+            weight = tl.load(weights + sample, mask=query_exists, other=0.0)
+            if COORDINATES:
+                weight = tl.exp(weight - largest) * inverse_sum
+            touched, row, column, right, down = _footprint(
+                x * scale_x + origin_x, y * scale_y + origin_y, level_height, level_width
+            )
+            weighted = weight[:, None] * grad
+            grad_weight = tl.zeros([BLOCK_Q], number)
+            slope_x = tl.zeros([BLOCK_Q], number)
+            slope_y = tl.zeros([BLOCK_Q], number)
+            for corner in tl.static_range(4):
+                cell, inside = _corner(touched, row, column, height, width, start, corner)
+                address, inside = _cell_address(cell, inside, padding_mask, first_token, M, D, WIDE)
+                horizontal, vertical = _corner_share(right, down, corner)
+                address = address[:, None] + channel + head_offset
+                read = inside[:, None] & (channel < D)
+                if SLOPES:
+                    corner_value = tl.load(value + address, mask=read, other=0.0).to(number)
+                    product = tl.sum(corner_value * grad, 1)
+                    grad_weight += horizontal * vertical * product
+                    slope_x += vertical * product if corner % 2 else -vertical * product
+                    slope_y += horizontal * product if corner // 2 else -horizontal * product
+                if grad_value is not None:
+                    term = (horizontal * vertical)[:, None] * weighted
+                    if fixed_point_scale is not None:
+                        tl.atomic_add(grad_value + address, (term * scale).to(tl.int64), mask=read, sem="relaxed")
+                    else:
+                        tl.atomic_add(grad_value + address, term, mask=read, sem="relaxed")
+            if SLOPES:
+                # The gradient's NaN or infinity stays away from samples that read nothing.
+                grad_weight = tl.where(touched, grad_weight, 0.0)
+                slope_x = tl.where(touched, weight * slope_x, 0.0)
+                slope_y = tl.where(touched, weight * slope_y, 0.0)
+            if grad_points is not None:
+                this = lane == level * P + point
+                column_x = tl.where(this, tl.where(touched, slope_x * scale_x, 0.0)[:, None], column_x)
+                column_y = tl.where(this, tl.where(touched, slope_y * scale_y, 0.0)[:, None], column_y)
+                column_weight = tl.where(this, grad_weight[:, None], column_weight)
+                if COORDINATES:
+                    expected += weight * grad_weight
+            if grad_reference is not None:
+                centre_x += slope_x
+                centre_y += slope_y
+                extent_x += tl.where(touched, slope_x * x, 0.0)
+                extent_y += tl.where(touched, slope_y * y, 0.0)
+        if grad_reference is not None:
+            place = grad_reference + (head.to(tl.int64) * num_images * num_queries * L * COORDINATES) + reference_row
+            tl.store(place, centre_x * level_width, mask=query_exists)
+            tl.store(place + 1, centre_y * level_height, mask=query_exists)
+            if COORDINATES == 4:
+                tl.store(place + 2, extent_x * (level_width * (0.5 / P)), mask=query_exists)
+                tl.store(place + 3, extent_y * (level_height * (0.5 / P)), mask=query_exists)
+    if grad_points is not None:
+        place = sample_row[:, None] + lane
+        exists = query_exists[:, None] & (lane < L * P)
+        if COORDINATES:
+            logits = tl.load(weights + place, mask=exists, other=float("-inf"))
+            probability = tl.exp(logits - largest[:, None]) * inverse_sum[:, None]
+            column_weight = probability * (column_weight - expected[:, None])
+        tl.store(grad_weights + place, column_weight, mask=exists)
+        pair = 2 * place[:, :, None] + tl.arange(0, 2)[None, None, :]
+        tl.store(grad_points + pair, tl.join(column_x, column_y), mask=exists[:, :, None])
+
+
+@triton.jit(do_not_specialize=["num_samples", "num_tokens"])
+def _splat_kernel(
+    received,  # (B, N), integers in fixed point
+    locations,  # (B, Q, M, L, P, 2)
+    weights,  # (B, Q, M, L, P)
+    levels,
+    fixed_point_scale,
+    num_samples,  # of one image
+    num_tokens,
+    pixel_offset,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = (num_samples + BLOCK - 1) // BLOCK
+    program = tl.program_id(0)
+    image = (program // blocks).to(tl.int64)
+    index = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
+    exists = index < num_samples
+    sample = image * num_samples + index
+    height, width, start = _level(levels, index // P % L)
+    x, y = _read_pair(locations, 2 * sample, exists)
+    weight = tl.load(weights + sample, mask=exists, other=0.0) * tl.load(fixed_point_scale)
+    level_height = height.to(weight.dtype)
+    level_width = width.to(weight.dtype)
+    touched, row, column, right, down = _footprint(
+        x * level_width + pixel_offset, y * level_height + pixel_offset, level_height, level_width
+    )
+    for corner in tl.static_range(4):
+        cell, inside = _corner(touched, row, column, height, width, start, corner)
+        horizontal, vertical = _corner_share(right, down, corner)
+        share = (weight * horizontal * vertical).to(tl.int64)
+        tl.atomic_add(received + image * num_tokens + cell, share, mask=inside, sem="relaxed")
