@@ -539,6 +539,10 @@ void backward_in_place(const Problem& p, const ForwardTensors& t, const Backward
   using Real = RealOf<T>;
   const SampleTable<Real> table(p);
   const bool need_samples = g.grad_points || g.grad_references;
+  const int64_t token_bytes = sizeof(Real) * p.heads * p.head_dim;
+  for_ranges(parallel_for, g.grad_value ? p.batch * p.tokens : 0, 1024, [&](int64_t first, int64_t last) {
+    std::memset(static_cast<char*>(g.grad_value) + first * token_bytes, 0, (last - first) * token_bytes);
+  });
   for_ranges(parallel_for, p.batch * p.heads, 1, [&](int64_t first, int64_t last) {
     Buffer<Real> zeros(p.head_dim), discarded(p.head_dim);
     for (int64_t d = 0; d < p.head_dim; ++d) zeros[d] = discarded[d] = 0;
@@ -550,9 +554,6 @@ void backward_in_place(const Problem& p, const ForwardTensors& t, const Backward
                                                zeros.get()};
       const RowPointers<Real, true> grad_rows{g.grad_value ? static_cast<Real*>(g.grad_value) + start : nullptr,
                                               discarded.get()};
-      for (int64_t token = 0; grad_rows.rows && token < p.tokens; ++token) {
-        std::memset(grad_rows.rows + token * stride, 0, sizeof(Real) * p.head_dim);
-      }
       backward_head_of<T, true>(p.head_dim / kLanes<Vec<Real>>, p, t, g, table, layout, rows, grad_rows, n, m,
                                 p.head_dim);
     }
