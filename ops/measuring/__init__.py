@@ -1,0 +1,1 @@
+"""Parts of `ops/benchmark.py` and `ops/check_gpu.py`."""

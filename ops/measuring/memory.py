@@ -1,0 +1,88 @@
+"""Peak extra memory of one call: everything beyond its inputs, with the output and the gradients."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from measuring.cases import CASES, Case, make_inputs
+from measuring.timing import Task, call
+from measuring.variants import Variant, variants_of
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_mib(variant: Variant, task: Task) -> float:
+    """Measured here: by PyTorch's allocator on the GPU, by the high-water mark of resident memory on the CPU."""
+    call(variant, task, make_inputs(task.case.tiny(), seed=0, device=task.device, dtype=task.torch_dtype))()
+    inputs = make_inputs(task.case, seed=1, device=task.device, dtype=task.torch_dtype)
+    run = call(variant, task, inputs)
+    gc.collect()
+    return cuda_peak(run) if task.device == "cuda" else resident_peak(run)
+
+
+def cuda_peak(run) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del result
+    return (peak - before) / 2**20
+
+
+def resident_peak(run) -> float:
+    """Memory that was freed but is still resident would be used again unseen, so it goes back to the system first."""
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")  # sets the high-water mark to what is resident now
+    before = resident("VmRSS")
+    result = run()
+    peak = resident("VmHWM")
+    del result
+    return (peak - before) / 2**10
+
+
+def resident(field: str) -> int:
+    """In KiB."""
+    found = re.search(rf"{field}:\s+(\d+)", STATUS.read_text())
+    assert found, field
+    return int(found[1])
+
+
+def can_measure(device: str) -> bool:
+    return device == "cuda" or (CLEAR.exists() and hasattr(ctypes.CDLL(None), "malloc_trim"))
+
+
+def in_fresh_process(variant: Variant, task: Task, script: Path, environment: dict[str, str]) -> float:
+    """`peak_mib` in a process that did nothing before, through the script's `--peak-memory-of`."""
+    order = {**task.describe(), "variant": variant.name, "tiny": task.case.shapes != CASES[0].shapes}
+    command = [sys.executable, str(script), "--peak-memory-of", json.dumps(order)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"peak memory of {variant.name}: {result.stderr.strip()[-2000:]}")
+    return float(result.stdout.strip().splitlines()[-1])
+
+
+def answer(order: dict[str, Any]) -> float:
+    """The child's side."""
+    torch.set_num_threads(order["threads"])
+    case = case_named(order["case"])
+    task = Task(
+        case.tiny() if order["tiny"] else case,
+        **{name: order[name] for name in ("form", "backward", "device", "dtype", "threads")},
+    )
+    found, _ = variants_of(task.form, task.device)
+    return peak_mib(next(variant for variant in found if variant.name == order["variant"]), task)
+
+
+def case_named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)

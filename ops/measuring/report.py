@@ -1,0 +1,287 @@
+"""Tables and plots from the JSON that `ops/benchmark.py` writes."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+COLORS = {"ours": "#1f6fb4", "pytorch": "#7f7f7f", "peer": "#c96f12", "floor": "#c9dff0"}
+
+
+def median_ms(task: Record, variant: str) -> float:
+    return statistics.median(task["milliseconds"][variant])
+
+
+def ratio(task: Record, slower: str, faster: str) -> tuple[float, float, float]:
+    """How many times longer one takes: the median over the repetitions' ratios, and their quartiles."""
+    times = task["milliseconds"]
+    ratios = [long / short for long, short in zip(times[slower], times[faster], strict=True)]
+    if len(ratios) == 1:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return middle, low, high
+
+
+def yardstick(task: Record) -> str:
+    """The composite PyTorch form at its best."""
+    return {"plain": "fair", "fused": "eager + fair", "splat": "scatter_add"}[task["form"]]
+
+
+def kernels(task: Record) -> list[str]:
+    """Our kernels in this form, without the PyTorch fallback and without what they are compared with."""
+    names = [name for name, kind in task["kinds"].items() if kind == "ours" and "reference" not in name]
+    return [name for name in names if name.endswith(" fused")] if task["form"] == "fused" else names
+
+
+def rivals(task: Record, kernel: str) -> list[str]:
+    """What a kernel's table of ratios names."""
+    unfused = [f"eager + {kernel.removesuffix(' fused')}"] if task["form"] == "fused" else []
+    peers = [name for name, kind in task["kinds"].items() if kind == "peer"]
+    return [name for name in [yardstick(task), *unfused, *peers] if name in task["kinds"]]
+
+
+def groups(results: Record) -> dict[str, list[Record]]:
+    """Tasks by table."""
+    found: dict[str, list[Record]] = {}
+    for task in results["tasks"]:
+        found.setdefault(task["group"], []).append(task)
+    return found
+
+
+# Tables
+
+
+def markdown(results: Record, *, brief: bool = False) -> str:
+    """Everything; or, brief, ratios and bounds only for the first number of threads."""
+    parts = [machine_text(results)]
+    first = results["tasks"][0]["threads"] if results["tasks"] else None
+    for name, tasks in groups(results).items():
+        parts += [f"**{name[0].upper()}{name[1:]}.** Median ms (times faster than `{yardstick(tasks[0])}`)"]
+        parts += [time_table(tasks)]
+        if tasks[0]["threads"] == first or not brief:
+            parts += comparisons(tasks, results)
+    if results["memory"]:
+        parts += [memory_note(results), memory_table(results["memory"])]
+    parts += [missing_text(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def comparisons(tasks: list[Record], results: Record) -> list[str]:
+    """Ratios and bounds of our kernels. A splat's only rival is in the table of times."""
+    parts = []
+    if tasks[0]["form"] != "splat":
+        for kernel in kernels(tasks[0]):
+            parts += [f"Times faster `{kernel}` is: median of paired ratios (quartiles)", ratio_table(tasks, kernel)]
+        if kernels(tasks[0]):
+            parts += [roofline_note(tasks[0], results), roofline_table(tasks, results)]
+    return parts
+
+
+def machine_text(results: Record) -> str:
+    machine = results["machine"]
+    device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['cores']} cores"
+    path = "" if machine["gpu"] else f", CPU path {machine['cpu_path']}"
+    lines = [
+        f"{device}{path}; torch {machine['torch']}, Python {machine['python']}; allocator: {results['allocator']}; "
+        f"load before {machine['load_average_before']}; commit {machine['commit']}, {machine['date']}.",
+        f"Variants interleaved, fresh random inputs each time, {results['repetitions']} repetitions"
+        + (" on a tiny pyramid: these numbers say nothing." if results["quick"] else "."),
+    ]
+    return "\n".join(lines)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def row_name(task: Record) -> str:
+    return f"{task['case']}, {task['direction']}"
+
+
+def time_table(tasks: list[Record]) -> str:
+    names = [name for name in tasks[0]["kinds"] if tasks[0]["kinds"][name] != "floor"]
+    rows = ([row_name(task), *(time_cell(task, name) for name in names)] for task in tasks)
+    return table(["", *names], rows)
+
+
+def time_cell(task: Record, name: str) -> str:
+    if name not in task["milliseconds"]:
+        return "-"
+    text = f"{median_ms(task, name):.3g}"
+    if name == yardstick(task):
+        return text
+    return f"{text} ({ratio(task, yardstick(task), name)[0]:.3g}x)"
+
+
+def ratio_table(tasks: list[Record], kernel: str) -> str:
+    names = rivals(tasks[0], kernel)
+    rows = ([row_name(task), *(ratio_cell(task, name, kernel) for name in names)] for task in tasks)
+    return table(["", *(f"than {name}" for name in names)], rows)
+
+
+def ratio_cell(task: Record, slower: str, faster: str) -> str:
+    if slower not in task["milliseconds"]:
+        return "-"
+    return "{:.3g}x ({:.3g} to {:.3g})".format(*ratio(task, slower, faster))
+
+
+def bandwidth(task: Record, results: Record) -> float:
+    """GB/s of a large copy with the task's threads."""
+    return results["bandwidth"][str(task["threads"])]
+
+
+def roofline_note(task: Record, results: Record) -> str:
+    copy = f"{bandwidth(task, results):.3g} GB/s of a large copy"
+    note = f"Compulsory traffic, the time it takes at the {copy}, and that time's share of a kernel's"
+    return note + ("; last, the share that loads of the value from L1 alone take" if floor_of(task) else "")
+
+
+def floor_of(task: Record) -> str | None:
+    return next((name for name, kind in task["kinds"].items() if kind == "floor"), None)
+
+
+def roofline_table(tasks: list[Record], results: Record) -> str:
+    floor = next(filter(None, map(floor_of, tasks)), None)
+    names = kernels(tasks[0])
+    header = ["", "MB", "ms", *names, *([floor] if floor else [])]
+    return table(header, (roofline_row(task, results, names, floor) for task in tasks))
+
+
+def roofline_row(task: Record, results: Record, names: list[str], floor: str | None) -> list[str]:
+    megabytes = task["compulsory_bytes"] / 1e6
+    least_ms = megabytes / bandwidth(task, results)
+    shares = [f"{100 * least_ms / median_ms(task, name):.3g} %" for name in names]
+    if floor is None:
+        bound = []
+    elif floor in task["milliseconds"]:
+        bound = [f"{100 / ratio(task, names[0], floor)[0]:.3g} %"]
+    else:
+        bound = ["-"]
+    return [row_name(task), f"{megabytes:.3g}", f"{least_ms:.3g}", *shares, *bound]
+
+
+def memory_note(results: Record) -> str:
+    return "Peak extra memory in MiB, output and gradients counted: " + (
+        "PyTorch's allocator, max_memory_allocated."
+        if results["machine"]["gpu"]
+        else "high-water mark of resident memory of a fresh process, one thread, allocator as the system has it."
+    )
+
+
+def memory_table(records: list[Record]) -> str:
+    columns = list(dict.fromkeys(memory_column(record) for record in records))
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for record in records:
+        rows.setdefault((record["form"], record["variant"]), {})[memory_column(record)] = record["mib"]
+    cells = ([name, *(memory_cell(row, column) for column in columns)] for (_, name), row in rows.items())
+    return table(["", *columns], cells)
+
+
+def memory_cell(row: dict[str, float], column: str) -> str:
+    return f"{row[column]:.1f}" if column in row else "-"
+
+
+def memory_column(record: Record) -> str:
+    return f"{record['dtype']}, {record['case']}, {record['direction']}"
+
+
+def missing_text(results: Record) -> str:
+    lines = [f"- {name}: {reason.splitlines()[0]}" for name, reason in sorted(results["missing"].items())]
+    return "\n".join(["Not measured:", *lines]) if lines else ""
+
+
+def fill_readme(readme: Path, name: str, text: str) -> None:
+    """Put text between the README's markers of that name.
+
+    Raises:
+        ValueError: it has no such markers.
+    """
+    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    before = readme.read_text()
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(before):
+        raise ValueError(f"{readme} has no markers {start} ... {end}")
+    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", before))
+
+
+# Plots
+
+
+def plot(results: Record, stem: Path) -> list[Path]:
+    """One picture for each table: a panel for each case and direction, bars as long as the time relative to `fair`."""
+    paths = []
+    for name, tasks in groups(results).items():
+        path = stem.with_name(f"{stem.name}_{slug(name)}.png")
+        plot_group(name, tasks, results, path)
+        paths.append(path)
+    return paths
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name.split(", CUDA")[0].split(" time")[0].split(", wall")[0].split(", thread CPU")[0])
+
+
+def plot_group(name: str, tasks: list[Record], results: Record, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    directions = list(dict.fromkeys(task["direction"] for task in tasks))
+    cases = list(dict.fromkeys(task["case"] for task in tasks))
+    bars = max(len(shown(task)) for task in tasks)
+    size = (7.2 * len(directions), 0.8 + len(cases) * (0.6 + 0.26 * bars))
+    figure, axes = pyplot.subplots(len(cases), len(directions), figsize=size, squeeze=False, layout="constrained")
+    for task in tasks:
+        plot_task(axes[cases.index(task["case"])][directions.index(task["direction"])], task)
+    for axis in axes.flat:
+        axis.set_visible(axis.has_data())
+    machine = results["machine"]
+    device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['cpu_path']}"
+    warning = "tiny pyramid, these numbers say nothing\n" if results["quick"] else ""
+    legend = f"Bars: time relative to {yardstick(tasks[0])}; x: times faster"
+    title = f"{warning}{name[0].upper()}{name[1:]}\n{device}; torch {machine['torch']}. {legend}"
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def shown(task: Record) -> list[str]:
+    """Slowest first."""
+    names = [name for name in task["milliseconds"] if task["kinds"][name] != "floor"]
+    return sorted(names, key=lambda name: -median_ms(task, name))
+
+
+def plot_task(axis: Any, task: Record) -> None:
+    names = shown(task)
+    base = yardstick(task)
+    relative = [1 / ratio(task, base, name)[0] for name in names]
+    axis.barh(range(len(names)), relative, color=[COLORS[task["kinds"][name]] for name in names], height=0.72)
+    longest = max(relative)
+    for row, (name, length) in enumerate(zip(names, relative, strict=True)):
+        faster = "" if name == base else f"  {1 / length:.3g}x"
+        text = f"{median_ms(task, name):.3g} ms{faster}"
+        inside = length > 0.75 * longest
+        axis.text(
+            length - 0.01 * longest if inside else length + 0.01 * longest,
+            row,
+            text,
+            va="center",
+            ha="right" if inside else "left",
+            color="white" if inside else "black",
+            fontsize=9,
+        )
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axis.set_xlim(0, 1.02 * longest)
+    axis.set_title(row_name(task), fontsize=10, loc="left")
+    axis.tick_params(axis="x", labelsize=8)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
