@@ -23,10 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A thread holds one 16 byte vector of channels, so a program of 4 warps covers this many bytes of value.
+# How programs are cut. Reasoned, not timed on a GPU; read at every call, so that a benchmark can vary them.
+# A thread holds one 16 byte vector of channels, so this is what the value's vectors of a program's queries take.
 BYTES_PER_PROGRAM = 4 * 32 * 16
 NUM_WARPS = 4
-# Fewer channels than that would leave more queries to a program than keep an H100 busy with 300 of them.
+# With few channels the same bytes would be more queries than leave work for every multiprocessor in a decoder.
 LARGEST_BLOCK_Q = 32
 # Points of a level that are unrolled, so that their reads are under way together.
 UNROLLED_POINTS = 4
@@ -85,27 +86,24 @@ def deformable_attention_backward(
     run; with `deterministic` in 64 bit fixed point, where the order does not matter, but where an infinity or NaN in
     what is added makes the whole gradient of the value NaN.
     """
-    need_reference = need_reference and reference_points is not None
-    accumulated = points.dtype
-    fixed = deterministic and need_value
-    batch, queries, heads, levels, per_level = points.shape[:5]
-    grad_value = value.new_zeros(value.shape if need_value else 0, dtype=torch.int64 if fixed else accumulated)
-    grad_points = torch.zeros_like(
-        points if need_samples else points.new_empty(0), memory_format=torch.contiguous_format
-    )
-    grad_weights = torch.zeros_like(
-        weights if need_samples else weights.new_empty(0), memory_format=torch.contiguous_format
-    )
-    coordinates = reference_points.shape[-1] if reference_points is not None else 0
-    # One gradient for every head, added up below in a fixed order.
-    per_head = points.new_zeros((heads, batch, queries, levels, coordinates) if need_reference else (1, 0))
+    value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
+    batch, queries, heads, _, per_level = weights.shape
+    launch = value.numel() and weights.numel()
+    allocate = torch.empty_like if launch else torch.zeros_like
+    fixed, accumulated = deterministic and need_value, points.dtype
+    grad_value = torch.zeros_like(value, dtype=torch.int64 if fixed else accumulated) if need_value else None
+    grad_points = allocate(points) if need_samples else None
+    grad_weights = allocate(weights) if need_samples else None
+    grad_reference = None
+    if reference_points is not None and need_reference:
+        # One for every head, added up below in an order that does not change.
+        grad_reference = reference_points.new_zeros(heads, *reference_points.shape)
     scale = inverse = None
-    if points.numel() and value.numel() and (need_value or need_samples or need_reference):
-        value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
-        if fixed:
-            largest = grad_output.abs().amax().to(accumulated) * _largest_weight(weights, reference_points is not None)
-            scale, inverse = _fixed_point(largest, num_terms=queries * per_level)
-        # Additions go to numbers of the accumulated dtype, so that is what a thread's vector is cut for.
+    if fixed and launch:
+        largest = grad_output.abs().amax().to(accumulated) * _largest_weight(weights, reference_points is not None)
+        scale, inverse = _fixed_point(largest, num_terms=queries * per_level)
+    if launch and (need_value or need_samples or need_reference):
+        # What is added is of the accumulated dtype, so that is what a thread's vector is cut for.
         options = _options(value, points, reference_points, element_size=points.element_size())
         with _on_device_of(value):
             _backward_kernel[_grid(points, options)](
@@ -116,21 +114,26 @@ def deformable_attention_backward(
                 _contiguous(reference_points),
                 _mask_bytes(padding_mask),
                 _level_table(spatial_shapes, value.device),
-                grad_value if need_value else None,
-                grad_points if need_samples else None,
-                grad_weights if need_samples else None,
-                per_head if need_reference else None,
+                grad_value,
+                grad_points,
+                grad_weights,
+                grad_reference,
                 scale,
                 batch,
                 queries,
                 value.shape[1],
                 **options,
             )
-    if inverse is not None:
-        grad_value = grad_value * inverse
-    elif fixed:
-        grad_value = grad_value.to(accumulated)
-    return grad_value.to(value.dtype), grad_points, grad_weights, per_head.sum(0)
+    if grad_value is not None:
+        grad_value = (grad_value if inverse is None else grad_value * inverse).to(value.dtype)
+    if grad_reference is not None:
+        grad_reference = grad_reference.sum(0)
+    return (
+        value.new_empty(0) if grad_value is None else grad_value,
+        points.new_empty(0) if grad_points is None else grad_points,
+        weights.new_empty(0) if grad_weights is None else grad_weights,
+        points.new_empty(0) if grad_reference is None else grad_reference,
+    )
 
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:

@@ -384,7 +384,7 @@ def test_no_samples_give_a_map_of_zeros(kernels, sizes):
 KINDS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def compile_kernel(name, architecture, dtype, coordinates, fixed_point):
+def compile_kernel(name, architecture, dtype, coordinates, fixed_point, tokens=64):
     """PTX of a kernel for heads of 32 channels, 4 levels and 4 points; ptxas has accepted it."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -397,7 +397,9 @@ def compile_kernel(name, architecture, dtype, coordinates, fixed_point):
     real = torch.float64 if dtype == torch.float64 else torch.float32
     reference = meta(1, 8, 4, coordinates) if coordinates else None
     element_size = real.itemsize if name == "_backward_kernel" else dtype.itemsize
-    options = triton_backend._options(meta(1, 64, 8, 32), meta(1, 8, 8, 4, 4, 2), reference, element_size=element_size)
+    options = triton_backend._options(
+        meta(1, tokens, 8, 32), meta(1, 8, 8, 4, 4, 2), reference, element_size=element_size
+    )
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
     constants = {**options, "BLOCK": triton_backend.SPLAT_BLOCK}
     if not coordinates:
@@ -430,6 +432,10 @@ def test_forward_reads_16_bytes_at_a_time(compiler, architecture, dtype, coordin
     ptx = compiler("_forward_kernel", architecture, dtype, coordinates, False)
     assert f"sm_{architecture}" in ptx
     assert ptx.count("ld.global.v4.b32") >= 16  # 4 points unrolled, 4 corners
+
+
+def test_compiles_for_a_value_that_needs_64_bits_to_address(compiler):
+    assert "ld.global.v4.b32" in compiler("_forward_kernel", 90, torch.bfloat16, 2, False, 2**24)
 
 
 @pytest.mark.parametrize(("dtype", "coordinates"), [(torch.float32, 4), (torch.bfloat16, 0)])
