@@ -96,7 +96,7 @@ struct Rows {
 
 // The first `count` pairs of numbers as two vectors, the rest zero.
 template <class V>
-inline void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
+SPARSE_DETR_HD void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
   ScalarOf<V> padded[2 * kLanes<V>];
   if (count < kLanes<V>) {
     for (int64_t i = 0; i < 2 * kLanes<V>; ++i) padded[i] = i < 2 * count ? from[i] : 0;
@@ -108,7 +108,7 @@ inline void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
 }
 
 template <class V>
-inline void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
+SPARSE_DETR_HD void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
   const V low = zip_low(x, y), high = zip_high(x, y);
   if (count >= kLanes<V>) {
     store(to, low);
@@ -122,14 +122,14 @@ inline void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
 }
 
 template <class V>
-inline void store_some(V x, int64_t count, ScalarOf<V>* to) {
+SPARSE_DETR_HD void store_some(V x, int64_t count, ScalarOf<V>* to) {
   if (count >= kLanes<V>) return store(to, x);
   for (int64_t i = 0; i < count; ++i) to[i] = x[i];
 }
 
 // One number of the reference point or box for every sample of a vector, according to the sample's level.
 template <class Real>
-inline Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t sample, const Real* references, int64_t dim) {
+SPARSE_DETR_HD Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t sample, const Real* references, int64_t dim) {
   using V = Vec<Real>;
   const auto level = load<IntOf<V>>(&table.level[sample]);
   const int64_t first = level[0], last = level[kLanes<V> - 1];
@@ -141,7 +141,7 @@ inline Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t sample, c
 }
 
 template <class Real>
-inline void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilities) {
+SPARSE_DETR_HD void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilities) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
   for (int64_t i = 0; i < padded; ++i) probabilities[i] = i < count ? logits[i] : -INFINITY;
@@ -163,7 +163,7 @@ inline void softmax(const Real* logits, int64_t count, int64_t padded, Real* pro
 
 // `points`, `weights` and `references` are those of one query and head.
 template <class Real>
-inline void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const Real* points,
+SPARSE_DETR_HD void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const Real* points,
                    const Real* weights, const Real* references, Real shift, Look<Real>* look) {
   using V = Vec<Real>;
   using Int = typename SampleTable<Real>::Int;
@@ -231,7 +231,7 @@ struct RowPointers {
 
 // Sum of share * row over all corners of all samples, for kVectors vectors of channels from `channel` on.
 template <int kVectors, class Real, bool kInPlace>
-inline void sum_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
+SPARSE_DETR_HD void sum_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
                      int64_t channel, Real* output) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
@@ -257,7 +257,7 @@ inline void sum_rows(const RowPointers<const Real, kInPlace>& rows, const Look<R
 }
 
 template <class Real, bool kInPlace>
-inline void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
+SPARSE_DETR_HD void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
                          int64_t padded_dim, Real* output) {
   constexpr int64_t kStep = kLanes<Vec<Real>>;
   int64_t channel = 0;
@@ -271,7 +271,7 @@ inline void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, const Lo
 
 // Dot products of `grad` with the row of every corner of the samples of one vector, and grad_row += share * grad.
 template <int kVectors, class Real, bool kInPlace>
-inline void meet_rows(const RowPointers<const Real, kInPlace>& rows, const RowPointers<Real, kInPlace>& grad_rows,
+SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows, const RowPointers<Real, kInPlace>& grad_rows,
                       const Look<Real>& look, int64_t first, int64_t in_vector, const Real* grad, int64_t padded_dim,
                       Vec<Real>* dots) {
   using V = Vec<Real>;
@@ -323,12 +323,8 @@ void fill_slab(const Problem& p, const ForwardTensors& t, int64_t n, int64_t m, 
     const T* from = static_cast<const T*>(t.value) + ((n * p.tokens + token) * p.heads + m) * p.head_dim;
     RealOf<T>* to = slab + token * padded_dim;
     const bool padding = t.padding_mask && t.padding_mask[n * p.tokens + token];
-    if (padding) {
-      for (int64_t d = 0; d < padded_dim; ++d) to[d] = 0;
-    } else {
-      for (int64_t d = 0; d < p.head_dim; ++d) to[d] = to_real(from[d]);
-      for (int64_t d = p.head_dim; d < padded_dim; ++d) to[d] = 0;
-    }
+    if (!padding) read_row(from, p.head_dim, to);
+    for (int64_t d = padding ? 0 : p.head_dim; d < padded_dim; ++d) to[d] = 0;
   }
 }
 
@@ -358,7 +354,7 @@ void forward_query(const Problem& p, const ForwardTensors& t, const SampleTable<
     if (padded_dim == p.head_dim) return sum_all_rows(rows, *look, table.count, padded_dim, output);
   }
   sum_all_rows(rows, *look, table.count, padded_dim, sum);
-  for (int64_t d = 0; d < p.head_dim; ++d) output[d] = from_real<T>(sum[d]);
+  write_row(sum, p.head_dim, output);
 }
 
 template <class T>
@@ -425,7 +421,7 @@ struct SampleGradients {
 };
 
 template <class Real>
-inline void differentiate(const Look<Real>& look, int64_t first, const Vec<Real> (&dots)[kCorners],
+SPARSE_DETR_HD void differentiate(const Look<Real>& look, int64_t first, const Vec<Real> (&dots)[kCorners],
                           SampleGradients<Real>* gradients) {
   using V = Vec<Real>;
   const V right = load<V>(&look.right[first]), down = load<V>(&look.down[first]), weight = load<V>(&look.weight[first]);
@@ -436,7 +432,7 @@ inline void differentiate(const Look<Real>& look, int64_t first, const Vec<Real>
 
 // grad_points and grad_weights of one query and head.
 template <class Real>
-inline void write_sample_gradients(const Problem& p, const SampleTable<Real>& table, const Look<Real>& look,
+SPARSE_DETR_HD void write_sample_gradients(const Problem& p, const SampleTable<Real>& table, const Look<Real>& look,
                                    const SampleGradients<Real>& gradients, const Real* references, Real* grad_points,
                                    Real* grad_weights) {
   using V = Vec<Real>;
@@ -465,7 +461,7 @@ inline void write_sample_gradients(const Problem& p, const SampleTable<Real>& ta
 
 // (L, 2|4): what one head adds to the gradient of a query's reference points.
 template <class Real>
-inline void write_reference_gradients(const Problem& p, const SampleTable<Real>& table,
+SPARSE_DETR_HD void write_reference_gradients(const Problem& p, const SampleTable<Real>& table,
                                       const SampleGradients<Real>& gradients, const Real* offsets,
                                       Real* grad_references) {
   const Real half_share = Real(0.5) / p.points;
@@ -498,8 +494,7 @@ void backward_head(const Problem& p, const ForwardTensors& t, const BackwardTens
   for (int64_t q = 0; q < p.queries; ++q) {
     const QueryTensors<Real> query(p, t, n, q, m);
     locate(p, table, layout, query.points, query.weights, query.references, Real(-0.5), &look);
-    const T* grad_output = static_cast<const T*>(g.grad_output) + query.head * p.head_dim;
-    for (int64_t d = 0; d < p.head_dim; ++d) grad[d] = to_real(grad_output[d]);
+    read_row(static_cast<const T*>(g.grad_output) + query.head * p.head_dim, p.head_dim, grad.get());
     for (int64_t first = 0; first < table.count; first += kStep) {
       const int64_t in_vector = table.count - first < kStep ? table.count - first : kStep;
       V dots[kCorners];
@@ -583,8 +578,11 @@ void backward_by_slab(const Problem& p, const ForwardTensors& t, const BackwardT
                                  padded_dim);
       for (int64_t token = 0; g.grad_value && token < p.tokens; ++token) {
         T* to = static_cast<T*>(g.grad_value) + ((n * p.tokens + token) * p.heads + m) * p.head_dim;
-        const bool padding = t.padding_mask && t.padding_mask[n * p.tokens + token];
-        for (int64_t d = 0; d < p.head_dim; ++d) to[d] = from_real<T>(padding ? 0 : grad_slab[token * padded_dim + d]);
+        if (t.padding_mask && t.padding_mask[n * p.tokens + token]) {
+          for (int64_t d = 0; d < p.head_dim; ++d) to[d] = from_real<T>(0);
+        } else {
+          write_row(&grad_slab[token * padded_dim], p.head_dim, to);
+        }
       }
     }
   });

@@ -93,6 +93,35 @@ inline Float16 from_real<Float16>(float x) {
 #endif
 }
 
+// `count` numbers from storage, and back. Compilers make vectors of these loops but for float16, which has instructions.
+template <class T>
+inline void read_row(const T* from, int64_t count, RealOf<T>* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = to_real(from[i]);
+}
+template <class T>
+inline void write_row(const RealOf<T>* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from_real<T>(from[i]);
+}
+#if defined(__F16C__)
+template <>
+inline void read_row<Float16>(const Float16* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+  }
+  for (; i < count; ++i) to[i] = to_real(from[i]);
+}
+template <>
+inline void write_row<Float16>(const float* from, int64_t count, Float16* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), halves);
+  }
+  for (; i < count; ++i) to[i] = from_real<Float16>(from[i]);
+}
+#endif
+
 // Uninitialised memory that starts on a cache line.
 template <class T>
 class Buffer {
