@@ -407,8 +407,8 @@ def _forward_kernel(
                 corner_value = tl.load(head_value + address[:, None] + channel, mask=read, other=0.0).to(number)
                 mean += (horizontal * vertical)[:, None] * corner_value
             total += weight[:, None] * mean
-    address = (query_row * M + head)[:, None] * D + channel
-    tl.store(output + address, total.to(output.dtype.element_ty), mask=query_exists[:, None] & (channel < D))
+    output_row = (query_row * M + head)[:, None] * D + channel
+    tl.store(output + output_row, total.to(output.dtype.element_ty), mask=query_exists[:, None] & (channel < D))
 
 
 @triton.jit(do_not_specialize=["num_images", "num_queries", "num_tokens"])
@@ -446,7 +446,9 @@ def _backward_kernel(
     sample_row = (query_row * M + head) * (L * P)
     first_token = image * num_tokens
     channel = tl.arange(0, BLOCK_D)[None, :]
-    head_offset = first_token * (M * D) + head * D
+    head_value = value + first_token * (M * D) + head * D
+    if grad_value is not None:
+        head_grad_value = grad_value + first_token * (M * D) + head * D
     number = points.dtype.element_ty
     SLOPES: tl.constexpr = grad_points is not None or grad_reference is not None
     if COORDINATES:
@@ -460,8 +462,8 @@ def _backward_kernel(
         column_weight = tl.zeros([BLOCK_Q, BLOCK_S], number)
     if fixed_point_scale is not None:
         scale = tl.load(fixed_point_scale)
-    address = (query_row * M + head)[:, None] * D + channel
-    grad = tl.load(grad_output + address, mask=query_exists[:, None] & (channel < D), other=0.0).to(number)
+    output_row = (query_row * M + head)[:, None] * D + channel
+    grad = tl.load(grad_output + output_row, mask=query_exists[:, None] & (channel < D), other=0.0).to(number)
     for level in range(L):
         height, width, start = _level(levels, level)
         level_height = height.to(number)
@@ -492,10 +494,10 @@ def _backward_kernel(
                 cell, inside = _corner(touched, row, column, height, width, start, corner)
                 address, inside = _cell_address(cell, inside, padding_mask, first_token, M, D, WIDE)
                 horizontal, vertical = _corner_share(right, down, corner)
-                address = address[:, None] + channel + head_offset
+                address = address[:, None] + channel
                 read = inside[:, None] & (channel < D)
                 if SLOPES:
-                    corner_value = tl.load(value + address, mask=read, other=0.0).to(number)
+                    corner_value = tl.load(head_value + address, mask=read, other=0.0).to(number)
                     product = tl.sum(corner_value * grad, 1)
                     grad_weight += horizontal * vertical * product
                     slope_x += vertical * product if corner % 2 else -vertical * product
@@ -503,9 +505,9 @@ def _backward_kernel(
                 if grad_value is not None:
                     term = (horizontal * vertical)[:, None] * weighted
                     if fixed_point_scale is not None:
-                        tl.atomic_add(grad_value + address, (term * scale).to(tl.int64), mask=read, sem="relaxed")
+                        tl.atomic_add(head_grad_value + address, (term * scale).to(tl.int64), mask=read, sem="relaxed")
                     else:
-                        tl.atomic_add(grad_value + address, term, mask=read, sem="relaxed")
+                        tl.atomic_add(head_grad_value + address, term, mask=read, sem="relaxed")
             if SLOPES:
                 # The gradient's NaN or infinity stays away from samples that read nothing.
                 grad_weight = tl.where(touched, grad_weight, 0.0)
