@@ -129,6 +129,12 @@ SPARSE_DETR_HD void shares(V right, V down, V weight, V (&share)[kCorners]) {
   share[2] = below - share[3];
 }
 
+// gradient * factor, but 0 for a gradient of 0: a sample that reads nothing may have an infinite factor.
+template <class V>
+SPARSE_DETR_HD V pass_on(V gradient, V factor) {
+  return Lanes<V>::select(gradient == ScalarOf<V>(0), gradient, gradient * factor);
+}
+
 // Gradient of a softmax's input: p_i (g_i - sum_j p_j g_j).
 template <class V>
 SPARSE_DETR_HD V softmax_gradient(V probability, V gradient, ScalarOf<V> expected_gradient) {

@@ -96,7 +96,7 @@ struct Rows {
 
 // The first `count` pairs of numbers as two vectors, the rest zero.
 template <class V>
-SPARSE_DETR_HD void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
+inline void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
   ScalarOf<V> padded[2 * kLanes<V>];
   if (count < kLanes<V>) {
     for (int64_t i = 0; i < 2 * kLanes<V>; ++i) padded[i] = i < 2 * count ? from[i] : 0;
@@ -108,7 +108,7 @@ SPARSE_DETR_HD void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* 
 }
 
 template <class V>
-SPARSE_DETR_HD void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
+inline void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
   const V low = zip_low(x, y), high = zip_high(x, y);
   if (count >= kLanes<V>) {
     store(to, low);
@@ -122,7 +122,7 @@ SPARSE_DETR_HD void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
 }
 
 template <class V>
-SPARSE_DETR_HD void store_some(V x, int64_t count, ScalarOf<V>* to) {
+inline void store_some(V x, int64_t count, ScalarOf<V>* to) {
   if (count >= kLanes<V>) return store(to, x);
   for (int64_t i = 0; i < count; ++i) to[i] = x[i];
 }
@@ -141,7 +141,7 @@ SPARSE_DETR_HD Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t s
 }
 
 template <class Real>
-SPARSE_DETR_HD void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilities) {
+void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilities) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
   for (int64_t i = 0; i < padded; ++i) probabilities[i] = i < count ? logits[i] : -INFINITY;
@@ -163,7 +163,7 @@ SPARSE_DETR_HD void softmax(const Real* logits, int64_t count, int64_t padded, R
 
 // `points`, `weights` and `references` are those of one query and head.
 template <class Real>
-SPARSE_DETR_HD void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const Real* points,
+void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const Real* points,
                    const Real* weights, const Real* references, Real shift, Look<Real>* look) {
   using V = Vec<Real>;
   using Int = typename SampleTable<Real>::Int;
@@ -421,7 +421,7 @@ struct SampleGradients {
 };
 
 template <class Real>
-SPARSE_DETR_HD void differentiate(const Look<Real>& look, int64_t first, const Vec<Real> (&dots)[kCorners],
+inline void differentiate(const Look<Real>& look, int64_t first, const Vec<Real> (&dots)[kCorners],
                           SampleGradients<Real>* gradients) {
   using V = Vec<Real>;
   const V right = load<V>(&look.right[first]), down = load<V>(&look.down[first]), weight = load<V>(&look.weight[first]);
@@ -432,10 +432,11 @@ SPARSE_DETR_HD void differentiate(const Look<Real>& look, int64_t first, const V
 
 // grad_points and grad_weights of one query and head.
 template <class Real>
-SPARSE_DETR_HD void write_sample_gradients(const Problem& p, const SampleTable<Real>& table, const Look<Real>& look,
+void write_sample_gradients(const Problem& p, const SampleTable<Real>& table, const Look<Real>& look,
                                    const SampleGradients<Real>& gradients, const Real* references, Real* grad_points,
                                    Real* grad_weights) {
   using V = Vec<Real>;
+  const Real half_share = Real(0.5) / p.points;
   V expected_terms{};
   for (int64_t first = 0; first < table.padded; first += kLanes<V>) {
     expected_terms += load<V>(&look.weight[first]) * load<V>(&gradients.weight[first]);
@@ -450,8 +451,8 @@ SPARSE_DETR_HD void write_sample_gradients(const Problem& p, const SampleTable<R
       by_y *= load<V>(&table.height[first]);
     }
     if (p.reference_dim == 4) {
-      by_x *= spread_levels(table, first, references + 2, 4) * (Real(0.5) / p.points);
-      by_y *= spread_levels(table, first, references + 3, 4) * (Real(0.5) / p.points);
+      by_x = pass_on<V>(by_x, spread_levels(table, first, references + 2, 4) * half_share);
+      by_y = pass_on<V>(by_y, spread_levels(table, first, references + 3, 4) * half_share);
     }
     const int64_t count = table.count - first;
     store_pairs(by_x, by_y, count, grad_points + 2 * first);
@@ -461,7 +462,7 @@ SPARSE_DETR_HD void write_sample_gradients(const Problem& p, const SampleTable<R
 
 // (L, 2|4): what one head adds to the gradient of a query's reference points.
 template <class Real>
-SPARSE_DETR_HD void write_reference_gradients(const Problem& p, const SampleTable<Real>& table,
+void write_reference_gradients(const Problem& p, const SampleTable<Real>& table,
                                       const SampleGradients<Real>& gradients, const Real* offsets,
                                       Real* grad_references) {
   const Real half_share = Real(0.5) / p.points;
@@ -471,8 +472,8 @@ SPARSE_DETR_HD void write_reference_gradients(const Problem& p, const SampleTabl
       const Real by_x = gradients.pixel_x[i] * table.width[i], by_y = gradients.pixel_y[i] * table.height[i];
       sums[0] += by_x;
       sums[1] += by_y;
-      sums[2] += by_x * offsets[2 * i] * half_share;
-      sums[3] += by_y * offsets[2 * i + 1] * half_share;
+      sums[2] += pass_on(by_x, offsets[2 * i] * half_share);
+      sums[3] += pass_on(by_y, offsets[2 * i + 1] * half_share);
     }
     for (int64_t i = 0; i < p.reference_dim; ++i) grad_references[l * p.reference_dim + i] = sums[i];
   }

@@ -1,0 +1,291 @@
+// Backward pass. With g the gradient of a query's output in one head:
+//     dot[s, c] = sum over d of g[d] * value[cell[s, c], d]
+//     grad_value[cell[s, c], d] += share[s, c] * g[d]
+//     gradient by the weight:    bilinear mean of dot[s, .]
+//     gradient by the pixel:     weight * slope of that mean
+// and from there by location, offset, reference and logit as ../arithmetic.h has them.
+//
+// Dot products: every thread sums over its channels, then one thread of the group adds the sums up, in shared memory and
+// in a fixed order. The value's gradient is added to memory by atomic additions of four floats (sm_90) or one number. It
+// is a sum of Real, or of int64 in fixed point, where the order of the additions does not matter.
+#pragma once
+
+#include <type_traits>
+
+#include "fixed_point.h"
+#include "samples.h"
+
+namespace sparse_detr {
+
+constexpr int kTile = 8;  // samples whose dot products are in shared memory at a time
+
+// Gradients that are null are not computed; grad_points and grad_weights are both null or neither.
+template <class T, class Sum>
+struct BackwardTensors {
+  using Real = RealOf<T>;
+  const T* grad_output;   // (B, Q, M, D)
+  Sum* grad_value;        // (B, N, M, D), zero at first: Real, or int64_t in fixed point
+  Real* grad_points;      // like points
+  Real* grad_weights;     // like weights
+  Real* grad_references;  // (B, Q, M, L, 2|4), still to be summed over heads
+  // Only in fixed point:
+  const Real* largest_grad;    // max |grad_output|
+  const Real* largest_weight;  // max |weights|, or null for 1
+  int32_t* unrepresentable;    // becomes 1 if a term is infinite or not a number
+};
+
+// Terms that one cell of grad_value receives at most: a sample has one corner there, samples of other levels none.
+SPARSE_DETR_HD double value_terms(const Problem& problem) {
+  return static_cast<double>(problem.queries) * problem.num_points;
+}
+
+template <class Real>
+struct GradientSamples : Samples<Real> {
+  Real *slope_x, *slope_y;   // gradient by the pixel coordinates, in the place of right and down
+  Real* grad_weight;         // by the attention weight
+  Pack<Real, kCorners>* dots;  // of the samples of a tile, every thread's own; rows are padded against bank conflicts
+  int32_t dots_row;
+};
+
+template <class Real>
+int64_t backward_bytes_per_query(const Problem& problem, int32_t group) {
+  const int64_t per_sample = Samples<Real>::kForwardBytes + 4 * sizeof(Real);
+  const int64_t dots = kTile * (group + 1) * sizeof(Pack<Real, kCorners>);
+  return whole_vectors(problem.samples() * per_sample + dots + 2 * group * sizeof(Real));
+}
+
+template <class Real>
+SPARSE_DETR_HD GradientSamples<Real> gradient_samples(char* shared, int32_t count, int32_t group) {
+  GradientSamples<Real> samples{};
+  samples.dots_row = group + 1;
+  samples.dots = reinterpret_cast<Pack<Real, kCorners>*>(shared);
+  samples.shares = samples.dots + kTile * samples.dots_row;
+  samples.cells = reinterpret_cast<Pack<int32_t, kCorners>*>(samples.shares + count);
+  samples.right = reinterpret_cast<Real*>(samples.cells + count);
+  samples.down = samples.right + count;
+  samples.weight = samples.down + count;
+  samples.grad_weight = samples.weight + count;
+  samples.scratch = samples.grad_weight + count;
+  samples.slope_x = samples.right;
+  samples.slope_y = samples.down;
+  return samples;
+}
+
+// Adds share * gradient to neighbouring numbers of grad_value.
+template <class Sum, class Real, class Block>
+struct ValueAdder {
+  const Block& block;
+  FixedPoint<Real> fixed;
+  int32_t* unrepresentable;
+
+  template <int kSize>
+  SPARSE_DETR_HD void add(Sum* to, Real share, const Pack<Real, kSize>& grad) const {
+    Pack<Sum, kSize> terms;
+    SPARSE_DETR_UNROLL(4)
+    for (int i = 0; i < kSize; ++i) {
+      if constexpr (std::is_same_v<Sum, int64_t>) {
+        if (!to_fixed(share * grad.x[i], fixed.scale, &terms.x[i])) *unrepresentable = 1;
+      } else {
+        terms.x[i] = share * grad.x[i];
+      }
+    }
+    block.add(to, terms);
+  }
+};
+
+template <class T, class Sum>
+SPARSE_DETR_HD FixedPoint<RealOf<T>> value_fixed_point(const Problem& problem, const BackwardTensors<T, Sum>& gradients) {
+  const double weight = gradients.largest_weight == nullptr ? 1.0 : static_cast<double>(*gradients.largest_weight);
+  return fixed_point<RealOf<T>>(*gradients.largest_grad * weight, value_terms(problem));
+}
+
+// Dot products of this thread's channels with the corners of samples [first, last), and the additions to grad_value.
+template <class T, int kVector, class Sum, class Block>
+SPARSE_DETR_HD void gather_and_add(const Block& block, const Problem& problem, const Division& division,
+                                   const Place& place, const ForwardTensors<T>& tensors,
+                                   const BackwardTensors<T, Sum>& gradients, bool need_dots,
+                                   const ValueAdder<Sum, RealOf<T>, Block>& adder,
+                                   const GradientSamples<RealOf<T>>& samples, int first, int last) {
+  using Real = RealOf<T>;
+  // For additions a thread has other channels than for reading where atomics are narrower than vectors: neighbouring
+  // threads then still add to neighbouring numbers.
+  constexpr int kPiece = kVector % Block::template atomic_size<Sum>() == 0 ? Block::template atomic_size<Sum>() : 1;
+  constexpr int kPieces = kVector / kPiece;
+  const int32_t row_length = problem.heads * problem.channels;
+  const int64_t head = place.image * problem.tokens * row_length + place.head * problem.channels;
+  const T* grad_output = gradients.grad_output + place.row * problem.channels;
+  for (int start = 0; start < problem.channels; start += division.group * kVector) {
+    const int channel = start + place.lane * kVector;
+    const bool has_channel = channel < problem.channels;
+    Real grad[kVector] = {};
+    if (has_channel) {
+      const Pack<T, kVector> pack = load_pack<kVector>(grad_output + channel);
+      SPARSE_DETR_UNROLL(8)
+      for (int i = 0; i < kVector; ++i) grad[i] = to_real(pack.x[i]);
+    }
+    Pack<Real, kPiece> pieces[kPieces];
+    SPARSE_DETR_UNROLL(8)
+    for (int p = 0; p < kPieces; ++p) {
+      const int piece_channel = start + (p * division.group + place.lane) * kPiece;
+      SPARSE_DETR_UNROLL(4)
+      for (int i = 0; i < kPiece; ++i) {
+        if constexpr (kPieces == 1) {
+          pieces[p].x[i] = grad[i];
+        } else {
+          pieces[p].x[i] = piece_channel < problem.channels ? to_real(grad_output[piece_channel + i]) : Real(0);
+        }
+      }
+    }
+    for (int s = first; s < last; ++s) {
+      const Pack<int32_t, kCorners> cells = samples.cells[s];
+      if (need_dots) {
+        Pack<T, kVector> rows[kCorners] = {};
+        if (has_channel) load_corners(tensors.value + head + channel, cells, row_length, rows);
+        Pack<Real, kCorners>* dots = samples.dots + (s - first) * samples.dots_row + place.lane;
+        Pack<Real, kCorners> sums = start == 0 ? Pack<Real, kCorners>{} : *dots;
+        SPARSE_DETR_UNROLL(4)
+        for (int corner = 0; corner < kCorners; ++corner) {
+          // Where nothing is read, an infinite gradient must not become NaN.
+          Real dot = 0;
+          SPARSE_DETR_UNROLL(8)
+          for (int i = 0; i < kVector; ++i) dot += grad[i] * to_real(rows[corner].x[i]);
+          sums.x[corner] += cells.x[corner] >= 0 ? dot : Real(0);
+        }
+        *dots = sums;
+      }
+      if (gradients.grad_value != nullptr) {
+        const Pack<Real, kCorners> share = samples.shares[s];
+        SPARSE_DETR_UNROLL(4)
+        for (int corner = 0; corner < kCorners; ++corner) {
+          if (cells.x[corner] < 0) continue;
+          Sum* to = gradients.grad_value + head + static_cast<int64_t>(cells.x[corner]) * row_length;
+          SPARSE_DETR_UNROLL(8)
+          for (int p = 0; p < kPieces; ++p) {
+            const int piece_channel = start + (p * division.group + place.lane) * kPiece;
+            if (piece_channel < problem.channels) adder.add(to + piece_channel, share.x[corner], pieces[p]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// From the dot products of a sample to the gradients by its weight and its pixel coordinates.
+template <class Real>
+SPARSE_DETR_HD void finish_sample(const GradientSamples<Real>& samples, int32_t group, int s, int first) {
+  const Pack<Real, kCorners>* row = samples.dots + (s - first) * samples.dots_row;
+  Real dot[kCorners] = {};
+  for (int lane = 0; lane < group; ++lane) {
+    const Pack<Real, kCorners> part = row[lane];
+    SPARSE_DETR_UNROLL(4)
+    for (int corner = 0; corner < kCorners; ++corner) dot[corner] += part.x[corner];
+  }
+  const Pack<int32_t, kCorners> cells = samples.cells[s];
+  const bool reads = cells.x[0] >= 0 || cells.x[1] >= 0 || cells.x[2] >= 0 || cells.x[3] >= 0;
+  const Real right = samples.right[s], down = samples.down[s], weight = samples.weight[s];
+  samples.grad_weight[s] = reads ? interpolate(dot, right, down) : Real(0);
+  samples.slope_x[s] = reads ? weight * slope_x(dot, down) : Real(0);
+  samples.slope_y[s] = reads ? weight * slope_y(dot, right) : Real(0);
+}
+
+// A sample that reads nothing has slope 0, and may have offsets or boxes that are infinite.
+template <class Real>
+SPARSE_DETR_HD Real chain(Real slope, Real factor) {
+  return slope == Real(0) ? Real(0) : slope * factor;
+}
+
+template <class T, class Sum, class Block>
+SPARSE_DETR_HD void write_sample_gradients(const Block& block, const Problem& problem, const Division& division,
+                                           const Place& place, const ForwardTensors<T>& tensors,
+                                           const BackwardTensors<T, Sum>& gradients,
+                                           const GradientSamples<RealOf<T>>& samples) {
+  using Real = RealOf<T>;
+  const int count = problem.samples();
+  const bool fused = problem.reference_dim != 0;
+  Real expected = 0;
+  if (fused) {
+    Real mine = 0;
+    if (place.exists) {
+      for (int s = place.lane; s < count; s += division.group) mine += samples.weight[s] * samples.grad_weight[s];
+    }
+    expected = combine_group(block, place, division.group, samples.scratch, mine, Plus());
+  }
+  if (!place.exists) return;
+  const Real half_share = Real(0.5) / problem.num_points;
+  for (int s = place.lane; s < count; s += division.group) {
+    const int level = s / problem.num_points;
+    Real factor_x = 1, factor_y = 1;
+    if (problem.reference_dim != 2) {
+      factor_x = static_cast<Real>(problem.levels[level].width);
+      factor_y = static_cast<Real>(problem.levels[level].height);
+    }
+    if (problem.reference_dim == 4) {
+      const Pack<Real, 2> extent = load_pack<2>(tensors.references + (place.query * problem.num_levels + level) * 4 + 2);
+      factor_x *= extent.x[0] * half_share;
+      factor_y *= extent.x[1] * half_share;
+    }
+    const int64_t index = place.row * count + s;
+    const Pack<Real, 2> grad_point{chain(samples.slope_x[s], factor_x), chain(samples.slope_y[s], factor_y)};
+    store_pack(gradients.grad_points + 2 * index, grad_point);
+    const Real grad_weight = samples.grad_weight[s];
+    gradients.grad_weights[index] = fused ? softmax_gradient(samples.weight[s], grad_weight, expected) : grad_weight;
+  }
+}
+
+// A thread sums one number of the reference over the points of its level.
+template <class T, class Sum>
+SPARSE_DETR_HD void write_reference_gradients(const Problem& problem, const Division& division, const Place& place,
+                                              const ForwardTensors<T>& tensors,
+                                              const BackwardTensors<T, Sum>& gradients,
+                                              const GradientSamples<RealOf<T>>& samples) {
+  using Real = RealOf<T>;
+  const int32_t size = problem.num_levels * problem.reference_dim;
+  const Real* offsets = tensors.points + 2 * place.row * problem.samples();
+  for (int i = place.lane; i < size; i += division.group) {
+    const int level = i / problem.reference_dim, number = i % problem.reference_dim, axis = number % 2;
+    const Level& shape = problem.levels[level];
+    const Real* slope = axis == 0 ? samples.slope_x : samples.slope_y;
+    Real sum = 0;
+    for (int p = 0; p < problem.num_points; ++p) {
+      const int s = level * problem.num_points + p;
+      sum += number < 2 ? slope[s] : chain(slope[s], offsets[2 * s + axis]);
+    }
+    sum *= static_cast<Real>(axis == 0 ? shape.width : shape.height);
+    gradients.grad_references[place.row * size + i] = number < 2 ? sum : sum * (Real(0.5) / problem.num_points);
+  }
+}
+
+template <class T, int kVector, class Sum, class Block>
+SPARSE_DETR_HD void backward_block(const Block& block, const Problem& problem, const Division& division,
+                                   const ForwardTensors<T>& tensors, const BackwardTensors<T, Sum>& gradients) {
+  using Real = RealOf<T>;
+  const Place place = place_of(block, problem, division);
+  const int count = problem.samples();
+  const bool need_samples = gradients.grad_points != nullptr, need_references = gradients.grad_references != nullptr;
+  const bool need_dots = need_samples || need_references;
+  char* shared = block.shared() + place.slot * division.bytes_per_query;
+  const GradientSamples<Real> samples = gradient_samples<Real>(shared, count, division.group);
+  ValueAdder<Sum, Real, Block> adder{block, {}, gradients.unrepresentable};
+  if constexpr (std::is_same_v<Sum, int64_t>) adder.fixed = value_fixed_point(problem, gradients);
+
+  locate<true>(block, problem, division, place, tensors, samples);
+  for (int first = 0; first < count; first += kTile) {
+    const int last = first + kTile < count ? first + kTile : count;
+    if (place.exists) {
+      gather_and_add<T, kVector>(block, problem, division, place, tensors, gradients, need_dots, adder, samples, first,
+                                 last);
+    }
+    if (!need_dots) continue;
+    block.barrier();
+    if (place.exists) {
+      for (int s = first + place.lane; s < last; s += division.group) finish_sample(samples, division.group, s, first);
+    }
+    block.barrier();
+  }
+  if (need_samples) write_sample_gradients(block, problem, division, place, tensors, gradients, samples);
+  if (need_references && place.exists) {
+    write_reference_gradients(problem, division, place, tensors, gradients, samples);
+  }
+}
+
+}  // namespace sparse_detr
