@@ -21,7 +21,8 @@ def flatten_shapes(spatial_shapes: Shapes, *, num_levels: int, samples_name: str
         raise ValueError(f"spatial_shapes must be pairs (h, w) of at least 1, got {list(spatial_shapes)}")
     if num_levels != len(spatial_shapes):
         raise ValueError(f"{samples_name} has {num_levels} levels, spatial_shapes has {len(spatial_shapes)}")
-    return [size for pair in spatial_shapes for size in pair]
+    # A size of a tensor is a tensor while torch.jit traces, which takes no list of them.
+    return [int(size) if isinstance(size, Tensor) else size for pair in spatial_shapes for size in pair]
 
 
 def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_name: str) -> None:

@@ -62,7 +62,6 @@ def choose_backend(value: Tensor, backend: str | None = None) -> str:
     return _choose(value.device.type, backend)
 
 
-@torch.compiler.assume_constant_result
 def _choose(device_type: str, backend: str | None) -> str:
     source = "the argument backend"
     if backend is None:
@@ -80,6 +79,11 @@ def _choose(device_type: str, backend: str | None) -> str:
             f"{device_type}; move it, or leave the choice out for the best backend of its device"
         )
     return backend
+
+
+# torch.compile takes the answer as a constant. `torch.compiler.assume_constant_result(_choose)` does the same, but
+# imports the compiler too, which takes two seconds.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

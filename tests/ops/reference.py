@@ -1,9 +1,12 @@
-"""Multi-scale deformable attention and its map, written from the formula with plain loops."""
+"""Multi-scale deformable attention, its gradients and its map, written from the formulas with plain loops."""
 
 import itertools
 import math
 
 import torch
+
+# Largest error of outputs and gradients as a share of the largest number. That of half precision is one rounding.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1.01 * 2**-11, torch.bfloat16: 1.01 * 2**-8}
 
 
 def corners(x, y):
@@ -17,13 +20,14 @@ def corners(x, y):
 
 
 def samples(shapes, locations):
-    """(indices of a sample, its level's first token, height, width, x * width, y * height) for every sample."""
+    """(indices of a sample, its level's first token, height, width, x * width, y * height) for every finite one."""
     for index in itertools.product(*map(range, locations.shape[:-1])):
         level = index[3]
         height, width = shapes[level]
         start = sum(h * w for h, w in shapes[:level])
         x, y = locations[index].tolist()
-        yield index, start, height, width, x * width, y * height
+        if math.isfinite(x) and math.isfinite(y):
+            yield index, start, height, width, x * width, y * height
 
 
 def attend(value, shapes, locations, weights):
@@ -37,6 +41,67 @@ def attend(value, shapes, locations, weights):
                 token = start + row * width + column
                 output[image, query, head] += weights[index] * share * value[image, token, head]
     return output.flatten(2)
+
+
+def attend_gradients(value, shapes, locations, weights, grad_output):
+    """Gradients of `attend` by value, locations and weights."""
+    grad_output = grad_output.unflatten(-1, value.shape[2:])
+    gradients = [torch.zeros_like(x) for x in (value, locations, weights)]
+    grad_value, grad_locations, grad_weights = gradients
+    for index, start, height, width, x, y in samples(shapes, locations):
+        image, query, head = index[:3]
+        received = grad_output[image, query, head]
+        right, down = x - 0.5 - math.floor(x - 0.5), y - 0.5 - math.floor(y - 0.5)
+        slopes_x = (down - 1, 1 - down, -down, down)
+        slopes_y = (right - 1, -right, 1 - right, right)
+        for (row, column, share), slope_x, slope_y in zip(corners(x - 0.5, y - 0.5), slopes_x, slopes_y, strict=True):
+            if 0 <= row < height and 0 <= column < width:
+                token = start + row * width + column
+                grad_value[image, token, head] += weights[index] * share * received
+                product = (received * value[image, token, head]).sum()
+                grad_weights[index] += share * product
+                grad_locations[index] += (
+                    weights[index] * product * value.new_tensor([slope_x * width, slope_y * height])
+                )
+    return gradients
+
+
+def fuse(shapes, references, offsets, logits):
+    """Locations and weights of the fused form."""
+    locations, weights = torch.empty_like(offsets), torch.empty_like(logits)
+    for index in itertools.product(*map(range, logits.shape)):
+        image, query, head, level, _ = index
+        reference = references[image, query, level].tolist()
+        for axis in (0, 1):
+            step = step_size(shapes, reference, level, axis, logits.shape[-1])
+            locations[(*index, axis)] = reference[axis] + offsets[(*index, axis)] * step
+        row = [math.exp(logit) for logit in logits[image, query, head].flatten().tolist()]
+        weights[index] = math.exp(logits[index]) / sum(row)
+    return locations, weights
+
+
+def fuse_gradients(shapes, references, offsets, weights, grad_locations, grad_weights):
+    """Gradients of `fuse` by references, offsets and logits."""
+    gradients = [torch.zeros_like(x) for x in (references, offsets, weights)]
+    grad_references, grad_offsets, grad_logits = gradients
+    for index in itertools.product(*map(range, weights.shape)):
+        image, query, head, level, _ = index
+        num_points = weights.shape[-1]
+        reference = references[image, query, level].tolist()
+        for axis in (0, 1):
+            received = grad_locations[(*index, axis)]
+            grad_offsets[(*index, axis)] = received * step_size(shapes, reference, level, axis, num_points)
+            grad_references[image, query, level, axis] += received
+            if len(reference) == 4:
+                grad_references[image, query, level, 2 + axis] += received * offsets[(*index, axis)] * 0.5 / num_points
+        expected = (weights[image, query, head] * grad_weights[image, query, head]).sum()
+        grad_logits[index] = weights[index] * (grad_weights[index] - expected)
+    return gradients
+
+
+def step_size(shapes, reference, level, axis, num_points):
+    """How far an offset of 1 goes: a pixel, or its share of half the box."""
+    return reference[2 + axis] * 0.5 / num_points if len(reference) == 4 else 1 / shapes[level][1 - axis]
 
 
 def splat(shapes, locations, weights, pixel_offset):
@@ -63,3 +128,35 @@ def random_value(shapes, *, batch=2, heads=2, channels=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(h * w for h, w in shapes)
     return torch.randn(batch, tokens, heads, channels, generator=generator, dtype=torch.float64)
+
+
+def random_predictions(shapes, size, *, batch=2, queries=3, heads=2, points=2, seed=2):
+    """Float64 reference points of `size` numbers, offsets that also leave the maps, and logits."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (batch, queries, heads, len(shapes), points)
+    references = torch.rand(batch, queries, len(shapes), size, generator=generator, dtype=torch.float64)
+    offsets = 2 * torch.randn(*sizes, 2, generator=generator, dtype=torch.float64)
+    return references, offsets, torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+
+def random_padding(shapes, *, batch=2, seed=3):
+    """(B, N), True on a third of the tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, sum(h * w for h, w in shapes), generator=generator) < 1 / 3
+
+
+def relative_error(result, expected):
+    """Largest error as a share of the largest number that is expected."""
+    if not expected.numel():
+        return 0.0
+    error = (result.double() - expected.double()).abs().max()
+    return (error / expected.double().abs().max().clamp(min=1e-30)).item()
+
+
+def with_gradients(function, *tensors, seed=9):
+    """Output, a random gradient of the output, and gradients of the tensors."""
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    output = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    grad_output = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    return output, grad_output, torch.autograd.grad(output, leaves, grad_output)

@@ -1,0 +1,163 @@
+"""The choice of a backend: by device, by name, by environment; what is not available says why."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sparse_detr.ops import available_backends, backends, choose_backend, native, splat_attention
+from tests.ops.reference import random_samples
+
+VALUE = torch.zeros(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No choice from outside, and none remembered."""
+    monkeypatch.delenv("SPARSE_DETR_BACKEND", raising=False)
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    backends.find_backend.cache_clear()
+    backends._choose_automatically.cache_clear()
+
+
+def pretend(monkeypatch, **unavailable):
+    """Let backends be available (None) or not (why)."""
+    real = backends.find_backend
+
+    def find(name):
+        if name not in unavailable:
+            return real(name)
+        return backends.Backend(name, unavailable[name], ("cuda",) if name == "triton" else (name,))
+
+    find.cache_clear = lambda: None
+    monkeypatch.setattr(backends, "find_backend", find)
+    backends._choose_automatically.cache_clear()
+
+
+def test_every_backend_is_listed_and_the_reference_always_runs():
+    assert list(available_backends()) == ["reference", "cpu", "triton", "cuda"]
+    assert available_backends()["reference"] is None
+
+
+def test_cpu_tensors_take_the_native_library_where_it_is_built_else_the_reference(monkeypatch):
+    pretend(monkeypatch, cpu=None)
+    assert choose_backend(VALUE) == "cpu"
+    pretend(monkeypatch, cpu="not built")
+    assert choose_backend(VALUE) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("triton", "cuda", "expected"),
+    [(None, None, "triton"), ("none", None, "cuda"), (None, "none", "triton"), ("none", "none", "reference")],
+)
+def test_cuda_tensors_take_triton_then_the_native_library_then_the_reference(monkeypatch, triton, cuda, expected):
+    pretend(monkeypatch, triton=triton, cuda=cuda)
+    with torch._subclasses.FakeTensorMode():
+        assert choose_backend(torch.empty(1, device="cuda")) == expected
+
+
+def test_tensors_elsewhere_take_the_reference():
+    assert choose_backend(VALUE.to("meta")) == "reference"
+
+
+def test_the_argument_comes_before_the_environment_and_that_before_the_automatic_choice(monkeypatch):
+    pretend(monkeypatch, cpu=None)
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "reference")
+    assert choose_backend(VALUE) == "reference"
+    assert choose_backend(VALUE, "cpu") == "cpu"
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "")
+    assert choose_backend(VALUE) == "cpu"
+
+
+def test_an_unknown_name_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="the argument backend must be one of reference, cpu, .* got 'gpu'"):
+        choose_backend(VALUE, "gpu")
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "fast")
+    with pytest.raises(ValueError, match="SPARSE_DETR_BACKEND must be one of .* got 'fast'"):
+        choose_backend(VALUE)
+
+
+def test_a_backend_that_is_named_but_not_available_is_an_error_with_the_reason(monkeypatch):
+    pretend(monkeypatch, cpu="there is no compiler")
+    with pytest.raises(RuntimeError, match="asks for 'cpu', which is not available here: there is no compiler"):
+        choose_backend(VALUE, "cpu")
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "cpu")
+    with pytest.raises(RuntimeError, match="SPARSE_DETR_BACKEND asks for 'cpu'"):
+        splat_attention(((2, 2),), *random_samples(((2, 2),)))
+
+
+def test_a_backend_of_another_device_is_an_error(monkeypatch):
+    pretend(monkeypatch, cuda=None)
+    with pytest.raises(RuntimeError, match="'cuda', which takes tensors on cuda, but value is on cpu"):
+        choose_backend(VALUE, "cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_without_a_gpu_the_cuda_backends_say_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="'triton', which is not available here: .*(no CUDA GPU|not installed)"):
+        choose_backend(VALUE, "triton")
+    with pytest.raises(RuntimeError, match="'cuda', which is not available here: "):
+        choose_backend(VALUE, "cuda")
+
+
+@pytest.fixture
+def native_folder(monkeypatch, tmp_path):
+    """An empty folder in the place of the built libraries."""
+    monkeypatch.setenv("SPARSE_DETR_NATIVE_DIR", str(tmp_path))
+    native.load.cache_clear()
+    yield tmp_path
+    native.load.cache_clear()
+
+
+def test_a_library_that_was_never_built_says_how_to_build_it(native_folder):
+    assert native.build_record() == {}
+    assert native.cpu_isa() is None
+    for library in native.status().values():
+        assert library.path is None
+        assert library.unavailable.startswith("it is not built; build it with `python ops/build.py`")
+
+
+def test_a_library_that_could_not_be_built_says_why(native_folder):
+    record = {"libraries": {"cpu": {"built": False, "reason": "g++ is not installed"}}}
+    (native_folder / "build.json").write_text(json.dumps(record))
+    assert native.status()["cpu"].unavailable.startswith("g++ is not installed; build it")
+    assert native.build_record() == record
+
+
+def test_a_library_that_does_not_load_says_so_and_is_not_used(native_folder):
+    (native_folder / "libsparse_detr_cpu.so").write_bytes(b"not a library")
+    library = native.status()["cpu"]
+    assert library.path == native_folder / "libsparse_detr_cpu.so"
+    assert library.unavailable.startswith("libsparse_detr_cpu.so does not load (")
+    assert choose_backend(VALUE) == "reference"
+
+
+def test_a_torch_that_is_too_old_is_not_asked_to_load_a_library(native_folder, monkeypatch):
+    (native_folder / "libsparse_detr_cpu.so").write_bytes(b"not a library")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    assert native.status()["cpu"].unavailable.startswith("torch 2.9.1+cu128 is older than 2.10, ")
+
+
+def test_a_library_that_was_built_for_this_torch_loads():
+    """Built here means usable here: a library that does not load is a failure, not a slower choice."""
+    library = native.status()["cpu"]
+    if library.path is None:
+        pytest.skip(f"the CPU library: {library.unavailable}")
+    assert library.unavailable is None
+    assert native.cpu_isa() in ("avx512", "avx2", "baseline")
+
+
+def test_importing_the_ops_imports_neither_triton_nor_a_compiler():
+    script = (
+        "import sys, sparse_detr.ops; print({'triton', 'torch._dynamo', 'torch.utils.cpp_extension'} & {*sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

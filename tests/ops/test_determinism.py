@@ -1,0 +1,42 @@
+"""Results do not depend on the number of threads, nor on the run."""
+
+import pytest
+import torch
+
+from sparse_detr.ops import fused_deformable_attention, locate_samples, splat_attention
+from tests.ops.reference import random_padding, random_predictions, random_value
+
+SHAPES = ((24, 31), (12, 16), (6, 8))
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def everything(kernel, dtype, queries):
+    """Output, all gradients and the map."""
+    references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 4, queries=queries, heads=4))
+    value = random_value(SHAPES, heads=4, channels=20).to(dtype)
+    leaves = [x.requires_grad_() for x in (value, references, offsets, logits)]
+    output = fused_deformable_attention(
+        value, SHAPES, references, offsets, logits, padding_mask=random_padding(SHAPES), backend=kernel
+    )
+    gradients = torch.autograd.grad(output.float().square().sum(), leaves)
+    with torch.no_grad():
+        received = splat_attention(SHAPES, *locate_samples(references, offsets, logits, SHAPES), backend=kernel)
+    return output, received, *gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 50, 1500])  # one, few and more than there are tokens
+def test_any_number_of_threads_gives_the_same_bits(kernel, dtype, queries):
+    if kernel == "triton":
+        pytest.skip("the interpreter has one thread")
+    torch.set_num_threads(1)
+    expected = everything(kernel, dtype, queries)
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(x, y) for x, y in zip(everything(kernel, dtype, queries), expected, strict=True))
