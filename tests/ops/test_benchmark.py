@@ -1,0 +1,281 @@
+"""The benchmark of the op and the GPU check: that they run, and that their numbers mean what they say."""
+
+import ctypes
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.ops.reference import attend, relative_error
+
+OPS = Path(__file__).parents[2] / "ops"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    """`ops/` on the path: it is no package."""
+    sys.path.insert(0, str(OPS))
+    yield
+    sys.path.remove(str(OPS))
+
+
+def load(name):
+    return importlib.import_module(name)
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(OPS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def task(times, *, form="plain", backward=False, **overrides):
+    kinds = {"fair": "pytorch", "cpu": "ours", "rival": "peer", "eager + cpu": "ours", "eager + fair": "pytorch"}
+    kinds.update({"cpu fused": "ours", "cpu, loads in L1": "floor", "reference": "ours"})
+    record = {
+        "form": form,
+        "case": "Lq = S",
+        "direction": "forward + backward" if backward else "forward",
+        "threads": 1,
+        "group": f"{form} form, float32, 1 thread, thread CPU time",
+        "compulsory_bytes": 30_000_000,
+        "milliseconds": times,
+        "kinds": {name: kinds[name] for name in times},
+    }
+    return {**record, **overrides}
+
+
+def results(*tasks, **overrides):
+    machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "cpu_path": "avx2", "torch": "2", "python": "3"}
+    machine.update({"load_average_before": 0.1, "commit": "abc", "date": "2026-01-02"})
+    record = {"machine": machine, "allocator": "clean", "repetitions": 3, "quick": False, "bandwidth": {"1": 10.0}}
+    return {**record, "tasks": list(tasks), "memory": [], "missing": {}, "failed": {}, **overrides}
+
+
+def test_a_ratio_is_the_median_over_repetitions_with_its_quartiles():
+    record = task({"fair": [10.0, 30.0, 20.0], "cpu": [5.0, 3.0, 5.0]})
+    # 2, 10 and 4 times faster; the ratio of the medians would be 4 as well, that of the means 4.6
+    assert load("measuring.report").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
+
+
+def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
+    times = {
+        "fair": [10.0, 30.0, 20.0],
+        "cpu": [5.0, 3.0, 5.0],
+        "rival": [10.0] * 3,
+        "cpu, loads in L1": [2.5, 1.5, 2.5],
+    }
+    text = load("measuring.report").markdown(results(task(times)))
+    assert "|  | fair | cpu | rival |" in text
+    assert "| Lq = S, forward | 20 | 5 (4x) | 10 (2x) |" in text
+    assert "| Lq = S, forward | 4x (3 to 7) | 2x (2 to 2.67) |" in text
+    # 30 MB at 10 GB/s take 3 ms of 5, and half of the time goes beyond loads from L1
+    assert "| Lq = S, forward | 30 | 3 | 60 % | 50 % |" in text
+
+
+def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
+    times = {"eager + fair": [8.0], "eager + cpu": [4.0], "cpu fused": [1.0], "rival": [2.0]}
+    text = load("measuring.report").markdown(results(task(times, form="fused")))
+    assert "|  | than eager + fair | than eager + cpu | than rival |" in text
+    assert "| Lq = S, forward | 8x (8 to 8) | 4x (4 to 4) | 2x (2 to 2) |" in text
+
+
+def test_the_brief_report_compares_with_one_number_of_threads_only():
+    times = {"fair": [2.0], "cpu": [1.0]}
+    both = results(task(times), task(times, threads=2, group="2 threads"), bandwidth={"1": 10.0, "2": 10.0})
+    report = load("measuring.report")
+    assert report.markdown(both).count("median of paired ratios") == 2
+    assert report.markdown(both, brief=True).count("median of paired ratios") == 1
+
+
+def test_memory_has_a_column_for_each_direction_and_a_gap_for_what_was_not_measured():
+    common = {"dtype": "float32", "case": "Lq = S", "form": "plain"}
+    records = [
+        {**common, "variant": "cpu", "direction": "forward", "mib": 22.19},
+        {**common, "variant": "cpu", "direction": "forward + backward", "mib": 73.97},
+        {**common, "variant": "rival", "direction": "forward", "mib": 19.7},
+    ]
+    text = load("measuring.report").markdown(results(memory=records))
+    assert "| cpu | 22.2 | 74.0 |" in text
+    assert "| rival | 19.7 | - |" in text
+
+
+def test_the_readme_is_filled_between_its_markers_and_must_have_them(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- table benchmark cpu -->\nold\n<!-- end benchmark cpu -->\nb\n")
+    report = load("measuring.report")
+    report.fill_readme(readme, "benchmark cpu", "new \\1")
+    assert readme.read_text() == "a\n<!-- table benchmark cpu -->\nnew \\1\n<!-- end benchmark cpu -->\nb\n"
+    with pytest.raises(ValueError, match="table benchmark cuda"):
+        report.fill_readme(readme, "benchmark cuda", "new")
+
+
+def test_the_readme_of_the_op_has_the_markers():
+    for device in ("cpu", "cuda"):
+        assert f"<!-- table benchmark {device} -->" in (OPS / "README.md").read_text()
+
+
+def test_an_encoder_looks_around_its_own_cells_and_a_decoder_into_its_boxes():
+    cases = load("measuring.cases")
+    encoder = cases.make_inputs(cases.Case("", shapes=((100, 50),)), seed=0)
+    # Point 0 of head 0 is one pixel to the right, plus noise.
+    pixels = (encoder.locations - encoder.reference_points[:, :, None, :, None]) * torch.tensor([50.0, 100.0])
+    assert pixels[0, :, 0, 0, 0].mean(0).tolist() == pytest.approx([1, 0], abs=0.05)
+    decoder = cases.make_inputs(cases.Case("", boxes=50, shapes=((8, 8),)), seed=0)
+    assert decoder.reference_points.shape == (1, 50, 1, 4)
+    assert decoder.weights.sum((-2, -1)).allclose(torch.ones(1))
+
+
+def test_a_share_of_the_tokens_are_queries_in_random_order_without_repetition():
+    cases = load("measuring.cases")
+    case = cases.Case("", share=0.5, shapes=((6, 10),))
+    points = cases.make_inputs(case, seed=0).reference_points[0, :, 0]
+    assert points.shape == points.unique(dim=0).shape == (30, 2)
+    assert not points.equal(points.unique(dim=0))
+
+
+def test_compulsory_bytes_count_every_tensor_once_in_each_direction():
+    cases = load("measuring.cases")
+    inputs = cases.make_inputs(cases.Case("", boxes=3, shapes=((2, 5),)), seed=0)
+    value, output = 10 * 8 * 32 * 4, 3 * 8 * 32 * 4
+    samples = 3 * 8 * 4 * 3 * 4  # x, y and a weight
+    references = 3 * 4 * 4
+    assert cases.compulsory_bytes(inputs, form="plain", backward=False) == value + samples + output
+    # Backward reads the inputs and the output's gradient, and writes a gradient of every input.
+    assert cases.compulsory_bytes(inputs, form="plain", backward=True) == 3 * (value + samples) + 2 * output
+    fused = cases.compulsory_bytes(inputs, form="fused", backward=True)
+    assert fused == 3 * (value + samples) + 2 * (output + references)
+
+
+@pytest.mark.parametrize("name", ["fair", "official"])
+def test_the_composite_forms_equal_the_formula(name):
+    cases, variants = load("measuring.cases"), load("measuring.variants")
+    inputs = cases.make_inputs(cases.Case("", boxes=2, shapes=((3, 4), (2, 2))), seed=0, dtype=torch.float64)
+    output = getattr(variants, name)(inputs.value, inputs.levels, inputs.locations, inputs.weights)
+    expected = attend(inputs.value, inputs.levels.shapes, inputs.locations, inputs.weights)
+    assert relative_error(output, expected) < 1e-12
+
+
+def test_a_missing_peer_is_named_with_the_command_that_installs_it(monkeypatch):
+    variants = load("measuring.variants")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found, missing = variants.variants_of("plain", "cpu")
+    assert "fair" in [variant.name for variant in found]
+    assert missing["torch-ms-deform-attn"] == "not installed: pip install torch-ms-deform-attn==0.1.1"
+    assert "HF transformers" in missing
+
+
+def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
+    benchmark, variants, timing = load("benchmark"), load("measuring.variants"), load("measuring.timing")
+
+    def broken(*arguments):
+        raise RuntimeError("no such dtype")
+
+    found = {"missing": {}, "failed": {}}
+    one = timing.Task(load("measuring.cases").CASES[0], "plain", False, "cpu", "float32", 1)
+    assert not benchmark.runs(variants.Variant("rival", "peer", broken), one, found)
+    assert not benchmark.runs(variants.Variant("cpu", "ours", broken), one, found)
+    assert found["missing"] == {"rival, plain, float32, forward": "RuntimeError: no such dtype"}
+    assert list(found["failed"]) == ["cpu, plain, float32, forward"]
+
+
+def test_peak_memory_counts_what_a_call_maps_and_not_what_was_there():
+    memory = load("measuring.memory")
+    if not memory.can_measure("cpu"):
+        pytest.skip("needs Linux with glibc")
+    there = torch.ones(8 * 2**20 // 4)
+    assert memory.resident_peak(lambda: there + 1) == pytest.approx(8, abs=1)
+    assert memory.resident_peak(lambda: there.sum()) < 1
+
+
+def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table benchmark cpu -->\n<!-- end benchmark cpu -->\n")
+    output = tmp_path / "tiny.json"
+    arguments = ["--quick", "--output", str(output), "--readme", str(readme), "--threads", "1", "--cases", "decoder"]
+    done = run("benchmark.py", *arguments, "--no-memory", "--variants", "reference", "cpu")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    assert found["quick"]
+    assert found["allocator"] == "clean"
+    assert [(task["form"], task["backward"]) for task in found["tasks"]] == [
+        ("plain", False),
+        ("plain", True),
+        ("fused", False),
+        ("fused", True),
+        ("splat", False),
+    ]
+    assert all(len(ms) == 2 and min(ms) > 0 for task in found["tasks"] for ms in task["milliseconds"].values())
+    assert max(max(errors, default=0) for errors in found["largest_relative_errors"].values()) < 1e-5
+    assert "these numbers say nothing" in readme.read_text()
+    assert "| decoder, 300 queries, forward |" in (tmp_path / "tiny.md").read_text()
+    plots = sorted(tmp_path.glob("*.png"))
+    assert len(plots) == 3
+    assert min(Image.open(plots[-1]).size) > 200
+
+
+def test_without_a_gpu_the_check_says_so_and_what_can_be_run():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run("check_gpu.py")
+    assert done.returncode == 2
+    assert "--interpreter" in done.stderr
+
+
+def test_the_check_reports_what_failed_and_what_was_skipped(tmp_path):
+    check = load("check_gpu")
+
+    def fail():
+        raise check.Failed("first line\nlast line")
+
+    def skip():
+        raise check.Skipped("no such tool")
+
+    steps = [("good", lambda: "done"), ("bad", fail), ("absent", skip)]
+    outcomes = [check.perform(number, 3, *step) for number, step in enumerate(steps, start=1)]
+    arguments = check.parse(["--interpreter", "--output", str(tmp_path)])
+    assert check.report(arguments, outcomes) == 1
+    text = (tmp_path / "report.md").read_text()
+    assert "No GPU" in text
+    assert "| bad | FAILED |" in text
+    assert "| absent | skipped |" in text
+    assert json.loads((tmp_path / "check.json").read_text())["steps"][1]["detail"] == "first line\nlast line"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_the_checks_accuracy_accepts_a_right_backend_and_finds_a_wrong_one(dtype, monkeypatch):
+    accuracy = load("measuring.accuracy")
+    found = accuracy.deviations("reference", "cpu", dtype)
+    assert max(found.values()) < accuracy.TOLERANCES[dtype]
+    assert "fused, boxes, gradient of reference_points" in found
+    right = accuracy.attend
+
+    def without_padding(form, inputs, leaves, mask, backend):
+        return right(form, inputs, leaves, torch.zeros_like(mask), backend)
+
+    monkeypatch.setattr(accuracy, "attend", without_padding)
+    assert max(accuracy.deviations("reference", "cpu", dtype).values()) > accuracy.TOLERANCES[dtype]
+
+
+@pytest.mark.slow
+def test_the_stand_in_for_the_public_kernel_compiles(tmp_path):
+    public_kernel = load("measuring.public_kernel")
+    try:
+        public_kernel.nvcc()
+    except public_kernel.CannotBuild as reason:
+        pytest.skip(str(reason))
+    library = ctypes.CDLL(str(public_kernel.build(tmp_path)))
+    assert library.public_forward
+    assert library.public_backward
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_stand_in_for_the_public_kernel_equals_the_formula():
+    timing, variants = load("measuring.timing"), load("measuring.variants")
+    task = timing.Task(load("measuring.cases").CASES[0], "plain", True, "cuda", "float32", 1)
+    assert max(timing.errors(variants.public_kernel(), task)) < 1e-5
