@@ -87,7 +87,8 @@ def plain_makers(device: str) -> Iterable[tuple[str, Callable[[], Variant]]]:
 def fused_makers(device: str) -> Iterable[tuple[str, Callable[[], Variant]]]:
     yield "eager + fair", lambda: after_eager(Variant("fair", "pytorch", fair))
     for backend in backends_on(device):
-        yield f"eager + {backend}", lambda backend=backend: after_eager(ours(backend))
+        if backend != "reference":  # which is `fair`
+            yield f"eager + {backend}", lambda backend=backend: after_eager(ours(backend))
         yield f"{backend} fused", lambda backend=backend: ours_fused(backend)
     yield "eager + torch-ms-deform-attn", lambda: after_eager(torch_ms_deform_attn())
     if device == "cuda":
