@@ -1,6 +1,6 @@
 """Which implementation runs: chosen by where the tensors are and by what this machine has, or named by the caller.
 
-    reference  PyTorch, on every device, differentiable twice
+    reference  PyTorch, on every device
     cpu        native library (`ops/csrc/cpu`)
     triton     Triton kernels for CUDA tensors, which need no build
     cuda       native library (`ops/csrc/cuda`)

@@ -37,6 +37,11 @@ SCHEMAS = {
     ),
     "splat_attention": "(Tensor locations, Tensor weights, SymInt[] spatial_shapes, float pixel_offset) -> Tensor",
 }
+SECOND_DERIVATIVE = (
+    "the gradient of deformable attention has no derivative; call the function with backend='reference', which can be "
+    "differentiated twice if grid_sample can in this PyTorch"
+)
+SPLAT_DERIVATIVE = "the kernel of splat_attention has no derivative; call it with backend='reference', which has"
 _libraries: dict[str, torch.library.Library] = {}
 
 
@@ -55,8 +60,8 @@ def define(namespace: str) -> None:
         torch.library.register_vmap(qualified, _refuse_vmap(qualified), lib=library)
     attention, backward, splat = (op(namespace, name) for name in SCHEMAS)
     torch.library.register_autograd(attention, _gradient(backward), setup_context=_save, lib=library)
-    torch.library.register_autograd(backward, _refuse_gradient("the gradient of deformable attention"), lib=library)
-    torch.library.register_autograd(splat, _refuse_gradient("the kernel of splat_attention"), lib=library)
+    torch.library.register_autograd(backward, _refuse_gradient(SECOND_DERIVATIVE), lib=library)
+    torch.library.register_autograd(splat, _refuse_gradient(SPLAT_DERIVATIVE), lib=library)
     for device_type, key in AUTOCAST_DEVICES.items():
         library.impl("deformable_attention", _autocast_attention(attention, device_type), key)
         library.impl("splat_attention", _autocast_splat(splat, device_type), key)
@@ -146,9 +151,9 @@ def _gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _refuse_gradient(what: str) -> Callable[..., Any]:
+def _refuse_gradient(message: str) -> Callable[..., Any]:
     def run(ctx: Any, *grad_outputs: Tensor) -> None:
-        raise RuntimeError(f"{what} has no derivative; call the function with backend='reference', which has")
+        raise RuntimeError(message)
 
     return run
 

@@ -52,7 +52,7 @@ def load(name: str) -> Library:
     path = folder() / f"libsparse_detr_{name}.so"
     if not path.is_file():
         return Library(name, None, f"{_why_not_built(name)}; {REBUILD}")
-    if reason := _unsuited_torch(name):
+    if reason := unsuited_torch(name):
         return Library(name, path, reason)
     try:
         torch.ops.load_library(str(path))
@@ -79,7 +79,8 @@ def _why_not_built(name: str) -> str:
     return libraries.get(name, {}).get("reason") or "it is not built"
 
 
-def _unsuited_torch(name: str) -> str | None:
+def unsuited_torch(name: str) -> str | None:
+    """Why a library cannot run with this PyTorch however it is built, or None."""
     version = torch.__version__
     if tuple(map(int, version.split(".")[:2])) < STABLE_ABI:
         oldest = ".".join(map(str, STABLE_ABI))

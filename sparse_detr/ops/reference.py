@@ -1,6 +1,7 @@
 """The op in plain PyTorch: what every other backend must equal, and what runs where none is available.
 
-It is differentiable twice. The arguments are those of the schemas in `library.py`.
+It can be differentiated twice where `grid_sample` can (not in PyTorch 2.10). The arguments are those of the schemas in
+`library.py`.
 """
 
 from __future__ import annotations
