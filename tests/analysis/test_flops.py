@@ -9,7 +9,9 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from sparse_detr.analysis.flops import FLOP_HANDLES, register_flop_handles
+from sparse_detr.ops import available_backends, fused_deformable_attention, multi_scale_deformable_attention
 
+SHAPES = ((4, 6), (2, 3))
 BATCH, QUERIES, KEYS, CHANNELS, HEADS = 2, 5, 7, 16, 4
 SELF_ATTENTION_FLOPS = BATCH * (4 * QUERIES * CHANNELS**2 + 2 * QUERIES * QUERIES * CHANNELS)
 CROSS_ATTENTION_FLOPS = BATCH * (2 * (QUERIES + KEYS) * CHANNELS**2 + 2 * QUERIES * KEYS * CHANNELS)
@@ -77,6 +79,21 @@ def test_values_narrower_than_keys_count_by_their_own_width():
 
     query, key, value = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 1)
     assert analysis(Attention(), query, key, value).total() == 2 * 3 * 5 * (4 + 1)
+
+
+@pytest.mark.parametrize("backend", [name for name, why in available_backends().items() if why is None])
+def test_deformable_attention_counts_four_for_a_channel_of_a_sample_with_every_backend(backend):
+    class Attention(nn.Module):
+        def forward(self, value, references, offsets, logits):
+            plain = multi_scale_deformable_attention(value, SHAPES, offsets, logits, backend=backend)
+            return plain + fused_deformable_attention(value, SHAPES, references, offsets, logits, backend=backend)
+
+    shapes = (2, 30, 4, 8), (2, 5, 2, 4), (2, 5, 4, 2, 3, 2), (2, 5, 4, 2, 3)
+    # Tensors that triton or cuda take are elsewhere.
+    device = "cuda" if backend in ("triton", "cuda") else "cpu"
+    counted = analysis(Attention(), *(torch.rand(shape, device=device) for shape in shapes))
+    samples = 2 * 5 * 4 * 2 * 3
+    assert counted.total() == 2 * (4 * samples * 8)
 
 
 def test_registering_again_changes_nothing_and_keeps_a_handle_of_fvcores_own(monkeypatch):

@@ -65,6 +65,18 @@ def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
     assert_close(result, layer.ffn_norm(x + layer.ffn(x)))
 
 
+def test_layers_say_where_they_looked_only_when_asked_and_predict_the_same():
+    decoder, heads = make_decoder(True)
+    pyramid = make_pyramid(SHAPES)
+    memory = make_tokens(pyramid).content
+    plain = decoder(make_queries(4), memory, pyramid, heads)
+    asked = decoder(make_queries(4), memory, pyramid, heads, need_samples=True)
+    assert plain.samples is None
+    assert [samples.weights.shape for samples in asked.samples] == [(1, 4, 4, 2, 2)] * 3
+    for one, other in zip(plain.predictions, asked.predictions, strict=True):
+        assert_close((one.logits, one.boxes), (other.logits, other.boxes))
+
+
 def test_refinement_starts_every_layer_from_the_boxes_before_it():
     output, heads = decode(True, make_queries(4))
     decoder, _ = make_decoder(True)
