@@ -8,6 +8,7 @@ from detectron2.config import instantiate
 from detectron2.structures import Instances
 from torch.testing import assert_close
 
+from sparse_detr.layers import MultiScaleDeformableAttention
 from sparse_detr.modeling.detector import GeneralizedDETR
 from tests.modeling.tiny import MODELS, NUM_CLASSES, SIZES, build, patch_backbone, picture
 
@@ -118,6 +119,21 @@ def test_a_single_level_works():
         model = build(name, backbone=coarse, num_levels=1)
         assert model.outputs(BATCH).pyramid.spatial_shapes == ((3, 4),)
         assert all(loss.isfinite() for loss in model.losses(BATCH).values())
+
+
+@every_model
+def test_samples_are_kept_only_where_an_attention_map_is_needed(name, monkeypatch):
+    """Everything else takes the fused kernel, which has neither locations nor weights to keep."""
+    calls = []
+    original = MultiScaleDeformableAttention.sample
+    monkeypatch.setattr(
+        MultiScaleDeformableAttention, "sample", lambda *arguments: calls.append(1) or original(*arguments)
+    )
+    model = build(name)
+    model.detect(BATCH)
+    assert not calls
+    model.losses(BATCH)
+    assert len(calls) == SIZES["decoder_layers"] * model.supervision.needs_attention_map
 
 
 @every_model
