@@ -141,7 +141,7 @@ def execute(*arguments: str, **environment: str) -> str:
         text=True,
     )
     if result.returncode:
-        raise Failed(f"{' '.join(arguments)}\n{result.stdout[-4000:]}\nexit status {result.returncode}")
+        raise Failed(f"{' '.join(arguments)}: exit status {result.returncode}\n{result.stdout[-4000:]}")
     return result.stdout
 
 

@@ -169,16 +169,19 @@ def eager_locations(shapes: Sequence[tuple[int, int]], reference_points: Tensor,
 
 
 def compulsory_bytes(inputs: Inputs, *, form: str, backward: bool) -> int:
-    """Bytes that must move if nothing is read twice: every input and gradient read once, every result written once."""
-    samples = (inputs.locations, inputs.weights)
+    """Bytes that must move if nothing is read twice: every input and gradient read once, every result written once.
+
+    Of the value no more is read than the samples' cells; its gradient is written everywhere.
+    """
+    samples = num_bytes(inputs.locations) + num_bytes(inputs.weights)
     if form == "splat":
         tokens = inputs.value.shape[0] * inputs.value.shape[1]
-        return sum(map(num_bytes, samples)) + tokens * inputs.weights.element_size()
+        return samples + tokens * inputs.weights.element_size()
     references = num_bytes(inputs.reference_points) if form == "fused" else 0
-    read = num_bytes(inputs.value) + sum(map(num_bytes, samples)) + references
-    output = num_bytes(inputs.grad_output)
-    forward = read + output
-    return forward + (output + read + read - references) * backward
+    value, output = num_bytes(inputs.value), num_bytes(inputs.grad_output)
+    cells = 4 * inputs.weights.numel() * inputs.value.shape[-1] * inputs.value.element_size()
+    read = min(value, cells) + samples + references
+    return read + output + (read + output + value + samples) * backward
 
 
 def num_bytes(tensor: Tensor) -> int:

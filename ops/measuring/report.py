@@ -100,6 +100,11 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def short(number: float) -> str:
+    """Three digits, all of them before the point where there are more."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+
+
 def row_name(task: Record) -> str:
     return f"{task['case']}, {task['direction']}"
 
@@ -113,10 +118,10 @@ def time_table(tasks: list[Record]) -> str:
 def time_cell(task: Record, name: str) -> str:
     if name not in task["milliseconds"]:
         return "-"
-    text = f"{median_ms(task, name):.3g}"
+    text = short(median_ms(task, name))
     if name == yardstick(task):
         return text
-    return f"{text} ({ratio(task, yardstick(task), name)[0]:.3g}x)"
+    return f"{text} ({short(ratio(task, yardstick(task), name)[0])}x)"
 
 
 def ratio_table(tasks: list[Record], kernel: str) -> str:
@@ -128,7 +133,7 @@ def ratio_table(tasks: list[Record], kernel: str) -> str:
 def ratio_cell(task: Record, slower: str, faster: str) -> str:
     if slower not in task["milliseconds"]:
         return "-"
-    return "{:.3g}x ({:.3g} to {:.3g})".format(*ratio(task, slower, faster))
+    return "{}x ({} to {})".format(*map(short, ratio(task, slower, faster)))
 
 
 def bandwidth(task: Record, results: Record) -> float:
@@ -156,14 +161,14 @@ def roofline_table(tasks: list[Record], results: Record) -> str:
 def roofline_row(task: Record, results: Record, names: list[str], floor: str | None) -> list[str]:
     megabytes = task["compulsory_bytes"] / 1e6
     least_ms = megabytes / bandwidth(task, results)
-    shares = [f"{100 * least_ms / median_ms(task, name):.3g} %" for name in names]
+    shares = [f"{short(100 * least_ms / median_ms(task, name))} %" for name in names]
     if floor is None:
         bound = []
     elif floor in task["milliseconds"]:
         bound = [f"{100 / ratio(task, names[0], floor)[0]:.3g} %"]
     else:
         bound = ["-"]
-    return [row_name(task), f"{megabytes:.3g}", f"{least_ms:.3g}", *shares, *bound]
+    return [row_name(task), short(megabytes), short(least_ms), *shares, *bound]
 
 
 def memory_note(results: Record) -> str:
@@ -266,7 +271,7 @@ def plot_task(axis: Any, task: Record) -> None:
     longest = max(relative)
     for row, (name, length) in enumerate(zip(names, relative, strict=True)):
         faster = "" if name == base else f"  {1 / length:.3g}x"
-        text = f"{median_ms(task, name):.3g} ms{faster}"
+        text = f"{short(median_ms(task, name))} ms{faster}"
         inside = length > 0.75 * longest
         axis.text(
             length - 0.01 * longest if inside else length + 0.01 * longest,

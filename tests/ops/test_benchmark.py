@@ -78,6 +78,11 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
     assert "| Lq = S, forward | 30 | 3 | 60 % | 50 % |" in text
 
 
+def test_long_times_have_no_exponent():
+    text = load("measuring.report").markdown(results(task({"fair": [2304.4], "cpu": [1.0]})))
+    assert "| 2304 | 1 (2304x) |" in text
+
+
 def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
     times = {"eager + fair": [8.0], "eager + cpu": [4.0], "cpu fused": [1.0], "rival": [2.0]}
     text = load("measuring.report").markdown(results(task(times, form="fused")))
@@ -146,6 +151,10 @@ def test_compulsory_bytes_count_every_tensor_once_in_each_direction():
     samples = 3 * 8 * 4 * 3 * 4  # x, y and a weight
     references = 3 * 4 * 4
     assert cases.compulsory_bytes(inputs, form="plain", backward=False) == value + samples + output
+    large = cases.make_inputs(cases.Case("", boxes=1, shapes=((50, 50),)), seed=0)
+    touched = 4 * 8 * 4 * 32 * 4  # four cells a sample: fewer than there are
+    expected = touched + samples // 3 + output // 3
+    assert cases.compulsory_bytes(large, form="plain", backward=False) == expected
     # Backward reads the inputs and the output's gradient, and writes a gradient of every input.
     assert cases.compulsory_bytes(inputs, form="plain", backward=True) == 3 * (value + samples) + 2 * output
     fused = cases.compulsory_bytes(inputs, form="fused", backward=True)
