@@ -54,8 +54,13 @@ int64_t backward_bytes_per_query(const Problem& problem, int32_t group) {
   return whole_vectors(problem.samples() * per_sample + dots + 2 * group * sizeof(Real));
 }
 
+template <class T>
+Division divide_backward(const Problem& problem) {
+  return divide(problem, vector_size<T>(problem), backward_bytes_per_query<RealOf<T>>);
+}
+
 template <class Real>
-SPARSE_DETR_HD GradientSamples<Real> gradient_samples(char* shared, int32_t count, int32_t group) {
+SPARSE_DETR_DEVICE GradientSamples<Real> gradient_samples(char* shared, int32_t count, int32_t group) {
   GradientSamples<Real> samples{};
   samples.dots_row = group + 1;
   samples.dots = reinterpret_cast<Pack<Real, kCorners>*>(shared);
@@ -79,7 +84,7 @@ struct ValueAdder {
   int32_t* unrepresentable;
 
   template <int kSize>
-  SPARSE_DETR_HD void add(Sum* to, Real share, const Pack<Real, kSize>& grad) const {
+  SPARSE_DETR_DEVICE void add(Sum* to, Real share, const Pack<Real, kSize>& grad) const {
     Pack<Sum, kSize> terms;
     SPARSE_DETR_UNROLL(4)
     for (int i = 0; i < kSize; ++i) {
@@ -94,25 +99,22 @@ struct ValueAdder {
 };
 
 template <class T, class Sum>
-SPARSE_DETR_HD FixedPoint<RealOf<T>> value_fixed_point(const Problem& problem, const BackwardTensors<T, Sum>& gradients) {
+SPARSE_DETR_DEVICE FixedPoint<RealOf<T>> value_fixed_point(const Problem& problem, const BackwardTensors<T, Sum>& gradients) {
   const double weight = gradients.largest_weight == nullptr ? 1.0 : static_cast<double>(*gradients.largest_weight);
   return fixed_point<RealOf<T>>(*gradients.largest_grad * weight, value_terms(problem));
 }
 
 // Dot products of this thread's channels with the corners of samples [first, last), and the additions to grad_value.
 template <class T, int kVector, class Sum, class Block>
-SPARSE_DETR_HD void gather_and_add(const Block& block, const Problem& problem, const Division& division,
-                                   const Place& place, const ForwardTensors<T>& tensors,
-                                   const BackwardTensors<T, Sum>& gradients, bool need_dots,
-                                   const ValueAdder<Sum, RealOf<T>, Block>& adder,
-                                   const GradientSamples<RealOf<T>>& samples, int first, int last) {
+SPARSE_DETR_DEVICE void gather_and_add(const Problem& problem, const Division& division, const Place& place,
+                                       const ForwardTensors<T>& tensors, const BackwardTensors<T, Sum>& gradients,
+                                       bool need_dots, const ValueAdder<Sum, RealOf<T>, Block>& adder,
+                                       const GradientSamples<RealOf<T>>& samples, int first, int last) {
   using Real = RealOf<T>;
   // For additions a thread has other channels than for reading where atomics are narrower than vectors: neighbouring
   // threads then still add to neighbouring numbers.
   constexpr int kPiece = kVector % Block::template atomic_size<Sum>() == 0 ? Block::template atomic_size<Sum>() : 1;
   constexpr int kPieces = kVector / kPiece;
-  const int32_t row_length = problem.heads * problem.channels;
-  const int64_t head = place.image * problem.tokens * row_length + place.head * problem.channels;
   const T* grad_output = gradients.grad_output + place.row * problem.channels;
   for (int start = 0; start < problem.channels; start += division.group * kVector) {
     const int channel = start + place.lane * kVector;
@@ -136,11 +138,15 @@ SPARSE_DETR_HD void gather_and_add(const Block& block, const Problem& problem, c
         }
       }
     }
+    const Rows<const T> value = rows_of(tensors.value, problem, place, channel);
+    // Of grad_value, where the thread's first piece goes.
+    const int first_piece = start + place.lane * kPiece;
+    const Rows<Sum> grad_value = rows_of(gradients.grad_value, problem, place, first_piece);
     for (int s = first; s < last; ++s) {
       const Pack<int32_t, kCorners> cells = samples.cells[s];
       if (need_dots) {
         Pack<T, kVector> rows[kCorners] = {};
-        if (has_channel) load_corners(tensors.value + head + channel, cells, row_length, rows);
+        if (has_channel) load_corners(value, cells, rows);
         Pack<Real, kCorners>* dots = samples.dots + (s - first) * samples.dots_row + place.lane;
         Pack<Real, kCorners> sums = start == 0 ? Pack<Real, kCorners>{} : *dots;
         SPARSE_DETR_UNROLL(4)
@@ -158,11 +164,11 @@ SPARSE_DETR_HD void gather_and_add(const Block& block, const Problem& problem, c
         SPARSE_DETR_UNROLL(4)
         for (int corner = 0; corner < kCorners; ++corner) {
           if (cells.x[corner] < 0) continue;
-          Sum* to = gradients.grad_value + head + static_cast<int64_t>(cells.x[corner]) * row_length;
+          Sum* to = grad_value.at(cells.x[corner]);
           SPARSE_DETR_UNROLL(8)
           for (int p = 0; p < kPieces; ++p) {
-            const int piece_channel = start + (p * division.group + place.lane) * kPiece;
-            if (piece_channel < problem.channels) adder.add(to + piece_channel, share.x[corner], pieces[p]);
+            const int offset = p * division.group * kPiece;
+            if (first_piece + offset < problem.channels) adder.add(to + offset, share.x[corner], pieces[p]);
           }
         }
       }
@@ -172,7 +178,7 @@ SPARSE_DETR_HD void gather_and_add(const Block& block, const Problem& problem, c
 
 // From the dot products of a sample to the gradients by its weight and its pixel coordinates.
 template <class Real>
-SPARSE_DETR_HD void finish_sample(const GradientSamples<Real>& samples, int32_t group, int s, int first) {
+SPARSE_DETR_DEVICE void finish_sample(const GradientSamples<Real>& samples, int32_t group, int s, int first) {
   const Pack<Real, kCorners>* row = samples.dots + (s - first) * samples.dots_row;
   Real dot[kCorners] = {};
   for (int lane = 0; lane < group; ++lane) {
@@ -190,12 +196,12 @@ SPARSE_DETR_HD void finish_sample(const GradientSamples<Real>& samples, int32_t 
 
 // A sample that reads nothing has slope 0, and may have offsets or boxes that are infinite.
 template <class Real>
-SPARSE_DETR_HD Real chain(Real slope, Real factor) {
+SPARSE_DETR_DEVICE Real chain(Real slope, Real factor) {
   return slope == Real(0) ? Real(0) : slope * factor;
 }
 
 template <class T, class Sum, class Block>
-SPARSE_DETR_HD void write_sample_gradients(const Block& block, const Problem& problem, const Division& division,
+SPARSE_DETR_DEVICE void write_sample_gradients(const Block& block, const Problem& problem, const Division& division,
                                            const Place& place, const ForwardTensors<T>& tensors,
                                            const BackwardTensors<T, Sum>& gradients,
                                            const GradientSamples<RealOf<T>>& samples) {
@@ -211,7 +217,7 @@ SPARSE_DETR_HD void write_sample_gradients(const Block& block, const Problem& pr
     expected = combine_group(block, place, division.group, samples.scratch, mine, Plus());
   }
   if (!place.exists) return;
-  const Real half_share = Real(0.5) / problem.num_points;
+  const Real half_share = static_cast<Real>(problem.half_share);
   for (int s = place.lane; s < count; s += division.group) {
     const int level = s / problem.num_points;
     Real factor_x = 1, factor_y = 1;
@@ -234,7 +240,7 @@ SPARSE_DETR_HD void write_sample_gradients(const Block& block, const Problem& pr
 
 // A thread sums one number of the reference over the points of its level.
 template <class T, class Sum>
-SPARSE_DETR_HD void write_reference_gradients(const Problem& problem, const Division& division, const Place& place,
+SPARSE_DETR_DEVICE void write_reference_gradients(const Problem& problem, const Division& division, const Place& place,
                                               const ForwardTensors<T>& tensors,
                                               const BackwardTensors<T, Sum>& gradients,
                                               const GradientSamples<RealOf<T>>& samples) {
@@ -251,12 +257,12 @@ SPARSE_DETR_HD void write_reference_gradients(const Problem& problem, const Divi
       sum += number < 2 ? slope[s] : chain(slope[s], offsets[2 * s + axis]);
     }
     sum *= static_cast<Real>(axis == 0 ? shape.width : shape.height);
-    gradients.grad_references[place.row * size + i] = number < 2 ? sum : sum * (Real(0.5) / problem.num_points);
+    gradients.grad_references[place.row * size + i] = number < 2 ? sum : sum * static_cast<Real>(problem.half_share);
   }
 }
 
 template <class T, int kVector, class Sum, class Block>
-SPARSE_DETR_HD void backward_block(const Block& block, const Problem& problem, const Division& division,
+SPARSE_DETR_DEVICE void backward_block(const Block& block, const Problem& problem, const Division& division,
                                    const ForwardTensors<T>& tensors, const BackwardTensors<T, Sum>& gradients) {
   using Real = RealOf<T>;
   const Place place = place_of(block, problem, division);
@@ -272,8 +278,7 @@ SPARSE_DETR_HD void backward_block(const Block& block, const Problem& problem, c
   for (int first = 0; first < count; first += kTile) {
     const int last = first + kTile < count ? first + kTile : count;
     if (place.exists) {
-      gather_and_add<T, kVector>(block, problem, division, place, tensors, gradients, need_dots, adder, samples, first,
-                                 last);
+      gather_and_add<T, kVector>(problem, division, place, tensors, gradients, need_dots, adder, samples, first, last);
     }
     if (!need_dots) continue;
     block.barrier();

@@ -24,14 +24,15 @@ template <class Real>
 SPARSE_DETR_HD FixedPoint<Real> fixed_point(double largest, double terms) {
   const double total = largest * terms;
   if (!(total <= 1.7976931348623157e308)) return {Real(0), Real(0)};
-  int power = sizeof(Real) == 4 ? 126 : 1000;  // the largest for which both factors are normal numbers
+  constexpr int most = sizeof(Real) == 4 ? 126 : 1000;  // both factors are normal numbers then
+  int power = most;
   if (total > 0) {
     int exponent;
-    frexp(total, &exponent);  // total < 2^exponent
+    std::frexp(total, &exponent);  // total < 2^exponent
     if (kFixedPointBits - exponent < power) power = kFixedPointBits - exponent;
-    if (power < -1000) power = -1000;
+    if (power < -most) power = -most;
   }
-  return {static_cast<Real>(ldexp(1.0, power)), static_cast<Real>(ldexp(1.0, -power))};
+  return {static_cast<Real>(std::ldexp(1.0, power)), static_cast<Real>(std::ldexp(1.0, -power))};
 }
 
 // Rounded to the nearest. False for what is not a number or too large for an integer: `fixed` is 0 then.
@@ -39,7 +40,7 @@ template <class Real>
 SPARSE_DETR_HD bool to_fixed(Real term, Real scale, int64_t* fixed) {
   const Real scaled = term * scale;
   const bool representable = scaled > Real(-9.2e18) && scaled < Real(9.2e18);
-  *fixed = representable ? static_cast<int64_t>(llrint(scaled)) : 0;
+  *fixed = representable ? static_cast<int64_t>(std::llrint(scaled)) : 0;
   return representable;
 }
 

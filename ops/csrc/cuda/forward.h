@@ -11,8 +11,13 @@ int64_t forward_bytes_per_query(const Problem& problem, int32_t group) {
   return whole_vectors(problem.samples() * static_cast<int64_t>(Samples<Real>::kForwardBytes) + 2 * group * sizeof(Real));
 }
 
+template <class T>
+Division divide_forward(const Problem& problem) {
+  return divide(problem, vector_size<T>(problem), forward_bytes_per_query<RealOf<T>>);
+}
+
 template <class T, int kVector, class Block>
-SPARSE_DETR_HD void forward_block(const Block& block, const Problem& problem, const Division& division,
+SPARSE_DETR_DEVICE void forward_block(const Block& block, const Problem& problem, const Division& division,
                                   const ForwardTensors<T>& tensors) {
   using Real = RealOf<T>;
   const Place place = place_of(block, problem, division);
@@ -26,15 +31,14 @@ SPARSE_DETR_HD void forward_block(const Block& block, const Problem& problem, co
   locate<false>(block, problem, division, place, tensors, samples);
   if (!place.exists) return;
 
-  const int32_t row_length = problem.heads * problem.channels;
-  const T* head = tensors.value + place.image * problem.tokens * row_length + place.head * problem.channels;
   for (int channel = place.lane * kVector; channel < problem.channels; channel += division.group * kVector) {
+    const Rows<const T> value = rows_of(tensors.value, problem, place, channel);
     Real sum[kVector] = {};
     SPARSE_DETR_UNROLL(2)
     for (int s = 0; s < count; ++s) {
       const Pack<Real, kCorners> share = samples.shares[s];
       Pack<T, kVector> rows[kCorners];
-      load_corners(head + channel, samples.cells[s], row_length, rows);
+      load_corners(value, samples.cells[s], rows);
       SPARSE_DETR_UNROLL(4)
       for (int corner = 0; corner < kCorners; ++corner) {
         SPARSE_DETR_UNROLL(8)

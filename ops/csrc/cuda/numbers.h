@@ -1,7 +1,7 @@
-// Half-precision numbers: CUDA's own types, or those of the CPU kernels where the kernels are compiled for the host.
+// Half-precision numbers: CUDA's own types, or those of the CPU kernels where a test compiles the kernels for the host.
 #pragma once
 
-#if defined(__CUDACC__)
+#if !defined(SPARSE_DETR_ON_HOST)
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

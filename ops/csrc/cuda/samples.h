@@ -11,13 +11,18 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "../arithmetic.h"
 #include "numbers.h"
 
+// Code of a Block: on the GPU, or in the stand-in.
 #if defined(__CUDACC__)
-#define SPARSE_DETR_UNROLL(count) _Pragma("unroll count")
+#define SPARSE_DETR_DEVICE __device__ __forceinline__
+#define SPARSE_DETR_PRAGMA(text) _Pragma(#text)
+#define SPARSE_DETR_UNROLL(count) SPARSE_DETR_PRAGMA(unroll count)
 #else
+#define SPARSE_DETR_DEVICE inline
 #define SPARSE_DETR_UNROLL(count)
 #endif
 
@@ -33,12 +38,21 @@ struct Level {
   int32_t height, width, first_token;
 };
 
-// Sizes of one call; all its tensors are contiguous.
+// Sizes of one call; all its tensors are contiguous. `derive` fills what follows from the others.
 struct Problem {
   int64_t batch;
   int32_t tokens, heads, channels, queries, num_levels, num_points;
+  int32_t row_length;     // M * D
+  int64_t image_length;   // N * M * D
   int32_t reference_dim;  // 2 or 4 in the fused form, 0 in the plain one
+  double half_share;      // 0.5 / P: of a box, what an offset of 1 is
   Level levels[kMaxLevels];
+
+  void derive() {
+    row_length = heads * channels;
+    image_length = static_cast<int64_t>(tokens) * row_length;
+    half_share = 0.5 / num_points;
+  }
 
   SPARSE_DETR_HD int32_t samples() const { return num_levels * num_points; }  // of one query and head
 };
@@ -61,8 +75,8 @@ struct alignas(sizeof(T) * kSize < kVectorBytes ? sizeof(T) * kSize : kVectorByt
 };
 
 template <int kSize, class T>
-SPARSE_DETR_HD Pack<T, kSize> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, kSize>*>(from);
+SPARSE_DETR_HD Pack<std::remove_const_t<T>, kSize> load_pack(T* from) {
+  return *reinterpret_cast<const Pack<std::remove_const_t<T>, kSize>*>(from);
 }
 template <int kSize, class T>
 SPARSE_DETR_HD void store_pack(T* to, const Pack<T, kSize>& pack) {
@@ -82,6 +96,13 @@ struct Division {
   int32_t threads() const { return group * queries_per_block; }
   int32_t shared_bytes() const { return bytes_per_query * queries_per_block; }
 };
+
+// Numbers that a thread reads at once. Rows of another length are read one by one.
+template <class T>
+int vector_size(const Problem& problem) {
+  constexpr int vector = kVectorBytes / sizeof(T);
+  return problem.channels % vector == 0 ? vector : 1;
+}
 
 // `queries_per_block` is 0 if the samples of one query do not fit into shared memory.
 inline Division divide(const Problem& problem, int vector, int64_t (*bytes_per_query)(const Problem&, int32_t group)) {
@@ -109,7 +130,7 @@ struct Place {
 };
 
 template <class Block>
-SPARSE_DETR_HD Place place_of(const Block& block, const Problem& problem, const Division& division) {
+SPARSE_DETR_DEVICE Place place_of(const Block& block, const Problem& problem, const Division& division) {
   Place place;
   place.slot = block.thread() / division.group;
   place.lane = block.thread() % division.group;
@@ -127,7 +148,7 @@ SPARSE_DETR_HD Place place_of(const Block& block, const Problem& problem, const 
 // Every thread of a group brings a number and gets all of them combined, always in the same order. `scratch` has room
 // for one number of each.
 template <class Block, class Real, class Combine>
-SPARSE_DETR_HD Real combine_group(const Block& block, const Place& place, int32_t group, Real* scratch, Real mine,
+SPARSE_DETR_DEVICE Real combine_group(const Block& block, const Place& place, int32_t group, Real* scratch, Real mine,
                                   Combine combine) {
   scratch[place.lane] = mine;
   block.barrier();
@@ -168,7 +189,7 @@ SPARSE_DETR_HD int64_t whole_vectors(int64_t bytes) { return (bytes + kVectorByt
 
 // Pixel coordinates of a sample.
 template <class Real>
-SPARSE_DETR_HD Pack<Real, 2> pixel_of_sample(const Problem& problem, const Real* points, const Real* references,
+SPARSE_DETR_DEVICE Pack<Real, 2> pixel_of_sample(const Problem& problem, const Real* points, const Real* references,
                                              const Place& place, int32_t sample, int32_t level) {
   const Real width = static_cast<Real>(problem.levels[level].width);
   const Real height = static_cast<Real>(problem.levels[level].height);
@@ -182,14 +203,14 @@ SPARSE_DETR_HD Pack<Real, 2> pixel_of_sample(const Problem& problem, const Real*
     return {pixel_around_point(centre.x[0], point.x[0], width), pixel_around_point(centre.x[1], point.x[1], height)};
   }
   const Pack<Real, 2> extent = load_pack<2>(reference + 2);
-  const Real half_share = Real(0.5) / problem.num_points;
+  const Real half_share = static_cast<Real>(problem.half_share);
   return {pixel_around_box(centre.x[0], extent.x[0], point.x[0], width, half_share),
           pixel_around_box(centre.x[1], extent.x[1], point.x[1], height, half_share)};
 }
 
 // The softmax's largest logit, and one over its sum; leaves the exponentials in shares[sample].x[0] for the same thread.
 template <class Block, class Real>
-SPARSE_DETR_HD Real softmax_scale(const Block& block, const Problem& problem, const Division& division,
+SPARSE_DETR_DEVICE Real softmax_scale(const Block& block, const Problem& problem, const Division& division,
                                   const Place& place, const Real* logits, const Samples<Real>& samples) {
   Real mine = -INFINITY;
   if (place.exists) {
@@ -199,7 +220,7 @@ SPARSE_DETR_HD Real softmax_scale(const Block& block, const Problem& problem, co
   Real sum = 0;
   if (place.exists) {
     for (int s = place.lane; s < problem.samples(); s += division.group) {
-      const Real exponential = exp(logits[s] - largest);
+      const Real exponential = std::exp(logits[s] - largest);
       samples.shares[s].x[0] = exponential;
       sum += exponential;
     }
@@ -209,7 +230,7 @@ SPARSE_DETR_HD Real softmax_scale(const Block& block, const Problem& problem, co
 
 // Fills `samples`, and waits until all are there.
 template <bool kBackward, class T, class Block>
-SPARSE_DETR_HD void locate(const Block& block, const Problem& problem, const Division& division, const Place& place,
+SPARSE_DETR_DEVICE void locate(const Block& block, const Problem& problem, const Division& division, const Place& place,
                            const ForwardTensors<T>& tensors, const Samples<RealOf<T>>& samples) {
   using Real = RealOf<T>;
   const Real* weights = tensors.weights + place.row * problem.samples();
@@ -248,15 +269,34 @@ SPARSE_DETR_HD void locate(const Block& block, const Problem& problem, const Div
   block.barrier();
 }
 
-// What the corners hold for a thread's channels: `from` is the image's first token, the thread's first channel.
+// Rows of (B, N, M, D) at a thread's channels: `first` is the image's first token.
+template <class T>
+struct Rows {
+  T* first;
+  uint32_t row_bytes;  // from token to token
+
+  SPARSE_DETR_DEVICE T* at(int32_t cell) const {
+    using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+    // One multiply-add of 32 x 32 + 64 bits.
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + static_cast<uint64_t>(static_cast<uint32_t>(cell)) * row_bytes);
+  }
+};
+
+template <class T>
+SPARSE_DETR_DEVICE Rows<T> rows_of(T* tensor, const Problem& problem, const Place& place, int32_t channel) {
+  return {tensor + place.image * problem.image_length + place.head * problem.channels + channel,
+          static_cast<uint32_t>(problem.row_length * sizeof(T))};
+}
+
+// What the corners hold; zero where nothing is read.
 template <int kVector, class T>
-SPARSE_DETR_HD void load_corners(const T* from, const Pack<int32_t, kCorners>& cells, int32_t row_length,
-                                 Pack<T, kVector> (&rows)[kCorners]) {
+SPARSE_DETR_DEVICE void load_corners(const Rows<const T>& from, const Pack<int32_t, kCorners> cells,
+                                     Pack<T, kVector> (&rows)[kCorners]) {
   SPARSE_DETR_UNROLL(4)
   for (int corner = 0; corner < kCorners; ++corner) {
     rows[corner] = Pack<T, kVector>{};
     if (cells.x[corner] >= 0) {
-      rows[corner] = load_pack<kVector>(from + static_cast<int64_t>(cells.x[corner]) * row_length);
+      rows[corner] = load_pack<kVector>(from.at(cells.x[corner]));
     }
   }
 }

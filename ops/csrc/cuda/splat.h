@@ -30,7 +30,7 @@ SPARSE_DETR_HD uint32_t splat_blocks(const Problem& problem) { return (splat_sam
 
 // A thread is a sample.
 template <class Real, class Block>
-SPARSE_DETR_HD void splat_block(const Block& block, const Problem& problem, const SplatTensors<Real>& tensors) {
+SPARSE_DETR_DEVICE void splat_block(const Block& block, const Problem& problem, const SplatTensors<Real>& tensors) {
   const uint32_t blocks = splat_blocks(problem);
   const int64_t image = block.index() / blocks;
   const int64_t in_image = static_cast<int64_t>(block.index() % blocks) * kThreads + block.thread();
@@ -55,41 +55,46 @@ SPARSE_DETR_HD void splat_block(const Block& block, const Problem& problem, cons
   }
 }
 
+template <class Real>
+SPARSE_DETR_HD Real larger_or_nan(Real a, Real b) {
+  return b > a || b != b ? b : a;
+}
+
 // The largest |x|, to which `largest` is raised; NaN is larger than all. Every block takes part of the numbers.
 template <class T, class Block>
-SPARSE_DETR_HD void largest_block(const Block& block, const T* numbers, int64_t count, int64_t blocks,
+SPARSE_DETR_DEVICE void largest_block(const Block& block, const T* numbers, int64_t count, int64_t blocks,
                                   RealOf<T>* largest) {
   using Real = RealOf<T>;
   Real* shared = reinterpret_cast<Real*>(block.shared());
   Real mine = 0;
   for (int64_t i = static_cast<int64_t>(block.index()) * kThreads + block.thread(); i < count; i += blocks * kThreads) {
     const Real x = to_real(numbers[i]);
-    if (!(x <= mine && -x <= mine)) mine = x < 0 ? -x : x;
+    mine = larger_or_nan(mine, x < 0 ? -x : x);
   }
   shared[block.thread()] = mine;
   block.barrier();
   for (int half = kThreads / 2; half > 0; half /= 2) {
     if (block.thread() < half) {
-      const Real other = shared[block.thread() + half];
-      if (!(other <= shared[block.thread()])) shared[block.thread()] = other;
+      shared[block.thread()] = larger_or_nan(shared[block.thread()], shared[block.thread() + half]);
     }
     block.barrier();
   }
   if (block.thread() == 0) block.raise(largest, shared[0]);
 }
 
-// result = sum in fixed point, or NaN if a term was infinite or not a number.
+// result = sum in fixed point, or NaN if a term was infinite or not a number. `terms` and the largest factors of a term,
+// the second of them null for 1, are those of the sums.
 template <class T, class Block>
-SPARSE_DETR_HD void from_fixed_block(const Block& block, const int64_t* sums, int64_t count, double terms,
-                                     const RealOf<T>* largest, const RealOf<T>* largest_weight,
-                                     const int32_t* unrepresentable, T* result) {
+SPARSE_DETR_DEVICE void from_fixed_block(const Block& block, const int64_t* sums, int64_t count, int64_t blocks,
+                                         double terms, const RealOf<T>* largest, const RealOf<T>* largest_weight,
+                                         const int32_t* unrepresentable, T* result) {
   using Real = RealOf<T>;
-  const int64_t i = static_cast<int64_t>(block.index()) * kThreads + block.thread();
-  if (i >= count) return;
   const double weight = largest_weight == nullptr ? 1.0 : static_cast<double>(*largest_weight);
   const auto fixed = fixed_point<Real>(*largest * weight, terms);
   const bool trusted = *unrepresentable == 0 && fixed.scale > 0;
-  result[i] = from_real<T>(trusted ? from_fixed(sums[i], fixed.inverse) : Real(NAN));
+  for (int64_t i = static_cast<int64_t>(block.index()) * kThreads + block.thread(); i < count; i += blocks * kThreads) {
+    result[i] = from_real<T>(trusted ? from_fixed(sums[i], fixed.inverse) : Real(NAN));
+  }
 }
 
 }  // namespace sparse_detr
