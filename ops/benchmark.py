@@ -196,16 +196,16 @@ def write(results: Record, path: Path) -> None:
 
 
 def publish(results: Record, stem: Path, readme: Path | None) -> None:
-    """Tables to the terminal, to a file and into the README; plots beside the JSON."""
+    """Tables to the terminal, to a file and into the README with the first plot; plots beside the JSON."""
     text = report.markdown(results)
     print(text)
     stem.with_name(f"{stem.name}.md").write_text(text + "\n")
-    for path in report.plot(results, stem):
-        print(f"Plot: {path}", file=sys.stderr)
+    plots = report.plot(results, stem)
+    print("Plots:", *plots, file=sys.stderr)
     if readme is not None:
-        report.fill_readme(
-            readme, f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}", report.markdown(results, brief=True)
-        )
+        name = f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}"
+        picture = f"![Time of every variant]({os.path.relpath(plots[0], readme.parent)})\n\n"
+        report.fill_readme(readme, name, picture + report.markdown(results, brief=True))
 
 
 if __name__ == "__main__":

@@ -222,6 +222,7 @@ def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
     assert all(len(ms) == 2 and min(ms) > 0 for task in found["tasks"] for ms in task["milliseconds"].values())
     assert max(max(errors, default=0) for errors in found["largest_relative_errors"].values()) < 1e-5
     assert "these numbers say nothing" in readme.read_text()
+    assert "(tiny_plain_form_float32_1_thread.png)" in readme.read_text()
     assert "| decoder, 300 queries, forward |" in (tmp_path / "tiny.md").read_text()
     plots = sorted(tmp_path.glob("*.png"))
     assert len(plots) == 3
