@@ -67,7 +67,7 @@ setup: $(STAMP) $(NATIVE)
 
 # An editable install builds the libraries too, but pip hides how that went.
 $(NATIVE): $(OPS_SOURCES) | $(STAMP)
-	@$(RUN) ops/build.py
+	@$(RUN) ops/build.py || { rm -f $@; exit 1; }
 
 sanitize: setup
 	@$(RUN) ops/sanitize.py

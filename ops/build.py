@@ -430,7 +430,8 @@ def find_compiler() -> Compiler:
             done = _run([*command, "--version"])
             if done.returncode == 0:
                 return Compiler(tuple(command), next(iter(done.stdout.splitlines()), command[0]))
-    raise BuildError(f"no C++ compiler: {f'CXX={named}' if named else 'none of g++, clang++, c++'} can be run")
+    tried = f"CXX={named} cannot be run" if named else "none of g++, clang++, c++ can be run"
+    raise BuildError(f"no C++ compiler: {tried}")
 
 
 def find_nvcc() -> tuple[Path, Compiler]:
