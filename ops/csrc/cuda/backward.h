@@ -41,17 +41,15 @@ SPARSE_DETR_HD double value_terms(const Problem& problem) {
 
 template <class Real>
 struct GradientSamples : Samples<Real> {
-  Real *slope_x, *slope_y;   // gradient by the pixel coordinates, in the place of right and down
-  Real* grad_weight;         // by the attention weight
   Pack<Real, kCorners>* dots;  // of the samples of a tile, every thread's own; rows are padded against bank conflicts
   int32_t dots_row;
 };
 
 template <class Real>
 int64_t backward_bytes_per_query(const Problem& problem, int32_t group) {
-  const int64_t per_sample = Samples<Real>::kForwardBytes + 4 * sizeof(Real);
+  const int64_t samples = problem.samples() * static_cast<int64_t>(Samples<Real>::kBytes);
   const int64_t dots = kTile * (group + 1) * sizeof(Pack<Real, kCorners>);
-  return whole_vectors(problem.samples() * per_sample + dots + 2 * group * sizeof(Real));
+  return whole_vectors(samples + dots + 2 * group * sizeof(Real));
 }
 
 template <class T>
@@ -64,15 +62,9 @@ SPARSE_DETR_DEVICE GradientSamples<Real> gradient_samples(char* shared, int32_t 
   GradientSamples<Real> samples{};
   samples.dots_row = group + 1;
   samples.dots = reinterpret_cast<Pack<Real, kCorners>*>(shared);
-  samples.shares = samples.dots + kTile * samples.dots_row;
-  samples.cells = reinterpret_cast<Pack<int32_t, kCorners>*>(samples.shares + count);
-  samples.right = reinterpret_cast<Real*>(samples.cells + count);
-  samples.down = samples.right + count;
-  samples.weight = samples.down + count;
-  samples.grad_weight = samples.weight + count;
-  samples.scratch = samples.grad_weight + count;
-  samples.slope_x = samples.right;
-  samples.slope_y = samples.down;
+  samples.numbers = samples.dots + kTile * samples.dots_row;
+  samples.cells = reinterpret_cast<Pack<int32_t, kCorners>*>(samples.numbers + count);
+  samples.scratch = reinterpret_cast<Real*>(samples.cells + count);
   return samples;
 }
 
@@ -160,7 +152,9 @@ SPARSE_DETR_DEVICE void gather_and_add(const Problem& problem, const Division& d
         *dots = sums;
       }
       if (gradients.grad_value != nullptr) {
-        const Pack<Real, kCorners> share = samples.shares[s];
+        const Pack<Real, 4> numbers = samples.numbers[s];
+        Real share[kCorners];
+        shares(numbers.x[kRight], numbers.x[kDown], numbers.x[kWeight], share);
         SPARSE_DETR_UNROLL(4)
         for (int corner = 0; corner < kCorners; ++corner) {
           if (cells.x[corner] < 0) continue;
@@ -168,7 +162,7 @@ SPARSE_DETR_DEVICE void gather_and_add(const Problem& problem, const Division& d
           SPARSE_DETR_UNROLL(8)
           for (int p = 0; p < kPieces; ++p) {
             const int offset = p * division.group * kPiece;
-            if (first_piece + offset < problem.channels) adder.add(to + offset, share.x[corner], pieces[p]);
+            if (first_piece + offset < problem.channels) adder.add(to + offset, share[corner], pieces[p]);
           }
         }
       }
@@ -188,10 +182,12 @@ SPARSE_DETR_DEVICE void finish_sample(const GradientSamples<Real>& samples, int3
   }
   const Pack<int32_t, kCorners> cells = samples.cells[s];
   const bool reads = cells.x[0] >= 0 || cells.x[1] >= 0 || cells.x[2] >= 0 || cells.x[3] >= 0;
-  const Real right = samples.right[s], down = samples.down[s], weight = samples.weight[s];
-  samples.grad_weight[s] = reads ? interpolate(dot, right, down) : Real(0);
-  samples.slope_x[s] = reads ? weight * slope_x(dot, down) : Real(0);
-  samples.slope_y[s] = reads ? weight * slope_y(dot, right) : Real(0);
+  Pack<Real, 4> numbers = samples.numbers[s];
+  const Real right = numbers.x[kRight], down = numbers.x[kDown], weight = numbers.x[kWeight];
+  numbers.x[kGradWeight] = reads ? interpolate(dot, right, down) : Real(0);
+  numbers.x[kSlopeX] = reads ? weight * slope_x(dot, down) : Real(0);
+  numbers.x[kSlopeY] = reads ? weight * slope_y(dot, right) : Real(0);
+  samples.numbers[s] = numbers;
 }
 
 // A sample that reads nothing has slope 0, and may have offsets or boxes that are infinite.
@@ -212,7 +208,9 @@ SPARSE_DETR_DEVICE void write_sample_gradients(const Block& block, const Problem
   if (fused) {
     Real mine = 0;
     if (place.exists) {
-      for (int s = place.lane; s < count; s += division.group) mine += samples.weight[s] * samples.grad_weight[s];
+      for (int s = place.lane; s < count; s += division.group) {
+        mine += samples.numbers[s].x[kWeight] * samples.numbers[s].x[kGradWeight];
+      }
     }
     expected = combine_group(block, place, division.group, samples.scratch, mine, Plus());
   }
@@ -231,10 +229,11 @@ SPARSE_DETR_DEVICE void write_sample_gradients(const Block& block, const Problem
       factor_y *= extent.x[1] * half_share;
     }
     const int64_t index = place.row * count + s;
-    const Pack<Real, 2> grad_point{chain(samples.slope_x[s], factor_x), chain(samples.slope_y[s], factor_y)};
+    const Pack<Real, 4> numbers = samples.numbers[s];
+    const Pack<Real, 2> grad_point{{chain(numbers.x[kSlopeX], factor_x), chain(numbers.x[kSlopeY], factor_y)}};
     store_pack(gradients.grad_points + 2 * index, grad_point);
-    const Real grad_weight = samples.grad_weight[s];
-    gradients.grad_weights[index] = fused ? softmax_gradient(samples.weight[s], grad_weight, expected) : grad_weight;
+    const Real grad_weight = numbers.x[kGradWeight];
+    gradients.grad_weights[index] = fused ? softmax_gradient(numbers.x[kWeight], grad_weight, expected) : grad_weight;
   }
 }
 
@@ -250,11 +249,11 @@ SPARSE_DETR_DEVICE void write_reference_gradients(const Problem& problem, const 
   for (int i = place.lane; i < size; i += division.group) {
     const int level = i / problem.reference_dim, number = i % problem.reference_dim, axis = number % 2;
     const Level& shape = problem.levels[level];
-    const Real* slope = axis == 0 ? samples.slope_x : samples.slope_y;
     Real sum = 0;
     for (int p = 0; p < problem.num_points; ++p) {
       const int s = level * problem.num_points + p;
-      sum += number < 2 ? slope[s] : chain(slope[s], offsets[2 * s + axis]);
+      const Real slope = samples.numbers[s].x[axis == 0 ? kSlopeX : kSlopeY];
+      sum += number < 2 ? slope : chain(slope, offsets[2 * s + axis]);
     }
     sum *= static_cast<Real>(axis == 0 ? shape.width : shape.height);
     gradients.grad_references[place.row * size + i] = number < 2 ? sum : sum * static_cast<Real>(problem.half_share);

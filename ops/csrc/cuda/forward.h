@@ -8,7 +8,7 @@ namespace sparse_detr {
 
 template <class Real>
 int64_t forward_bytes_per_query(const Problem& problem, int32_t group) {
-  return whole_vectors(problem.samples() * static_cast<int64_t>(Samples<Real>::kForwardBytes) + 2 * group * sizeof(Real));
+  return whole_vectors(problem.samples() * static_cast<int64_t>(Samples<Real>::kBytes) + 2 * group * sizeof(Real));
 }
 
 template <class T>
@@ -24,8 +24,8 @@ SPARSE_DETR_DEVICE void forward_block(const Block& block, const Problem& problem
   const int count = problem.samples();
   Samples<Real> samples{};
   char* shared = block.shared() + place.slot * division.bytes_per_query;
-  samples.shares = reinterpret_cast<Pack<Real, kCorners>*>(shared);
-  samples.cells = reinterpret_cast<Pack<int32_t, kCorners>*>(samples.shares + count);
+  samples.numbers = reinterpret_cast<Pack<Real, 4>*>(shared);
+  samples.cells = reinterpret_cast<Pack<int32_t, kCorners>*>(samples.numbers + count);
   samples.scratch = reinterpret_cast<Real*>(samples.cells + count);
 
   locate<false>(block, problem, division, place, tensors, samples);
@@ -36,7 +36,7 @@ SPARSE_DETR_DEVICE void forward_block(const Block& block, const Problem& problem
     Real sum[kVector] = {};
     SPARSE_DETR_UNROLL(2)
     for (int s = 0; s < count; ++s) {
-      const Pack<Real, kCorners> share = samples.shares[s];
+      const Pack<Real, 4> share = samples.numbers[s];
       Pack<T, kVector> rows[kCorners];
       load_corners(value, samples.cells[s], rows);
       SPARSE_DETR_UNROLL(4)

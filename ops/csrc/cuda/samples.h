@@ -175,14 +175,16 @@ struct Plus {
 // In shared memory, for every sample of a query.
 template <class Real>
 struct Samples {
-  Pack<Real, kCorners>* shares;    // weight * bilinear share of every corner, 0 where nothing is read
   Pack<int32_t, kCorners>* cells;  // token of every corner, -1 where nothing is read: outside of the level, padded
+  Pack<Real, 4>* numbers;          // forward: weight * bilinear share of every corner; backward: see below
   Real* scratch;                   // two numbers for every thread of the group
-  // Only in the backward pass:
-  Real *right, *down, *weight;
 
-  static constexpr int kForwardBytes = sizeof(Pack<Real, kCorners>) + sizeof(Pack<int32_t, kCorners>);
+  static constexpr int kBytes = sizeof(Pack<Real, 4>) + sizeof(Pack<int32_t, kCorners>);
 };
+
+// The numbers of a sample in the backward pass. Once its dot products are known, the gradients by the pixel coordinates
+// take the place of its distances from the corner.
+enum BackwardNumber { kRight = 0, kDown = 1, kWeight = 2, kGradWeight = 3, kSlopeX = kRight, kSlopeY = kDown };
 
 // The number of bytes up to a multiple of a vector's, so that what follows is aligned.
 SPARSE_DETR_HD int64_t whole_vectors(int64_t bytes) { return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes; }
@@ -208,7 +210,7 @@ SPARSE_DETR_DEVICE Pack<Real, 2> pixel_of_sample(const Problem& problem, const R
           pixel_around_box(centre.x[1], extent.x[1], point.x[1], height, half_share)};
 }
 
-// The softmax's largest logit, and one over its sum; leaves the exponentials in shares[sample].x[0] for the same thread.
+// The softmax's largest logit, and one over its sum; leaves the exponentials in numbers[sample].x[kWeight] for the same thread.
 template <class Block, class Real>
 SPARSE_DETR_DEVICE Real softmax_scale(const Block& block, const Problem& problem, const Division& division,
                                   const Place& place, const Real* logits, const Samples<Real>& samples) {
@@ -221,7 +223,7 @@ SPARSE_DETR_DEVICE Real softmax_scale(const Block& block, const Problem& problem
   if (place.exists) {
     for (int s = place.lane; s < problem.samples(); s += division.group) {
       const Real exponential = std::exp(logits[s] - largest);
-      samples.shares[s].x[0] = exponential;
+      samples.numbers[s].x[kWeight] = exponential;
       sum += exponential;
     }
   }
@@ -243,11 +245,11 @@ SPARSE_DETR_DEVICE void locate(const Block& block, const Problem& problem, const
       const Pack<Real, 2> pixel = pixel_of_sample(problem, tensors.points, tensors.references, place, s, level);
       const auto print = footprint(pixel.x[0], pixel.x[1], static_cast<Real>(shape.width),
                                    static_cast<Real>(shape.height));
-      const Real weight = fused ? samples.shares[s].x[0] * scale : weights[s];
+      const Real weight = fused ? samples.numbers[s].x[kWeight] * scale : weights[s];
       Real share[kCorners];
       shares(print.right, print.down, weight, share);
       Pack<int32_t, kCorners> cells;
-      Pack<Real, kCorners> kept;
+      Pack<Real, 4> numbers{{print.right, print.down, weight, Real(0)}};
       SPARSE_DETR_UNROLL(4)
       for (int corner = 0; corner < kCorners; ++corner) {
         const int32_t row = print.row + corner / 2, column = print.column + corner % 2;
@@ -255,15 +257,10 @@ SPARSE_DETR_DEVICE void locate(const Block& block, const Problem& problem, const
         const bool read = print.inside[corner] && !(tensors.padding_mask != nullptr &&
                                                     tensors.padding_mask[place.image * problem.tokens + cell]);
         cells.x[corner] = read ? cell : -1;
-        kept.x[corner] = read ? share[corner] : Real(0);
+        if (!kBackward) numbers.x[corner] = read ? share[corner] : Real(0);
       }
       samples.cells[s] = cells;
-      samples.shares[s] = kept;
-      if (kBackward) {
-        samples.right[s] = print.right;
-        samples.down[s] = print.down;
-        samples.weight[s] = weight;
-      }
+      samples.numbers[s] = numbers;
     }
   }
   block.barrier();
