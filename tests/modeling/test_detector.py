@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.export import TracingAdapter
 from detectron2.structures import Instances
 from torch.testing import assert_close
 
@@ -119,6 +120,18 @@ def test_a_single_level_works():
         model = build(name, backbone=coarse, num_levels=1)
         assert model.outputs(BATCH).pyramid.spatial_shapes == ((3, 4),)
         assert all(loss.isfinite() for loss in model.losses(BATCH).values())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
+def test_it_is_traced_through_the_adapter_of_detectron2():
+    model = build("sparse", dtype=torch.float32).eval()
+    image = BATCH[0]["image"].float()
+    adapter = TracingAdapter(
+        model, [{"image": image}], inference_func=lambda model, inputs: model.detect(inputs)
+    ).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, (image,), check_trace=False)
+        assert_close(traced(image), adapter(image))
 
 
 @every_model
