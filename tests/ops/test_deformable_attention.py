@@ -76,15 +76,25 @@ def test_any_number_of_levels_and_points_equals_plain_loops(backend, levels, poi
     check_against_loops(backend, shapes, value, locations, weights)
 
 
-def test_equals_grid_sample(backend):
-    locations, weights = random_samples(((9, 11),), points=4, queries=50)
-    value = random_value(((9, 11),), channels=16)
-    image = value.permute(0, 2, 3, 1).reshape(4, 16, 9, 11)
-    grid = 2 * locations[:, :, :, 0].transpose(1, 2).flatten(0, 1) - 1
-    sampled = F.grid_sample(image, grid, align_corners=False)
-    expected = (sampled * weights[:, :, :, 0].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
-    result = multi_scale_deformable_attention(value, ((9, 11),), locations, weights, backend=backend)
-    assert_close(result, expected.view(2, 32, 50).transpose(1, 2), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_output_and_gradients_equal_those_of_grid_sample(backend, dtype):
+    locations, weights = (x.to(dtype) for x in random_samples(((9, 11),), points=4, queries=50))
+    value = random_value(((9, 11),), channels=16).to(dtype)
+
+    def sample(value, locations, weights):
+        image = value.permute(0, 2, 3, 1).reshape(4, 16, 9, 11)
+        grid = 2 * locations[:, :, :, 0].transpose(1, 2).flatten(0, 1) - 1
+        sampled = F.grid_sample(image, grid, align_corners=False)
+        output = (sampled * weights[:, :, :, 0].transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+        return output.view(2, 32, 50).transpose(1, 2)
+
+    def run(value, locations, weights):
+        return multi_scale_deformable_attention(value, ((9, 11),), locations, weights, backend=backend)
+
+    output, _, gradients = with_gradients(run, value, locations, weights)
+    expected, _, others = with_gradients(sample, *(x.double() for x in (value, locations, weights)))
+    for result, other in zip((output, *gradients), (expected, *others), strict=True):
+        assert relative_error(result, other) < TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize(
