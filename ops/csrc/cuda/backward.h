@@ -5,9 +5,9 @@
 //     gradient by the pixel:     weight * slope of that mean
 // and from there by location, offset, reference and logit as ../arithmetic.h has them.
 //
-// Dot products: every thread sums over its channels, then one thread of the group adds the sums up, in shared memory and
-// in a fixed order. The value's gradient is added to memory by atomic additions of four floats (sm_90) or one number. It
-// is a sum of Real, or of int64 in fixed point, where the order of the additions does not matter.
+// Dot products: every thread sums over its channels, then one thread of the group adds the sums up, in shared memory
+// and in a fixed order. The value's gradient is added to memory by atomic additions of four floats (sm_90) or one
+// number. It is a sum of Real, or of int64 in fixed point, where the order of the additions does not matter.
 #pragma once
 
 #include <type_traits>
@@ -68,7 +68,37 @@ SPARSE_DETR_DEVICE GradientSamples<Real> gradient_samples(char* shared, int32_t 
   return samples;
 }
 
-// Adds share * gradient to neighbouring numbers of grad_value.
+// Dot products of this thread's channels with the corners of samples [first, last).
+template <class T, int kVector>
+SPARSE_DETR_DEVICE void gather_dots(const Problem& problem, const Division& division, const Place& place,
+                                    const ForwardTensors<T>& tensors, const T* grad_output,
+                                    const GradientSamples<RealOf<T>>& samples, int first, int last) {
+  using Real = RealOf<T>;
+  for (int channel = place.lane * kVector; channel < problem.channels; channel += division.group * kVector) {
+    const Pack<T, kVector> grad = load_pack<kVector>(grad_output + channel);
+    const Rows<const T> value = rows_of(tensors.value, problem, place, channel);
+    SPARSE_DETR_UNROLL(1)
+    for (int s = first; s < last; ++s) {
+      const Pack<int32_t, kCorners> cells = samples.cells[s];
+      Pack<T, kVector> rows[kCorners];
+      load_corners(value, cells, rows);
+      Pack<Real, kCorners>* dots = samples.dots + (s - first) * samples.dots_row + place.lane;
+      Pack<Real, kCorners> sums{};
+      if (channel >= division.group * kVector) sums = *dots;  // of the channels before
+      SPARSE_DETR_UNROLL(4)
+      for (int corner = 0; corner < kCorners; ++corner) {
+        Real dot = 0;
+        SPARSE_DETR_UNROLL(8)
+        for (int i = 0; i < kVector; ++i) dot += to_real(grad.x[i]) * to_real(rows[corner].x[i]);
+        // Where nothing is read, an infinite gradient must not become NaN.
+        sums.x[corner] += cells.x[corner] >= 0 ? dot : Real(0);
+      }
+      *dots = sums;
+    }
+  }
+}
+
+// How numbers are added to grad_value: as they are, or in fixed point.
 template <class Sum, class Real, class Block>
 struct ValueAdder {
   const Block& block;
@@ -90,80 +120,52 @@ struct ValueAdder {
   }
 };
 
-template <class T, class Sum>
-SPARSE_DETR_DEVICE FixedPoint<RealOf<T>> value_fixed_point(const Problem& problem, const BackwardTensors<T, Sum>& gradients) {
-  const double weight = gradients.largest_weight == nullptr ? 1.0 : static_cast<double>(*gradients.largest_weight);
-  return fixed_point<RealOf<T>>(*gradients.largest_grad * weight, value_terms(problem));
+template <class T, class Sum, class Block>
+SPARSE_DETR_DEVICE ValueAdder<Sum, RealOf<T>, Block> value_adder(const Block& block, const Problem& problem,
+                                                                const BackwardTensors<T, Sum>& gradients) {
+  FixedPoint<RealOf<T>> fixed{};
+  if constexpr (std::is_same_v<Sum, int64_t>) {
+    if (gradients.grad_value != nullptr) {
+      const double weight = gradients.largest_weight == nullptr ? 1.0 : static_cast<double>(*gradients.largest_weight);
+      fixed = fixed_point<RealOf<T>>(*gradients.largest_grad * weight, value_terms(problem));
+    }
+  }
+  return {block, fixed, gradients.unrepresentable};
 }
 
-// Dot products of this thread's channels with the corners of samples [first, last), and the additions to grad_value.
+// Adds the gradients of the corners of samples [first, last) to grad_value. Where an atomic addition is narrower than a
+// vector, a thread has other channels than in `gather_dots`: neighbouring threads still add to neighbouring numbers.
 template <class T, int kVector, class Sum, class Block>
-SPARSE_DETR_DEVICE void gather_and_add(const Problem& problem, const Division& division, const Place& place,
-                                       const ForwardTensors<T>& tensors, const BackwardTensors<T, Sum>& gradients,
-                                       bool need_dots, const ValueAdder<Sum, RealOf<T>, Block>& adder,
-                                       const GradientSamples<RealOf<T>>& samples, int first, int last) {
+SPARSE_DETR_DEVICE void add_to_value(const Problem& problem, const Division& division, const Place& place,
+                                     Sum* grad_value, const T* grad_output,
+                                     const ValueAdder<Sum, RealOf<T>, Block>& adder,
+                                     const GradientSamples<RealOf<T>>& samples, int first, int last) {
   using Real = RealOf<T>;
-  // For additions a thread has other channels than for reading where atomics are narrower than vectors: neighbouring
-  // threads then still add to neighbouring numbers.
-  constexpr int kPiece = kVector % Block::template atomic_size<Sum>() == 0 ? Block::template atomic_size<Sum>() : 1;
-  constexpr int kPieces = kVector / kPiece;
-  const T* grad_output = gradients.grad_output + place.row * problem.channels;
-  for (int start = 0; start < problem.channels; start += division.group * kVector) {
-    const int channel = start + place.lane * kVector;
-    const bool has_channel = channel < problem.channels;
-    Real grad[kVector] = {};
-    if (has_channel) {
-      const Pack<T, kVector> pack = load_pack<kVector>(grad_output + channel);
-      SPARSE_DETR_UNROLL(8)
-      for (int i = 0; i < kVector; ++i) grad[i] = to_real(pack.x[i]);
-    }
-    Pack<Real, kPiece> pieces[kPieces];
+  constexpr int kAtomic = Block::template atomic_size<Sum>();
+  constexpr int kPiece = kVector % kAtomic == 0 ? kAtomic : 1, kPieces = kVector / kPiece;
+  const int step = division.group * kPiece;  // from piece to piece of a thread
+  for (int channel = place.lane * kPiece; channel < problem.channels; channel += step * kPieces) {
+    Pack<Real, kPiece> grads[kPieces];
     SPARSE_DETR_UNROLL(8)
     for (int p = 0; p < kPieces; ++p) {
-      const int piece_channel = start + (p * division.group + place.lane) * kPiece;
+      Pack<T, kPiece> pack{};
+      if (channel + p * step < problem.channels) pack = load_pack<kPiece>(grad_output + channel + p * step);
       SPARSE_DETR_UNROLL(4)
-      for (int i = 0; i < kPiece; ++i) {
-        if constexpr (kPieces == 1) {
-          pieces[p].x[i] = grad[i];
-        } else {
-          pieces[p].x[i] = piece_channel < problem.channels ? to_real(grad_output[piece_channel + i]) : Real(0);
-        }
-      }
+      for (int i = 0; i < kPiece; ++i) grads[p].x[i] = to_real(pack.x[i]);
     }
-    const Rows<const T> value = rows_of(tensors.value, problem, place, channel);
-    // Of grad_value, where the thread's first piece goes.
-    const int first_piece = start + place.lane * kPiece;
-    const Rows<Sum> grad_value = rows_of(gradients.grad_value, problem, place, first_piece);
+    const Rows<Sum> rows = rows_of(grad_value, problem, place, channel);
     for (int s = first; s < last; ++s) {
       const Pack<int32_t, kCorners> cells = samples.cells[s];
-      if (need_dots) {
-        Pack<T, kVector> rows[kCorners] = {};
-        if (has_channel) load_corners(value, cells, rows);
-        Pack<Real, kCorners>* dots = samples.dots + (s - first) * samples.dots_row + place.lane;
-        Pack<Real, kCorners> sums = start == 0 ? Pack<Real, kCorners>{} : *dots;
-        SPARSE_DETR_UNROLL(4)
-        for (int corner = 0; corner < kCorners; ++corner) {
-          // Where nothing is read, an infinite gradient must not become NaN.
-          Real dot = 0;
-          SPARSE_DETR_UNROLL(8)
-          for (int i = 0; i < kVector; ++i) dot += grad[i] * to_real(rows[corner].x[i]);
-          sums.x[corner] += cells.x[corner] >= 0 ? dot : Real(0);
-        }
-        *dots = sums;
-      }
-      if (gradients.grad_value != nullptr) {
-        const Pack<Real, 4> numbers = samples.numbers[s];
-        Real share[kCorners];
-        shares(numbers.x[kRight], numbers.x[kDown], numbers.x[kWeight], share);
-        SPARSE_DETR_UNROLL(4)
-        for (int corner = 0; corner < kCorners; ++corner) {
-          if (cells.x[corner] < 0) continue;
-          Sum* to = grad_value.at(cells.x[corner]);
-          SPARSE_DETR_UNROLL(8)
-          for (int p = 0; p < kPieces; ++p) {
-            const int offset = p * division.group * kPiece;
-            if (first_piece + offset < problem.channels) adder.add(to + offset, share[corner], pieces[p]);
-          }
+      const Pack<Real, 4> numbers = samples.numbers[s];
+      Real share[kCorners];
+      shares(numbers.x[kRight], numbers.x[kDown], numbers.x[kWeight], share);
+      SPARSE_DETR_UNROLL(4)
+      for (int corner = 0; corner < kCorners; ++corner) {
+        if (cells.x[corner] < 0) continue;
+        Sum* to = rows.at(cells.x[corner]);
+        SPARSE_DETR_UNROLL(8)
+        for (int p = 0; p < kPieces; ++p) {
+          if (channel + p * step < problem.channels) adder.add(to + p * step, share[corner], grads[p]);
         }
       }
     }
@@ -224,7 +226,8 @@ SPARSE_DETR_DEVICE void write_sample_gradients(const Block& block, const Problem
       factor_y = static_cast<Real>(problem.levels[level].height);
     }
     if (problem.reference_dim == 4) {
-      const Pack<Real, 2> extent = load_pack<2>(tensors.references + (place.query * problem.num_levels + level) * 4 + 2);
+      const Real* reference = tensors.references + (place.query * problem.num_levels + level) * 4;
+      const Pack<Real, 2> extent = load_pack<2>(reference + 2);
       factor_x *= extent.x[0] * half_share;
       factor_y *= extent.x[1] * half_share;
     }
@@ -270,14 +273,18 @@ SPARSE_DETR_DEVICE void backward_block(const Block& block, const Problem& proble
   const bool need_dots = need_samples || need_references;
   char* shared = block.shared() + place.slot * division.bytes_per_query;
   const GradientSamples<Real> samples = gradient_samples<Real>(shared, count, division.group);
-  ValueAdder<Sum, Real, Block> adder{block, {}, gradients.unrepresentable};
-  if constexpr (std::is_same_v<Sum, int64_t>) adder.fixed = value_fixed_point(problem, gradients);
+  const T* grad_output = gradients.grad_output + place.row * problem.channels;
+  const auto adder = value_adder(block, problem, gradients);
 
   locate<true>(block, problem, division, place, tensors, samples);
   for (int first = 0; first < count; first += kTile) {
     const int last = first + kTile < count ? first + kTile : count;
-    if (place.exists) {
-      gather_and_add<T, kVector>(problem, division, place, tensors, gradients, need_dots, adder, samples, first, last);
+    if (place.exists && need_dots) {
+      gather_dots<T, kVector>(problem, division, place, tensors, grad_output, samples, first, last);
+    }
+    if (place.exists && gradients.grad_value != nullptr) {
+      add_to_value<T, kVector>(problem, division, place, gradients.grad_value, grad_output, adder, samples, first,
+                               last);
     }
     if (!need_dots) continue;
     block.barrier();

@@ -8,8 +8,12 @@
 namespace sparse_detr {
 namespace {
 
+// Blocks that an SM has registers for. Shared memory allows about as many.
+template <class T, class Sum>
+constexpr int kResidentBlocks = sizeof(RealOf<T>) == 4 && sizeof(Sum) == 4 ? 6 : 5;
+
 template <class T, int kVector, class Sum>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kResidentBlocks<T, Sum>))
     backward_kernel(const __grid_constant__ Problem problem, const __grid_constant__ Division division,
                     const __grid_constant__ ForwardTensors<T> tensors,
                     const __grid_constant__ BackwardTensors<T, Sum> gradients) {

@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shapes = std::vector<int64_t>;
 
-// ------------------------------------------------------------------------------------------------- tensors to pointers
+// ------------------------------------------------------------------------------------------------ tensors to pointers
 
 // Calls body(T{}) with the type of the tensor's numbers.
 template <class Body>
@@ -161,7 +161,7 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// -------------------------------------------------------------------------------------------------- sums in fixed point
+// ------------------------------------------------------------------------------------------------- sums in fixed point
 
 // Sums in fixed point, and what turns them into numbers.
 struct FixedSums {
@@ -197,7 +197,7 @@ struct FixedSums {
   Tensor sums, largest, unrepresentable;
 };
 
-// ----------------------------------------------------------------------------------------------------------- operators
+// ---------------------------------------------------------------------------------------------------------- operators
 
 Tensor deformable_attention(Tensor value, Tensor points, Tensor weights, std::optional<Tensor> reference_points,
                             std::optional<Tensor> padding_mask, Shapes spatial_shapes) {

@@ -2,11 +2,11 @@
 // the samples of a query lie. The formulas stand in ../arithmetic.h.
 //
 // A block handles neighbouring queries of one head, which read neighbouring cells. A query has a group of threads, and
-// a thread 16 bytes of channels. First a thread of a group is a sample: softmax, location, cells and shares are computed
-// once and put into shared memory. Then a thread is a vector of channels, and reads these.
+// a thread 16 bytes of channels. First a thread of a group is a sample: softmax, location, cells and shares are
+// computed once and put into shared memory. Then a thread is a vector of channels, and reads these.
 //
-// The kernels are functions of a Block, which tells a thread its place and has barriers and atomic additions: DeviceBlock
-// on the GPU, a stand-in in tests/ops/native, where the same code runs on the host.
+// The kernels are functions of a Block, which tells a thread its place and has barriers and atomic additions:
+// DeviceBlock on the GPU, a stand-in in tests/ops/native, where the same code runs on the host.
 #pragma once
 
 #include <cmath>
@@ -83,7 +83,7 @@ SPARSE_DETR_HD void store_pack(T* to, const Pack<T, kSize>& pack) {
   *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
 }
 
-// ------------------------------------------------------------------------------------------------- division of the work
+// ------------------------------------------------------------------------------------------------ division of the work
 
 // How a launch is cut.
 struct Division {
@@ -110,7 +110,8 @@ inline Division divide(const Problem& problem, int vector, int64_t (*bytes_per_q
   const int vectors = (problem.channels + vector - 1) / vector;
   division.group = vectors < kMaxGroup ? vectors : kMaxGroup;
   const int64_t bytes = bytes_per_query(problem, division.group), most = kSharedBytes / bytes;
-  division.queries_per_block = static_cast<int32_t>(most < kThreads / division.group ? most : kThreads / division.group);
+  const int64_t wanted = kThreads / division.group;
+  division.queries_per_block = static_cast<int32_t>(most < wanted ? most : wanted);
   if (division.queries_per_block == 0) return division;
   division.bytes_per_query = static_cast<int32_t>(bytes);
   division.query_blocks = static_cast<int32_t>(
@@ -170,13 +171,13 @@ struct Plus {
   }
 };
 
-// --------------------------------------------------------------------------------------------------- samples of a query
+// -------------------------------------------------------------------------------------------------- samples of a query
 
 // In shared memory, for every sample of a query.
 template <class Real>
 struct Samples {
   Pack<int32_t, kCorners>* cells;  // token of every corner, -1 where nothing is read: outside of the level, padded
-  Pack<Real, 4>* numbers;          // forward: weight * bilinear share of every corner; backward: see below
+  Pack<Real, 4>* numbers;          // forward: weight * bilinear share of every corner; backward: BackwardNumber
   Real* scratch;                   // two numbers for every thread of the group
 
   static constexpr int kBytes = sizeof(Pack<Real, 4>) + sizeof(Pack<int32_t, kCorners>);
@@ -210,7 +211,7 @@ SPARSE_DETR_DEVICE Pack<Real, 2> pixel_of_sample(const Problem& problem, const R
           pixel_around_box(centre.x[1], extent.x[1], point.x[1], height, half_share)};
 }
 
-// The softmax's largest logit, and one over its sum; leaves the exponentials in numbers[sample].x[kWeight] for the same thread.
+// One over the sum of the softmax's exponentials, which it leaves in numbers[sample].x[kWeight] for the same thread.
 template <class Block, class Real>
 SPARSE_DETR_DEVICE Real softmax_scale(const Block& block, const Problem& problem, const Division& division,
                                   const Place& place, const Real* logits, const Samples<Real>& samples) {
@@ -274,8 +275,8 @@ struct Rows {
 
   SPARSE_DETR_DEVICE T* at(int32_t cell) const {
     using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-    // One multiply-add of 32 x 32 + 64 bits.
-    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + static_cast<uint64_t>(static_cast<uint32_t>(cell)) * row_bytes);
+    const uint64_t row = static_cast<uint32_t>(cell);  // so that this is one multiply-add of 32 x 32 + 64 bits
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(first) + row * row_bytes);
   }
 };
 

@@ -82,8 +82,8 @@ SPARSE_DETR_DEVICE void largest_block(const Block& block, const T* numbers, int6
   if (block.thread() == 0) block.raise(largest, shared[0]);
 }
 
-// result = sum in fixed point, or NaN if a term was infinite or not a number. `terms` and the largest factors of a term,
-// the second of them null for 1, are those of the sums.
+// result = sum in fixed point, or NaN if a term was infinite or not a number. `terms` and the largest factors of a
+// term, the second of them null for 1, are those of the sums.
 template <class T, class Block>
 SPARSE_DETR_DEVICE void from_fixed_block(const Block& block, const int64_t* sums, int64_t count, int64_t blocks,
                                          double terms, const RealOf<T>* largest, const RealOf<T>* largest_weight,
