@@ -60,6 +60,8 @@ class Kernels:
 
     def __init__(self, path):
         self.library = ctypes.CDLL(str(path))
+        self.library.largest_number.restype = ctypes.c_float
+        self.library.largest_number.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool]
         self.library.fixed_scale.restype = ctypes.c_double
         self.library.fixed_scale.argtypes = [ctypes.c_double, ctypes.c_double, ctypes.c_bool]
 
@@ -301,6 +303,16 @@ def test_sums_in_fixed_point_hold_gradients_of_any_size(kernels, size):
     _, expected = expected_results(SHAPES, *inputs, grad_output)
     result = kernels.backward(grad_output, inputs[0], SHAPES, *inputs[1:], need=["value"], deterministic=True)
     assert relative_error(result["value"] / size, expected["value"] / size) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("index", [0, 1, 63, 96, 127, 128, 255, 256, 299])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_largest_number_is_found_wherever_it_is(kernels, index, reverse):
+    numbers = torch.linspace(-1, 1, 300)
+    for number in (-2.0, 2.0, math.inf, math.nan):
+        numbers[index] = number
+        found = kernels.library.largest_number(numbers.data_ptr(), len(numbers), reverse)
+        assert found == abs(number) or math.isnan(found) and math.isnan(number)
 
 
 @pytest.mark.parametrize("is_double", [False, True])

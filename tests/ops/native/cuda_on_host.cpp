@@ -97,10 +97,10 @@ void run_backward(const Call& call, const Problem& problem, BackwardTensors<T, S
 }
 
 template <class T>
-RealOf<T> largest_of(const Call& call, const T* numbers, int64_t count) {
+RealOf<T> largest_of(Order order, const T* numbers, int64_t count) {
   RealOf<T> largest = 0;
   const int64_t blocks = 2;
-  launch_on_host<false>(blocks, kThreads, kThreads * sizeof(RealOf<T>), call.order(),
+  launch_on_host<false>(blocks, kThreads, kThreads * sizeof(RealOf<T>), order,
                         [&](auto block) { largest_block(block, numbers, count, blocks, &largest); });
   return largest;
 }
@@ -126,8 +126,8 @@ void backward(const Call& call) {
     return run_backward<false>(call, problem, gradients);
   }
   const int64_t rows = problem.batch * problem.queries * problem.heads;
-  const Real largest = largest_of(call, static_cast<const T*>(call.grad_output), rows * problem.channels);
-  const Real weight = largest_of(call, static_cast<const Real*>(call.weights), rows * problem.samples());
+  const Real largest = largest_of(call.order(), static_cast<const T*>(call.grad_output), rows * problem.channels);
+  const Real weight = largest_of(call.order(), static_cast<const Real*>(call.weights), rows * problem.samples());
   const bool fused = problem.reference_dim != 0;
   std::vector<int64_t> sums(problem.batch * problem.tokens * problem.heads * problem.channels);
   int32_t unrepresentable = 0;
@@ -145,7 +145,7 @@ template <class Real>
 void splat(const Call& call) {
   const Problem problem = describe(call);
   const auto* weights = static_cast<const Real*>(call.weights);
-  const Real largest = largest_of(call, weights, problem.batch * splat_samples(problem));
+  const Real largest = largest_of(call.order(), weights, problem.batch * splat_samples(problem));
   std::vector<int64_t> sums(problem.batch * problem.tokens);
   int32_t unrepresentable = 0;
   const SplatTensors<Real> tensors{static_cast<const Real*>(call.points), weights,          sums.data(), &largest,
@@ -196,7 +196,12 @@ extern "C" const char* run_splat(const Call* call) {
   return report([&] { call->dtype == std::string("float64") ? splat<double>(*call) : splat<float>(*call); });
 }
 
-// The scale for sums of `terms` numbers of at most `largest`, and what becomes of a number and a sum.
+// The largest magnitude.
+extern "C" float largest_number(const float* numbers, int64_t count, bool reverse) {
+  return largest_of(reverse ? Order::kReverse : Order::kForward, numbers, count);
+}
+
+// The scale for sums of `terms` numbers of at most `largest`.
 extern "C" double fixed_scale(double largest, double terms, bool is_double) {
   return is_double ? fixed_point<double>(largest, terms).scale : fixed_point<float>(largest, terms).scale;
 }
