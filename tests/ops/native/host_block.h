@@ -104,7 +104,7 @@ class HostBlock {
   }
   template <class Real>
   void raise(Real* to, Real x) const {
-    if (!(x <= *to)) *to = x;
+    if (x > *to || x != x) *to = x;  // NaN stays
   }
 
  private:
