@@ -1,8 +1,8 @@
 // A plain stand-in for the public CUDA kernels of multi-scale deformable attention, only to compare timings with.
 //
-// It follows their algorithm, not their text: a thread computes one output channel with scalar loads. Backward, a block is
-// one (image, query, head), its threads are channels; the value's gradient is added with scalar atomics, and for every
-// sample the channels' shares of the gradients by location and weight meet in shared memory, where one thread adds them up.
+// It follows their algorithm, not their text: a thread computes one output channel with scalar loads. Backward, a block
+// is one (image, query, head), its threads are channels; the value's gradient is added with scalar atomics, and the
+// channels' shares of the gradients by location and weight meet in shared memory, where one thread adds them up.
 //
 // value (B, N, M, D), shapes (L, 2) and starts (L) int64, locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P),
 // output (B, Q, M * D); float32, contiguous.
@@ -116,7 +116,8 @@ extern "C" int public_forward(const float* value, const int64_t* shapes, const i
   constexpr int threads = 1024;
   const int64_t total = static_cast<int64_t>(s.batch) * s.queries * s.heads * s.channels;
   if (total == 0) return 0;
-  forward<<<(total + threads - 1) / threads, threads, 0, stream>>>(value, shapes, starts, locations, weights, s, output);
+  const int64_t blocks = (total + threads - 1) / threads;
+  forward<<<blocks, threads, 0, stream>>>(value, shapes, starts, locations, weights, s, output);
   return cudaGetLastError();
 }
 

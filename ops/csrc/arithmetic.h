@@ -83,7 +83,7 @@ SPARSE_DETR_HD Footprint<V> footprint(V x, V y, V width, V height) {
   using L = Lanes<V>;
   using Scalar = ScalarOf<V>;
   // False for a coordinate that is not a number. What is not touched is moved to 0, so that it can become an integer.
-  const MaskOf<V> touched = (x > Scalar(-1)) & (y > Scalar(-1)) & (x < width) & (y < height);
+  const MaskOf<V> touched = (x >= Scalar(-1)) & (y >= Scalar(-1)) & (x < width) & (y < height);
   x = L::select(touched, x, L::all(0));
   y = L::select(touched, y, L::all(0));
   Footprint<V> result;
@@ -129,9 +129,9 @@ SPARSE_DETR_HD void shares(V right, V down, V weight, V (&share)[kCorners]) {
   share[2] = below - share[3];
 }
 
-// gradient * factor, but 0 for a gradient of 0: a sample that reads nothing may have an infinite factor.
+// The chain rule, but 0 for a gradient of 0: a sample that reads nothing may have an infinite factor.
 template <class V>
-SPARSE_DETR_HD V pass_on(V gradient, V factor) {
+SPARSE_DETR_HD V chain(V gradient, V factor) {
   return Lanes<V>::select(gradient == ScalarOf<V>(0), gradient, gradient * factor);
 }
 

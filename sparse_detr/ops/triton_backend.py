@@ -314,7 +314,7 @@ def _read_pair(pairs, address, query_exists):
 def _footprint(x, y, height, width):
     """Whether pixel coordinates touch the level, their top left cell, and the distances from it, in [0, 1)."""
     # False for what is not a number. What is not touched is moved to 0, so that it can become an integer.
-    touched = (x > -1.0) & (y > -1.0) & (x < width) & (y < height)
+    touched = (x >= -1.0) & (y >= -1.0) & (x < width) & (y < height)
     x = tl.where(touched, x, 0.0)
     y = tl.where(touched, y, 0.0)
     left = tl.floor(x)

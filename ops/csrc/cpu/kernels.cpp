@@ -2,9 +2,9 @@
 // arithmetic.h. Compiled once for every instruction set, each time into another namespace SPARSE_DETR_ISA.
 //
 // For one (image, head):
-//  1. The head's value is copied to a compact slab (N + 1, D'), D' being D rounded up to whole vectors. Rows of one head
-//     lie M * D numbers apart in the value and so compete for few cache sets. The last row is zero: corners outside of a
-//     level and padded tokens read it, without a branch. Few queries read the value in place instead.
+//  1. The head's value is copied to a compact slab (N + 1, D'), D' being D rounded up to whole vectors. Rows of one
+//     head lie M * D numbers apart in the value and so compete for few cache sets. The last row is zero: corners
+//     outside of a level read it, without a branch. Padded tokens are zero. Few queries read the value in place.
 //  2. For a query, one lane is one sample: a vector holds the geometry of 16 samples (float, AVX-512).
 //  3. Then one lane is one channel: every corner of every sample adds share * row to the output.
 // The backward pass does 2 again, takes the dot product of grad_output with the row of every corner, adds
@@ -31,7 +31,9 @@ constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple -
 template <class Body>
 void for_ranges(ParallelFor parallel_for, int64_t count, int64_t grain, Body body) {
   if (count == 0) return;
-  const RangeBody call = [](void* context, int64_t first, int64_t last) { (*static_cast<Body*>(context))(first, last); };
+  const RangeBody call = [](void* context, int64_t first, int64_t last) {
+    (*static_cast<Body*>(context))(first, last);
+  };
   parallel_for(count, grain, call, &body);
 }
 
@@ -129,13 +131,15 @@ inline void store_some(V x, int64_t count, ScalarOf<V>* to) {
 
 // One number of the reference point or box for every sample of a vector, according to the sample's level.
 template <class Real>
-SPARSE_DETR_HD Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t sample, const Real* references, int64_t dim) {
+SPARSE_DETR_HD Vec<Real> spread_levels(const SampleTable<Real>& table, int64_t sample, const Real* references,
+                                       int64_t dim) {
   using V = Vec<Real>;
   const auto level = load<IntOf<V>>(&table.level[sample]);
   const int64_t first = level[0], last = level[kLanes<V> - 1];
   V result = V{} + references[first * dim];
   for (int64_t l = first + 1; l <= last; ++l) {
-    result = Lanes<V>::select(level == static_cast<typename SampleTable<Real>::Int>(l), V{} + references[l * dim], result);
+    const auto here = level == static_cast<typename SampleTable<Real>::Int>(l);
+    result = Lanes<V>::select(here, V{} + references[l * dim], result);
   }
   return result;
 }
@@ -232,7 +236,7 @@ struct RowPointers {
 // Sum of share * row over all corners of all samples, for kVectors vectors of channels from `channel` on.
 template <int kVectors, class Real, bool kInPlace>
 SPARSE_DETR_HD void sum_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
-                     int64_t channel, Real* output) {
+                             int64_t channel, Real* output) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
   constexpr int kChains = kVectors <= 2 ? kCorners : kVectors <= 4 ? 2 : 1;  // as many sums at once as registers allow
@@ -258,7 +262,7 @@ SPARSE_DETR_HD void sum_rows(const RowPointers<const Real, kInPlace>& rows, cons
 
 template <class Real, bool kInPlace>
 SPARSE_DETR_HD void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, const Look<Real>& look, int64_t count,
-                         int64_t padded_dim, Real* output) {
+                                 int64_t padded_dim, Real* output) {
   constexpr int64_t kStep = kLanes<Vec<Real>>;
   int64_t channel = 0;
   for (; channel + 4 * kStep <= padded_dim; channel += 4 * kStep) sum_rows<4>(rows, look, count, channel, output);
@@ -271,9 +275,9 @@ SPARSE_DETR_HD void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, 
 
 // Dot products of `grad` with the row of every corner of the samples of one vector, and grad_row += share * grad.
 template <int kVectors, class Real, bool kInPlace>
-SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows, const RowPointers<Real, kInPlace>& grad_rows,
-                      const Look<Real>& look, int64_t first, int64_t in_vector, const Real* grad, int64_t padded_dim,
-                      Vec<Real>* dots) {
+SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
+                              const RowPointers<Real, kInPlace>& grad_rows, const Look<Real>& look, int64_t first,
+                              int64_t in_vector, const Real* grad, int64_t padded_dim, Vec<Real>* dots) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
   const int64_t vectors = kVectors ? kVectors : padded_dim / kStep;
@@ -302,8 +306,8 @@ SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows, con
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-// A copy of the value costs as much as its slow layout does with one query for about so many tokens (measured with 20 197
-// tokens of 8 heads and 32 channels: 1 to 7.5 in the forward pass, 1 to 13 in the backward pass).
+// A copy of the value costs as much as its slow layout does with one query for about so many tokens (measured with
+// 20 197 tokens of 8 heads and 32 channels: 1 to 7.5 in the forward pass, 1 to 13 in the backward pass).
 constexpr int64_t kCopyWorth = 12;
 
 // Whether the queries are too few for a copy.
@@ -371,7 +375,8 @@ void forward_in_place(const Problem& p, const ForwardTensors& t, ParallelFor par
       for (int64_t m = 0; m < p.heads; ++m) {
         const Real* value = static_cast<const Real*>(t.value) + (n * p.tokens * p.heads + m) * p.head_dim;
         const RowPointers<const Real, true> rows{value, zeros.get()};
-        forward_query<T>(p, t, table, layout, rows, n, i % p.queries, m, p.head_dim, &look, static_cast<Real*>(nullptr));
+        Real* const no_sum = nullptr;  // the output itself takes it
+        forward_query<T>(p, t, table, layout, rows, n, i % p.queries, m, p.head_dim, &look, no_sum);
       }
     }
   });
@@ -451,8 +456,8 @@ void write_sample_gradients(const Problem& p, const SampleTable<Real>& table, co
       by_y *= load<V>(&table.height[first]);
     }
     if (p.reference_dim == 4) {
-      by_x = pass_on<V>(by_x, spread_levels(table, first, references + 2, 4) * half_share);
-      by_y = pass_on<V>(by_y, spread_levels(table, first, references + 3, 4) * half_share);
+      by_x = chain<V>(by_x, spread_levels(table, first, references + 2, 4) * half_share);
+      by_y = chain<V>(by_y, spread_levels(table, first, references + 3, 4) * half_share);
     }
     const int64_t count = table.count - first;
     store_pairs(by_x, by_y, count, grad_points + 2 * first);
@@ -472,8 +477,8 @@ void write_reference_gradients(const Problem& p, const SampleTable<Real>& table,
       const Real by_x = gradients.pixel_x[i] * table.width[i], by_y = gradients.pixel_y[i] * table.height[i];
       sums[0] += by_x;
       sums[1] += by_y;
-      sums[2] += pass_on(by_x, offsets[2 * i] * half_share);
-      sums[3] += pass_on(by_y, offsets[2 * i + 1] * half_share);
+      sums[2] += chain(by_x, offsets[2 * i] * half_share);
+      sums[3] += chain(by_y, offsets[2 * i + 1] * half_share);
     }
     for (int64_t i = 0; i < p.reference_dim; ++i) grad_references[l * p.reference_dim + i] = sums[i];
   }

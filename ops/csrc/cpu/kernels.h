@@ -35,7 +35,7 @@ struct BackwardTensors {
   void* grad_references;  // (B, Q, M, L, 2|4), still to be summed over heads
 };
 
-// Calls body(context, first, last) for pieces of [0, count), of at least `grain` but for the last, from several threads.
+// Calls body(context, first, last) for pieces of [0, count) from several threads. Only the last may be under `grain`.
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 using ParallelFor = void (*)(int64_t count, int64_t grain, RangeBody body, void* context);
 

@@ -93,7 +93,7 @@ inline Float16 from_real<Float16>(float x) {
 #endif
 }
 
-// `count` numbers from storage, and back. Compilers make vectors of these loops but for float16, which has instructions.
+// `count` numbers from storage, and back. Compilers make vectors of these loops, but not for float16.
 template <class T>
 inline void read_row(const T* from, int64_t count, RealOf<T>* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = to_real(from[i]);

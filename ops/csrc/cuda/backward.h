@@ -192,12 +192,6 @@ SPARSE_DETR_DEVICE void finish_sample(const GradientSamples<Real>& samples, int3
   samples.numbers[s] = numbers;
 }
 
-// A sample that reads nothing has slope 0, and may have offsets or boxes that are infinite.
-template <class Real>
-SPARSE_DETR_DEVICE Real chain(Real slope, Real factor) {
-  return slope == Real(0) ? Real(0) : slope * factor;
-}
-
 template <class T, class Sum, class Block>
 SPARSE_DETR_DEVICE void write_sample_gradients(const Block& block, const Problem& problem, const Division& division,
                                            const Place& place, const ForwardTensors<T>& tensors,
