@@ -109,6 +109,15 @@ inline void load_pairs(const ScalarOf<V>* from, int64_t count, V* x, V* y) {
   *y = odd_lanes(low, high);
 }
 
+// The first `count` numbers as a vector, the rest `filling`.
+template <class V>
+SPARSE_DETR_HD V load_some(const ScalarOf<V>* from, int64_t count, ScalarOf<V> filling) {
+  if (count >= kLanes<V>) return load<V>(from);
+  V result = V{} + filling;
+  for (int64_t i = 0; i < count; ++i) result[i] = from[i];
+  return result;
+}
+
 template <class V>
 inline void store_pairs(V x, V y, int64_t count, ScalarOf<V>* to) {
   const V low = zip_low(x, y), high = zip_high(x, y);
@@ -148,10 +157,10 @@ template <class Real>
 void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilities) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
-  for (int64_t i = 0; i < padded; ++i) probabilities[i] = i < count ? logits[i] : -INFINITY;
-  V highest = load<V>(probabilities);
-  for (int64_t i = kStep; i < padded; i += kStep) {
-    const V x = load<V>(probabilities + i);
+  V highest = V{} - INFINITY;
+  for (int64_t i = 0; i < padded; i += kStep) {
+    const V x = load_some<V>(logits + i, count - i, -INFINITY);
+    store(probabilities + i, x);
     highest = Lanes<V>::select(x > highest, x, highest);
   }
   const Real top = max_lanes(highest);
@@ -165,35 +174,51 @@ void softmax(const Real* logits, int64_t count, int64_t padded, Real* probabilit
   for (int64_t i = 0; i < padded; i += kStep) store(probabilities + i, load<V>(probabilities + i) * scale);
 }
 
-// `points`, `weights` and `references` are those of one query and head.
+// Inputs of one query and head.
 template <class Real>
-void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const Real* points,
-                   const Real* weights, const Real* references, Real shift, Look<Real>* look) {
+struct QueryTensors {
+  QueryTensors(const Problem& p, const ForwardTensors& t, int64_t n, int64_t q, int64_t m)
+      : head(((n * p.queries + q) * p.heads + m)),
+        points(static_cast<const Real*>(t.points) + head * p.levels * p.points * 2),
+        weights(static_cast<const Real*>(t.weights) + head * p.levels * p.points),
+        references(t.references ? static_cast<const Real*>(t.references) +
+                                      (n * p.queries + q) * p.levels * p.reference_dim
+                                : nullptr) {}
+  int64_t head;  // number of the (image, query, head)
+  const Real *points, *weights, *references;
+};
+
+// Samples of the plain form lie at pixel = location * size + shift; those of the fused form have a shift of their own.
+template <class Real>
+void locate(const Problem& p, const SampleTable<Real>& table, const Rows& rows, const QueryTensors<Real>& query,
+            Real shift, Look<Real>* look) {
   using V = Vec<Real>;
   using Int = typename SampleTable<Real>::Int;
   constexpr int64_t kStep = kLanes<V>;
-  if (references) {
-    softmax(weights, table.count, table.padded, look->weight.get());
+  if (query.references) {
+    softmax(query.weights, table.count, table.padded, look->weight.get());
   } else {
-    for (int64_t i = 0; i < table.padded; ++i) look->weight[i] = i < table.count ? weights[i] : 0;
+    for (int64_t i = 0; i < table.padded; i += kStep) {
+      store(&look->weight[i], load_some<V>(query.weights + i, table.count - i, 0));
+    }
   }
   for (int64_t first = 0; first < table.padded; first += kStep) {
     const V width = load<V>(&table.width[first]), height = load<V>(&table.height[first]);
     V x, y;
-    load_pairs(points + 2 * first, table.count - first, &x, &y);
-    if (!references) {
+    load_pairs(query.points + 2 * first, table.count - first, &x, &y);
+    if (!query.references) {
       x = pixel_of_location(x, width, shift);
       y = pixel_of_location(y, height, shift);
     } else {
-      const V centre_x = spread_levels(table, first, references, p.reference_dim);
-      const V centre_y = spread_levels(table, first, references + 1, p.reference_dim);
+      const V centre_x = spread_levels(table, first, query.references, p.reference_dim);
+      const V centre_y = spread_levels(table, first, query.references + 1, p.reference_dim);
       if (p.reference_dim == 2) {
         x = pixel_around_point(centre_x, x, width);
         y = pixel_around_point(centre_y, y, height);
       } else {
         const Real half_share = Real(0.5) / p.points;
-        x = pixel_around_box(centre_x, spread_levels(table, first, references + 2, 4), x, width, half_share);
-        y = pixel_around_box(centre_y, spread_levels(table, first, references + 3, 4), y, height, half_share);
+        x = pixel_around_box(centre_x, spread_levels(table, first, query.references + 2, 4), x, width, half_share);
+        y = pixel_around_box(centre_y, spread_levels(table, first, query.references + 3, 4), y, height, half_share);
       }
     }
     const Footprint<V> print = footprint(x, y, width, height);
@@ -232,6 +257,18 @@ struct RowPointers {
     }
   }
 };
+
+// Ask for the rows of a query before they are needed: they come from all over the level.
+template <class Rows, class Real>
+SPARSE_DETR_HD void prefetch_rows(const Rows& rows, const Look<Real>& look, int64_t padded, int64_t row_length) {
+  if (!rows.rows) return;
+  for (int64_t i = 0; i < kCorners * padded; ++i) {
+    const char* row = reinterpret_cast<const char*>(rows.at(look.offset[i]));
+    for (int64_t byte = 0; byte < row_length * static_cast<int64_t>(sizeof(Real)); byte += 64) {
+      __builtin_prefetch(row + byte);
+    }
+  }
+}
 
 // Sum of share * row over all corners of all samples, for kVectors vectors of channels from `channel` on.
 template <int kVectors, class Real, bool kInPlace>
@@ -274,6 +311,9 @@ SPARSE_DETR_HD void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, 
 }
 
 // Dot products of `grad` with the row of every corner of the samples of one vector, and grad_row += share * grad.
+//
+// The rows of a sample's corners are four different ones, or take what is discarded: they are all read before one is
+// written, for a processor that has seen a row written and soon read again waits for every write before it reads on.
 template <int kVectors, class Real, bool kInPlace>
 SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
                               const RowPointers<Real, kInPlace>& grad_rows, const Look<Real>& look, int64_t first,
@@ -281,27 +321,34 @@ SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
   const int64_t vectors = kVectors ? kVectors : padded_dim / kStep;
-  for (int c = 0; c < kCorners; ++c) {
-    const auto* offset = &look.offset[Look<Real>::at(first, c)];
-    const Real* share = &look.share[Look<Real>::at(first, c)];
-    V products[kStep];
-    for (int64_t i = 0; i < kStep; ++i) {
-      products[i] = V{};
-      if (i >= in_vector) continue;
-      if (rows.rows) {
-        const Real* row = rows.at(offset[i]);
-        for (int64_t k = 0; k < vectors; ++k) products[i] += load<V>(grad + k * kStep) * load<V>(row + k * kStep);
-      }
-      if (grad_rows.rows) {
-        Real* grad_row = grad_rows.at(offset[i]);
-        const V scale = V{} + share[i];
-        for (int64_t k = 0; k < vectors; ++k) {
-          store(grad_row + k * kStep, load<V>(grad_row + k * kStep) + scale * load<V>(grad + k * kStep));
-        }
+  const auto* offset = &look.offset[Look<Real>::at(first, 0)];
+  const Real* share = &look.share[Look<Real>::at(first, 0)];
+  V products[kCorners][kStep];
+  for (int64_t i = 0; i < in_vector; ++i) {
+    V product[kCorners] = {};
+    if (rows.rows) {
+      for (int c = 0; c < kCorners; ++c) {
+        const Real* row = rows.at(offset[c * kStep + i]);
+        for (int64_t k = 0; k < vectors; ++k) product[c] += load<V>(grad + k * kStep) * load<V>(row + k * kStep);
       }
     }
-    dots[c] = sum_each(products);
+    for (int c = 0; c < kCorners; ++c) products[c][i] = product[c];
+    if (grad_rows.rows) {
+      for (int64_t k = 0; k < vectors; ++k) {
+        Real* row[kCorners];
+        V sum[kCorners];
+        for (int c = 0; c < kCorners; ++c) {
+          row[c] = grad_rows.at(offset[c * kStep + i]) + k * kStep;
+          sum[c] = load<V>(row[c]) + (V{} + share[c * kStep + i]) * load<V>(grad + k * kStep);
+        }
+        for (int c = 0; c < kCorners; ++c) store(row[c], sum[c]);
+      }
+    }
   }
+  for (int64_t i = in_vector; i < kStep; ++i) {
+    for (int c = 0; c < kCorners; ++c) products[c][i] = V{};
+  }
+  for (int c = 0; c < kCorners; ++c) dots[c] = sum_each(products[c]);
 }
 
 // ------------------------------------------------------------------------------------------------------------ forward
@@ -332,32 +379,14 @@ void fill_slab(const Problem& p, const ForwardTensors& t, int64_t n, int64_t m, 
   }
 }
 
-// Inputs of one query and head.
-template <class Real>
-struct QueryTensors {
-  QueryTensors(const Problem& p, const ForwardTensors& t, int64_t n, int64_t q, int64_t m)
-      : head(((n * p.queries + q) * p.heads + m)),
-        points(static_cast<const Real*>(t.points) + head * p.levels * p.points * 2),
-        weights(static_cast<const Real*>(t.weights) + head * p.levels * p.points),
-        references(t.references ? static_cast<const Real*>(t.references) +
-                                      (n * p.queries + q) * p.levels * p.reference_dim
-                                : nullptr) {}
-  int64_t head;  // number of the (image, query, head)
-  const Real *points, *weights, *references;
-};
-
+// Writes the output of one query and head.
 template <class T, bool kInPlace>
-void forward_query(const Problem& p, const ForwardTensors& t, const SampleTable<RealOf<T>>& table, const Rows& layout,
-                   const RowPointers<const RealOf<T>, kInPlace>& rows, int64_t n, int64_t q, int64_t m,
-                   int64_t padded_dim, Look<RealOf<T>>* look, RealOf<T>* sum) {
-  using Real = RealOf<T>;
-  const QueryTensors<Real> query(p, t, n, q, m);
-  locate(p, table, layout, query.points, query.weights, query.references, Real(-0.5), look);
-  T* output = static_cast<T*>(t.output) + query.head * p.head_dim;
-  if constexpr (sizeof(T) == sizeof(Real)) {
-    if (padded_dim == p.head_dim) return sum_all_rows(rows, *look, table.count, padded_dim, output);
+void sum_query(const Problem& p, const RowPointers<const RealOf<T>, kInPlace>& rows, const Look<RealOf<T>>& look,
+               int64_t samples, int64_t padded_dim, RealOf<T>* sum, T* output) {
+  if constexpr (sizeof(T) == sizeof(RealOf<T>)) {
+    if (padded_dim == p.head_dim) return sum_all_rows(rows, look, samples, padded_dim, output);
   }
-  sum_all_rows(rows, *look, table.count, padded_dim, sum);
+  sum_all_rows(rows, look, samples, padded_dim, sum);
   write_row(sum, p.head_dim, output);
 }
 
@@ -367,17 +396,25 @@ void forward_in_place(const Problem& p, const ForwardTensors& t, ParallelFor par
   const SampleTable<Real> table(p);
   Buffer<Real> zeros(p.head_dim);
   for (int64_t d = 0; d < p.head_dim; ++d) zeros[d] = 0;
-  for_ranges(parallel_for, p.batch * p.queries, 16, [&](int64_t first, int64_t last) {
-    Look<Real> look(table.padded);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t n = i / p.queries;
+  for_ranges(parallel_for, p.batch * p.queries * p.heads, 64, [&](int64_t first, int64_t last) {
+    Look<Real> looks[2] = {Look<Real>(table.padded), Look<Real>(table.padded)};
+    const auto rows_of = [&](int64_t i) {
+      const int64_t n = i / (p.queries * p.heads), m = i % p.heads;
+      const Real* value = static_cast<const Real*>(t.value) + (n * p.tokens * p.heads + m) * p.head_dim;
+      return RowPointers<const Real, true>{value, zeros.get()};
+    };
+    const auto look_at = [&](int64_t i) {
+      const int64_t n = i / (p.queries * p.heads);
       const Rows layout{p.heads * p.head_dim, -1, t.padding_mask ? t.padding_mask + n * p.tokens : nullptr};
-      for (int64_t m = 0; m < p.heads; ++m) {
-        const Real* value = static_cast<const Real*>(t.value) + (n * p.tokens * p.heads + m) * p.head_dim;
-        const RowPointers<const Real, true> rows{value, zeros.get()};
-        Real* const no_sum = nullptr;  // the output itself takes it
-        forward_query<T>(p, t, table, layout, rows, n, i % p.queries, m, p.head_dim, &look, no_sum);
-      }
+      const QueryTensors<Real> query(p, t, n, i / p.heads % p.queries, i % p.heads);
+      locate(p, table, layout, query, Real(-0.5), &looks[i % 2]);
+      prefetch_rows(rows_of(i), looks[i % 2], table.padded, p.head_dim);
+    };
+    look_at(first);
+    for (int64_t i = first; i < last; ++i) {
+      if (i + 1 < last) look_at(i + 1);
+      T* output = static_cast<T*>(t.output) + i * p.head_dim;
+      sum_query<T>(p, rows_of(i), looks[i % 2], table.count, p.head_dim, static_cast<Real*>(nullptr), output);
     }
   });
 }
@@ -400,7 +437,10 @@ void forward_by_slab(const Problem& p, const ForwardTensors& t, ParallelFor para
         Look<Real> look(table.padded);
         Buffer<Real> sum(padded_dim);
         for (int64_t q = first; q < last; ++q) {
-          forward_query<T>(p, t, table, layout, rows, n, q, m, padded_dim, &look, sum.get());
+          const QueryTensors<Real> query(p, t, n, q, m);
+          locate(p, table, layout, query, Real(-0.5), &look);
+          T* output = static_cast<T*>(t.output) + query.head * p.head_dim;
+          sum_query<T>(p, rows, look, table.count, padded_dim, sum.get(), output);
         }
       });
     }
@@ -493,13 +533,23 @@ void backward_head(const Problem& p, const ForwardTensors& t, const BackwardTens
   using Real = RealOf<T>;
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
-  Look<Real> look(table.padded);
+  Look<Real> looks[2] = {Look<Real>(table.padded), Look<Real>(table.padded)};
   SampleGradients<Real> gradients(table.padded);
   Buffer<Real> grad(padded_dim);
   for (int64_t d = 0; d < padded_dim; ++d) grad[d] = 0;
-  for (int64_t q = 0; q < p.queries; ++q) {
+  const auto look_at = [&](int64_t q) {
     const QueryTensors<Real> query(p, t, n, q, m);
-    locate(p, table, layout, query.points, query.weights, query.references, Real(-0.5), &look);
+    locate(p, table, layout, query, Real(-0.5), &looks[q % 2]);
+    if constexpr (kInPlace) {
+      prefetch_rows(rows, looks[q % 2], table.padded, padded_dim);
+      prefetch_rows(grad_rows, looks[q % 2], table.padded, padded_dim);
+    }
+  };
+  look_at(0);
+  for (int64_t q = 0; q < p.queries; ++q) {
+    if (q + 1 < p.queries) look_at(q + 1);
+    const Look<Real>& look = looks[q % 2];
+    const QueryTensors<Real> query(p, t, n, q, m);
     read_row(static_cast<const T*>(g.grad_output) + query.head * p.head_dim, p.head_dim, grad.get());
     for (int64_t first = 0; first < table.count; first += kStep) {
       const int64_t in_vector = table.count - first < kStep ? table.count - first : kStep;
@@ -620,7 +670,7 @@ void splat_of(const Problem& p, const void* locations, const void* weights, doub
       std::memset(map, 0, sizeof(Real) * map_size);
       for (int64_t q = 0; q < p.queries; ++q) {
         const QueryTensors<Real> query(p, t, i / p.heads, q, i % p.heads);
-        locate(p, table, layout, query.points, query.weights, query.references, static_cast<Real>(shift), &look);
+        locate(p, table, layout, query, static_cast<Real>(shift), &look);
         for (int64_t j = 0; j < kCorners * table.padded; ++j) map[look.offset[j]] += look.share[j];
       }
     }
