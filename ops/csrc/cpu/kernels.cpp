@@ -292,7 +292,7 @@ SPARSE_DETR_HD void sum_rows(const RowPointers<const Real, kInPlace>& rows, cons
   }
   for (int k = 0; k < kVectors; ++k) {
     V total = sums[0][k];
-    for (int chain = 1; chain < kChains; ++chain) total += sums[chain][k];
+    for (int i = 1; i < kChains; ++i) total += sums[i][k];
     store(output + channel + k * kStep, total);
   }
 }

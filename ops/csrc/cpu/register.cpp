@@ -12,14 +12,11 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "kernels.h"
 
 namespace sparse_detr {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Shapes = std::vector<int64_t>;
 
 // ------------------------------------------------------------------------------------------- choice of instruction set
 
@@ -36,7 +33,8 @@ Choice choose_kernels() {
                   "SPARSE_DETR_CPU_ISA must be avx512, avx2 or baseline, got ", most);
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  // Every processor with AVX2 has F16C as well, which some compilers cannot ask for.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx512 && most == "avx512") return {"avx512", &avx512::kernels};
@@ -71,16 +69,12 @@ DType dtype_of(const Tensor& value) {
   }
 }
 
-// float32 kernels address the rows of one head by 32 bits.
-void check_sizes(const Problem& p) {
-  STD_TORCH_CHECK((p.tokens + 1) * (p.head_dim + 16) < INT32_MAX, "value has ", p.tokens, " tokens of ", p.head_dim,
-                  " channels a head: the CPU kernels take fewer than 2^31 numbers a head; split the image");
-}
-
-void check_geometry(const Tensor& tensor, const Tensor& value, const char* name) {
-  const bool is_double = value.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(tensor.scalar_type() == (is_double ? ScalarType::Double : ScalarType::Float), name, " must be ",
-                  is_double ? "float64, as value is" : "float32, as value is not float64");
+// The rows of a head are addressed by 32 bits, but for float64.
+void check_head_size(const Problem& p, const Tensor& value) {
+  constexpr int64_t kWidestVector = 16;
+  const bool fits = (p.tokens + 1) * (p.head_dim + kWidestVector) < INT32_MAX;
+  STD_TORCH_CHECK(fits || value.scalar_type() == ScalarType::Double, "value has ", p.tokens, " tokens of ", p.head_dim,
+                  " channels a head: the CPU kernels take fewer than 2^31 numbers a head, or float64");
 }
 
 // Contiguous inputs, kept alive for the pointers.
@@ -91,20 +85,12 @@ struct Inputs {
         points(torch::stable::contiguous(points)),
         weights(torch::stable::contiguous(weights)),
         shapes(spatial_shapes) {
-    STD_TORCH_CHECK(value.dim() == 4 && points.dim() == 6 && weights.dim() == 5,
-                    "value, points and weights must have 4, 6 and 5 dimensions");
-    check_geometry(points, value, "points");
-    check_geometry(weights, value, "weights");
+    check_attention(value, points, weights, references, padding_mask, spatial_shapes);
     problem = {value.size(0),  value.size(1),  value.size(2), value.size(3), points.size(1),
                points.size(3), points.size(4), 0,             shapes.data()};
-    int64_t tokens = 0;
-    for (std::size_t i = 0; i + 1 < shapes.size(); i += 2) tokens += shapes[i] * shapes[i + 1];
-    STD_TORCH_CHECK(tokens == problem.tokens && static_cast<int64_t>(shapes.size()) == 2 * problem.levels,
-                    "spatial_shapes must have (h, w) of the levels of points and add up to the tokens of value");
-    check_sizes(problem);
+    check_head_size(problem, value);
     tensors = {this->value.data_ptr(), this->points.data_ptr(), this->weights.data_ptr(), nullptr, nullptr, nullptr};
     if (references) {
-      check_geometry(*references, value, "reference_points");
       this->references = torch::stable::contiguous(*references);
       problem.reference_dim = references->size(3);
       tensors.references = this->references->data_ptr();
@@ -156,6 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deformable_attention_backward(
     bool /*deterministic: always*/) {
   Inputs inputs(value, points, weights, reference_points, padding_mask, spatial_shapes);
   const Problem& p = inputs.problem;
+  check_grad_output(grad_output, value, points);
   const Tensor grad = torch::stable::contiguous(grad_output);
   need_reference = need_reference && reference_points;
   const auto like = [](const Tensor& tensor, bool needed) {
@@ -186,15 +173,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deformable_attention_backward(
 }
 
 Tensor splat_attention(Tensor locations, Tensor weights, Shapes spatial_shapes, double pixel_offset) {
-  int64_t tokens = 0;
-  for (std::size_t i = 0; i + 1 < spatial_shapes.size(); i += 2) tokens += spatial_shapes[i] * spatial_shapes[i + 1];
-  STD_TORCH_CHECK(locations.dim() == 6 && weights.dim() == 5, "locations and weights must have 6 and 5 dimensions");
-  STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * locations.size(3),
-                  "spatial_shapes must have (h, w) of the levels of locations");
-  check_geometry(weights, locations, "weights");
-  const Problem p{locations.size(0), tokens,           locations.size(2), 1, locations.size(1), locations.size(3),
-                  locations.size(4), 0,                spatial_shapes.data()};
-  check_sizes(p);
+  check_samples(locations, weights, locations.scalar_type());
+  const int64_t tokens = count_tokens(spatial_shapes, locations.size(3));
+  const Problem p{locations.size(0), tokens, locations.size(2),    1, locations.size(1), locations.size(3),
+                  locations.size(4), 0,      spatial_shapes.data()};
+  STD_TORCH_CHECK(tokens < INT32_MAX, "the CPU kernel takes fewer than 2^31 tokens, got ", tokens);
   const Tensor all_locations = torch::stable::contiguous(locations), all_weights = torch::stable::contiguous(weights);
   Tensor received = torch::stable::new_empty(locations, {p.batch, tokens});
   chosen().kernels->splat(dtype_of(locations), p, all_locations.data_ptr(), all_weights.data_ptr(), pixel_offset,
@@ -205,9 +188,13 @@ Tensor splat_attention(Tensor locations, Tensor weights, Shapes spatial_shapes, 
 }  // namespace
 }  // namespace sparse_detr
 
-// For sparse_detr.ops.native: the instruction set in use.
-extern "C" __attribute__((visibility("default"))) const char* sparse_detr_cpu_isa() {
-  return sparse_detr::chosen().name;
+// For sparse_detr.ops.native: the instruction set in use; null if SPARSE_DETR_CPU_ISA names none, as a call will say.
+extern "C" __attribute__((visibility("default"))) const char* sparse_detr_cpu_isa() noexcept {
+  try {
+    return sparse_detr::chosen().name;
+  } catch (...) {
+    return nullptr;
+  }
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparse_detr, CPU, m) {

@@ -165,7 +165,7 @@ SPARSE_DETR_HD ScalarOf<V> max_lanes(V x) {
   }
 }
 
-// e^x for x <= 0; 0 below the smallest normal number, NaN for NaN.
+// e^x for x <= 0, NaN for NaN; of float, 0 below the smallest normal number.
 SPARSE_DETR_HD FloatVector exp_of_nonpositive(FloatVector x) {
   using L = Lanes<FloatVector>;
   constexpr float kLowest = -87.33654f;

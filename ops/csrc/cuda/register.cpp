@@ -13,14 +13,11 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "launch.h"
 
 namespace sparse_detr {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Shapes = std::vector<int64_t>;
 
 // ------------------------------------------------------------------------------------------------ tensors to pointers
 
@@ -61,20 +58,9 @@ std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
   return packed(*tensor);
 }
 
-ScalarType geometry_type(const Tensor& value) {
-  return value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 void check_on_device(const Tensor& tensor, const Tensor& value, const char* name) {
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(), name,
                   " must be on the same GPU as value");
-}
-
-void check_geometry(const Tensor& tensor, const Tensor& value, const char* name) {
-  const bool is_double = geometry_type(value) == ScalarType::Double;
-  STD_TORCH_CHECK(tensor.scalar_type() == geometry_type(value), name, " must be ",
-                  is_double ? "float64, as value is" : "float32, as value is not float64");
-  check_on_device(tensor, value, name);
 }
 
 int32_t narrow(int64_t size, const char* what) {
@@ -86,8 +72,7 @@ int32_t narrow(int64_t size, const char* what) {
 Problem describe(const Tensor& points, int64_t channels, const Shapes& spatial_shapes) {
   const int64_t num_levels = points.size(3), num_points = points.size(4);
   STD_TORCH_CHECK(num_levels <= kMaxLevels, "the CUDA kernels take at most ", kMaxLevels, " levels, got ", num_levels);
-  STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * num_levels, "spatial_shapes must have (h, w) of ",
-                  num_levels, " levels, got ", spatial_shapes.size(), " numbers");
+  const int64_t all_tokens = count_tokens(spatial_shapes, num_levels);
   Problem problem{};
   int64_t tokens = 0;
   for (int64_t level = 0; level < num_levels; ++level) {
@@ -96,7 +81,7 @@ Problem describe(const Tensor& points, int64_t channels, const Shapes& spatial_s
     tokens += height * width;
   }
   problem.batch = points.size(0);
-  problem.tokens = narrow(tokens, "tokens");
+  problem.tokens = narrow(all_tokens, "tokens");
   problem.queries = narrow(points.size(1), "queries");
   problem.heads = narrow(points.size(2), "heads");
   problem.channels = narrow(channels, "channels");
@@ -125,15 +110,12 @@ struct Inputs {
         weights(packed(weights)),
         references(packed(references)),
         padding_mask(packed(padding_mask)) {
-    STD_TORCH_CHECK(value.dim() == 4 && points.dim() == 6 && weights.dim() == 5,
-                    "value, points and weights must have 4, 6 and 5 dimensions");
-    check_geometry(points, value, "points");
-    check_geometry(weights, value, "weights");
-    if (references) check_geometry(*references, value, "reference_points");
+    check_attention(value, points, weights, references, padding_mask, spatial_shapes);
+    check_on_device(points, value, "points");
+    check_on_device(weights, value, "weights");
+    if (references) check_on_device(*references, value, "reference_points");
     if (padding_mask) check_on_device(*padding_mask, value, "padding_mask");
     problem = describe(points, value.size(3), spatial_shapes);
-    STD_TORCH_CHECK(problem.tokens == value.size(1), "spatial_shapes add up to ", problem.tokens,
-                    " tokens, and value has ", value.size(1));
     problem.reference_dim = references ? narrow(references->size(3), "numbers in a reference point") : 0;
   }
   Inputs(const Inputs&) = delete;
@@ -223,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deformable_attention_backward(
   const Inputs inputs(value, points, weights, reference_points, padding_mask, spatial_shapes);
   const Problem& p = inputs.problem;
   check_on_device(grad_output, value, "grad_output");
-  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type(), "grad_output must have the dtype of value");
+  check_grad_output(grad_output, value, points);
   const Tensor grad = packed(grad_output);
   need_reference = need_reference && reference_points;
   const bool empty = inputs.empty();
@@ -285,8 +267,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deformable_attention_backward(
 
 Tensor splat_attention(Tensor locations, Tensor weights, Shapes spatial_shapes, double pixel_offset) {
   const torch::stable::accelerator::DeviceGuard guard(locations.get_device_index());
-  STD_TORCH_CHECK(locations.dim() == 6 && weights.dim() == 5, "locations and weights must have 6 and 5 dimensions");
-  check_geometry(weights, locations, "weights");
+  check_samples(locations, weights, locations.scalar_type());
+  check_on_device(weights, locations, "weights");
   const Problem p = describe(locations, 1, spatial_shapes);
   const Shapes size{p.batch, p.tokens};
   if (weights.numel() == 0) return torch::stable::new_zeros(locations, size);
