@@ -56,14 +56,14 @@ def groups(results: Record) -> dict[str, list[Record]]:
 
 
 def markdown(results: Record, *, brief: bool = False) -> str:
-    """Everything; or, brief, ratios and bounds only for the first number of threads."""
+    """Everything; or, brief, a README's part: the first number of threads, no attention map, no quartiles."""
     parts = [machine_text(results)]
-    first = results["tasks"][0]["threads"] if results["tasks"] else None
     for name, tasks in groups(results).items():
+        if brief and (tasks[0]["form"] == "splat" or tasks[0]["threads"] != results["tasks"][0]["threads"]):
+            continue
         parts += [f"**{name[0].upper()}{name[1:]}.** Median ms (times faster than `{yardstick(tasks[0])}`)"]
         parts += [time_table(tasks)]
-        if tasks[0]["threads"] == first or not brief:
-            parts += comparisons(tasks, results)
+        parts += brief_comparisons(tasks, results) if brief else comparisons(tasks, results)
     if results["memory"]:
         parts += [memory_note(results), memory_table(results["memory"])]
     parts += [missing_text(results)]
@@ -77,7 +77,28 @@ def comparisons(tasks: list[Record], results: Record) -> list[str]:
         for kernel in kernels(tasks[0]):
             parts += [f"Times faster `{kernel}` is: median of paired ratios (quartiles)", ratio_table(tasks, kernel)]
         if kernels(tasks[0]):
-            parts += [roofline_note(tasks[0], results), roofline_table(tasks, results)]
+            parts += [roofline_note(tasks, results), roofline_table(tasks, results)]
+    return parts
+
+
+def brief_comparisons(tasks: list[Record], results: Record) -> list[str]:
+    """One table for each of our kernels: what the table of times does not say."""
+    floor = floor_of(tasks)
+    bounds = f"the compulsory traffic at {copy_speed(tasks, results)}" + (f"; {FLOOR_NOTE}" if floor else "")
+    parts = []
+    for kernel in kernels(tasks[0]):
+        names = [name for name in rivals(tasks[0], kernel) if name != yardstick(tasks[0])]
+        header = ["", *(f"than {name}" for name in names), "of bandwidth", *(["of L1"] if floor else [])]
+        rows = (
+            [
+                row_name(task),
+                *(brief_ratio_cell(task, name, kernel) for name in names),
+                bandwidth_cell(task, results, kernel),
+                *([floor_cells(task, kernel, floor)[1]] if floor else []),
+            ]
+            for task in tasks
+        )
+        parts += [f"Times faster `{kernel}` is, and its shares of bounds: {bounds}", table(header, rows)]
     return parts
 
 
@@ -136,39 +157,63 @@ def ratio_cell(task: Record, slower: str, faster: str) -> str:
     return "{}x ({} to {})".format(*map(short, ratio(task, slower, faster)))
 
 
+def brief_ratio_cell(task: Record, slower: str, faster: str) -> str:
+    return f"{short(ratio(task, slower, faster)[0])}x" if slower in task["milliseconds"] else "-"
+
+
 def bandwidth(task: Record, results: Record) -> float:
     """GB/s of a large copy with the task's threads."""
     return results["bandwidth"][str(task["threads"])]
 
 
-def roofline_note(task: Record, results: Record) -> str:
-    copy = f"{bandwidth(task, results):.3g} GB/s of a large copy"
-    note = f"Compulsory traffic, the time it takes at the {copy}, and that time's share of a kernel's"
-    return note + ("; last, the share that loads of the value from L1 alone take" if floor_of(task) else "")
+def copy_speed(tasks: list[Record], results: Record) -> str:
+    return f"the {bandwidth(tasks[0], results):.3g} GB/s of a large copy"
 
 
-def floor_of(task: Record) -> str | None:
-    return next((name for name, kind in task["kinds"].items() if kind == "floor"), None)
+# Our time there holds the copy of the value, the floor does not.
+FLOOR_NOTE = "the same kernel without a copy of the value and with every load of it in L1"
+
+
+def roofline_note(tasks: list[Record], results: Record) -> str:
+    note = f"Compulsory traffic, its time at {copy_speed(tasks, results)}, and that time's share of a kernel's"
+    return note + (f"; last, time and share of {FLOOR_NOTE}" if floor_of(tasks) else "")
+
+
+def floor_of(tasks: list[Record]) -> str | None:
+    """The variant that is no implementation but a bound of ours, measured in some of the tasks."""
+    kinds = ((name, kind) for task in tasks for name, kind in task["kinds"].items())
+    return next((name for name, kind in kinds if kind == "floor"), None)
 
 
 def roofline_table(tasks: list[Record], results: Record) -> str:
-    floor = next(filter(None, map(floor_of, tasks)), None)
+    floor = floor_of(tasks)
     names = kernels(tasks[0])
-    header = ["", "MB", "ms", *names, *([floor] if floor else [])]
-    return table(header, (roofline_row(task, results, names, floor) for task in tasks))
+    header = ["", "MB", "ms", *names, *(["ms in L1", f"{names[0]}, of that"] if floor else [])]
+    rows = (
+        [
+            *(row_name(task), short(task["compulsory_bytes"] / 1e6), short(least_ms(task, results))),
+            *(bandwidth_cell(task, results, name) for name in names),
+            *(floor_cells(task, names[0], floor) if floor else []),
+        ]
+        for task in tasks
+    )
+    return table(header, rows)
 
 
-def roofline_row(task: Record, results: Record, names: list[str], floor: str | None) -> list[str]:
-    megabytes = task["compulsory_bytes"] / 1e6
-    least_ms = megabytes / bandwidth(task, results)
-    shares = [f"{short(100 * least_ms / median_ms(task, name))} %" for name in names]
-    if floor is None:
-        bound = []
-    elif floor in task["milliseconds"]:
-        bound = [f"{100 / ratio(task, names[0], floor)[0]:.3g} %"]
-    else:
-        bound = ["-"]
-    return [row_name(task), short(megabytes), short(least_ms), *shares, *bound]
+def least_ms(task: Record, results: Record) -> float:
+    """What the compulsory traffic takes."""
+    return task["compulsory_bytes"] / 1e6 / bandwidth(task, results)
+
+
+def bandwidth_cell(task: Record, results: Record, kernel: str) -> str:
+    return f"{short(100 * least_ms(task, results) / median_ms(task, kernel))} %"
+
+
+def floor_cells(task: Record, kernel: str, floor: str) -> tuple[str, str]:
+    """The floor's time, and its share of the kernel's."""
+    if floor not in task["milliseconds"]:
+        return "-", "-"
+    return short(median_ms(task, floor)), f"{100 / ratio(task, kernel, floor)[0]:.3g} %"
 
 
 def memory_note(results: Record) -> str:

@@ -29,7 +29,7 @@ class Variant:
         kind: "ours", "pytorch", "peer", or "floor", which is no implementation but a bound of ours.
         run: the call.
         one_dtype: it takes locations and weights in the value's dtype only.
-        one_spot: every query looks at the same cells.
+        one_spot: every query looks at the same cells of small maps (`Inputs.in_one_spot`).
     """
 
     name: str

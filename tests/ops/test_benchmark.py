@@ -36,7 +36,7 @@ def run(script, *arguments):
 
 def task(times, *, form="plain", backward=False, **overrides):
     kinds = {"fair": "pytorch", "cpu": "ours", "rival": "peer", "eager + cpu": "ours", "eager + fair": "pytorch"}
-    kinds.update({"cpu fused": "ours", "cpu, loads in L1": "floor", "reference": "ours"})
+    kinds.update({"cpu fused": "ours", "cpu, loads in L1": "floor", "reference": "ours", "scatter_add": "pytorch"})
     record = {
         "form": form,
         "case": "Lq = S",
@@ -75,7 +75,8 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
     assert "| Lq = S, forward | 20 | 5 (4x) | 10 (2x) |" in text
     assert "| Lq = S, forward | 4x (3 to 7) | 2x (2 to 2.67) |" in text
     # 30 MB at 10 GB/s take 3 ms of 5, and half of the time goes beyond loads from L1
-    assert "| Lq = S, forward | 30 | 3 | 60 % | 50 % |" in text
+    assert "|  | MB | ms | cpu | ms in L1 | cpu, of that |" in text
+    assert "| Lq = S, forward | 30 | 3 | 60 % | 2.5 | 50 % |" in text
 
 
 def test_long_times_have_no_exponent():
@@ -90,12 +91,33 @@ def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
     assert "| Lq = S, forward | 8x (8 to 8) | 4x (4 to 4) | 2x (2 to 2) |" in text
 
 
-def test_the_brief_report_compares_with_one_number_of_threads_only():
-    times = {"fair": [2.0], "cpu": [1.0]}
+def test_the_brief_report_has_one_number_of_threads_and_no_quartiles():
+    times = {"fair": [12.0], "cpu": [6.0], "cpu, loads in L1": [3.0], "rival": [18.0]}
     both = results(task(times), task(times, threads=2, group="2 threads"), bandwidth={"1": 10.0, "2": 10.0})
     report = load("measuring.report")
     assert report.markdown(both).count("median of paired ratios") == 2
-    assert report.markdown(both, brief=True).count("median of paired ratios") == 1
+    brief = report.markdown(both, brief=True)
+    assert brief.count("| Lq = S, forward |") == 2
+    assert "| Lq = S, forward | 12 | 6 (2x) | 18 (0.667x) |" in brief
+    assert "|  | than rival | of bandwidth | of L1 |" in brief
+    assert "| Lq = S, forward | 3x | 50 % | 50 % |" in brief
+
+
+def test_the_brief_report_leaves_out_the_attention_map():
+    record = task({"scatter_add": [2.0], "cpu": [1.0]}, form="splat")
+    report = load("measuring.report")
+    assert "| Lq = S, forward | 2 | 1 (2x) |" in report.markdown(results(record))
+    assert "Lq = S" not in report.markdown(results(record), brief=True)
+
+
+def test_in_one_spot_every_load_comes_from_maps_that_fit_the_first_cache():
+    cases = load("measuring.cases")
+    inputs = cases.make_inputs(cases.CASES[3].tiny(), seed=0)
+    there = inputs.in_one_spot()
+    assert there.levels.shapes == ((4, 4),) * 4
+    assert there.value.shape == (1, 64, 8, 32)
+    assert there.locations.shape == inputs.locations.shape
+    assert there.weights is inputs.weights
 
 
 def test_memory_has_a_column_for_each_direction_and_a_gap_for_what_was_not_measured():
