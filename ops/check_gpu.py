@@ -41,6 +41,15 @@ NO_GPU = """There is no GPU here that torch can use, so nothing of the GPU kerne
                                              interpreter, and that nvcc compiles the CUDA sources"""
 
 SMALL_CASE = (str(Path(__file__).resolve()), "--small-case")
+# A library that is there is not asked about: that it does not load is a failure, which the step itself meets.
+ASK_FOR_BACKEND = """
+import sys
+from sparse_detr.ops import available_backends, native
+name = sys.argv[1]
+library = native.status().get(name)
+reason = None if library and library.path else available_backends()[name]
+print("unavailable:", reason) if reason else print("available")
+"""
 
 Outcome = dict[str, Any]
 
@@ -174,8 +183,16 @@ def run_tests(path: str) -> str:
     return command("-m", "pytest", "-q", "-rs", path)
 
 
+def require_backend(backend: str) -> None:
+    """Raise `Skipped` where this machine does not have it. Asked in a new process, after the build."""
+    answer = last_line(command("-c", ASK_FOR_BACKEND, backend))
+    if answer.startswith("unavailable: "):
+        raise Skipped(answer.removeprefix("unavailable: "))
+
+
 def small_case(backend: str) -> str:
     """In a process of its own: a kernel that fails leaves the GPU unusable for the process."""
+    require_backend(backend)
     return command(*SMALL_CASE, backend)
 
 
@@ -199,6 +216,7 @@ def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
 
 def sanitize(backend: str, tool: str) -> str:
     """The small case under compute-sanitizer, each tensor in an allocation of its own."""
+    require_backend(backend)
     found = compute_sanitizer()
     if found is None:
         raise Skipped("compute-sanitizer is not installed: it comes with the CUDA toolkit")

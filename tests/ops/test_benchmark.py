@@ -279,6 +279,15 @@ def test_the_check_reports_what_failed_and_what_was_skipped(tmp_path):
     assert json.loads((tmp_path / "check.json").read_text())["steps"][1]["detail"] == "first line\nlast line"
 
 
+def test_the_check_skips_a_backend_that_is_not_here_and_not_a_library_that_does_not_load(tmp_path, monkeypatch):
+    check = load("check_gpu")
+    monkeypatch.setenv("SPARSE_DETR_NATIVE_DIR", str(tmp_path))
+    with pytest.raises(check.Skipped, match="build it with"):
+        check.small_case("cuda")
+    (tmp_path / "libsparse_detr_cuda.so").write_text("no library")
+    check.require_backend("cuda")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_the_checks_accuracy_accepts_a_right_backend_and_finds_a_wrong_one(dtype, monkeypatch):
     accuracy = load("measuring.accuracy")
