@@ -33,7 +33,8 @@ LOADED = """
 import sys
 from sparse_detr.ops import native
 library = native.status()["cpu"]
-sys.exit(0 if sys.argv[1] in str(library.path) else f"the sanitized library is not in use: {library}")
+in_use = library.unavailable is None and sys.argv[1] in str(library.path)
+sys.exit(0 if in_use else f"the sanitized library is not in use: {library}")
 """
 
 
