@@ -1,20 +1,39 @@
-"""The backends that take CPU tensors in this process."""
+"""The backends that this process can test, and where their tensors lie."""
 
 import os
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from sparse_detr.ops import native
+from sparse_detr.ops.backends import find_backend
 
-BACKENDS = ["reference"]
-# Built for this PyTorch but not loadable is a failure of the tests, not a reason to leave it out.
-if native.status()["cpu"].path is not None and native.unsuited_torch("cpu") is None:
-    BACKENDS.append("cpu")
-# Slow; test_triton.py, which sets it by itself, tests the kernels.
-if os.environ.get("TRITON_INTERPRET") == "1":
-    BACKENDS.append("triton")
-KERNELS = [name for name in BACKENDS if name != "reference"]
+
+def is_usable(library):
+    """Whether a native library is built for this PyTorch. That it then does not load is a failure of the tests."""
+    return native.load(library).path is not None and native.unsuited_torch(library) is None
+
+
+# Those that take CPU tensors. The Triton interpreter is slow; test_triton.py, which sets it, tests the kernels.
+CPU_BACKENDS = ["reference"]
+CPU_BACKENDS += ["cpu"] if is_usable("cpu") else []
+CPU_BACKENDS += ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# (name, device) of every backend, and of those that are ops of torch.library. No id but those of the CPU library holds
+# the word cpu, by which `ops/sanitize.py` chooses.
+KERNELS = [pytest.param((name, "cpu"), id=name) for name in CPU_BACKENDS if name != "reference"]
+KERNELS += [pytest.param((name, "cuda"), id=f"{name}-gpu", marks=NEEDS_GPU) for name in ("triton", "cuda")]
+BACKENDS = [pytest.param(("reference", "cpu"), id="reference"), *KERNELS]
+
+
+def skip_if_absent(name, device):
+    """Skip the test if the backend is not installed or built; one that is and does not work fails it."""
+    if device == "cuda" and not (name == "cuda" and is_usable("cuda")):
+        reason = find_backend(name).unavailable
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}")
 
 
 def has_second_derivatives():

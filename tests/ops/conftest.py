@@ -1,19 +1,43 @@
-"""Runs a test once for every backend that takes CPU tensors in this process."""
+"""Runs a test once for every backend; those of a GPU are skipped where there is none."""
 
 import pytest
+import torch
 
-from tests.ops.backends import BACKENDS, KERNELS
+from tests.ops.backends import BACKENDS, CPU_BACKENDS, KERNELS, skip_if_absent
+
+
+def on_its_device(name, device):
+    """The name of a backend, while tensors are made on its device."""
+    if device == "cpu":
+        yield name
+        return
+    skip_if_absent(name, device)
+    torch.set_default_device(device)
+    yield name
+    torch.set_default_device(None)
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """The name of a backend."""
+    """The name of a backend; tensors are made on its device."""
+    yield from on_its_device(*request.param)
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request):
+    """The name of a backend that is an op of torch.library; tensors are made on its device."""
+    yield from on_its_device(*request.param)
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def cpu_backend(request):
+    """The name of a backend that takes CPU tensors."""
     return request.param
 
 
-@pytest.fixture(params=KERNELS or [None])
-def kernel(request):
-    """The name of a backend that is an op of torch.library."""
+@pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"] or [None])
+def cpu_kernel(request):
+    """The name of a backend that is an op of torch.library and takes CPU tensors."""
     if request.param is None:
         pytest.skip("no kernel is built here: python ops/build.py")
     return request.param

@@ -7,6 +7,12 @@ import torch
 
 # Largest error of outputs and gradients as a share of the largest number. That of half precision is one rounding.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1.01 * 2**-11, torch.bfloat16: 1.01 * 2**-8}
+GPU_TOLERANCES = {**TOLERANCES, torch.float32: 1e-5}
+
+
+def tolerance(tensor):
+    """That of a result."""
+    return (GPU_TOLERANCES if tensor.is_cuda else TOLERANCES)[tensor.dtype]
 
 
 def corners(x, y):
@@ -106,7 +112,7 @@ def step_size(shapes, reference, level, axis, num_points):
 
 def splat(shapes, locations, weights, pixel_offset):
     """(B, N): the weight that every token received."""
-    received = torch.zeros(locations.shape[0], sum(h * w for h, w in shapes), dtype=weights.dtype)
+    received = weights.new_zeros(locations.shape[0], sum(h * w for h, w in shapes))
     for index, start, height, width, x, y in samples(shapes, locations):
         for row, column, share in corners(x + pixel_offset, y + pixel_offset):
             if 0 <= row < height and 0 <= column < width:
@@ -114,49 +120,58 @@ def splat(shapes, locations, weights, pixel_offset):
     return received
 
 
+class RandomNumbers:
+    """The same float64 numbers on every device, in the memory of the default one."""
+
+    def __init__(self, seed):
+        self.options = {"generator": torch.Generator("cpu").manual_seed(seed), "dtype": torch.float64, "device": "cpu"}
+
+    def uniform(self, *size):
+        return torch.rand(*size, **self.options).to(torch.get_default_device())
+
+    def normal(self, *size):
+        return torch.randn(*size, **self.options).to(torch.get_default_device())
+
+
 def random_samples(shapes, *, batch=2, queries=3, heads=2, points=2, low=-0.3, high=1.3, seed=0):
     """Float64 locations, some of them outside, and weights that sum to 1 over levels and points."""
-    generator = torch.Generator().manual_seed(seed)
+    numbers = RandomNumbers(seed)
     size = (batch, queries, heads, len(shapes), points)
-    locations = torch.rand(*size, 2, generator=generator, dtype=torch.float64) * (high - low) + low
-    weights = torch.rand(*size, generator=generator, dtype=torch.float64)
+    locations = numbers.uniform(*size, 2) * (high - low) + low
+    weights = numbers.uniform(*size)
     return locations, weights / weights.sum((-2, -1), keepdim=True)
 
 
 def random_value(shapes, *, batch=2, heads=2, channels=3, seed=1):
     """(B, N, M, D) in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = sum(h * w for h, w in shapes)
-    return torch.randn(batch, tokens, heads, channels, generator=generator, dtype=torch.float64)
+    return RandomNumbers(seed).normal(batch, sum(h * w for h, w in shapes), heads, channels)
 
 
 def random_predictions(shapes, size, *, batch=2, queries=3, heads=2, points=2, seed=2):
     """Float64 reference points of `size` numbers, offsets that also leave the maps, and logits."""
-    generator = torch.Generator().manual_seed(seed)
+    numbers = RandomNumbers(seed)
     sizes = (batch, queries, heads, len(shapes), points)
-    references = torch.rand(batch, queries, len(shapes), size, generator=generator, dtype=torch.float64)
-    offsets = 2 * torch.randn(*sizes, 2, generator=generator, dtype=torch.float64)
-    return references, offsets, torch.randn(*sizes, generator=generator, dtype=torch.float64)
+    references = numbers.uniform(batch, queries, len(shapes), size)
+    offsets = 2 * numbers.normal(*sizes, 2)
+    return references, offsets, numbers.normal(*sizes)
 
 
 def random_padding(shapes, *, batch=2, seed=3):
     """(B, N), True on a third of the tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, sum(h * w for h, w in shapes), generator=generator) < 1 / 3
+    return RandomNumbers(seed).uniform(batch, sum(h * w for h, w in shapes)) < 1 / 3
 
 
 def relative_error(result, expected):
     """Largest error as a share of the largest number that is expected."""
     if not expected.numel():
         return 0.0
-    error = (result.double() - expected.double()).abs().max()
-    return (error / expected.double().abs().max().clamp(min=1e-30)).item()
+    result, expected = result.double().cpu(), expected.double().cpu()
+    return ((result - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
 def with_gradients(function, *tensors, seed=9):
     """Output, a random gradient of the output, and gradients of the tensors."""
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     output = function(*leaves)
-    generator = torch.Generator().manual_seed(seed)
-    grad_output = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    grad_output = RandomNumbers(seed).normal(*output.shape).to(output)
     return output, grad_output, torch.autograd.grad(output, leaves, grad_output)

@@ -1,4 +1,4 @@
-"""Results do not depend on the number of threads, nor on the run."""
+"""Results do not depend on the number of threads; on a GPU they are those of every run, if PyTorch is told so."""
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ def restore_threads():
     torch.set_num_threads(threads)
 
 
-def everything(kernel, dtype, queries):
+def everything(kernel, dtype, queries, channels):
     """Output, all gradients and the map."""
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 4, queries=queries, heads=4))
-    value = random_value(SHAPES, heads=4, channels=20).to(dtype)
+    value = random_value(SHAPES, heads=4, channels=channels).to(dtype)
     leaves = [x.requires_grad_() for x in (value, references, offsets, logits)]
     output = fused_deformable_attention(
         value, SHAPES, references, offsets, logits, padding_mask=random_padding(SHAPES), backend=kernel
@@ -32,11 +32,24 @@ def everything(kernel, dtype, queries):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [1, 50, 1500])  # one, few and more than there are tokens
-def test_any_number_of_threads_gives_the_same_bits(kernel, dtype, queries):
-    if kernel == "triton":
+@pytest.mark.parametrize("channels", [20, 32])  # half a vector left over (AVX-512), and none
+def test_any_number_of_threads_gives_the_same_bits(cpu_kernel, dtype, queries, channels):
+    if cpu_kernel == "triton":
         pytest.skip("the interpreter has one thread")
     torch.set_num_threads(1)
-    expected = everything(kernel, dtype, queries)
+    expected = everything(cpu_kernel, dtype, queries, channels)
     for threads in (2, 3, 8):
         torch.set_num_threads(threads)
-        assert all(torch.equal(x, y) for x, y in zip(everything(kernel, dtype, queries), expected, strict=True))
+        results = everything(cpu_kernel, dtype, queries, channels)
+        assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
+
+
+def test_the_deterministic_mode_of_torch_gives_the_same_bits_in_every_run(kernel):
+    torch.use_deterministic_algorithms(True)
+    try:
+        expected = everything(kernel, torch.float32, 1500, 32)
+        for _ in range(3):
+            results = everything(kernel, torch.float32, 1500, 32)
+            assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from torch.testing import assert_close
 
 from sparse_detr.ops import fused_deformable_attention, multi_scale_deformable_attention, splat_attention
-from tests.ops.backends import BACKENDS
+from tests.ops.backends import CPU_BACKENDS
 from tests.ops.reference import attend, random_predictions, random_samples, random_value
 
 settings.register_profile("ops", max_examples=25, deadline=None, derandomize=True)
@@ -37,7 +37,7 @@ class Case:
         return multi_scale_deformable_attention(value, self.shapes, locations, weights, backend=self.backend)
 
 
-CASES = st.builds(Case, SHAPES, SIZES, st.integers(1, 20), st.integers(0, 2**20), st.sampled_from(BACKENDS))
+CASES = st.builds(Case, SHAPES, SIZES, st.integers(1, 20), st.integers(0, 2**20), st.sampled_from(CPU_BACKENDS))
 
 
 @given(CASES)
@@ -93,7 +93,7 @@ def test_the_map_holds_the_weights_of_what_a_map_of_ones_reads(case):
     assert_close(received.sum(1), read, atol=1e-11, rtol=0)
 
 
-@given(SHAPES, SIZES, st.sampled_from([2, 4]), st.integers(0, 2**20), st.floats(-30, 30), st.sampled_from(BACKENDS))
+@given(SHAPES, SIZES, st.sampled_from([2, 4]), st.integers(0, 2**20), st.floats(-30, 30), st.sampled_from(CPU_BACKENDS))
 def test_adding_a_constant_to_all_logits_changes_nothing(shapes, sizes, size, seed, constant, backend):
     references, offsets, logits = random_predictions(shapes, size, **sizes, seed=seed)
     value = random_value(shapes, batch=sizes["batch"], heads=sizes["heads"], seed=seed)
