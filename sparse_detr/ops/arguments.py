@@ -25,6 +25,11 @@ def flatten_shapes(spatial_shapes: Shapes, *, num_levels: int, samples_name: str
     return [int(size) if isinstance(size, Tensor) else size for pair in spatial_shapes for size in pair]
 
 
+def as_pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    """(h, w) of every level, from h0, w0, h1, w1, ..."""
+    return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
+
+
 def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_name: str) -> None:
     """(B, N, M, D), with the images and heads of the samples and the tokens of the levels."""
     batch, heads = samples.shape[0], samples.shape[2]
@@ -43,9 +48,11 @@ def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_
 
 
 def check_samples(points: Tensor, weights: Tensor, points_name: str, weights_name: str) -> None:
-    """(B, Q, M, L, P, 2) and (B, Q, M, L, P)."""
+    """(B, Q, M, L, P, 2) and (B, Q, M, L, P), of at least one level and point."""
     if points.dim() != 6 or points.shape[-1] != 2:
         raise ValueError(f"{points_name} must be (B, Q, M, L, P, 2), got {tuple(points.shape)}")
+    if 0 in points.shape[3:5]:
+        raise ValueError(f"{points_name} must have at least one level and one point, got {tuple(points.shape)}")
     if weights.shape != points.shape[:-1]:
         raise ValueError(
             f"{weights_name} must have the shape {tuple(points.shape[:-1])} of {points_name}, "

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A location from which no bilinear sample touches a map, whatever the map's size.
-OUTSIDE = -2.0
+from sparse_detr.ops.arguments import as_pairs
+
+# A location, a coordinate of grid_sample's and a pixel coordinate from which no sample touches a map of any size.
+OUTSIDE = -4.0
 
 
 def deformable_attention(
@@ -26,14 +28,8 @@ def deformable_attention(
 ) -> Tensor:
     """(B, Q, M * D), the weighted bilinear samples of `value`; in the fused form where there are reference points."""
     shapes = as_pairs(spatial_shapes)
-    readable = points.isfinite()
     if reference_points is not None:
-        readable = readable & reference_points.isfinite().all(-1)[:, :, None, :, None, None]
-        # Put aside before they are multiplied, for a gradient of zero times infinity would be NaN.
-        reference_points = torch.where(reference_points.isfinite(), reference_points, 0)
-        points, weights = locate_samples(reference_points, torch.where(readable, points, 0), weights, shapes)
-        readable = readable & points.isfinite()
-    points = torch.where(readable.all(-1, keepdim=True), points, OUTSIDE)
+        points, weights = _locate_readable(reference_points, points, weights, shapes)
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
     return _read(value.to(points.dtype), points, weights, shapes).to(value.dtype)
@@ -64,27 +60,38 @@ def _widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _locate_readable(
+    reference_points: Tensor, offsets: Tensor, logits: Tensor, shapes: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """`locate_samples`, with zero instead of NaN as the gradient of what comes from an infinite number."""
+    if reference_points.shape[-1] == 2:  # no input is multiplied with another, so no gradient with an infinity
+        return locate_samples(reference_points, offsets, logits, shapes)
+    nowhere = reference_points.new_tensor([OUTSIDE, OUTSIDE, 0, 0])
+    references = torch.where(reference_points.isfinite().all(-1, keepdim=True), reference_points, nowhere)
+    readable = offsets.isfinite()
+    locations, weights = locate_samples(references, torch.where(readable, offsets, 0), logits, shapes)
+    return torch.where(readable, locations, OUTSIDE), weights
+
+
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
     """(B, N), the weight that every token received."""
-    weights = torch.where(locations.isfinite().all(-1), weights, 0)
-    locations = torch.where(locations.isfinite(), locations, OUTSIDE)
     levels = []
     for level, (height, width) in enumerate(as_pairs(spatial_shapes)):
         size = torch.tensor([width, height], device=locations.device, dtype=locations.dtype)
-        pixels = locations[:, :, :, level].flatten(1, -2) * size + pixel_offset
+        pixels = _readable(locations[:, :, :, level].flatten(1, -2) * size + pixel_offset)
         levels.append(_splat_level(pixels, weights[:, :, :, level].flatten(1), height, width))
     return torch.cat(levels, 1)
 
 
-def as_pairs(spatial_shapes: Sequence[int]) -> list[tuple[int, int]]:
-    """(h, w) of every level, from h0, w0, h1, w1, ..."""
-    return list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+def _readable(coordinates: Tensor) -> Tensor:
+    """Coordinates, moved outside where they are infinite or not a number; one of (x, y) takes the sample along."""
+    return coordinates.nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=OUTSIDE)
 
 
 def _read(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
     batch, num_queries, num_heads = locations.shape[:3]
     head_dim = value.shape[-1]
-    grids = 2 * locations - 1
+    grids = _readable(2 * locations - 1)
     sizes = [height * width for height, width in shapes]
     samples = []
     for level, (level_value, (height, width)) in enumerate(zip(value.split(sizes, dim=1), shapes, strict=True)):

@@ -43,6 +43,8 @@ REFUSED = [
     (plain, {"value": VALUE.float()}, "sampling_locations must be torch.float32 .* got torch.float64"),
     (plain, {"sampling_locations": LOCATIONS[..., :1]}, r"sampling_locations must be \(B, Q, M, L, P, 2\)"),
     (plain, {"sampling_locations": LOCATIONS.float()}, "sampling_locations must be torch.float64 .* torch.float32"),
+    (plain, {"sampling_locations": LOCATIONS[:, :, :, :, :0]}, "sampling_locations must have at least one level"),
+    (plain, {"sampling_locations": LOCATIONS[:, :, :, :0], "spatial_shapes": ()}, "must have at least one level"),
     (plain, {"attention_weights": WEIGHTS[:, :2]}, "attention_weights must have the shape"),
     (plain, {"attention_weights": WEIGHTS.long()}, "attention_weights must be torch.float64 .* got torch.int64"),
     (plain, {"attention_weights": WEIGHTS.to("meta")}, "attention_weights is on meta, but value is on cpu"),
@@ -59,20 +61,22 @@ REFUSED = [
     (fused, {"reference_points": REFERENCES.float()}, "reference_points must be torch.float64 .* torch.float32"),
     (fused, {"reference_points": REFERENCES.to("meta")}, "reference_points is on meta, but value is on cpu"),
     (fused, {"sampling_offsets": OFFSETS.flatten(3)}, r"sampling_offsets must be \(B, Q, M, L, P, 2\)"),
+    (fused, {"sampling_offsets": OFFSETS[:, :, :, :, :0]}, "sampling_offsets must have at least one level"),
     (fused, {"sampling_offsets": OFFSETS.float()}, "sampling_offsets must be torch.float64 .* torch.float32"),
     (fused, {"attention_logits": LOGITS.flatten(3)}, "attention_logits must have the shape"),
     (fused, {"spatial_shapes": SHAPES[:2]}, "sampling_offsets has 3 levels, spatial_shapes has 2"),
     (splat, {"attention_weights": WEIGHTS[..., :1]}, "attention_weights must have the shape"),
     (splat, {"attention_weights": WEIGHTS.float()}, "attention_weights must be torch.float64 .* torch.float32"),
     (splat, {"sampling_locations": LOCATIONS.flatten(3)}, r"sampling_locations must be \(B, Q, M, L, P, 2\)"),
+    (splat, {"sampling_locations": LOCATIONS[:, :, :, :, :0]}, "sampling_locations must have at least one level"),
     (splat, {"spatial_shapes": SHAPES[:1]}, "sampling_locations has 3 levels, spatial_shapes has 1"),
 ]
 
 
 @pytest.mark.parametrize(("function", "changed", "message"), REFUSED)
-def test_an_argument_that_does_not_fit_is_refused_by_name(backend, function, changed, message):
+def test_an_argument_that_does_not_fit_is_refused_by_name(cpu_backend, function, changed, message):
     with pytest.raises(ValueError, match=message):
-        function(backend, **changed)
+        function(cpu_backend, **changed)
 
 
 @pytest.mark.parametrize("function", [plain, fused, splat])
