@@ -2,7 +2,7 @@
 
     reference  PyTorch, on every device
     cpu        native library (`ops/csrc/cpu`)
-    triton     Triton kernels for CUDA tensors, which need no build
+    triton     Triton kernels for CUDA tensors, built when they are first called, with a C compiler of the machine
     cuda       native library (`ops/csrc/cuda`)
 
 The argument `backend` of the public functions comes first, then the environment variable SPARSE_DETR_BACKEND, then
@@ -12,6 +12,7 @@ AUTOMATIC. A backend that is named but not available is an error; nothing else t
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ VARIABLE = "SPARSE_DETR_BACKEND"
 NAMES = ("reference", "cpu", "triton", "cuda")
 # The first available one for the device that the tensors are on; `reference` where there is none.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest that torch.compile gives to Triton too
 NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
 
 
@@ -48,26 +50,28 @@ def available_backends() -> dict[str, str | None]:
     return {name: find_backend(name).unavailable for name in NAMES}
 
 
-def choose_backend(value: Tensor, backend: str | None = None) -> str:
+def choose_backend(value: Tensor, backend: str | None = None, *, differentiable: bool = False) -> str:
     """Name of the backend that runs on `value`.
 
     Args:
         value: a tensor of the call.
         backend: what the caller asks for; None for SPARSE_DETR_BACKEND, or else the automatic choice.
+        differentiable: whether the call needs a derivative that kernels do not have; the automatic choice is then
+            `reference`.
 
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: the backend that was asked for cannot run here, or not on the tensor's device.
     """
-    return _choose(value.device.type, backend)
+    return _choose(value.device.type, backend, differentiable)
 
 
-def _choose(device_type: str, backend: str | None) -> str:
+def _choose(device_type: str, backend: str | None, differentiable: bool) -> str:
     source = "the argument backend"
     if backend is None:
         backend, source = os.environ.get(VARIABLE) or None, f"the environment variable {VARIABLE}"
     if backend is None:
-        return _choose_automatically(device_type)
+        return "reference" if differentiable else _choose_automatically(device_type)
     if backend not in NAMES:
         raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {backend!r}")
     found = find_backend(backend)
@@ -108,13 +112,29 @@ def find_backend(name: str) -> Backend:
 def _find_triton() -> Backend:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when the kernels are imported
     device_types = ("cpu", "cuda") if interpreted else ("cuda",)
-    missing = None
-    if find_spec("triton") is None:
-        missing = "the package triton is not installed; install it"
-    elif not interpreted and not torch.cuda.is_available():
-        missing = "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels on CPU tensors, for tests"
-    else:
-        from sparse_detr.ops import triton_backend
-
-        library.register_kernels("sparse_detr_triton", triton_backend, device_types)
+    missing = _why_not_triton(interpreted)
+    if missing is None:
+        try:
+            from sparse_detr.ops import triton_backend
+        except ImportError as error:
+            missing = f"the package triton cannot be imported ({error}); install it again"
+        else:
+            library.register_kernels("sparse_detr_triton", triton_backend, device_types)
     return Backend("triton", missing, device_types)
+
+
+def _why_not_triton(interpreted: bool) -> str | None:
+    """What Triton lacks here, much of which it would miss only at the first launch of a kernel; None if nothing."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed; install it"
+    if interpreted:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels on CPU tensors, for tests"
+    oldest = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+    if oldest < OLDEST_TRITON_GPU:
+        least, found = (".".join(map(str, capability)) for capability in (OLDEST_TRITON_GPU, oldest))
+        return f"Triton needs compute capability {least}, one GPU here has {found}; hide it with CUDA_VISIBLE_DEVICES"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler, and there is neither gcc nor clang; install one, or name yours in CC"
+    return None

@@ -25,7 +25,8 @@ def multi_scale_deformable_attention(
     the map reads as zero, and so does a location that is infinite or not a number.
 
     Sums are in float32, or in float64 for a float64 value. Under autocast the value is cast, locations and weights are
-    not.
+    not. On a GPU the gradient of the value is added up in an order, and so has last bits, that differ from run to run,
+    unless `torch.use_deterministic_algorithms(True)` is set.
 
     Args:
         value: (B, N, M, D), levels one after the other, rows within a level; float32, float64, bfloat16 or float16.
@@ -103,7 +104,7 @@ def splat_attention(
     """Add every attention weight to the four tokens that its sample was interpolated from (Sparse DETR, appendix A.2).
 
     The kernels add up in an order, or in numbers, that make the result the same in every run. They have no derivative:
-    where one is needed and no backend is named, `reference` runs.
+    where one is needed, the automatic choice is `reference`.
 
     Args:
         spatial_shapes: (h, w) of every level.
@@ -128,9 +129,8 @@ def splat_attention(
     like = "sampling_locations"
     locations = arguments.geometry("sampling_locations", sampling_locations, sampling_locations, like)
     weights = arguments.geometry("attention_weights", attention_weights, sampling_locations, like)
-    if backend is None and torch.is_grad_enabled() and (locations.requires_grad or weights.requires_grad):
-        backend = "reference"
-    name = choose_backend(locations, backend)
+    differentiable = torch.is_grad_enabled() and (locations.requires_grad or weights.requires_grad)
+    name = choose_backend(locations, backend, differentiable=differentiable)
     if name == "reference":
         return reference.splat_attention(locations, weights, shapes, pixel_offset)
     return library.op(NAMESPACES[name], "splat_attention")(locations, weights, shapes, pixel_offset)
@@ -147,7 +147,7 @@ def _attend(
 ) -> Tensor:
     name = choose_backend(value, backend)
     if name == "reference":
-        value, points, weights, reference_points = library.autocast_dtypes(value, points, weights, reference_points)  # type: ignore[assignment]
-        return reference.deformable_attention(value, points, weights, reference_points, padding_mask, shapes)
+        tensors = library.autocast_dtypes(value, points, weights, reference_points)
+        return reference.deformable_attention(*tensors, padding_mask, shapes)  # type: ignore[arg-type, call-arg]
     attention = library.op(NAMESPACES[name], "deformable_attention")
     return attention(value, points, weights, reference_points, padding_mask, shapes)

@@ -17,11 +17,14 @@ value's dtype. A gradient that is not needed comes back with the shape (0,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparse_detr.ops.arguments import as_pairs
 
 NAMESPACES = ("sparse_detr", "sparse_detr_triton")
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -67,8 +70,9 @@ def define(namespace: str) -> None:
         library.impl("splat_attention", _autocast_splat(splat, device_type), key)
 
 
-def register_kernels(namespace: str, kernels: ModuleType, device_types: Sequence[str]) -> None:
-    """Make a module's functions, which bear the names of SCHEMAS, the kernels of a namespace."""
+@cache
+def register_kernels(namespace: str, kernels: ModuleType, device_types: tuple[str, ...]) -> None:
+    """Make a module's functions, which bear the names of SCHEMAS, the kernels of a namespace; once a process."""
     for name in SCHEMAS:
         for device_type in device_types:
             _libraries[namespace].impl(name, getattr(kernels, name), device_type.upper())
@@ -112,8 +116,7 @@ def _fake_backward(
 
 
 def _fake_splat(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
-    pairs = zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True)
-    return weights.new_empty(weights.shape[0], sum(height * width for height, width in pairs))
+    return weights.new_empty(weights.shape[0], sum(height * width for height, width in as_pairs(spatial_shapes)))
 
 
 FAKE: dict[str, Callable[..., Any]] = {
@@ -174,10 +177,11 @@ def _refuse_vmap(qualified: str) -> Callable[..., Any]:
 def autocast_dtypes(value: Tensor, *geometry: Tensor | None) -> list[Tensor | None]:
     """The value in autocast's dtype, if it is active, and the geometry, which needs more bits, in float32.
 
-    As everywhere in autocast, float64 stays what it is.
+    As everywhere in autocast, float64 stays what it is, and so does everything on `meta`, which has no autocast.
     """
     device_type = value.device.type
-    if value.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if value.dtype == torch.float64 or not enabled:
         return [value, *geometry]
     return [value.to(torch.get_autocast_dtype(device_type)), *(None if x is None else x.float() for x in geometry)]
 

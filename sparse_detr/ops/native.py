@@ -36,9 +36,11 @@ def folder() -> Path:
 
 
 def build_record() -> dict[str, Any]:
-    """What `ops/build.py` left about its last build; empty if it never ran."""
-    path = folder() / "build.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What `ops/build.py` left about its last build; empty if it never ran, or if the file is damaged."""
+    try:
+        return json.loads((folder() / "build.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def status() -> dict[str, Library]:
@@ -64,14 +66,15 @@ def load(name: str) -> Library:
 def cpu_isa() -> str | None:
     """The instruction set that the CPU library computes with: avx512, avx2 or baseline; None without the library.
 
-    The environment variable SPARSE_DETR_CPU_ISA limits it.
+    The environment variable SPARSE_DETR_CPU_ISA limits it; None too if it holds another word, which calls then refuse.
     """
     library = load("cpu")
     if library.unavailable:
         return None
     read = ctypes.CDLL(str(library.path)).sparse_detr_cpu_isa
     read.restype = ctypes.c_char_p
-    return read().decode()
+    name = read()
+    return name.decode() if name else None
 
 
 def _why_not_built(name: str) -> str:

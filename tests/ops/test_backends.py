@@ -99,6 +99,57 @@ def test_a_backend_of_another_device_is_an_error(monkeypatch):
         choose_backend(VALUE, "cuda")
 
 
+def test_the_reference_is_the_automatic_choice_where_kernels_lack_the_derivative(monkeypatch):
+    pretend(monkeypatch, cpu=None)
+    assert choose_backend(VALUE, differentiable=True) == "reference"
+    assert choose_backend(VALUE, "cpu", differentiable=True) == "cpu"
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "cpu")
+    assert choose_backend(VALUE, differentiable=True) == "cpu"
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A new GPU to all appearance, Triton, and a C compiler, which is the only program."""
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
+    # Neither Triton nor its kernels are imported: whether they are interpreted is decided then.
+    monkeypatch.setitem(sys.modules, "sparse_detr.ops.triton_backend", object())
+    monkeypatch.setattr("sparse_detr.ops.triton_backend", object(), raising=False)
+    monkeypatch.setattr(backends.library, "register_kernels", lambda *arguments: None)
+    for variable in ("TRITON_INTERPRET", "CC"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    return compiler
+
+
+def test_triton_is_available_with_a_new_gpu_and_a_compiler(gpu, monkeypatch):
+    assert available_backends()["triton"] is None
+    forget()
+    monkeypatch.setenv("CC", "my-compiler")
+    gpu.unlink()
+    assert available_backends()["triton"] is None
+
+
+def test_triton_without_a_compiler_is_not_available(gpu):
+    gpu.unlink()
+    assert "needs a C compiler, and there is neither gcc nor clang" in available_backends()["triton"]
+
+
+def test_triton_with_an_old_gpu_is_not_available(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9 - 3 * device, 1))
+    assert "needs compute capability 7.0, one GPU here has 6.1" in available_backends()["triton"]
+
+
+def test_a_triton_that_does_not_import_is_not_available(gpu, monkeypatch):
+    monkeypatch.delattr("sparse_detr.ops.triton_backend")
+    monkeypatch.setitem(sys.modules, "sparse_detr.ops.triton_backend", None)  # makes the import fail
+    assert available_backends()["triton"].startswith("the package triton cannot be imported (")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
 def test_without_a_gpu_the_cuda_backends_say_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -131,6 +182,12 @@ def test_a_library_that_could_not_be_built_says_why(native_folder):
     (native_folder / "build.json").write_text(json.dumps(record))
     assert native.status()["cpu"].unavailable.startswith("g++ is not installed; build it")
     assert native.build_record() == record
+
+
+def test_a_damaged_record_of_the_build_is_as_none(native_folder):
+    (native_folder / "build.json").write_text('{"libraries": ')
+    assert native.build_record() == {}
+    assert native.status()["cpu"].unavailable.startswith("it is not built; ")
 
 
 def test_a_library_that_does_not_load_says_so_and_is_not_used(native_folder):

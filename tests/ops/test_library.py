@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparse_detr.ops import (
     backends,
@@ -24,6 +25,11 @@ FLAT = [4, 6, 2, 3]
 def op(kernel, name="deformable_attention"):
     backends.find_backend(kernel)  # registers Triton's
     return library.op(backends.NAMESPACES[kernel], name)
+
+
+def autocast(dtype):
+    """Autocast of the device that tensors are made on."""
+    return torch.autocast(torch.get_default_device().type, dtype=dtype)
 
 
 def arguments(form, *, dtype=torch.float32, requires_grad=True):
@@ -113,7 +119,7 @@ def test_it_compiles_under_autocast(backend):
     torch._dynamo.reset()
     model = Attention(backend)
     compiled = torch.compile(model, fullgraph=True, backend="eager" if backend == "reference" else "aot_eager")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(torch.bfloat16):
         output, expected = compiled(*images(4, 6))[0], model(*images(4, 6))[0]
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, expected)
@@ -163,7 +169,7 @@ def test_under_autocast_the_value_is_cast_and_the_geometry_is_not(backend, dtype
             value, SHAPES, references, points, weights, padding_mask=mask, backend=backend
         )
 
-    with torch.autocast("cpu", dtype=dtype):
+    with autocast(dtype):
         output = run(value, points.to(dtype), weights.to(dtype), references)
     rounded = points.to(dtype).float(), weights.to(dtype).float(), references
     assert output.dtype == dtype
@@ -174,14 +180,14 @@ def test_under_autocast_the_value_is_cast_and_the_geometry_is_not(backend, dtype
 
 def test_autocast_leaves_float64_as_it_is(backend):
     value, (locations, weights) = random_value(SHAPES), random_samples(SHAPES)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(torch.bfloat16):
         output = multi_scale_deformable_attention(value, SHAPES, locations, weights, backend=backend)
         received = splat_attention(SHAPES, locations, weights, backend=backend)
     assert output.dtype == received.dtype == torch.float64
 
 
 def test_the_op_itself_follows_autocast(kernel):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast(torch.bfloat16):
         assert op(kernel)(*arguments("fused2")).dtype == torch.bfloat16
         locations, weights = (x.bfloat16() for x in random_samples(SHAPES))
         assert op(kernel, "splat_attention")(locations, weights, FLAT, -0.5).dtype == torch.float32
@@ -210,17 +216,41 @@ def test_vmap_is_refused_with_a_remedy(kernel):
     assert_close(torch.vmap(lambda x: attend(x, "reference"))(values), expected)
 
 
-def test_the_deterministic_mode_of_torch_reaches_the_gradients(kernel, monkeypatch):
-    """Every backend may ask for it; those of the CPU are deterministic anyway."""
+class Calls(TorchDispatchMode):
+    """The arguments of every call of an operator."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.operator, self.arguments = operator, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is self.operator:
+            self.arguments.append(args)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_deterministic_mode_of_torch_reaches_the_op_of_gradients(kernel):
     value, points, weights, *_ = arguments("plain")
-    torch.use_deterministic_algorithms(True)
-    try:
-        output = multi_scale_deformable_attention(value, SHAPES, points, weights, backend=kernel)
-        (first,) = torch.autograd.grad(output.sum(), value, retain_graph=True)
-        (second,) = torch.autograd.grad(output.sum(), value)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(first, second)
+    output = multi_scale_deformable_attention(value, SHAPES, points, weights, backend=kernel)
+    calls = Calls(op(kernel, "deformable_attention_backward"))
+    with calls:
+        torch.autograd.grad(output.sum(), value, retain_graph=True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            torch.autograd.grad(output.sum(), value)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert [deterministic for *_, deterministic in calls.arguments] == [False, True]
+
+
+def test_the_reference_gives_shapes_on_the_meta_device():
+    value, points, weights, references, mask, _ = (
+        x.to("meta") if isinstance(x, torch.Tensor) else x for x in arguments("fused4")
+    )
+    output = fused_deformable_attention(value, SHAPES, references, points, weights, padding_mask=mask)
+    assert (output.shape, output.device.type) == ((2, 3, 6), "meta")
+    assert multi_scale_deformable_attention(value, SHAPES, points, weights).shape == (2, 3, 6)
+    assert splat_attention(SHAPES, points, weights).shape == (2, 30)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
