@@ -17,11 +17,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from sparse_detr.ops.arguments import as_pairs
 
 # How programs are cut. Reasoned, not timed on a GPU; read at every call, so that a benchmark can vary them.
 # A thread holds one 16 byte vector of channels, so this is what the value's vectors of a program's queries take.
@@ -100,8 +103,9 @@ def deformable_attention_backward(
         grad_reference = reference_points.new_zeros(heads, *reference_points.shape)
     scale = inverse = None
     if fixed and launch:
-        largest = grad_output.abs().amax().to(accumulated) * _largest_weight(weights, reference_points is not None)
-        scale, inverse = _fixed_point(largest, num_terms=queries * per_level)
+        # In float64, where the largest gradient times the largest weight, which need not meet, does not overflow.
+        largest = grad_output.abs().amax().double() * _largest_weight(weights, reference_points is not None)
+        scale, inverse = _fixed_point(largest, accumulated, num_terms=queries * per_level)
     if launch and (need_value or need_samples or need_reference):
         # What is added is of the accumulated dtype, so that is what a thread's vector is cut for.
         options = _options(value, points, reference_points, element_size=points.element_size())
@@ -139,14 +143,14 @@ def deformable_attention_backward(
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
     """(B, N), the weight that every token received. It is added up in fixed point: the order does not matter."""
     batch, queries, heads, levels, per_level = weights.shape
-    num_tokens = sum(height * width for height, width in _pairs(spatial_shapes))
+    num_tokens = sum(height * width for height, width in as_pairs(spatial_shapes))
     if not weights.numel():
         return weights.new_zeros(batch, num_tokens)
     locations, weights = locations.contiguous(), weights.contiguous()
     received = weights.new_zeros(batch, num_tokens, dtype=torch.int64)
     samples = queries * heads * levels * per_level
     largest = _largest_weight(weights, logits=False)
-    scale, inverse = _fixed_point(largest, num_terms=queries * heads * per_level)
+    scale, inverse = _fixed_point(largest, weights.dtype, num_terms=queries * heads * per_level)
     with _on_device_of(weights):
         _splat_kernel[(triton.cdiv(samples, SPLAT_BLOCK) * batch,)](
             received,
@@ -192,12 +196,10 @@ def _grid(points: Tensor, options: dict) -> tuple[int]:
     return (batch * triton.cdiv(queries, options["BLOCK_Q"]) * heads,)
 
 
-def _pairs(spatial_shapes: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
-
-
 def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
     """(L, 3) int32: height, width and first token of every level."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _written_level_table(spatial_shapes, device)  # of the graph's memory, so not for calls outside of it
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return _cached_level_table(tuple(map(int, spatial_shapes)), device, stream)[-1]
 
@@ -205,36 +207,48 @@ def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
 @lru_cache(maxsize=1024)
 def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
     """The table on the host and on the device; one for each stream, which is where the copy to it is ordered."""
-    rows, start = [], 0
-    for height, width in _pairs(spatial_shapes):
-        rows.append((height, width, start))
-        start += height * width
-    table = torch.tensor(rows, dtype=torch.int32)
+    table = torch.tensor(_level_rows(spatial_shapes), dtype=torch.int32)
     if device.type != "cuda":
         return table, table
     table = table.pin_memory()
     return table, table.to(device, non_blocking=True)
 
 
+def _written_level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
+    """The table without a copy: a CUDA graph holds the numbers that are written, but only the address of a source."""
+    table = torch.empty(len(spatial_shapes) // 2, 3, dtype=torch.int32, device=device)
+    for cell, number in zip(table.view(-1), chain.from_iterable(_level_rows(spatial_shapes)), strict=True):
+        cell.fill_(number)
+    return table
+
+
+def _level_rows(spatial_shapes: Sequence[int]) -> list[tuple[int, int, int]]:
+    rows, start = [], 0
+    for height, width in as_pairs(spatial_shapes):
+        rows.append((height, width, start))
+        start += height * width
+    return rows
+
+
 def _largest_weight(weights: Tensor, logits: bool) -> Tensor:
-    """A bound on what multiplies a gradient, as a tensor without dimensions; infinite or NaN if a weight is."""
+    """A bound on what multiplies a gradient, one number in float64; infinite or NaN if a weight is."""
     if not logits:
-        return weights.abs().amax()
+        return weights.abs().amax().double()
     # Probabilities are at most 1, and numbers where the largest logit of a query is one.
     largest = weights.flatten(-2).amax(-1)
-    return torch.where(largest.isfinite().all(), 1.0, torch.nan).to(weights.dtype)
+    return torch.where(largest.isfinite().all(), 1.0, torch.nan).double()
 
 
-def _fixed_point(largest: Tensor, num_terms: int) -> tuple[Tensor, Tensor]:
+def _fixed_point(largest: Tensor, dtype: torch.dtype, num_terms: int) -> tuple[Tensor, Tensor]:
     """Powers of two that turn terms of at most `largest` into integers whose sum fits, and the sum back into a number.
 
     The second is NaN where `largest` is infinite or NaN.
     """
     finite = largest.isfinite()
-    exponent = torch.frexp(torch.where(finite, largest, 0).double() * num_terms).exponent
-    limit = 126 if largest.dtype == torch.float32 else 1000
+    exponent = torch.frexp(torch.where(finite, largest, 0) * num_terms).exponent
+    limit = 126 if dtype == torch.float32 else 1000
     power = (FIXED_POINT_BITS - exponent).clamp(-limit, limit).double()
-    return power.exp2().to(largest.dtype), torch.where(finite, (-power).exp2(), torch.nan).to(largest.dtype)
+    return power.exp2().to(dtype), torch.where(finite, (-power).exp2(), torch.nan).to(dtype)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sparse_detr.ops.backends import OLDEST_TRITON_GPU
 from tests.ops.reference import attend, random_samples, splat
 
 # Not imported: a process of this file has first to say how.
@@ -340,6 +341,16 @@ def test_fixed_point_adapts_to_the_size_of_the_gradient(kernels, factor):
     assert_close(result.double(), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
+def test_fixed_point_bears_a_large_gradient_and_a_large_weight_that_do_not_meet(kernels):
+    value, points, weights, *rest = case(padding=False)
+    grad_output = torch.ones(1, 3, 5)
+    grad_output[0, 0], weights[0, 1] = 1e25, 1e15
+    options = dict.fromkeys(NEEDED, False) | dict(need_value=True, deterministic=True)
+    result = kernels("deformable_attention_backward", grad_output, value, points, weights, *rest, **options)[0]
+    _, (wanted, *_) = expected((value, points, weights, *rest), grad_output)
+    assert_close(result.double(), wanted, rtol=0, atol=1e-2 * float(wanted.abs().max()))  # of 62 bits, 50 are for 1e15
+
+
 @pytest.mark.parametrize("spoiled", ["gradient", "weight", "logit"])
 def test_fixed_point_hides_no_infinity(kernels, spoiled):
     value, points, weights, *rest = case(coordinates=2 if spoiled == "logit" else 0)
@@ -380,6 +391,30 @@ def test_no_samples_give_a_map_of_zeros(kernels, sizes):
     received = kernels("splat_attention", locations, weights, [4, 6, 2, 3], -0.5)
     assert received.shape == (sizes.get("batch", 2), 30)
     assert not received.any()
+
+
+# ---------------------------------------------------------------------------------------------------------- CUDA graphs
+
+
+@pytest.mark.parametrize("function", ["_level_table", "_written_level_table"])
+def test_the_table_of_levels_is_the_same_within_a_cuda_graph(interpreter, function):
+    table = interpreter(function, [4, 6, 2, 3], torch.device("cpu"))
+    assert table.dtype == torch.int32
+    assert table.tolist() == [[4, 6, 0], [2, 3, 24]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_replays_with_new_numbers():
+    from sparse_detr.ops import triton_backend
+
+    value, *rest = (x.cuda() if isinstance(x, torch.Tensor) else x for x in case(queries=7))
+    triton_backend.deformable_attention(value, *rest)  # compiles, which cannot be captured
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = triton_backend.deformable_attention(value, *rest)
+    value.normal_()
+    graph.replay()
+    assert_close(output, triton_backend.deformable_attention(value, *rest))
 
 
 # ------------------------------------------------------------------------------------------------------ ahead of time
@@ -451,6 +486,12 @@ def test_backward_adds_single_floats_before_hopper(compiler):
     ptx = compiler("_backward_kernel", 80, torch.float32, 2, False)
     assert ptx.count("relaxed.add.f32") >= 8
     assert ".v4.f32" not in ptx
+
+
+@pytest.mark.parametrize("name", ["_forward_kernel", "_backward_kernel", "_splat_kernel"])
+def test_compiles_for_the_oldest_gpu_that_the_backend_takes(compiler, name):
+    major, minor = OLDEST_TRITON_GPU
+    assert f"sm_{major}{minor}" in compiler(name, 10 * major + minor, torch.float32, 0, name != "_forward_kernel")
 
 
 @pytest.mark.parametrize(
