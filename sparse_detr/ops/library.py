@@ -180,7 +180,8 @@ def autocast_dtypes(value: Tensor, *geometry: Tensor | None) -> list[Tensor | No
     As everywhere in autocast, float64 stays what it is, and so does everything on `meta`, which has no autocast.
     """
     device_type = value.device.type
-    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Not torch.amp.is_autocast_available, which breaks the graph of torch.compile before PyTorch 2.10.
+    enabled = device_type != "meta" and torch.is_autocast_enabled(device_type)
     if value.dtype == torch.float64 or not enabled:
         return [value, *geometry]
     return [value.to(torch.get_autocast_dtype(device_type)), *(None if x is None else x.float() for x in geometry)]
