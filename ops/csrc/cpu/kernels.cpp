@@ -545,7 +545,7 @@ void backward_head(const Problem& p, const ForwardTensors& t, const BackwardTens
       prefetch_rows(grad_rows, looks[q % 2], table.padded, padded_dim);
     }
   };
-  look_at(0);
+  if (p.queries > 0) look_at(0);
   for (int64_t q = 0; q < p.queries; ++q) {
     if (q + 1 < p.queries) look_at(q + 1);
     const Look<Real>& look = looks[q % 2];
