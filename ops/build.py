@@ -169,8 +169,8 @@ def _build(output: Path, objects: Path, choice: str, sanitize: bool) -> dict:
     output.mkdir(parents=True, exist_ok=True)
     fresh = []
     for plan in plans:
-        known = previous.get(plan.library, {})
-        if known.get("key") == plan.key and (output / plan.file).is_file():
+        known, made = previous.get(plan.library, {}), output / plan.file
+        if known.get("key") == plan.key and made.is_file() and made.stat().st_size == known.get("bytes"):
             libraries[plan.library] = known
         else:
             fresh.append(plan)
@@ -322,6 +322,7 @@ def _execute(plans: list[Plan], output: Path, objects: Path) -> dict[str, dict]:
             else:
                 seconds = round(time.monotonic() - start, 1)
                 facts = {"built": True, "file": plan.file, **plan.facts, "seconds": seconds, "key": plan.key}
+                facts["bytes"] = (output / plan.file).stat().st_size
                 result[plan.library] = facts
     return result
 

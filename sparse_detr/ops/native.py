@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,8 @@ def load(name: str) -> Library:
         return Library(name, None, f"{_why_not_built(name)}; {REBUILD}")
     if reason := unsuited_torch(name):
         return Library(name, path, reason)
+    if _is_cut_short(path):
+        return Library(name, path, f"{path.name} is cut short, {path.stat().st_size} bytes are left; {REBUILD}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:  # of another platform, or with symbols that this PyTorch lacks
@@ -75,6 +78,17 @@ def cpu_isa() -> str | None:
     read.restype = ctypes.c_char_p
     name = read()
     return name.decode() if name else None
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether an ELF file ends before its table of sections does, which kills a process that loads it."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:5] != b"\x7fELF\x02":  # no 64 bit ELF: the loader says what it is
+        return False
+    (table,) = struct.unpack_from("=Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("=HH", header, 0x3A)
+    return path.stat().st_size < table + entry_size * entries
 
 
 def _why_not_built(name: str) -> str:

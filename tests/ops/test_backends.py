@@ -190,6 +190,15 @@ def test_a_damaged_record_of_the_build_is_as_none(native_folder):
     assert native.status()["cpu"].unavailable.startswith("it is not built; ")
 
 
+def test_a_library_that_was_cut_short_is_not_loaded(native_folder):
+    header = bytearray(64)
+    header[:5] = b"\x7fELF\x02"
+    header[0x28:0x30] = (600_000).to_bytes(8, "little")  # where the table of sections starts
+    header[0x3A:0x3E] = bytes([64, 0, 30, 0])
+    (native_folder / "libsparse_detr_cpu.so").write_bytes(header)
+    assert "is cut short, 64 bytes are left; build it" in native.status()["cpu"].unavailable
+
+
 def test_a_library_that_does_not_load_says_so_and_is_not_used(native_folder):
     (native_folder / "libsparse_detr_cpu.so").write_bytes(b"not a library")
     library = native.status()["cpu"]

@@ -127,6 +127,17 @@ def test_a_missing_library_is_linked_again(builder, tmp_path):
     assert len(builder.calls()) == 6
 
 
+def test_a_library_of_another_size_is_linked_again(builder, tmp_path):
+    record = builder.run()
+    library = tmp_path / "out" / "libsparse_detr_cpu.so"
+    whole = library.read_bytes()
+    library.write_bytes(whole + b"x")
+    builder.run()
+    assert library.read_bytes() == whole
+    assert record["libraries"]["cpu"]["bytes"] == len(whole)
+    assert len(builder.calls()) == 6
+
+
 def test_without_a_compiler_auto_goes_on_and_says_why(builder, monkeypatch, tmp_path):
     without_compilers(monkeypatch, tmp_path)
     record = builder.run()
