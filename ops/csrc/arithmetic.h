@@ -20,6 +20,18 @@
 
 namespace sparse_detr {
 
+// The type that a stored T is computed in: half precision in float.
+template <class T>
+struct Computed {
+  using Type = float;
+};
+template <>
+struct Computed<double> {
+  using Type = double;
+};
+template <class T>
+using RealOf = typename Computed<T>::Type;
+
 // Top left, top right, bottom left, bottom right.
 constexpr int kCorners = 4;
 

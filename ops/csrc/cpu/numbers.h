@@ -5,6 +5,8 @@
 #include <cstring>
 #include <new>
 
+#include "../arithmetic.h"
+
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -18,18 +20,6 @@ struct BFloat16 {
 struct Float16 {
   uint16_t bits;
 };
-
-// The type that T is computed in.
-template <class T>
-struct Computed {
-  using Type = float;
-};
-template <>
-struct Computed<double> {
-  using Type = double;
-};
-template <class T>
-using RealOf = typename Computed<T>::Type;
 
 template <class To, class From>
 inline To bit_cast(From from) {

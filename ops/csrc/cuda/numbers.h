@@ -13,18 +13,6 @@ namespace sparse_detr {
 using Float16 = __half;
 using BFloat16 = __nv_bfloat16;
 
-// The type that T is computed in.
-template <class T>
-struct Computed {
-  using Type = float;
-};
-template <>
-struct Computed<double> {
-  using Type = double;
-};
-template <class T>
-using RealOf = typename Computed<T>::Type;
-
 SPARSE_DETR_HD float to_real(float x) { return x; }
 SPARSE_DETR_HD double to_real(double x) { return x; }
 SPARSE_DETR_HD float to_real(Float16 x) { return __half2float(x); }
