@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 
 
@@ -15,11 +17,30 @@ from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 class EncoderOutput:
     """Args:
     memory: (B, N, C), every token; those that were not selected are as they came.
-    layers: (B, K, C) of every layer, the selected tokens after it.
+    layers: (B, K, C) of every layer, the tokens that it refined.
     """
 
     memory: Tensor
     layers: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """What an encoder layer sees of the tokens that it refines.
+
+    Args:
+        content: (B, K, C).
+        position: (B, K, C), added wherever a token attends.
+        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
+        real: (B, K) bool, False on rows that only fill the batch.
+        scores: (B, K), what the tokens were ranked by; None where nothing was scored.
+    """
+
+    content: Tensor
+    position: Tensor
+    reference_points: Tensor
+    real: Tensor
+    scores: Tensor | None = None
 
 
 class EncoderLayer(nn.Module):
@@ -38,36 +59,76 @@ class EncoderLayer(nn.Module):
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, content: Tensor, position: Tensor, reference_points: Tensor, source: Tensor, pyramid: Pyramid
-    ) -> Tensor:
-        """Refine (B, K, C) `content`, reading `source` (B, N, C) around (B, K, L, 2) `reference_points`."""
-        attended = self.self_attn(content + position, reference_points, source, pyramid)
-        content = self.self_attn_norm(content + self.dropout(attended))
+    def forward(self, rows: TokenRows, source: Tensor, pyramid: Pyramid, head: PredictionHead | None) -> Tensor:
+        """Refine some tokens.
+
+        Args:
+            rows: the tokens.
+            source: (B, N, C), all tokens, to read around the reference points.
+            pyramid: geometry of the source.
+            head: class and box head of the proposals, for layers that ask what a token may be.
+
+        Returns:
+            Their new content, (B, K, C).
+        """
+        attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
+        content = self.self_attn_norm(rows.content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content))
 
 
 class Encoder(nn.Module):
-    """Layers that gather the selected tokens once and write them back after every layer.
+    """Layers that refine the selected tokens, each written back before the next one reads.
+
+    Rows are taken out of the sequence where the selection changes, and else go on from layer to layer.
 
     Args:
         layers: the layers, first to last.
+        values: what every layer's deformable attention reads: `updated`, the tokens as the layer before left them;
+            `static`, the tokens as they came, as in the public implementation of Focus-DETR.
     """
 
-    def __init__(self, *, layers: list[nn.Module]):
+    def __init__(self, *, layers: list[nn.Module], values: Literal["updated", "static"] = "updated"):
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers, self.values = nn.ModuleList(layers), values
 
-    def forward(self, tokens: Tokens, selection: TokenSelection) -> EncoderOutput:
-        pyramid, memory = tokens.pyramid, tokens.content
-        content, position = selection.gather(tokens.content), selection.gather(tokens.position)
-        references = selection.gather(encoder_reference_points(pyramid, position.dtype))
-        outputs = []
-        for layer in self.layers:
-            content = layer(content, position, references, memory, pyramid)
-            memory = selection.scatter(memory, content)
-            outputs.append(content)
+    def forward(
+        self,
+        tokens: Tokens,
+        selection: TokenSelection,
+        *,
+        scores: Tensor | None = None,
+        head: PredictionHead | None = None,
+    ) -> EncoderOutput:
+        """Refine tokens.
+
+        Args:
+            tokens: all tokens.
+            selection: those that every layer refines.
+            scores: (B, N), what they were ranked by.
+            head: class and box head of the proposals.
+        """
+        memory, outputs = tokens.content, []
+        before = rows = None
+        for i, layer in enumerate(self.layers):
+            kept = selection.at_layer(i)
+            if rows is None or kept is not before:
+                rows = take_rows(replace(tokens, content=memory), kept, scores)
+            source = memory if self.values == "updated" else tokens.content
+            rows = replace(rows, content=layer(rows, source, tokens.pyramid, head))
+            memory, before = kept.scatter(memory, rows.content), kept
+            outputs.append(rows.content)
         return EncoderOutput(memory=memory, layers=tuple(outputs))
+
+
+def take_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:
+    """The selected tokens, with their (B, N) scores if there are any."""
+    return TokenRows(
+        content=selection.gather(tokens.content),
+        position=selection.gather(tokens.position),
+        reference_points=selection.gather(encoder_reference_points(tokens.pyramid, tokens.position.dtype)),
+        real=selection.row_mask,
+        scores=None if scores is None else selection.gather(scores),
+    )
 
 
 def encoder_reference_points(pyramid: Pyramid, dtype: torch.dtype) -> Tensor:

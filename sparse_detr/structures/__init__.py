@@ -2,10 +2,11 @@
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import Pyramid, Tokens
-from sparse_detr.structures.selection import AllTokens, TokenSelection, TopKTokens
+from sparse_detr.structures.selection import AllTokens, CascadedTokens, TokenSelection, TopKTokens
 
 __all__ = [
     "AllTokens",
+    "CascadedTokens",
     "DetectorOutput",
     "PredictionGroup",
     "Pyramid",

@@ -37,6 +37,9 @@ class TokenSelection(Protocol):
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Return (B, N, C) `tokens` with the kept ones replaced by their (B, K, C) `rows`; surplus rows are dropped."""
 
+    def at_layer(self, layer: int) -> TokenSelection:
+        """The tokens that an encoder layer refines, counted from 0; the first layer's are those of the selection."""
+
 
 @dataclass(frozen=True, eq=False)
 class AllTokens:
@@ -66,6 +69,9 @@ class AllTokens:
 
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
         return rows
+
+    def at_layer(self, layer: int) -> TokenSelection:
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +105,33 @@ class TopKTokens:
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
         rows = torch.where(self.row_mask[..., None], rows, self.gather(tokens))
         return tokens.scatter(1, self.indices[..., None].expand_as(rows), rows)
+
+    def at_layer(self, layer: int) -> TokenSelection:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class CascadedTokens(TopKTokens):
+    """Fewer and fewer of the best tokens, layer by layer: each layer's are the first of the layer's before.
+
+    The selection as a whole is that of the first layer.
+
+    Args:
+        layer_counts: (layers, B) long, kept tokens of every layer and image; the first row is `counts`.
+        layer_rows: K of every layer, the largest of its counts.
+    """
+
+    layer_counts: Tensor
+    layer_rows: tuple[int, ...]
+
+    def at_layer(self, layer: int) -> TopKTokens:
+        if layer >= len(self.layer_rows):
+            raise ValueError(
+                f"the cascade keeps tokens for {len(self.layer_rows)} encoder layers, and this is layer {layer + 1}; "
+                "give the selector a schedule of one share a layer"
+            )
+        return TopKTokens(
+            indices=self.indices[:, : self.layer_rows[layer]],
+            counts=self.layer_counts[layer],
+            num_tokens=self.num_tokens,
+        )

@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.encoder import Encoder, EncoderLayer, encoder_reference_points
-from sparse_detr.structures import AllTokens, TopKTokens
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer, TokenRows, encoder_reference_points
+from sparse_detr.structures import AllTokens, CascadedTokens, TopKTokens
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((4, 5), (2, 3))
@@ -46,11 +46,56 @@ def test_keeping_every_token_equals_the_dense_encoder_on_real_tokens(encoder):
 def test_a_loop_that_reads_all_tokens_and_writes_the_kept_ones_gives_the_same(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
     rows = selection.indices[0]
-    memory, references = tokens.content.clone(), encoder_reference_points(tokens.pyramid, torch.float64)[:, rows]
-    position = tokens.position[:, rows]
-    for layer in encoder.layers:
-        memory[:, rows] = layer(memory[:, rows], position, references, memory.clone(), tokens.pyramid)
-    assert_close(encoder(tokens, selection).memory, memory, atol=1e-12, rtol=0)
+    assert_close(encoder(tokens, selection).memory, looped(encoder, tokens, [rows] * 3), atol=1e-12, rtol=0)
+
+
+def test_a_cascade_refines_fewer_and_fewer_tokens(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(9)
+    rows, nested = selection.indices[0], cascade(selection, (9,), (5,), (2,))
+    output = encoder(tokens, nested)
+    assert_close(output.memory, looped(encoder, tokens, [rows, rows[:5], rows[:2]]), atol=1e-12, rtol=0)
+    assert [layer.shape[1] for layer in output.layers] == [9, 5, 2]
+
+
+def test_a_cascade_of_equal_shares_is_no_cascade(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
+    nested = cascade(selection, *[(6, 3)] * 3)
+    assert torch.equal(encoder(tokens, nested).memory, encoder(tokens, selection).memory)
+
+
+def test_a_cascade_must_be_as_long_as_the_encoder(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
+    with pytest.raises(ValueError, match="for 2 encoder layers, and this is layer 3; give the selector a schedule"):
+        encoder(tokens, cascade(selection, (6,), (4,)))
+
+
+def test_static_values_are_the_tokens_as_they_came(encoder):
+    tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
+    updated, encoder.values = encoder(tokens, selection).memory, "static"
+    expected = looped(encoder, tokens, [selection.indices[0]] * 3, source=tokens.content)
+    static = encoder(tokens, selection).memory
+    assert_close(static, expected, atol=1e-12, rtol=0)
+    assert (static - updated).abs().max() > 1e-3
+
+
+def looped(encoder, tokens, rows, *, source=None):
+    """The memory of one image whose layer i reads all tokens, or always `source`, and writes `rows[i]`."""
+    memory, references = tokens.content.clone(), encoder_reference_points(tokens.pyramid, torch.float64)
+    for layer, kept in zip(encoder.layers, rows, strict=True):
+        sliced = TokenRows(memory[:, kept], tokens.position[:, kept], references[:, kept], real=None)
+        memory[:, kept] = layer(sliced, memory.clone() if source is None else source, tokens.pyramid, None)
+    return memory
+
+
+def cascade(selection, *counts):
+    """The selection, of which every layer keeps `counts` an image."""
+    return CascadedTokens(
+        indices=selection.indices,
+        counts=selection.counts,
+        num_tokens=selection.num_tokens,
+        layer_counts=torch.tensor(counts),
+        layer_rows=tuple(map(max, counts)),
+    )
 
 
 def test_tokens_that_are_not_kept_leave_as_they_came(encoder):

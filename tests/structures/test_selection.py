@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_detr.structures import AllTokens, Pyramid, TopKTokens
+from sparse_detr.structures import AllTokens, CascadedTokens, Pyramid, TopKTokens
 
 CPU = torch.device("cpu")
 
@@ -61,3 +61,32 @@ def test_all_tokens_keep_what_is_not_padding():
     assert selection.counts.tolist() == [2, 4]
     assert selection.kept_mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert torch.equal(selection.row_mask, selection.kept_mask)
+
+
+def test_a_selection_without_a_cascade_is_the_same_at_every_layer(selection):
+    pyramid = Pyramid(spatial_shapes=((2, 2),), valid_shapes=(((1, 2),),), device=CPU)
+    for kept in (selection, AllTokens(pyramid)):
+        assert kept.at_layer(0) is kept.at_layer(5) is kept
+
+
+def test_a_cascade_keeps_prefixes_with_counts_of_their_own():
+    """Of 4, 0, 2 and 1, 2, 3 the layers keep 2 and 3, then 2 and 2, then 1 and 1."""
+    nested = CascadedTokens(
+        indices=torch.tensor([[4, 0, 2], [1, 2, 3]]),
+        counts=torch.tensor([2, 3]),
+        num_tokens=5,
+        layer_counts=torch.tensor([[2, 3], [2, 2], [1, 1]]),
+        layer_rows=(3, 2, 1),
+    )
+    assert [nested.at_layer(i).indices.tolist() for i in range(3)] == [
+        [[4, 0, 2], [1, 2, 3]],
+        [[4, 0], [1, 2]],
+        [[4], [1]],
+    ]
+    kept = [nested.at_layer(i).kept_mask.int().tolist() for i in range(3)]
+    assert kept == [
+        [[1, 0, 0, 0, 1], [0, 1, 1, 1, 0]],
+        [[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]],
+        [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]],
+    ]
+    assert nested.kept_mask.int().tolist() == kept[0]
