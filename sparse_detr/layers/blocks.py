@@ -32,22 +32,24 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Residual feed-forward branch, without the residual: W2 dropout(relu(W1 x)), then dropout.
+    """Residual feed-forward branch, without the residual: W2 dropout(activation(W1 x)), then dropout.
 
     Args:
         embed_dim: C.
         feedforward_dim: channels in between.
         dropout: probability, after either layer.
+        activation: ReLU if None.
     """
 
-    def __init__(self, *, embed_dim: int, feedforward_dim: int, dropout: float):
+    def __init__(self, *, embed_dim: int, feedforward_dim: int, dropout: float, activation: nn.Module | None = None):
         super().__init__()
+        self.activation = activation or nn.ReLU()
         self.linear1 = nn.Linear(embed_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+        return self.dropout(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
 
 def copies(*, module: nn.Module, count: int) -> list[nn.Module]:

@@ -17,10 +17,13 @@ from sparse_detr.structures import PredictionGroup, Targets
 class SetCriterion(nn.Module):
     """Match every group to the true boxes, then sum focal, L1 and generalized IoU losses per true box.
 
+    A group that comes with its matches, as denoising queries do, keeps them.
+
     Args:
         matcher: the assignment.
         class_weight, bbox_weight, giou_weight: weights of the losses, the same for every group.
         alpha, gamma: of the focal loss.
+        iou_eps: added to the denominators of the generalized IoU; public code of DAB-DETR and DINO adds 1e-6.
     """
 
     def __init__(
@@ -32,11 +35,12 @@ class SetCriterion(nn.Module):
         giou_weight: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        iou_eps: float = 1e-12,
     ):
         super().__init__()
         self.matcher = matcher
         self.weights = {"class": class_weight, "bbox": bbox_weight, "giou": giou_weight}
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.iou_eps = alpha, gamma, iou_eps
 
     def forward(self, groups: Sequence[PredictionGroup], targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Weighted losses `loss_class`, `loss_bbox`, `loss_giou`, each with the suffix of its group.
@@ -55,7 +59,8 @@ class SetCriterion(nn.Module):
 
     def group_losses(self, group: PredictionGroup, targets: Sequence[Targets], normalizer: Tensor) -> dict[str, Tensor]:
         """Unweighted losses of one group."""
-        matches = self.matcher(group, targets)
+        matches = self.matcher(group, targets) if group.matches is None else group.matches
+        normalizer = normalizer * group.repeats
         images = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(matches)])
         rows = torch.cat([rows for rows, _ in matches])
         labels = torch.cat([target.labels[true] for target, (_, true) in zip(targets, matches, strict=True)])
@@ -67,7 +72,7 @@ class SetCriterion(nn.Module):
         return {
             "class": self._class_loss(group, images, rows, labels) / normalizer,
             "bbox": F.l1_loss(predicted, boxes, reduction="sum") / normalizer,
-            "giou": generalized_box_iou_loss(*corners, reduction="sum", eps=1e-12) / normalizer,
+            "giou": generalized_box_iou_loss(*corners, reduction="sum", eps=self.iou_eps) / normalizer,
         }
 
     def _class_loss(self, group: PredictionGroup, images: Tensor, rows: Tensor, labels: Tensor) -> Tensor:

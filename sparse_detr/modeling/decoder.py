@@ -1,4 +1,4 @@
-"""The deformable decoder with optional box refinement (Deformable DETR, section 4.1 and 4.2)."""
+"""The decoder: layers over queries and memory, where their positions come from, and how boxes are refined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sparse_detr.layers import AttentionSamples, FeedForward, MultiScaleDeformableAttention, inverse_sigmoid
 from sparse_detr.modeling.heads import PredictionHead, Predictions
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import Pyramid
+from sparse_detr.modeling.query_position import QueryPosition
+from sparse_detr.structures import Pyramid, Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,30 @@ class DecoderOutput:
 
     predictions: tuple[Predictions, ...]
     samples: tuple[AttentionSamples, ...] | None
+
+    def split(self, count: int) -> tuple[DecoderOutput, DecoderOutput]:
+        """The first `count` queries, and the others."""
+        return self._rows(slice(None, count)), self._rows(slice(count, None))
+
+    def _rows(self, rows: slice) -> DecoderOutput:
+        predictions = [Predictions(layer.logits[:, rows], layer.box_logits[:, rows]) for layer in self.predictions]
+        if self.samples is None:
+            return DecoderOutput(tuple(predictions), None)
+        samples = [AttentionSamples(layer.locations[:, rows], layer.weights[:, rows]) for layer in self.samples]
+        return DecoderOutput(tuple(predictions), tuple(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class QueryMask:
+    """Which queries see which.
+
+    Args:
+        padding: (B, Q) bool, True on queries that no other may attend to; None for none.
+        blocked: (Q, Q) bool, True where the query of the row must not attend to that of the column; None for nowhere.
+    """
+
+    padding: Tensor | None
+    blocked: Tensor | None
 
 
 class DecoderLayer(nn.Module):
@@ -51,78 +76,82 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        content: Tensor,
-        position: Tensor,
-        reference_points: Tensor,
-        memory: Tensor,
-        pyramid: Pyramid,
-        padding_queries: Tensor | None,
-        *,
-        need_samples: bool = False,
+        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: QueryMask, *, need_samples: bool = False
     ) -> tuple[Tensor, AttentionSamples | None]:
         """Update the queries' content.
 
         Args:
             content: (B, Q, C).
-            position: (B, Q, C).
-            reference_points: (B, Q, L, 2|4), on the padded levels.
-            memory: (B, N, C).
-            padding_queries: (B, Q) bool, True on queries that others must not attend to.
+            at: where the queries are.
+            memory: what they read.
+            mask: which queries see which.
             need_samples: say where the cross-attention looked, which its fastest form does not.
 
         Returns:
             The new content, and where the cross-attention looked, or None.
         """
-        located = content + position
-        attended, _ = self.self_attn(located, located, content, key_padding_mask=padding_queries, need_weights=False)
+        located = content + at.position
+        attended, _ = self.self_attn(
+            located, located, content, key_padding_mask=mask.padding, attn_mask=mask.blocked, need_weights=False
+        )
         content = self.self_attn_norm(content + self.dropout(attended))
-        located = content + position
+        located, points = content + at.position, on_padded_levels(at.reference_points, memory.pyramid)
         if need_samples:
-            samples = self.cross_attn.sample(located, reference_points, pyramid)
-            attended = self.cross_attn.read(memory, samples, pyramid)
+            samples = self.cross_attn.sample(located, points, memory.pyramid)
+            attended = self.cross_attn.read(memory.content, samples, memory.pyramid)
         else:
             samples = None
-            attended = self.cross_attn(located, reference_points, memory, pyramid)
+            attended = self.cross_attn(located, points, memory.content, memory.pyramid)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples
 
 
 class Decoder(nn.Module):
-    """Layers that each predict boxes, and with refinement start from the boxes that the one before predicted.
+    """Layers that each predict boxes around a reference, which a refinement moves on from layer to layer.
 
     Args:
         layers: the layers, first to last.
-        refine: take every layer's boxes, detached, as the next one's reference (iterative bounding box refinement).
+        query_position: the position embedding of the queries at their reference.
+        refinement: the next layer's reference.
+        norm: of what the heads see, but not of what the next layer and the refinement see; None for none.
+        logit_eps: see `inverse_sigmoid`.
     """
 
-    def __init__(self, *, layers: list[nn.Module], refine: bool):
+    def __init__(
+        self,
+        *,
+        layers: list[nn.Module],
+        query_position: nn.Module,
+        refinement: nn.Module,
+        norm: nn.Module | None = None,
+        logit_eps: float = 1e-5,
+    ):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.refine = refine
+        self.query_position, self.refinement = query_position, refinement
+        self.norm = norm or nn.Identity()
+        self.logit_eps = logit_eps
 
     def forward(
         self,
         queries: Queries,
-        memory: Tensor,
-        pyramid: Pyramid,
+        memory: Tokens,
         heads: Sequence[PredictionHead] | nn.ModuleList,
         *,
         need_samples: bool = False,
     ) -> DecoderOutput:
         """Decode, with the head of every layer; `need_samples` says where the layers looked, for an attention map."""
         content, reference = queries.content, queries.reference_points
-        padding_queries = None if queries.valid is None else ~queries.valid
+        anchor = reference  # what predictions are relative to: the reference, possibly with its gradient
+        mask = QueryMask(padding=None if queries.valid is None else ~queries.valid, blocked=queries.attention_mask)
         predictions, samples = [], []
-        for layer, head in zip(self.layers, heads, strict=True):
-            points = on_padded_levels(reference, pyramid)
-            content, looked = layer(
-                content, queries.position, points, memory, pyramid, padding_queries, need_samples=need_samples
-            )
-            predictions.append(head(content, inverse_sigmoid(reference)))
+        for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
+            if i > 0:
+                reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
+            at = self.query_position(queries, reference, content if i > 0 else None, memory.pyramid)
+            content, looked = layer(content, at, memory, mask, need_samples=need_samples)
+            predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))
             samples.append(looked)
-            if self.refine:
-                reference = predictions[-1].boxes.detach()
         return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if need_samples else None)
 
 

@@ -18,8 +18,9 @@ require_detectron2()
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 
-from sparse_detr.modeling.heads import Heads
+from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
+from sparse_detr.modeling.queries import Queries
 from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets
 
 
@@ -38,6 +39,7 @@ class GeneralizedDETR(nn.Module):
         selector: which tokens the encoder refines.
         encoder: refines them.
         queries: encoded tokens -> decoder queries.
+        denoising: adds queries that start from noisy true boxes, where there are true boxes to learn from.
         decoder: queries -> predictions.
         heads: class and box heads.
         attention_map: where the decoder looked.
@@ -64,6 +66,7 @@ class GeneralizedDETR(nn.Module):
         selector: nn.Module,
         encoder: nn.Module,
         queries: nn.Module,
+        denoising: nn.Module,
         decoder: nn.Module,
         heads: Heads,
         attention_map: nn.Module,
@@ -80,7 +83,7 @@ class GeneralizedDETR(nn.Module):
         super().__init__()
         self.backbone, self.in_features, self.tokenizer = backbone, tuple(in_features), tokenizer
         self.proposals, self.projection, self.selector = proposals, projection, selector
-        self.encoder, self.queries, self.decoder = encoder, queries, decoder
+        self.encoder, self.queries, self.denoising, self.decoder = encoder, queries, denoising, decoder
         self.decoder_heads = nn.ModuleList(heads.decoder)
         self.proposal_head = heads.proposals
         self.encoder_heads = nn.ModuleList(heads.encoder)
@@ -128,7 +131,8 @@ class GeneralizedDETR(nn.Module):
             ValueError: an image comes without `instances`, or with a class that the model does not have.
         """
         targets = [self._targets(image) for image in batched_inputs]
-        output = self.outputs(batched_inputs, attention_map=self.supervision.needs_attention_map)
+        images = self._preprocess(batched_inputs)
+        output = self._run(images, targets, supervised=True, attention_map=self.supervision.needs_attention_map)
         with torch.autocast(self.device.type, enabled=False):
             output = replace(
                 output, groups=tuple(map(_full_precision, output.groups)), token_scores=_widen(output.token_scores)
@@ -138,7 +142,7 @@ class GeneralizedDETR(nn.Module):
     def detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         """Detections, scaled to `height` and `width` of every image and clipped to it."""
         images = self._preprocess(batched_inputs)
-        output = self._run(images, supervised=False, attention_map=False)
+        output = self._run(images, None, supervised=False, attention_map=False)
         return self.detections(output, batched_inputs)
 
     def detections(self, output: DetectorOutput, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
@@ -159,21 +163,27 @@ class GeneralizedDETR(nn.Module):
             batched_inputs: as for `forward`; `instances` are not looked at.
             attention_map: compute the decoder attention map.
         """
-        return self._run(self._preprocess(batched_inputs), supervised=True, attention_map=attention_map)
+        return self._run(self._preprocess(batched_inputs), None, supervised=True, attention_map=attention_map)
 
-    def _run(self, images: ImageList, *, supervised: bool, attention_map: bool) -> DetectorOutput:
-        """The flow; `supervised` adds what only losses need."""
+    def _run(
+        self, images: ImageList, targets: Sequence[Targets] | None, *, supervised: bool, attention_map: bool
+    ) -> DetectorOutput:
+        """The flow; `targets` add denoising queries, `supervised` adds what only losses need."""
         sizes = tuple((int(h), int(w)) for h, w in images.image_sizes)
         features = self.backbone(images.tensor)
         tokens = self.tokenizer([features[name] for name in self.in_features], sizes, images.tensor.shape[-2:])
         proposals = self.proposals(tokens.pyramid, tokens.position.dtype)
         selected = self.selector(tokens, proposals, self.projection)
         encoded = self.encoder(tokens, selected.selection)
+        memory = replace(tokens, content=encoded.memory)
         queries = self.queries(encoded.memory, proposals=proposals, projection=self.projection, head=self.proposal_head)
-        decoded = self.decoder(queries, encoded.memory, tokens.pyramid, self.decoder_heads, need_samples=attention_map)
-        groups = self._decoder_groups(decoded.predictions, queries.valid)
+        noisy = self.denoising(queries, targets)
+        decoded = self.decoder(noisy, memory, self.decoder_heads, need_samples=attention_map)
+        denoised, decoded = decoded.split(noisy.num_denoising)
+        groups = layer_groups("decoder", "", decoded.predictions, valid=queries.valid)
         predictions = groups[-1]
         if supervised:
+            groups += denoising_groups(noisy, denoised.predictions)
             groups += [group for group in (queries.proposals, selected.predictions) if group is not None]
             groups += self._encoder_groups(encoded.layers, selected.selection, proposals.box_logits)
         looked = self.attention_map(decoded.samples, tokens.pyramid, queries.valid) if attention_map else None
@@ -186,13 +196,6 @@ class GeneralizedDETR(nn.Module):
             attention_map=looked,
             image_sizes=sizes,
         )
-
-    def _decoder_groups(self, predictions: Sequence[Any], valid: Tensor | None) -> list[PredictionGroup]:
-        last = len(predictions) - 1
-        return [
-            PredictionGroup(f"decoder_{i}", "" if i == last else f"_{i}", layer.logits, layer.boxes, valid)
-            for i, layer in enumerate(predictions)
-        ]
 
     def _encoder_groups(self, layers: Sequence[Tensor], selection: Any, box_logits: Tensor) -> list[PredictionGroup]:
         references = selection.gather(box_logits) if len(self.encoder_heads) else box_logits
@@ -223,6 +226,24 @@ class GeneralizedDETR(nn.Module):
         if self.class_channels is not None:
             labels = torch.tensor(self.class_channels, device=labels.device)[labels]
         return Targets(labels=labels.to(self.device), boxes=boxes)
+
+
+def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **facts: Any) -> list[PredictionGroup]:
+    """A group for every decoder layer; the last one's losses have no number. `facts` are true of every group."""
+    ends = [f"{suffix}_{i}" for i in range(len(layers) - 1)] + [suffix]
+    return [
+        PredictionGroup(f"{name}_{i}", end, layer.logits, layer.boxes, **facts)
+        for i, (end, layer) in enumerate(zip(ends, layers, strict=True))
+    ]
+
+
+def denoising_groups(queries: Queries, layers: Sequence[Predictions]) -> list[PredictionGroup]:
+    """Groups of the denoising queries, if there are any, which come with their matches."""
+    denoising = queries.denoising
+    if denoising is None:
+        return []
+    valid = None if queries.valid is None else queries.valid[:, : denoising.num_queries]
+    return layer_groups("denoising", "_dn", layers, valid=valid, matches=denoising.matches, repeats=denoising.repeats)
 
 
 def _widen(x: Tensor | None) -> Tensor | None:

@@ -82,6 +82,7 @@ def make_heads(
     encoder_layers: int = 0,
     tied: bool = False,
     proposals: bool = False,
+    size_bias: float | None = None,
 ) -> Heads:
     """Copies of one freshly initialised head.
 
@@ -90,12 +91,15 @@ def make_heads(
         encoder_layers: heads for supervised encoder layers.
         tied: one head for all decoder layers.
         proposals: add a head for proposals; queries then come with a box size, and no size is needed as a start.
+        size_bias: logit of the width and height that the first decoder head starts with, beside the reference's; None
+            for 0 with proposals, else -2.
     """
     head = PredictionHead(embed_dim=embed_dim, num_classes=num_classes)
     first = copy.deepcopy(head)
-    if not proposals:
-        with torch.no_grad():
-            first.box_embed.linears[-1].bias[2:] = -2.0
+    if size_bias is None:
+        size_bias = 0.0 if proposals else -2.0
+    with torch.no_grad():
+        first.box_embed.linears[-1].bias[2:] = size_bias
     others = [first if tied else copy.deepcopy(head) for _ in range(decoder_layers - 1)]
     return Heads(
         decoder=[first, *others],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from sparse_detr.structures import PredictionGroup, Targets
 
@@ -18,6 +18,7 @@ class HungarianMatcher(nn.Module):
     Args:
         class_weight, bbox_weight, giou_weight: weights of the three costs.
         alpha, gamma: of the focal cost.
+        iou_eps: added to the denominators of the generalized IoU, as in the criterion.
     """
 
     def __init__(
@@ -28,10 +29,11 @@ class HungarianMatcher(nn.Module):
         giou_weight: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        iou_eps: float = 1e-12,
     ):
         super().__init__()
         self.class_weight, self.bbox_weight, self.giou_weight = class_weight, bbox_weight, giou_weight
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.iou_eps = alpha, gamma, iou_eps
 
     @torch.no_grad()
     def forward(self, group: PredictionGroup, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:
@@ -67,5 +69,8 @@ class HungarianMatcher(nn.Module):
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         distance = torch.cdist(boxes, true_boxes, p=1)
-        overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(true_boxes, "cxcywh", "xyxy"))
+        corners = box_convert(boxes, "cxcywh", "xyxy")[:, None].expand(-1, len(true_boxes), -1)
+        true_corners = box_convert(true_boxes, "cxcywh", "xyxy").expand_as(corners)
+        apart = generalized_box_iou_loss(corners, true_corners, reduction="none", eps=self.iou_eps)  # 1 - IoU
+        overlap = 1 - apart
         return self.class_weight * (positive - negative) + self.bbox_weight * distance - self.giou_weight * overlap

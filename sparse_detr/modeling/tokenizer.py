@@ -49,7 +49,7 @@ class MultiScaleTokenizer(nn.Module):
         padding: `exact` keeps padding out of real tokens (group normalisation over real positions, padded features
             zeroed before a 3x3 convolution, a level's real part is its real pixels rounded up); `released` is the
             public implementation (statistics over padding too, mask by nearest neighbour).
-        position_temperature: of the sine embedding.
+        position_temperature, position_offset: of the sine embedding, see `embed_tokens`.
 
     Raises:
         ValueError: fewer levels than backbone maps.
@@ -64,12 +64,14 @@ class MultiScaleTokenizer(nn.Module):
         num_levels: int,
         padding: Padding = "exact",
         position_temperature: float = 10_000.0,
+        position_offset: float = -0.5,
     ):
         super().__init__()
         extra = num_levels - len(in_channels)
         if extra < 0:
             raise ValueError(f"num_levels {num_levels} is less than the {len(in_channels)} maps of the backbone")
-        self.embed_dim, self.padding, self.position_temperature = embed_dim, padding, position_temperature
+        self.embed_dim, self.padding = embed_dim, padding
+        self.position_temperature, self.position_offset = position_temperature, position_offset
         self.strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(extra)))
         sources = [*in_channels, *([in_channels[-1]] + [embed_dim] * extra)[:extra]]
         self.num_backbone_levels = len(in_channels)
@@ -95,7 +97,13 @@ class MultiScaleTokenizer(nn.Module):
         real = [~mask.unflatten(1, shape) for mask, shape in masks]
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, real, pyramid)], 1)
         dtype = self.level_embed.dtype
-        position = embed_tokens(pyramid, self.embed_dim, dtype=dtype, temperature=self.position_temperature)
+        position = embed_tokens(
+            pyramid,
+            self.embed_dim,
+            dtype=dtype,
+            temperature=self.position_temperature,
+            offset=self.position_offset,
+        )
         # Repeated, not indexed: on a GPU the gradient of an index that repeats a row thousands of times is slow.
         rows = zip(self.level_embed, pyramid.level_sizes, strict=True)
         level_embed = torch.cat([row.expand(size, -1) for row, size in rows])

@@ -7,17 +7,20 @@ require_detectron2()
 
 from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, resnet, swin_tiny
 from sparse_detr.recipes.deformable_detr import deformable_detr, efficient_detr
+from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.meta_arch import RECIPES
-from sparse_detr.recipes.sparse_detr import sparse_detr
+from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 __all__ = [
     "RECIPES",
     "Backbone",
     "deformable_detr",
+    "dino",
     "efficient_detr",
     "from_module",
     "mobilenet_v2",
     "resnet",
     "sparse_detr",
+    "sparse_dino",
     "swin_tiny",
 ]

@@ -11,12 +11,22 @@ from torch import nn
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, copies
 from sparse_detr.modeling.criterion import SetCriterion
 from sparse_detr.modeling.decoder import Decoder, DecoderLayer
+from sparse_detr.modeling.denoising import NoDenoising
 from sparse_detr.modeling.detector import GeneralizedDETR
 from sparse_detr.modeling.encoder import Encoder, EncoderLayer
 from sparse_detr.modeling.heads import make_heads
 from sparse_detr.modeling.matching import HungarianMatcher
 from sparse_detr.modeling.postprocess import TopKDetections
-from sparse_detr.modeling.queries import LearnedQueries, ProposalGenerator, ProposalProjection, TopKQueries
+from sparse_detr.modeling.queries import (
+    BoxStart,
+    LearnedQueries,
+    MemoryStart,
+    ProposalGenerator,
+    ProposalProjection,
+    TopKQueries,
+)
+from sparse_detr.modeling.query_position import GivenPosition
+from sparse_detr.modeling.refinement import BoxRefinement, NoRefinement
 from sparse_detr.modeling.selection import DecoderAttentionMap, KeepAllTokens, NoSupervision
 from sparse_detr.modeling.tokenizer import MultiScaleTokenizer
 from sparse_detr.recipes.backbones import Backbone, resnet
@@ -68,28 +78,19 @@ def deformable_detr(
         feedforward_dim=feedforward_dim,
         dropout=dropout,
     )
-    if two_stage == "off":
-        queries = L(LearnedQueries)(num_queries=num_queries, embed_dim=embed_dim)
-    else:
-        queries = L(TopKQueries)(
-            num_queries=num_queries, embed_dim=embed_dim, content=two_stage, class_agnostic=two_stage == "projected"
-        )
     return L(GeneralizedDETR)(
-        backbone=backbone.config,
-        in_features=list(backbone.in_features),
-        tokenizer=L(MultiScaleTokenizer)(
-            in_channels=list(backbone.in_channels),
-            strides=list(backbone.strides),
-            embed_dim=embed_dim,
-            num_levels=num_levels,
-            padding=behavior,
-        ),
+        **backbone_parts(backbone, embed_dim, num_levels, behavior),
         proposals=L(ProposalGenerator)(border="dropped" if released else "clamped"),
         projection=None if two_stage == "off" else L(ProposalProjection)(embed_dim=embed_dim),
         selector=L(KeepAllTokens)(),
         encoder=L(Encoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers)),
-        queries=queries,
-        decoder=L(Decoder)(layers=L(copies)(module=decoder_layer, count=decoder_layers), refine=box_refinement),
+        queries=_queries(two_stage, num_queries, embed_dim),
+        denoising=L(NoDenoising)(),
+        decoder=L(Decoder)(
+            layers=L(copies)(module=decoder_layer, count=decoder_layers),
+            query_position=L(GivenPosition)(),
+            refinement=L(BoxRefinement)() if box_refinement else L(NoRefinement)(),
+        ),
         heads=L(make_heads)(
             embed_dim=embed_dim,
             num_classes="${..num_classes}",
@@ -105,6 +106,27 @@ def deformable_detr(
         num_classes=num_classes,
         class_channels=class_channels,
         supervise_surplus_rows=released,
+    )
+
+
+def backbone_parts(backbone: Backbone, embed_dim: int, num_levels: int, behavior: Behavior) -> dict[str, Any]:
+    """The backbone and the tokenizer of its maps, as arguments of `GeneralizedDETR`."""
+    tokenizer = L(MultiScaleTokenizer)(
+        in_channels=list(backbone.in_channels),
+        strides=list(backbone.strides),
+        embed_dim=embed_dim,
+        num_levels=num_levels,
+        padding=behavior,
+    )
+    return {"backbone": backbone.config, "in_features": list(backbone.in_features), "tokenizer": tokenizer}
+
+
+def _queries(two_stage: TwoStage, num_queries: int, embed_dim: int) -> Any:
+    if two_stage == "off":
+        return L(LearnedQueries)(num_queries=num_queries, embed_dim=embed_dim)
+    start = BoxStart if two_stage == "projected" else MemoryStart
+    return L(TopKQueries)(
+        num_queries=num_queries, start=L(start)(embed_dim=embed_dim), class_agnostic=two_stage == "projected"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
@@ -17,23 +18,42 @@ from torch import nn
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny
 from sparse_detr.recipes.deformable_detr import deformable_detr
-from sparse_detr.recipes.sparse_detr import sparse_detr
+from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
-RECIPES: dict[str, tuple[Callable[..., Any], ...]] = {
-    "DeformableDETR": (deformable_detr,),
-    "SparseDETR": (sparse_detr, deformable_detr),
+
+@dataclass(frozen=True)
+class Recipe:
+    """A meta-architecture's recipe.
+
+    Args:
+        functions: the recipe, then those that take over the options it passes on.
+        fixed: options of theirs that this recipe decides itself.
+    """
+
+    functions: tuple[Callable[..., Any], ...]
+    fixed: frozenset[str] = frozenset()
+
+
+_TWO_STAGE = frozenset({"two_stage", "box_refinement"})
+
+RECIPES: dict[str, Recipe] = {
+    "DeformableDETR": Recipe((deformable_detr,)),
+    "SparseDETR": Recipe((sparse_detr, deformable_detr)),
+    "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
+    "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
 }
-"""Name of the meta-architecture -> its recipe, then the recipes that take over the options it passes on."""
+"""By name of the meta-architecture."""
 
 
 def recipe_options(name: str) -> list[str]:
     """The keyword arguments that a meta-architecture takes from `MODEL.DETR`, in lower case."""
     options: dict[str, None] = {}
-    for function in RECIPES[name]:
+    for function in RECIPES[name].functions:
         for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "backbone":
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ("backbone", "base"):
                 options[parameter.name] = None
-    return list(options)
+    return [option for option in options if option not in RECIPES[name].fixed]
 
 
 def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
@@ -47,19 +67,18 @@ def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{keys} means nothing to {name}; remove it or choose another MODEL.META_ARCHITECTURE")
-    model = RECIPES[name][0](backbone=from_module(build_backbone(cfg)), **given)
+    model = RECIPES[name].functions[0](backbone=from_module(build_backbone(cfg)), **given)
     model.pixel_mean, model.pixel_std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     return instantiate(model)
 
 
-def DeformableDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
-    """Deformable DETR from yaml."""
-    return build_from_cfg("DeformableDETR", cfg)
+def _meta_architecture(name: str) -> Callable[[CfgNode], nn.Module]:
+    def build(cfg: CfgNode) -> nn.Module:
+        return build_from_cfg(name, cfg)
 
-
-def SparseDETR(cfg: CfgNode) -> nn.Module:  # noqa: N802
-    """Sparse DETR from yaml."""
-    return build_from_cfg("SparseDETR", cfg)
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{name} from yaml."
+    return build
 
 
 @BACKBONE_REGISTRY.register()
@@ -74,5 +93,5 @@ def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbon
     return instantiate(mobilenet_v2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 
-META_ARCH_REGISTRY.register(DeformableDETR)
-META_ARCH_REGISTRY.register(SparseDETR)
+for _name in RECIPES:
+    META_ARCH_REGISTRY.register(_meta_architecture(_name))

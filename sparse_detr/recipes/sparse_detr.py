@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from detectron2.config import LazyCall as L
@@ -17,14 +18,18 @@ from sparse_detr.modeling.selection import (
     TopKSelector,
 )
 from sparse_detr.recipes.deformable_detr import efficient_detr
+from sparse_detr.recipes.dino import dino
+
+Scorer = Literal["attention_map", "objectness", "random"]
 
 
 def sparse_detr(
     *,
     keep_ratio: float = 0.3,
     inference_keep_ratio: float | None = None,
-    scorer: Literal["attention_map", "objectness", "random"] = "attention_map",
+    scorer: Scorer = "attention_map",
     encoder_auxiliary_loss: bool = True,
+    base: Callable[..., Any] = efficient_detr,
     **options: Any,
 ) -> Any:
     """LazyCall of a detector whose encoder refines the best `keep_ratio` of the tokens.
@@ -34,9 +39,10 @@ def sparse_detr(
         inference_keep_ratio: another rho at inference.
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, noise (section 4.3).
-        options: of `deformable_detr`.
+        base: the recipe of the dense detector.
+        options: of `base`.
     """
-    model = efficient_detr(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
+    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
     released = options.get("behavior") == "released"
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
@@ -50,6 +56,11 @@ def sparse_detr(
     if scorer == "attention_map":
         model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
     return model
+
+
+def sparse_dino(**options: Any) -> Any:
+    """Sparse DETR's encoder in DINO (a row of the tables of the Focus-DETR paper)."""
+    return sparse_detr(base=dino, **options)
 
 
 def _scorer(name: str, embed_dim: int, released: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,11 +18,14 @@ class PredictionGroup:
     Args:
         name: where they come from, such as `decoder_5`, `proposals`, `encoder_0`.
         suffix: of the names of their losses: none for the last decoder layer, `_0` ... for the others, `_enc` for the
-            proposals, `_enc_0` ... for encoder layers.
+            proposals, `_enc_0` ... for encoder layers, `_dn`, `_dn_0` ... for the denoising queries.
         logits: (B, Q, classes) before the sigmoid; there is no background class.
         boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
         valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
         class_agnostic: every true box has label 0, meaning "an object".
+        matches: for every image the rows and the true boxes that belong together, two long tensors of equal length;
+            None leaves it to the matcher.
+        repeats: how many rows stand for one true box; losses are divided by it.
     """
 
     name: str
@@ -30,6 +34,8 @@ class PredictionGroup:
     boxes: Tensor
     valid: Tensor | None = None
     class_agnostic: bool = False
+    matches: Sequence[tuple[Tensor, Tensor]] | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True, eq=False)

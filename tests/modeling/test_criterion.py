@@ -110,3 +110,22 @@ def test_a_class_agnostic_group_learns_class_zero_for_every_label():
     group = make_group([[[1.0, -1.0]]], [[BOX]], class_agnostic=True)
     loss = criterion()([group], make_targets([(1, BOX)]))["loss_class"]
     assert loss.item() == pytest.approx(2 * (focal(1.0, True) + focal(-1.0, False)), abs=1e-6)
+
+
+def test_a_group_keeps_the_matches_it_comes_with_and_shares_its_losses_among_the_repeats():
+    """Two rows stand for one true box; the matcher would have given it to the second row alone."""
+    matches = [(torch.tensor([0, 1]), torch.tensor([0, 0]))]
+    boxes = [[(0.6, 0.5, 0.2, 0.2), BOX, BOX]]
+    group = make_group([[[1.0], [0.5], [0.5]]], boxes, matches=matches, repeats=2)
+    losses = criterion()([group], make_targets([(0, BOX)]))
+    assert losses["loss_bbox"].item() == pytest.approx(5 * 0.1 / 2, abs=1e-6)
+    expected = 2 * (focal(1.0, True) + focal(0.5, True) + focal(0.5, False)) / 2
+    assert losses["loss_class"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_epsilon_of_the_iou_makes_tiny_boxes_look_apart():
+    tiny = (0.5, 0.5, 0.001, 0.001)  # an area of 1e-6
+    group = make_group([[[0.0]]], [[tiny]])
+    assert criterion()([group], make_targets([(0, tiny)]))["loss_giou"].item() == pytest.approx(0, abs=1e-4)
+    halved = criterion(iou_eps=1e-6)([group], make_targets([(0, tiny)]))["loss_giou"]
+    assert halved.item() == pytest.approx(2 * 0.5, abs=1e-3)

@@ -8,15 +8,18 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, inverse_sigmoid
-from sparse_detr.modeling.decoder import Decoder, DecoderLayer, on_padded_levels
+from sparse_detr.modeling.decoder import Decoder, DecoderLayer, QueryMask, on_padded_levels
 from sparse_detr.modeling.heads import PredictionHead, make_heads
 from sparse_detr.modeling.queries import Queries
+from sparse_detr.modeling.query_position import BoxPosition, GivenPosition, QueryPosition, embed_rows_first
+from sparse_detr.modeling.refinement import BoxRefinement, LookForwardTwice, NoRefinement
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((4, 5), (2, 3))
+SEE_ALL = QueryMask(padding=None, blocked=None)
 
 
-def make_decoder(refine, count=3):
+def make_decoder(refinement, count=3, **parts):
     torch.manual_seed(0)
     layer = DecoderLayer(
         self_attn=nn.MultiheadAttention(32, 4, batch_first=True),
@@ -25,24 +28,26 @@ def make_decoder(refine, count=3):
         embed_dim=32,
         dropout=0.0,
     )
-    decoder = Decoder(layers=[copy.deepcopy(layer) for _ in range(count)], refine=refine).double()
+    layers = [copy.deepcopy(layer) for _ in range(count)]
+    parts = {"query_position": GivenPosition(), **parts}
+    decoder = Decoder(layers=layers, refinement=refinement, **parts).double()
     heads = nn.ModuleList(PredictionHead(embed_dim=32, num_classes=3) for _ in range(count)).double()
     shake(decoder)
     shake(heads)
     return decoder, heads
 
 
-def make_queries(reference_size, *, count=4, batch=1, valid=None):
+def make_queries(reference_size, *, count=4, batch=1, **options):
     generator = torch.Generator().manual_seed(2)
     content, position = torch.randn(2, batch, count, 32, generator=generator, dtype=torch.float64)
     reference = torch.rand(batch, count, reference_size, generator=generator, dtype=torch.float64) * 0.5 + 0.2
-    return Queries(content=content, position=position, reference_points=reference.requires_grad_(), valid=valid)
+    return Queries(content=content, position=position, reference_points=reference.requires_grad_(), **options)
 
 
-def decode(refine, queries):
-    decoder, heads = make_decoder(refine)
+def decode(refinement, queries, **parts):
+    decoder, heads = make_decoder(refinement, **parts)
     pyramid = make_pyramid(SHAPES, *[SHAPES] * queries.content.shape[0])
-    return decoder(queries, make_tokens(pyramid).content, pyramid, heads), heads
+    return decoder(queries, make_tokens(pyramid), heads), heads
 
 
 def test_references_shrink_to_the_real_part_of_every_level():
@@ -55,10 +60,11 @@ def test_references_shrink_to_the_real_part_of_every_level():
 
 
 def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
-    decoder, _ = make_decoder(refine=False, count=1)
+    decoder, _ = make_decoder(NoRefinement(), count=1)
     layer, queries, pyramid = decoder.layers[0], make_queries(4), make_pyramid(SHAPES)
-    memory, points = make_tokens(pyramid).content, on_padded_levels(queries.reference_points, pyramid)
-    result, _ = layer(queries.content, queries.position, points, memory, pyramid, None)
+    tokens, points = make_tokens(pyramid), on_padded_levels(queries.reference_points, pyramid)
+    memory = tokens.content
+    result, _ = layer(queries.content, QueryPosition(queries.position, queries.reference_points), tokens, SEE_ALL)
     located = queries.content + queries.position
     x = layer.self_attn_norm(queries.content + layer.self_attn(located, located, queries.content)[0])
     x = layer.cross_attn_norm(x + layer.cross_attn(x + queries.position, points, memory, pyramid))
@@ -66,11 +72,10 @@ def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
 
 
 def test_layers_say_where_they_looked_only_when_asked_and_predict_the_same():
-    decoder, heads = make_decoder(True)
-    pyramid = make_pyramid(SHAPES)
-    memory = make_tokens(pyramid).content
-    plain = decoder(make_queries(4), memory, pyramid, heads)
-    asked = decoder(make_queries(4), memory, pyramid, heads, need_samples=True)
+    decoder, heads = make_decoder(BoxRefinement())
+    memory = make_tokens(make_pyramid(SHAPES))
+    plain = decoder(make_queries(4), memory, heads)
+    asked = decoder(make_queries(4), memory, heads, need_samples=True)
     assert plain.samples is None
     assert [samples.weights.shape for samples in asked.samples] == [(1, 4, 4, 2, 2)] * 3
     for one, other in zip(plain.predictions, asked.predictions, strict=True):
@@ -78,37 +83,35 @@ def test_layers_say_where_they_looked_only_when_asked_and_predict_the_same():
 
 
 def test_refinement_starts_every_layer_from_the_boxes_before_it():
-    output, heads = decode(True, make_queries(4))
-    decoder, _ = make_decoder(True)
-    queries, pyramid = make_queries(4), make_pyramid(SHAPES)
-    memory, content, reference = make_tokens(pyramid).content, queries.content, queries.reference_points
+    output, heads = decode(BoxRefinement(), make_queries(4))
+    decoder, _ = make_decoder(BoxRefinement())
+    queries, memory = make_queries(4), make_tokens(make_pyramid(SHAPES))
+    content, reference = queries.content, queries.reference_points
     for layer, head, predicted in zip(decoder.layers, heads, output.predictions, strict=True):
-        points = on_padded_levels(reference, pyramid)
-        content, _ = layer(content, queries.position, points, memory, pyramid, None)
+        content, _ = layer(content, QueryPosition(queries.position, reference), memory, SEE_ALL)
         boxes = (head.box_embed(content) + inverse_sigmoid(reference)).sigmoid()
         assert_close(predicted.boxes, boxes)
         reference = boxes
 
 
-def seen_references(refine, queries):
+def seen_references(refinement, queries):
     """The reference points that each layer was given."""
-    decoder, heads = make_decoder(refine)
+    decoder, heads = make_decoder(refinement)
     seen = []
     for layer in decoder.layers:
-        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
-    pyramid = make_pyramid(SHAPES)
-    decoder(queries, make_tokens(pyramid).content, pyramid, heads)
+        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].reference_points))
+    decoder(queries, make_tokens(make_pyramid(SHAPES)), heads)
     return seen
 
 
 def test_without_refinement_every_layer_starts_from_the_queries():
-    first, *others = seen_references(False, make_queries(2))
+    first, *others = seen_references(NoRefinement(), make_queries(2))
     assert len(others) == 2
     assert all(torch.equal(first, other) for other in others)
 
 
 def test_refined_references_are_detached():
-    output, heads = decode(True, make_queries(4))
+    output, heads = decode(BoxRefinement(), make_queries(4))
     output.predictions[1].boxes.sum().backward()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in heads[0].parameters())
     assert any(parameter.grad.any() for parameter in heads[1].box_embed.parameters())
@@ -116,14 +119,14 @@ def test_refined_references_are_detached():
 
 def test_the_first_references_are_not_detached():
     queries = make_queries(2)
-    decode(True, queries)[0].predictions[0].boxes.sum().backward()
+    decode(BoxRefinement(), queries)[0].predictions[0].boxes.sum().backward()
     assert queries.reference_points.grad.any()
 
 
 def test_a_reference_point_becomes_a_box_after_the_first_layer():
-    output, _ = decode(True, make_queries(2))
+    output, _ = decode(BoxRefinement(), make_queries(2))
     assert all(layer.boxes.shape == (1, 4, 4) for layer in output.predictions)
-    assert [points.shape[-1] for points in seen_references(True, make_queries(2))] == [2, 4, 4]
+    assert [points.shape[-1] for points in seen_references(BoxRefinement(), make_queries(2))] == [2, 4, 4]
 
 
 def test_queries_that_fill_the_batch_change_no_other_query():
@@ -131,9 +134,77 @@ def test_queries_that_fill_the_batch_change_no_other_query():
     few, noisy = make_queries(4, valid=valid), make_queries(4, valid=valid)
     with torch.no_grad():
         noisy.content[:, 3] += 100
-    first, second = decode(True, few)[0].predictions[-1], decode(True, noisy)[0].predictions[-1]
+    first, second = decode(BoxRefinement(), few)[0].predictions[-1], decode(BoxRefinement(), noisy)[0].predictions[-1]
     assert torch.equal(first.logits[:, :3], second.logits[:, :3])
     assert torch.equal(first.boxes[:, :3], second.boxes[:, :3])
+
+
+def boxes_after(head, content, reference, eps=1e-3):
+    return (head.box_embed(content) + inverse_sigmoid(reference, eps)).sigmoid()
+
+
+def test_look_forward_twice_moves_the_reference_by_the_content_before_the_norm_and_predicts_from_after_it():
+    output, heads = decode(LookForwardTwice(), make_queries(4), norm=nn.LayerNorm(32), logit_eps=1e-3)
+    decoder, _ = make_decoder(LookForwardTwice(), norm=nn.LayerNorm(32), logit_eps=1e-3)
+    queries, memory = make_queries(4), make_tokens(make_pyramid(SHAPES))
+    content, reference = queries.content, queries.reference_points
+    for layer, head, predicted in zip(decoder.layers, heads, output.predictions, strict=True):
+        content, _ = layer(content, QueryPosition(queries.position, reference), memory, SEE_ALL)
+        assert_close(predicted.boxes, boxes_after(head, decoder.norm(content), reference))
+        assert_close(predicted.logits, head.class_embed(decoder.norm(content)))
+        reference = boxes_after(head, content, reference)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_look_forward_twice_trains_the_box_head_of_a_layer_and_of_the_one_before_it_only(layer):
+    output, heads = decode(LookForwardTwice(), make_queries(4), norm=nn.LayerNorm(32))
+    output.predictions[layer].boxes.sum().backward()
+    trained = [any(p.grad is not None and p.grad.any() for p in head.box_embed.parameters()) for head in heads]
+    assert trained == [layer - 1 <= i <= layer for i in range(3)]
+
+
+def test_a_box_is_embedded_rows_first_in_the_frame_of_the_image_or_of_the_padded_finest_level():
+    torch.manual_seed(0)
+    pyramid = make_pyramid(SHAPES, ((2, 5), (1, 3)))
+    boxes = torch.rand(1, 4, 4, dtype=torch.float64)
+    own, padded = (BoxPosition(embed_dim=32, frame=frame).double() for frame in ("image", "padded"))
+    padded.load_state_dict(own.state_dict())
+    queries = make_queries(4)
+    assert_close(own(queries, boxes, None, pyramid).position, own.mlp(embed_rows_first(boxes, 16)))
+    shrunk = boxes * torch.tensor([1, 0.5, 1, 0.5], dtype=torch.float64)
+    assert_close(padded(queries, boxes, None, pyramid).position, padded.mlp(embed_rows_first(shrunk, 16)))
+    first_row = embed_rows_first(torch.tensor([0.0, 0.25, 0.0, 0.0], dtype=torch.float64), 4)
+    assert first_row[:2].tolist() == pytest.approx([1.0, 0.0])  # sine and cosine of a quarter turn
+    assert first_row[4:6].tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_the_position_of_a_box_is_scaled_by_the_content_after_the_first_layer():
+    position = BoxPosition(embed_dim=32, scale=nn.Linear(32, 32)).double()
+    queries, pyramid = make_queries(4), make_pyramid(SHAPES)
+    first = position(queries, queries.reference_points, None, pyramid).position
+    later = position(queries, queries.reference_points, queries.content, pyramid).position
+    assert_close(later, first * position.scale(queries.content))
+
+
+def test_blocked_queries_are_not_seen():
+    """The first query is blocked for all others, as denoising queries are."""
+    blocked = torch.zeros(4, 4, dtype=torch.bool)
+    blocked[1:, 0] = True
+    quiet, loud = (make_queries(4, attention_mask=blocked) for _ in range(2))
+    with torch.no_grad():
+        loud.content[:, 0] += 100
+    first, second = (decode(BoxRefinement(), queries)[0].predictions[-1] for queries in (quiet, loud))
+    assert torch.equal(first.boxes[:, 1:], second.boxes[:, 1:])
+    assert not torch.equal(first.boxes[:, :1], second.boxes[:, :1])
+
+
+def test_an_output_splits_into_the_first_queries_and_the_others():
+    decoder, heads = make_decoder(BoxRefinement())
+    output = decoder(make_queries(4), make_tokens(make_pyramid(SHAPES)), heads, need_samples=True)
+    for part, rows in zip(output.split(1), (slice(0, 1), slice(1, 4)), strict=True):
+        assert torch.equal(part.predictions[2].logits, output.predictions[2].logits[:, rows])
+        assert torch.equal(part.predictions[2].boxes, output.predictions[2].boxes[:, rows])
+        assert torch.equal(part.samples[0].locations, output.samples[0].locations[:, rows])
 
 
 @pytest.mark.parametrize("proposals", [False, True])

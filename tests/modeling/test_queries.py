@@ -6,14 +6,23 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import embed_boxes
 from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.queries import LearnedQueries, ProposalGenerator, ProposalProjection, TopKQueries
+from sparse_detr.modeling.queries import (
+    BoxStart,
+    LearnedQueries,
+    LearnedStart,
+    MemoryStart,
+    ProjectedStart,
+    ProposalGenerator,
+    ProposalProjection,
+    TopKQueries,
+)
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((4, 5), (2, 3))
 PADDED = (SHAPES, ((2, 3), (1, 2)))
 
 
-def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, **options):
+def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, start=None, **options):
     """Queries of random memory, and everything they were made from."""
     torch.manual_seed(seed)
     memory = make_tokens(pyramid).content.requires_grad_()
@@ -21,7 +30,8 @@ def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, **options):
     projection = ProposalProjection(embed_dim=32).double()
     head = PredictionHead(embed_dim=32, num_classes=3).double()
     shake(head)
-    queries = TopKQueries(num_queries=num_queries, embed_dim=32, **options).double()
+    start = start or MemoryStart(embed_dim=32)
+    queries = TopKQueries(num_queries=num_queries, start=start, **options).double()
     return queries(memory, proposals=proposals, projection=projection, head=head), memory, head
 
 
@@ -74,21 +84,21 @@ def test_the_best_proposals_become_queries_with_their_memory_as_content():
 def test_the_position_is_projected_from_the_boxes_embedding():
     pyramid = make_pyramid(SHAPES)
     torch.manual_seed(0)
-    queries = TopKQueries(num_queries=4, embed_dim=32).double()
+    queries = TopKQueries(num_queries=4, start=MemoryStart(embed_dim=32)).double()
     made = queries(
         make_tokens(pyramid).content,
         proposals=ProposalGenerator()(pyramid, torch.float64),
         projection=ProposalProjection(embed_dim=32).double(),
         head=PredictionHead(embed_dim=32, num_classes=3).double(),
     )
-    projection = queries.position_projection
+    projection = queries.start.position_projection
     expected = projection.norm(projection.linear(embed_boxes(made.reference_points, 16)))
     assert torch.equal(made.position, expected)
     assert expected.shape == (1, 4, 32)
 
 
 def test_class_agnostic_two_stage_ranks_by_the_first_logit_and_projects_content_and_position():
-    queries, _, _ = top_k(make_pyramid(SHAPES), content="projected", class_agnostic=True)
+    queries, _, _ = top_k(make_pyramid(SHAPES), start=BoxStart(embed_dim=32), class_agnostic=True)
     rows = queries.proposals.logits[0, :, 0].argsort(descending=True)[:6]
     assert_close(queries.reference_points[0], queries.proposals.boxes[0, rows])
     assert queries.content.shape == queries.position.shape == (1, 6, 32)
@@ -114,6 +124,35 @@ def test_decoder_losses_reach_the_memory_but_not_the_proposal_head():
     (queries.content.sum() + queries.position.sum() + queries.reference_points.sum()).backward()
     assert memory.grad.any()
     assert all(parameter.grad is None for parameter in head.parameters())
+
+
+def test_mixed_queries_have_learned_content_and_leave_their_position_to_the_decoder():
+    start = LearnedStart(num_queries=6, embed_dim=32).double()
+    queries, _, _ = top_k(make_pyramid(SHAPES, *PADDED), start=start)
+    assert torch.equal(queries.content, start.embedding.weight.expand(2, -1, -1))
+    assert queries.position is None
+    few, _, _ = top_k(make_pyramid(((1, 1), (1, 1))), start=start)
+    assert torch.equal(few.content[0], start.embedding.weight[:2])
+
+
+def test_queries_may_start_from_the_projected_tokens_without_teaching_them():
+    queries, memory, _ = top_k(make_pyramid(SHAPES), start=ProjectedStart())
+    assert not queries.content.requires_grad
+    assert queries.position is None
+    assert not torch.equal(queries.content, memory[:, :6])
+
+
+def test_supervising_the_chosen_proposals_alone_chooses_the_same_and_hands_out_these():
+    pyramid = make_pyramid(SHAPES, *PADDED)
+    every, _, _ = top_k(pyramid, num_queries=10)
+    chosen, _, _ = top_k(pyramid, num_queries=10, supervise="chosen")
+    assert_close(chosen.reference_points, every.reference_points)
+    assert torch.equal(chosen.content, every.content)
+    assert chosen.proposals.logits.shape == (2, 10, 3)
+    assert_close(chosen.proposals.boxes, chosen.reference_points)
+    assert torch.equal(chosen.proposals.valid, chosen.valid)
+    best = every.proposals.logits[0].amax(-1).topk(10).values
+    assert_close(chosen.proposals.logits[0].amax(-1), best)
 
 
 def test_learned_queries_are_the_same_for_every_image_and_learn_their_reference_points():

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.layers import embed_boxes
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.queries.proposals import ProposalProjection, Proposals
 from sparse_detr.structures import PredictionGroup
+
+
+@dataclass(frozen=True, eq=False)
+class Denoising:
+    """The queries in front that start from noisy true boxes.
+
+    Args:
+        num_queries: how many they are.
+        matches: for every image the rows and the true boxes that belong together, two long tensors of equal length.
+        repeats: how many of them stand for one true box.
+    """
+
+    num_queries: int
+    matches: Sequence[tuple[Tensor, Tensor]]
+    repeats: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,17 +35,27 @@ class Queries:
 
     Args:
         content: (B, Q, C).
-        position: (B, Q, C), added wherever a query attends.
+        position: (B, Q, C), added wherever a query attends; None where the decoder derives it from the references.
         reference_points: (B, Q, 2) points or (B, Q, 4) boxes cxcywh, in [0, 1] of the unpadded image.
         valid: (B, Q) bool, False on queries that only fill the batch; None where every query counts.
         proposals: the supervised predictions that the queries were chosen from.
+        attention_mask: (Q, Q) bool, True where the query of the row must not attend to that of the column; None where
+            all see all.
+        denoising: which of the queries are denoising queries; None for none.
     """
 
     content: Tensor
-    position: Tensor
+    position: Tensor | None
     reference_points: Tensor
     valid: Tensor | None = None
     proposals: PredictionGroup | None = None
+    attention_mask: Tensor | None = None
+    denoising: Denoising | None = None
+
+    @property
+    def num_denoising(self) -> int:
+        """How many of the queries, in front, are denoising queries."""
+        return 0 if self.denoising is None else self.denoising.num_queries
 
 
 class LearnedQueries(nn.Module):
@@ -68,26 +93,22 @@ class TopKQueries(nn.Module):
 
     Args:
         num_queries: Q; fewer if there are not as many tokens.
-        embed_dim: C.
-        content: `projected`: position and content both come from the sine embedding of the proposal's box (Deformable
-            DETR, two-stage); `memory`: the content is the encoded token itself (Efficient DETR, Sparse DETR).
+        start: content and position of the chosen ones.
         class_agnostic: rank by the first logit, "an object", and train it so, instead of by the best class.
+        supervise: train the proposals of `all` tokens, or of the `chosen` ones alone.
     """
 
     def __init__(
         self,
         *,
         num_queries: int,
-        embed_dim: int,
-        content: Literal["projected", "memory"] = "memory",
+        start: nn.Module,
         class_agnostic: bool = False,
+        supervise: Literal["all", "chosen"] = "all",
     ):
         super().__init__()
-        self.num_queries, self.embed_dim = num_queries, embed_dim
-        self.content, self.class_agnostic = content, class_agnostic
-        self.position_projection = BoxEmbeddingProjection(
-            embed_dim=embed_dim, out_dim=embed_dim * (2 if content == "projected" else 1)
-        )
+        self.num_queries, self.class_agnostic, self.supervise = num_queries, class_agnostic, supervise
+        self.start = start
 
     def forward(
         self,
@@ -105,50 +126,35 @@ class TopKQueries(nn.Module):
             projection: what the head reads tokens through.
             head: the head that scores and refines proposals.
         """
-        predictions = head(projection(memory, proposals), proposals.box_logits)
+        projected = projection(memory, proposals)
         counted = None if proposals.excluded is None else ~proposals.excluded
-        score = (predictions.logits[..., 0] if self.class_agnostic else predictions.logits.amax(-1)).detach()
-        if counted is not None:
-            score = score.masked_fill(~counted, float("-inf"))
-        chosen = score.topk(min(self.num_queries, score.shape[1]), dim=1).indices
-        boxes = _take(predictions.box_logits, chosen).detach().sigmoid()
-        position = self.position_projection(embed_boxes(boxes, self.embed_dim // 2))
-        if self.content == "projected":
-            position, content = position.chunk(2, -1)
+        if self.supervise == "all":
+            predictions = head(projected, proposals.box_logits)
+            chosen = self._choose(predictions.logits, counted)
+            boxes = _take(predictions.boxes, chosen)
         else:
-            content = _take(memory, chosen)
+            chosen = self._choose(head.class_embed(projected), counted)
+            predictions = head(_take(projected, chosen), _take(proposals.box_logits, chosen))
+            boxes = predictions.boxes
+        boxes = boxes.detach()
+        valid = None if counted is None else counted.gather(1, chosen)
+        content, position = self.start(_take(memory, chosen), _take(projected, chosen), boxes)
         group = PredictionGroup(
             name="proposals",
             suffix="_enc",
             logits=predictions.logits,
             boxes=predictions.boxes,
-            valid=counted,
+            valid=counted if self.supervise == "all" else valid,
             class_agnostic=self.class_agnostic,
         )
-        return Queries(
-            content=content,
-            position=position,
-            reference_points=boxes,
-            valid=None if counted is None else counted.gather(1, chosen),
-            proposals=group,
-        )
+        return Queries(content=content, position=position, reference_points=boxes, valid=valid, proposals=group)
 
-
-class BoxEmbeddingProjection(nn.Module):
-    """Linear layer and layer normalisation of a box's sine embedding (B, Q, 2C).
-
-    Args:
-        embed_dim: C.
-        out_dim: channels of the result.
-    """
-
-    def __init__(self, *, embed_dim: int, out_dim: int):
-        super().__init__()
-        self.linear = nn.Linear(2 * embed_dim, out_dim)
-        self.norm = nn.LayerNorm(out_dim)
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.norm(self.linear(embedding))
+    def _choose(self, logits: Tensor, counted: Tensor | None) -> Tensor:
+        """(B, Q) long: the tokens of the best (B, N, classes) logits, best first."""
+        score = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach()
+        if counted is not None:
+            score = score.masked_fill(~counted, float("-inf"))
+        return score.topk(min(self.num_queries, score.shape[1]), dim=1).indices
 
 
 def _take(x: Tensor, indices: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Where decoder queries are: the embedding that is added to them wherever they attend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sparse_detr.layers import MLP, embed_boxes
+from sparse_detr.modeling.queries import Queries
+from sparse_detr.structures import Pyramid
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPosition:
+    """Args:
+    position: (B, Q, C), added to the content wherever a query attends.
+    reference_points: (B, Q, 2|4), where it looks in the memory, in [0, 1] of the unpadded image.
+    spatial: (B, Q, C), what dense attention compares with the positions of the memory; None for deformable attention.
+    """
+
+    position: Tensor
+    reference_points: Tensor
+    spatial: Tensor | None = None
+
+
+class GivenPosition(nn.Module):
+    """The embedding that the queries came with, in every layer (Deformable DETR, section 4.1)."""
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor | None, pyramid: Pyramid
+    ) -> QueryPosition:
+        """Embed the queries of one layer.
+
+        Args:
+            queries: what the decoder started from.
+            reference_points: (B, Q, 2|4) of this layer.
+            content: (B, Q, C) of this layer; None in the first one, where it holds nothing of the image yet.
+            pyramid: geometry of the memory.
+        """
+        assert queries.position is not None
+        return QueryPosition(position=queries.position, reference_points=reference_points)
+
+
+class BoxPosition(nn.Module):
+    """An MLP of the sine embedding of every layer's own box (DAB-DETR, section 4.2; DINO).
+
+    Args:
+        embed_dim: C, a multiple of 4.
+        scale: C -> C, of the content, which the embedding is multiplied by after the first layer (DAB-DETR, section
+            4.3); None for one.
+        frame: the boxes are embedded in the frame of the `image`, or of the `padded` finest level as in the public
+            code, where the embedding of a box then depends on the other images of the batch.
+    """
+
+    def __init__(self, *, embed_dim: int, scale: nn.Module | None = None, frame: Literal["image", "padded"] = "image"):
+        super().__init__()
+        self.num_features, self.frame = embed_dim // 2, frame
+        self.mlp = MLP(sizes=(2 * embed_dim, embed_dim, embed_dim))
+        self.scale = scale
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor | None, pyramid: Pyramid
+    ) -> QueryPosition:
+        """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
+        position = self.mlp(embed_rows_first(self._framed(reference_points, pyramid), self.num_features))
+        if self.scale is not None and content is not None:
+            position = position * self.scale(content)
+        return QueryPosition(position=position, reference_points=reference_points)
+
+    def _framed(self, boxes: Tensor, pyramid: Pyramid) -> Tensor:
+        if self.frame == "image":
+            return boxes
+        return boxes * pyramid.valid_ratios(boxes.dtype)[:, :1].repeat(1, 1, 2)
+
+
+def embed_rows_first(boxes: Tensor, num_features: int) -> Tensor:
+    """Sine embedding of (..., 4) boxes in the order cy, cx, w, h: rows first, as in the embedding of tokens."""
+    return embed_boxes(boxes[..., [1, 0, 2, 3]], num_features)
