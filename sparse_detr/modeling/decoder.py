@@ -144,7 +144,8 @@ class Decoder(nn.Module):
         content, reference = queries.content, queries.reference_points
         anchor = reference  # what predictions are relative to: the reference, possibly with its gradient
         mask = QueryMask(padding=None if queries.valid is None else ~queries.valid, blocked=queries.attention_mask)
-        predictions, samples = [], []
+        predictions: list[Predictions] = []
+        samples = []
         for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
