@@ -1,7 +1,8 @@
 """The optimiser and the learning-rate schedules of the DETR family, as callables that a config can name.
 
 Deformable DETR, section 4 and appendix A.4: AdamW, learning rate 2e-4, a tenth of it for the backbone and for the
-layers that predict sampling offsets and reference points, weight decay 1e-4 on every parameter.
+layers that predict sampling offsets and reference points, weight decay 1e-4 on every parameter. DINO, DAB-DETR and
+Focus-DETR: 1e-4, a tenth of it for the backbone alone; Focus-DETR's norms do not decay.
 """
 
 import logging
@@ -42,15 +43,17 @@ def detr_parameter_groups(
     model: nn.Module,
     base_lr: float,
     weight_decay: float = 1e-4,
+    norm_weight_decay: float | None = None,
     backbone_multiplier: float = 0.1,
     sampling_multiplier: float = 0.1,
     total_batch_size: int = REFERENCE_BATCH_SIZE,
     accumulate: int = 1,
     batch_size_scaling: str = "none",
 ) -> list[dict]:
-    """Parameter groups by name: the backbone and the sampling layers learn more slowly, all decay alike.
+    """Parameter groups by name: the backbone and the sampling layers learn more slowly.
 
     Args:
+        norm_weight_decay: weight decay of normalisation layers; None for that of every parameter.
         total_batch_size: images of a batch over all processes.
         accumulate: batches per optimiser step.
         batch_size_scaling: rule of `scale_learning_rate` for the images of a step.
@@ -65,7 +68,9 @@ def detr_parameter_groups(
             return backbone_multiplier
         return sampling_multiplier if any(part in name for part in _SAMPLING_PARAMETERS) else 1.0
 
-    return get_default_optimizer_params(model, base_lr=lr, weight_decay=weight_decay, lr_factor_func=factor)
+    return get_default_optimizer_params(
+        model, base_lr=lr, weight_decay=weight_decay, weight_decay_norm=norm_weight_decay, lr_factor_func=factor
+    )
 
 
 def _with_warmup(schedule: ParamScheduler, *, max_iter: int, warmup_iters: int) -> ParamScheduler:

@@ -44,6 +44,14 @@ def test_every_trained_parameter_is_in_one_group_and_decays():
     assert {group["weight_decay"] for group in groups} == {0.3}
 
 
+def test_norms_decay_by_their_own_rate_and_biases_by_the_common_one():
+    model = NamedLikeDetr()
+    groups = detr_parameter_groups(model, base_lr=1.0, weight_decay=0.3, norm_weight_decay=0.0)
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    without = {name for name, p in model.named_parameters() if p.requires_grad and decay[id(p)] == 0}
+    assert without == {"encoder.norm.weight", "encoder.norm.bias"}
+
+
 @pytest.mark.parametrize(("rule", "expected"), [("none", 1.0), ("sqrt", math.sqrt(2)), ("linear", 2.0)])
 def test_learning_rate_for_32_images(rule, expected, caplog):
     with caplog.at_level("INFO", logger="sparse_detr"):

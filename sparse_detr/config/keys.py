@@ -16,6 +16,8 @@ def add_detr_config(cfg: CfgNode) -> None:
         return
     options = {option.upper(): None for recipe in RECIPES for option in recipe_options(recipe)}
     cfg.MODEL.DETR = CfgNode(options)
+    # The arguments of `sparse_detr.recipes.swin`, for MODEL.BACKBONE.NAME build_swin_backbone; None is its default.
+    cfg.MODEL.SWIN = CfgNode({"SIZE": None, "IMAGE_SIZE": None, "NUM_MAPS": None, "DROP_PATH_RATE": None})
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _add_solver_keys(cfg.SOLVER)
@@ -27,6 +29,8 @@ def add_detr_config(cfg: CfgNode) -> None:
 def _add_solver_keys(solver: CfgNode) -> None:
     solver.OPTIMIZER = "ADAMW"  # or "SGD": Detectron2's own
     solver.BACKBONE_MULTIPLIER = 0.1
+    # Of normalisation layers; None is WEIGHT_DECAY. Detectron2's WEIGHT_DECAY_NORM, 0 unless set, is for its SGD.
+    solver.NORM_WEIGHT_DECAY = None
     solver.SAMPLING_MULTIPLIER = 0.1
     solver.BATCH_SIZE_SCALING = "none"  # "sqrt", "linear": relative to 16 images
     # Of the whole model. Not CLIP_GRADIENTS.CLIP_TYPE: Detectron2's tools refuse a third value there.

@@ -176,6 +176,7 @@ def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimize
         model,
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
+        norm_weight_decay=solver.NORM_WEIGHT_DECAY,
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
         sampling_multiplier=solver.SAMPLING_MULTIPLIER,
         total_batch_size=solver.IMS_PER_BATCH,

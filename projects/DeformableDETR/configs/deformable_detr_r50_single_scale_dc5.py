@@ -4,7 +4,7 @@ from sparse_detr.recipes import deformable_detr, resnet
 
 from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
 
-model = deformable_detr(backbone=resnet(50, single_scale=True, dilation=True), num_levels=1)
+model = deformable_detr(backbone=resnet(50, num_maps=1, dilation=True), num_levels=1)
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 dataloader.train.total_batch_size = 32
 train.max_iter, train.eval_period, train.checkpointer.period = 184825, 3697, 3697

@@ -1,0 +1,112 @@
+"""Backbones: what is said of them, and what they are held to."""
+
+import re
+
+import pytest
+import torch
+from detectron2.config import get_cfg, instantiate
+from detectron2.modeling import build_backbone
+from torch.testing import assert_close
+from torchvision.models import resnet50
+
+from sparse_detr.config import add_detr_config
+from sparse_detr.recipes.backbones import SWIN_SIZES, from_module, resnet, swin, swin_tiny
+from tests.meta import meta_device
+
+DESCRIBED = {
+    **{f"resnet_{count}_maps": resnet(50, num_maps=count) for count in (1, 3, 4)},
+    "resnet101": resnet(101),
+    "dilated": resnet(50, num_maps=1, dilation=True),
+    **{f"swin_{size}": swin(size, image_size=384) for size in SWIN_SIZES},
+    "swin_4_maps": swin("large", num_maps=4),
+}
+
+
+def on_meta(backbone):
+    with meta_device():
+        return instantiate(backbone.config)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_backbone_gives_what_is_said_of_it(name):
+    assert from_module(on_meta(DESCRIBED[name]))[1:] == DESCRIBED[name][1:]
+
+
+def test_four_maps_begin_at_stride_4():
+    for backbone in (resnet(50, num_maps=4), swin(num_maps=4)):
+        with torch.no_grad():
+            maps = instantiate(backbone.config).eval()(torch.zeros(1, 3, 70, 97))
+        for name, channels, stride in zip(*backbone[1:], strict=True):
+            assert maps[name].shape == (1, channels, -(-70 // stride), -(-97 // stride))
+        assert backbone.strides == (4, 8, 16, 32)
+
+
+def test_windows_are_a_32nd_of_the_images_the_weights_are_from():
+    for image_size, window in ((224, 7), (384, 12)):
+        table = on_meta(swin("base", image_size=image_size)).layers[0].blocks[0].attn.relative_position_bias_table
+        assert table.shape == ((2 * window - 1) ** 2, 4)
+
+
+@pytest.mark.parametrize(("freeze_at", "frozen"), [(0, set()), (1, {"patch_embed"}), (2, {"patch_embed", "layers.0"})])
+def test_a_swin_is_frozen_as_far_as_asked(freeze_at, frozen):
+    names = {name for name, p in on_meta(swin(freeze_at=freeze_at)).named_parameters() if not p.requires_grad}
+    assert {re.match(r"patch_embed|layers\.\d", name)[0] for name in names} == frozen
+
+
+def test_sparse_detrs_swin_drops_more_paths_than_dinos():
+    assert [backbone.config.drop_path_rate for backbone in (swin_tiny(), swin())] == [0.2, 0.1]
+
+
+def test_unknown_sizes_are_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="no Swin 'huge' .* tiny, small, base, large"):
+        swin("huge")
+    with pytest.raises(ValueError, match="num_maps must be 1 to 4, got 5"):
+        resnet(50, num_maps=5)
+
+
+def test_a_dilated_resnet_is_torchvisions():
+    """Published DC5 weights: the block that lost its stride is not dilated; with Detectron2's own key it is."""
+    theirs = resnet50(weights=None, replace_stride_with_dilation=[False, False, True]).eval()
+    ours = instantiate(resnet(50, num_maps=1, dilation=True).config).eval()
+    missing, unexpected = ours.load_state_dict(
+        {ours_name(name): value for name, value in theirs.state_dict().items()}, strict=False
+    )
+    assert not missing
+    assert {name.rpartition(".")[2] for name in unexpected} <= {"num_batches_tracked", "weight", "bias"}
+    image = torch.rand(1, 3, 70, 97)
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*list(theirs.children())[:-2])(image)
+        assert_close(ours(image)["res5"], expected, rtol=1e-4, atol=1e-4)
+
+
+def ours_name(name):
+    """Detectron2's name of a tensor of torchvision's ResNet."""
+    name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
+    name = re.sub(r"^(conv1|bn1)", r"stem.\1", name)
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+@pytest.mark.parametrize(
+    ("keys", "backbone"),
+    [
+        (
+            ("BACKBONE.NAME", "build_swin_backbone", "SWIN.SIZE", "base", "SWIN.IMAGE_SIZE", 384),
+            swin("base", image_size=384),
+        ),
+        (("BACKBONE.NAME", "build_swin_backbone", "SWIN.NUM_MAPS", 4), swin(num_maps=4)),
+        (("BACKBONE.NAME", "build_resnet_dc5_backbone"), resnet(50, freeze_at=0, num_maps=1, dilation=True)),
+    ],
+    ids=["swin_base_384", "swin_4_maps", "dc5"],
+)
+def test_a_backbone_from_yaml_keys_is_the_recipes(keys, backbone):
+    cfg = get_cfg()
+    add_detr_config(cfg)
+    cfg.merge_from_list([f"MODEL.{key}" if i % 2 == 0 else key for i, key in enumerate(keys)])
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    with meta_device():
+        module = build_backbone(cfg)
+    expected = on_meta(backbone)
+    assert from_module(module)[1:] == backbone[1:]
+    assert str(module) == str(expected)
+    assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in expected.parameters()]
