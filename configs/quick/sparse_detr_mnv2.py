@@ -1,29 +1,8 @@
-"""A small Sparse DETR for the sample data (aerial tiles, tree crowns): minutes on two CPU cores."""
+"""A small Sparse DETR for the sample data."""
 
-from sparse_detr.data.sample import WEIGHTS_FILE, register_sample_data, sample_folder
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
 
-from ..common.coco import dataloader, optimizer, train
-from ..common.schedule import cosine as lr_multiplier
+from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
 
-SIZES = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=256, num_levels=3, num_queries=100)
-
-register_sample_data()
 model = sparse_detr(backbone=mobilenet_v2(), num_classes=1, dropout=0.0, **SIZES)
-dataloader.train.dataset.names, dataloader.test.dataset.names = "trees_train", "trees_val"
-dataloader.train.mapper.augmentations.update(
-    short_sizes=[384],
-    max_size=384,
-    crop_range=(256, 384),
-    crop_short_sizes=[384, 448, 512],
-    flip="both",
-    color_jitter=0.3,
-)
-dataloader.test.mapper.augmentations.update(short_size=384, max_size=384)
-dataloader.train.total_batch_size = 4
-dataloader.train.num_workers = dataloader.test.num_workers = 0
-optimizer.lr = 1e-3
-lr_multiplier.warmup_iters = 50
-train.init_checkpoint = str(sample_folder() / WEIGHTS_FILE)
-train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
 train.output_dir = "output/quick"

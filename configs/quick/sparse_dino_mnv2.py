@@ -1,0 +1,8 @@
+"""A small DINO with Sparse DETR's encoder for the sample data."""
+
+from sparse_detr.recipes import mobilenet_v2, sparse_dino
+
+from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+
+model = sparse_dino(backbone=mobilenet_v2(), num_classes=1, **SIZES)
+train.output_dir = "output/quick_sparse_dino"
