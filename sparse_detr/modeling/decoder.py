@@ -18,7 +18,7 @@ from sparse_detr.structures import Pyramid, Tokens
 class DecoderOutput:
     """Args:
     predictions: of every layer, first to last.
-    samples: where every layer's cross-attention looked; None unless they were asked for.
+    samples: where every layer's cross-attention looked; None unless asked for, and where attention is dense.
     """
 
     predictions: tuple[Predictions, ...]
@@ -145,15 +145,16 @@ class Decoder(nn.Module):
         anchor = reference  # what predictions are relative to: the reference, possibly with its gradient
         mask = QueryMask(padding=None if queries.valid is None else ~queries.valid, blocked=queries.attention_mask)
         predictions: list[Predictions] = []
-        samples = []
+        samples: list[AttentionSamples] = []
         for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
-            at = self.query_position(queries, reference, content if i > 0 else None, memory.pyramid)
+            at = self.query_position(queries, reference, content, memory.pyramid, layer=i)
             content, looked = layer(content, at, memory, mask, need_samples=need_samples)
             predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))
-            samples.append(looked)
-        return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if need_samples else None)
+            if looked is not None:
+                samples.append(looked)
+        return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if samples else None)
 
 
 def on_padded_levels(reference_points: Tensor, pyramid: Pyramid) -> Tensor:

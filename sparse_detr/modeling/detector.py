@@ -21,7 +21,7 @@ from detectron2.structures import ImageList, Instances
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection
 
 
 class GeneralizedDETR(nn.Module):
@@ -104,8 +104,13 @@ class GeneralizedDETR(nn.Module):
 
     @property
     def keep_ratio(self) -> float:
-        """Share of the tokens that the encoder refines, in the current mode."""
+        """Share of the tokens that the first encoder layer refines, in the current mode."""
         return self.selector.keep_ratio
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        """Share of the tokens that an encoder layer refines, on the mean over the layers."""
+        return self.selector.mean_keep_ratio
 
     def set_keep_ratio(self, keep_ratio: float) -> None:
         """Refine another share of the tokens from now on; no weight depends on it.
@@ -197,14 +202,16 @@ class GeneralizedDETR(nn.Module):
             image_sizes=sizes,
         )
 
-    def _encoder_groups(self, layers: Sequence[Tensor], selection: Any, box_logits: Tensor) -> list[PredictionGroup]:
-        references = selection.gather(box_logits) if len(self.encoder_heads) else box_logits
-        valid = None if self.supervise_surplus_rows else selection.row_mask
-        predictions = [head(layer, references) for head, layer in zip(self.encoder_heads, layers, strict=False)]
-        return [
-            PredictionGroup(f"encoder_{i}", f"_enc_{i}", layer.logits, layer.boxes, valid)
-            for i, layer in enumerate(predictions)
-        ]
+    def _encoder_groups(
+        self, layers: Sequence[Tensor], selection: TokenSelection, box_logits: Tensor
+    ) -> list[PredictionGroup]:
+        groups = []
+        for i, (head, layer) in enumerate(zip(self.encoder_heads, layers, strict=False)):
+            kept = selection.at_layer(i)
+            predictions = head(layer, kept.gather(box_logits))
+            valid = None if self.supervise_surplus_rows else kept.row_mask
+            groups.append(PredictionGroup(f"encoder_{i}", f"_enc_{i}", predictions.logits, predictions.boxes, valid))
+        return groups
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad with zeros at the right and bottom."""

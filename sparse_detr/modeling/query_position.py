@@ -29,15 +29,16 @@ class GivenPosition(nn.Module):
     """The embedding that the queries came with, in every layer (Deformable DETR, section 4.1)."""
 
     def forward(
-        self, queries: Queries, reference_points: Tensor, content: Tensor | None, pyramid: Pyramid
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
         """Embed the queries of one layer.
 
         Args:
             queries: what the decoder started from.
             reference_points: (B, Q, 2|4) of this layer.
-            content: (B, Q, C) of this layer; None in the first one, where it holds nothing of the image yet.
+            content: (B, Q, C) of this layer, which in the first one holds nothing of the image yet.
             pyramid: geometry of the memory.
+            layer: number of the decoder layer, from 0.
         """
         assert queries.position is not None
         return QueryPosition(position=queries.position, reference_points=reference_points)
@@ -61,11 +62,11 @@ class BoxPosition(nn.Module):
         self.scale = scale
 
     def forward(
-        self, queries: Queries, reference_points: Tensor, content: Tensor | None, pyramid: Pyramid
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
         """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
         position = self.mlp(embed_rows_first(self._framed(reference_points, pyramid), self.num_features))
-        if self.scale is not None and content is not None:
+        if self.scale is not None and layer > 0:
             position = position * self.scale(content)
         return QueryPosition(position=position, reference_points=reference_points)
 

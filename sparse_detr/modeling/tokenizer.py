@@ -116,18 +116,9 @@ class MultiScaleTokenizer(nn.Module):
         shapes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
         while len(shapes) < len(self.projections):
             shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
-        measure = self._valid_by_stride if self.padding == "exact" else _valid_by_nearest
-        valid = tuple(
-            tuple(
-                tuple(min(measure(size[i], padded_size[i], shape[i], level), shape[i]) for i in (0, 1))
-                for level, shape in enumerate(shapes)
-            )
-            for size in image_sizes
+        return level_geometry(
+            shapes, self.strides, image_sizes, padded_size, padding=self.padding, device=features[0].device
         )
-        return Pyramid(spatial_shapes=tuple(shapes), valid_shapes=valid, device=features[0].device)  # type: ignore[arg-type]
-
-    def _valid_by_stride(self, size: int, padded: int, cells: int, level: int) -> int:
-        return -(-size // self.strides[level])
 
     def _project(self, features: Sequence[Tensor], real: list[Tensor], pyramid: Pyramid) -> list[Tensor]:
         levels: list[Tensor] = []
@@ -144,7 +135,41 @@ class MultiScaleTokenizer(nn.Module):
         return levels
 
 
-def _valid_by_nearest(size: int, padded: int, cells: int, level: int) -> int:
+def level_geometry(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    padded_size: tuple[int, int],
+    *,
+    padding: Padding,
+    device: torch.device,
+) -> Pyramid:
+    """Geometry of levels of known shapes.
+
+    Args:
+        shapes: (h, w) of every level.
+        strides: of the levels.
+        image_sizes: (h, w) of every image before padding.
+        padded_size: (h, w) of the batch.
+        padding: what is real, see `MultiScaleTokenizer`.
+        device: where the geometry's tensors live.
+    """
+
+    def real_cells(size: int, padded: int, cells: int, stride: int) -> int:
+        found = -(-size // stride) if padding == "exact" else _nearest_cells(size, padded, cells)
+        return min(found, cells)
+
+    valid = tuple(
+        tuple(
+            tuple(real_cells(size[i], padded_size[i], shape[i], stride) for i in (0, 1))
+            for shape, stride in zip(shapes, strides, strict=True)
+        )
+        for size in image_sizes
+    )
+    return Pyramid(spatial_shapes=tuple(shapes), valid_shapes=valid, device=device)  # type: ignore[arg-type]
+
+
+def _nearest_cells(size: int, padded: int, cells: int) -> int:
     """Cells whose nearest pixel, floor(cell * padded / cells) in float32, is real."""
     nearest = F.interpolate(torch.arange(padded, dtype=torch.float32)[None, None], size=cells)
     return int((nearest < size).sum())

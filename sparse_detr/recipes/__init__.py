@@ -5,7 +5,7 @@ from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
-from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, resnet, swin_tiny
+from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, resnet, swin, swin_tiny
 from sparse_detr.recipes.deformable_detr import deformable_detr, efficient_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.meta_arch import RECIPES
@@ -22,5 +22,6 @@ __all__ = [
     "resnet",
     "sparse_detr",
     "sparse_dino",
+    "swin",
     "swin_tiny",
 ]

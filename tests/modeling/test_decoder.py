@@ -170,9 +170,11 @@ def test_a_box_is_embedded_rows_first_in_the_frame_of_the_image_or_of_the_padded
     own, padded = (BoxPosition(embed_dim=32, frame=frame).double() for frame in ("image", "padded"))
     padded.load_state_dict(own.state_dict())
     queries = make_queries(4)
-    assert_close(own(queries, boxes, None, pyramid).position, own.mlp(embed_rows_first(boxes, 16)))
+    assert_close(own(queries, boxes, queries.content, pyramid, layer=0).position, own.mlp(embed_rows_first(boxes, 16)))
     shrunk = boxes * torch.tensor([1, 0.5, 1, 0.5], dtype=torch.float64)
-    assert_close(padded(queries, boxes, None, pyramid).position, padded.mlp(embed_rows_first(shrunk, 16)))
+    assert_close(
+        padded(queries, boxes, queries.content, pyramid, layer=0).position, padded.mlp(embed_rows_first(shrunk, 16))
+    )
     first_row = embed_rows_first(torch.tensor([0.0, 0.25, 0.0, 0.0], dtype=torch.float64), 4)
     assert first_row[:2].tolist() == pytest.approx([1.0, 0.0])  # sine and cosine of a quarter turn
     assert first_row[4:6].tolist() == pytest.approx([0.0, 1.0])
@@ -181,8 +183,8 @@ def test_a_box_is_embedded_rows_first_in_the_frame_of_the_image_or_of_the_padded
 def test_the_position_of_a_box_is_scaled_by_the_content_after_the_first_layer():
     position = BoxPosition(embed_dim=32, scale=nn.Linear(32, 32)).double()
     queries, pyramid = make_queries(4), make_pyramid(SHAPES)
-    first = position(queries, queries.reference_points, None, pyramid).position
-    later = position(queries, queries.reference_points, queries.content, pyramid).position
+    first = position(queries, queries.reference_points, queries.content, pyramid, layer=0).position
+    later = position(queries, queries.reference_points, queries.content, pyramid, layer=1).position
     assert_close(later, first * position.scale(queries.content))
 
 

@@ -129,7 +129,7 @@ def test_transformer_matrices_start_xavier_uniform():
 BACKBONES = {
     "resnet50": resnet(50),
     "resnet101": resnet(101),
-    "single_scale": resnet(50, single_scale=True),
+    "single_scale": resnet(50, num_maps=1),
     "dilated": resnet(50, dilation=True),
     "mobilenet": mobilenet_v2(),
 }
