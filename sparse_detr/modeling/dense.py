@@ -1,0 +1,317 @@
+"""Attention of everything to everything at one scale: encoder, decoder layers and query positions of DAB-DETR.
+
+Liu et al., ICLR 2022, on top of Conditional DETR (Meng et al., ICCV 2021).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_detr.layers import MLP, AttentionSamples, FeedForward
+from sparse_detr.modeling.decoder import QueryMask
+from sparse_detr.modeling.encoder import EncoderOutput
+from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.queries import Queries
+from sparse_detr.modeling.query_position import QueryPosition, embed_rows_first
+from sparse_detr.structures import AllTokens, Pyramid, Tokens, TokenSelection
+
+
+class DenseEncoderLayer(nn.Module):
+    """Self-attention of all tokens, then a feed-forward network; post-norm.
+
+    Args:
+        self_attn: batch-first attention.
+        ffn: the feed-forward branch.
+        embed_dim: C.
+        dropout: probability, on the attention's output.
+    """
+
+    def __init__(self, *, self_attn: nn.MultiheadAttention, ffn: FeedForward, embed_dim: int, dropout: float):
+        super().__init__()
+        self.self_attn, self.ffn = self_attn, ffn
+        self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, content: Tensor, position: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Refine (B, N, C) `content` at `position`, reading what `padding_mask` (B, N) leaves."""
+        located = content + position
+        attended, _ = self.self_attn(located, located, content, key_padding_mask=padding_mask, need_weights=False)
+        content = self.self_attn_norm(content + self.dropout(attended))
+        return self.ffn_norm(content + self.ffn(content))
+
+
+class DenseEncoder(nn.Module):
+    """Layers over all tokens, whose positions every layer multiplies by a function of the content.
+
+    Args:
+        layers: the layers, first to last, which share that function.
+        embed_dim: C.
+    """
+
+    def __init__(self, *, layers: list[nn.Module], embed_dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.position_scale = MLP(sizes=(embed_dim, embed_dim, embed_dim))
+
+    def forward(
+        self,
+        tokens: Tokens,
+        selection: TokenSelection,
+        *,
+        scores: Tensor | None = None,
+        head: PredictionHead | None = None,
+    ) -> EncoderOutput:
+        """Refine every token; `scores` and `head` are for encoders that rank.
+
+        Raises:
+            ValueError: some tokens are not selected.
+        """
+        if not isinstance(selection, AllTokens):
+            raise ValueError(
+                f"dense attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
+                "or choose a model with a deformable encoder"
+            )
+        padding_mask = _padding_mask(tokens.pyramid)
+        content, outputs = tokens.content, []
+        for layer in self.layers:
+            content = layer(content, tokens.position * self.position_scale(content), padding_mask)
+            outputs.append(content)
+        return EncoderOutput(memory=content, layers=tuple(outputs))
+
+
+class ConditionalSelfAttention(nn.Module):
+    """Self-attention of queries with projections of their own for content and position.
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        dropout: probability, on the attention weights.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        _check_heads(embed_dim, num_heads)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_content_proj, self.query_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, content: Tensor, position: Tensor, mask: QueryMask) -> Tensor:
+        """(B, Q, C) from (B, Q, C) `content` and `position`."""
+        query = self.query_content_proj(content) + self.query_pos_proj(position)
+        key = self.key_content_proj(content) + self.key_pos_proj(position)
+        attended = F.scaled_dot_product_attention(
+            _split(query, self.num_heads),
+            _split(key, self.num_heads),
+            _split(self.value_proj(content), self.num_heads),
+            attn_mask=_visible(mask.padding, mask.blocked),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(_merge(attended))
+
+
+class ConditionalCrossAttention(nn.Module):
+    """Attention of queries to the memory by content and, side by side with it, by place.
+
+    In every head the query is its content next to its `spatial` embedding, the key is its content next to its
+    position, so that their product is the sum of a content and a spatial similarity (DAB-DETR, section 4.2).
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        dropout: probability, on the attention weights.
+        first: the content of the first layer's queries says nothing yet: add positions to it and to the memory's.
+        memory_padding: `hidden` from the queries, or `visible` to them, as in detrex.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float,
+        first: bool,
+        memory_padding: Literal["hidden", "visible"] = "hidden",
+    ):
+        super().__init__()
+        _check_heads(embed_dim, num_heads)
+        self.num_heads, self.dropout, self.memory_padding = num_heads, dropout, memory_padding
+        self.query_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.query_pos_proj = nn.Linear(embed_dim, embed_dim) if first else None
+        self.query_spatial_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, content: Tensor, at: QueryPosition, memory: Tokens) -> Tensor:
+        """(B, Q, C) from the queries' `content` (B, Q, C), where they are, and what they read."""
+        assert at.spatial is not None
+        query, key = self.query_content_proj(content), self.key_content_proj(memory.content)
+        spatial_query, spatial_key = self.query_spatial_proj(at.spatial), self.key_pos_proj(memory.position)
+        if self.query_pos_proj is not None:
+            query, key = query + self.query_pos_proj(at.position), key + spatial_key
+        padding = _padding_mask(memory.pyramid) if self.memory_padding == "hidden" else None
+        attended = F.scaled_dot_product_attention(
+            self._side_by_side(query, spatial_query),
+            self._side_by_side(key, spatial_key),
+            _split(self.value_proj(memory.content), self.num_heads),
+            attn_mask=_visible(padding, None),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(_merge(attended))
+
+    def _side_by_side(self, content: Tensor, place: Tensor) -> Tensor:
+        """(B, M, Q, 2D) from twice (B, Q, C)."""
+        return torch.cat([_split(content, self.num_heads), _split(place, self.num_heads)], -1)
+
+
+class ConditionalDecoderLayer(nn.Module):
+    """Self-attention among queries, attention to all of the memory, a feed-forward network; post-norm.
+
+    Args:
+        self_attn: among queries.
+        cross_attn: to the memory.
+        ffn: the feed-forward branch.
+        embed_dim: C.
+        dropout: probability, on either attention's output.
+    """
+
+    def __init__(
+        self,
+        *,
+        self_attn: ConditionalSelfAttention,
+        cross_attn: ConditionalCrossAttention,
+        ffn: FeedForward,
+        embed_dim: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
+        self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.ffn_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: QueryMask, *, need_samples: bool = False
+    ) -> tuple[Tensor, AttentionSamples | None]:
+        """Update the queries' content (B, Q, C); see `DecoderLayer`. Dense attention samples nothing."""
+        content = self.self_attn_norm(content + self.dropout(self.self_attn(content, at.position, mask)))
+        content = self.cross_attn_norm(content + self.dropout(self.cross_attn(content, at, memory)))
+        return self.ffn_norm(content + self.ffn(content)), None
+
+
+def conditional_layers(
+    *,
+    ffn: FeedForward,
+    embed_dim: int,
+    num_heads: int,
+    dropout: float,
+    count: int,
+    memory_padding: Literal["hidden", "visible"] = "hidden",
+) -> list[nn.Module]:
+    """`count` decoder layers, each with a copy of `ffn`; the first adds positions in its cross-attention."""
+    return [
+        ConditionalDecoderLayer(
+            self_attn=ConditionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
+            cross_attn=ConditionalCrossAttention(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                dropout=dropout,
+                first=i == 0,
+                memory_padding=memory_padding,
+            ),
+            ffn=copy.deepcopy(ffn),
+            embed_dim=embed_dim,
+            dropout=dropout,
+        )
+        for i in range(count)
+    ]
+
+
+class LayerScale(nn.Module):
+    """One learned vector of factors for every decoder layer, whatever the content.
+
+    Args:
+        num_layers: decoder layers.
+        embed_dim: C.
+    """
+
+    def __init__(self, *, num_layers: int, embed_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_layers, embed_dim))
+
+
+class ModulatedBoxPosition(nn.Module):
+    """An MLP of the sine embedding of the box, and the embedding of its centre for dense attention.
+
+    The latter is multiplied by learned factors, and its row and column halves by the height and width that the content
+    asks for over those of the box (DAB-DETR, sections 4.2 and 4.4). A side below a ten-thousandth of the image counts
+    as one, so that the quotient stays within what half precision can hold; public code divides by any.
+
+    Args:
+        embed_dim: C, a multiple of 4.
+        scale: the factors: an MLP of the content, C -> C or C -> 1, which begins with the second layer, whose content
+            is the first to say anything of the image; or `LayerScale`.
+    """
+
+    min_size = 1e-4
+
+    def __init__(self, *, embed_dim: int, scale: MLP | LayerScale):
+        super().__init__()
+        self.num_features = embed_dim // 2
+        self.mlp = MLP(sizes=(2 * embed_dim, embed_dim, embed_dim))
+        self.scale = scale
+        self.size = MLP(sizes=(embed_dim, embed_dim, 2))
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
+    ) -> QueryPosition:
+        """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
+        embedding = embed_rows_first(reference_points, self.num_features)
+        spatial = embedding[..., : 2 * self.num_features]
+        if isinstance(self.scale, LayerScale):
+            spatial = spatial * self.scale.weight[layer]
+        elif layer > 0:
+            spatial = spatial * self.scale(content)
+        factors = self.size(content).sigmoid() / reference_points[..., 2:].clamp(min=self.min_size)
+        spatial = spatial * factors.flip(-1).repeat_interleave(self.num_features, -1)  # (w, h) -> rows, columns
+        return QueryPosition(position=self.mlp(embedding), reference_points=reference_points, spatial=spatial)
+
+
+class NoAttentionMap(nn.Module):
+    """Dense attention samples no points that could be counted."""
+
+    def forward(self, samples: Sequence[AttentionSamples] | None, pyramid: Pyramid, valid: Tensor | None) -> None:
+        return None
+
+
+def _check_heads(embed_dim: int, num_heads: int) -> None:
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+
+
+def _padding_mask(pyramid: Pyramid) -> Tensor | None:
+    return pyramid.padding_mask if pyramid.has_padding else None
+
+
+def _visible(padding: Tensor | None, blocked: Tensor | None) -> Tensor | None:
+    """(B, 1, Q or 1, S) or (Q, S) bool, True where a key is seen, from (B, S) and (Q, S), True where it is not."""
+    hidden = None if padding is None else padding[:, None, None]
+    if blocked is not None:
+        hidden = blocked if hidden is None else hidden | blocked
+    return None if hidden is None else ~hidden
+
+
+def _split(x: Tensor, num_heads: int) -> Tensor:
+    """(B, Q, C) -> (B, M, Q, D)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _merge(x: Tensor) -> Tensor:
+    """(B, M, Q, D) -> (B, Q, C)."""
+    return x.transpose(1, 2).flatten(2)

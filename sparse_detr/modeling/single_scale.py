@@ -1,0 +1,72 @@
+"""From one backbone map to a sequence of tokens (DETR, section 3.2; DAB-DETR)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr.layers.position_encoding import sine_embedding
+from sparse_detr.modeling.tokenizer import Padding, level_geometry
+from sparse_detr.structures import Pyramid, Tokens
+
+
+class SingleScaleTokenizer(nn.Module):
+    """Project one backbone map, without a normalisation, flatten it, and give every token its position.
+
+    Args:
+        in_channels: channels of the map.
+        stride: its stride.
+        embed_dim: C.
+        padding: `exact`: the real part of the map is its real pixels rounded up; `released` is the public
+            implementation, mask by nearest neighbour.
+        position_temperature: of the sine embedding (DAB-DETR, section 4.5).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        stride: int,
+        embed_dim: int,
+        padding: Padding = "exact",
+        position_temperature: float = 20.0,
+    ):
+        super().__init__()
+        self.stride, self.padding, self.position_temperature = stride, padding, position_temperature
+        self.projection = nn.Conv2d(in_channels, embed_dim, 1)
+
+    @property
+    def embed_dim(self) -> int:
+        """C."""
+        return self.projection.out_channels
+
+    def forward(
+        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
+    ) -> Tokens:
+        """Tokenize a batch; see `MultiScaleTokenizer`. `features` is one map."""
+        pyramid = self.pyramid(features, image_sizes, padded_size)
+        content = self.projection(features[0]).flatten(2).transpose(1, 2)
+        return Tokens(content=content, position=self._position(pyramid), pyramid=pyramid)
+
+    def pyramid(
+        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
+    ) -> Pyramid:
+        """Geometry of the one level that `features` will give."""
+        (x,) = features
+        shape = (int(x.shape[-2]), int(x.shape[-1]))
+        return level_geometry([shape], [self.stride], image_sizes, padded_size, padding=self.padding, device=x.device)
+
+    def _position(self, pyramid: Pyramid) -> Tensor:
+        """(B, N, C) sine embedding of the real rows and columns up to a token, counted along its own column and row.
+
+        For a real token that is `embed_tokens` without an offset. Padding has its place in it as well, because
+        decoders of the public implementations may look at padding.
+        """
+        real = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
+        counts = torch.stack([real.cumsum(1), real.cumsum(2)], -1).to(self.projection.weight.dtype)
+        totals = torch.stack([counts[:, -1:, :, 0].expand_as(real), counts[:, :, -1:, 1].expand_as(real)], -1)
+        angles = counts / (totals + 1e-6) * (2 * math.pi)
+        return sine_embedding(angles, self.embed_dim // 2, self.position_temperature).flatten(-2).flatten(1, 2)

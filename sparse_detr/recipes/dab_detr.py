@@ -1,0 +1,224 @@
+"""DAB-DETR (Liu et al., ICLR 2022), at one scale and on Deformable DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from sparse_detr.layers import MLP, FeedForward, copies
+from sparse_detr.modeling.decoder import Decoder
+from sparse_detr.modeling.dense import (
+    DenseEncoder,
+    DenseEncoderLayer,
+    LayerScale,
+    ModulatedBoxPosition,
+    NoAttentionMap,
+    conditional_layers,
+)
+from sparse_detr.modeling.queries import ProjectedStart, TopKQueries
+from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors, Start
+from sparse_detr.modeling.query_position import BoxPosition
+from sparse_detr.modeling.refinement import LookForwardTwice
+from sparse_detr.modeling.single_scale import SingleScaleTokenizer
+from sparse_detr.recipes.backbones import Backbone, resnet
+from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
+from sparse_detr.recipes.sparse_detr import sparse_detr
+
+Activation = Literal["prelu", "relu"]
+QueryScale = Literal["elementwise", "scalar", "fixed"]
+
+
+def dab_detr(
+    *,
+    backbone: Backbone | None = None,
+    num_classes: int = 80,
+    embed_dim: int = 256,
+    num_heads: int = 8,
+    encoder_layers: int = 6,
+    decoder_layers: int = 6,
+    feedforward_dim: int = 2048,
+    dropout: float = 0.0,
+    activation: Activation = "prelu",
+    num_queries: int = 300,
+    num_patterns: int = 0,
+    anchor_start: Start = "normal",
+    freeze_centers: bool = False,
+    query_scale: QueryScale = "elementwise",
+    position_temperature: float = 20.0,
+    behavior: Behavior = "exact",
+    num_detections: int = 300,
+    class_channels: Sequence[int] | None = None,
+) -> Any:
+    """LazyCall of a detector with dense attention to one map, whose queries are learned boxes.
+
+    Args:
+        backbone: with one map; C5 of ResNet-50 if None.
+        activation: of the feed-forward networks; the slope of `prelu` is learned, one for every layer.
+        num_queries: anchors.
+        num_patterns: learned vectors added to the content of all anchors; with n of them there are n times the queries.
+        anchor_start: see `Anchors`.
+        freeze_centers: anchors keep their centres; see `FixedCenterAnchors`.
+        query_scale: factors of the spatial queries: from the content, one a channel or one a query; or `fixed`, learned
+            ones of every layer and channel.
+        position_temperature: of the sine embedding of tokens.
+        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+        class_channels: see `GeneralizedDETR`.
+
+    Raises:
+        ValueError: the backbone has several maps.
+    """
+    backbone = backbone or resnet(50, single_scale=True)
+    model = deformable_detr(
+        backbone=backbone,
+        num_classes=num_classes,
+        embed_dim=embed_dim,
+        decoder_layers=decoder_layers,
+        behavior=behavior,
+        num_detections=num_detections,
+        class_channels=class_channels,
+    )
+    model.tokenizer = single_scale_tokenizer(backbone, embed_dim, behavior, position_temperature)
+    encoder_layer, decoder_layers = dense_layers(
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        decoder_layers=decoder_layers,
+        feedforward_dim=feedforward_dim,
+        dropout=dropout,
+        activation=activation,
+    )
+    model.encoder = L(DenseEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers), embed_dim=embed_dim)
+    model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
+    model.decoder = L(Decoder)(
+        layers=decoder_layers,
+        query_position=L(ModulatedBoxPosition)(
+            embed_dim=embed_dim, scale=spatial_scale(query_scale, decoder_layers, embed_dim)
+        ),
+        refinement=L(LookForwardTwice)(),
+        norm=L(nn.LayerNorm)(normalized_shape=embed_dim),
+        logit_eps=LOGIT_EPS,
+    )
+    model.heads.tied, model.heads.size_bias = True, 0.0
+    model.attention_map = L(NoAttentionMap)()
+    use_dab_losses(model)
+    return model
+
+
+def dab_deformable_detr(
+    *,
+    embed_dim: int = 256,
+    feedforward_dim: int = 2048,
+    dropout: float = 0.0,
+    num_queries: int = 300,
+    num_patterns: int = 0,
+    anchor_start: Start = "uniform",
+    freeze_centers: bool = False,
+    two_stage: bool = False,
+    behavior: Behavior = "exact",
+    num_detections: int = 300,
+    **options: Any,
+) -> Any:
+    """LazyCall of Deformable DETR with learned boxes as queries.
+
+    Args:
+        num_queries, num_patterns, anchor_start, freeze_centers: see `dab_detr`.
+        two_stage: the queries are the best-scoring encoder tokens instead; anchors and patterns then have no part.
+        options: of `deformable_detr`, but for `box_refinement`.
+
+    Raises:
+        ValueError: anchors are asked for in two stages.
+    """
+    if two_stage and (num_patterns or freeze_centers):
+        raise ValueError("num_patterns and freeze_centers belong to learned anchors, which two_stage has none of")
+    model = deformable_detr(
+        embed_dim=embed_dim,
+        feedforward_dim=feedforward_dim,
+        dropout=dropout,
+        box_refinement=True,
+        two_stage="memory" if two_stage else "off",
+        behavior=behavior,
+        num_detections=num_detections,
+        **options,
+    )
+    if two_stage:
+        model.queries = L(TopKQueries)(num_queries=num_queries, start=L(ProjectedStart)(), supervise="chosen")
+    else:
+        model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
+        model.queries.content = "learned"
+    model.decoder.query_position = L(BoxPosition)(
+        embed_dim=embed_dim,
+        scale=L(MLP)(sizes=(embed_dim, embed_dim, embed_dim)),
+        frame="padded" if behavior == "released" else "image",
+    )
+    model.decoder.logit_eps = LOGIT_EPS
+    use_dab_losses(model)
+    return model
+
+
+def sparse_dab_deformable_detr(**options: Any) -> Any:
+    """Sparse DETR's encoder in DAB-Deformable-DETR, with queries from the encoder unless `two_stage` says otherwise."""
+    return sparse_detr(base=dab_deformable_detr, **{"two_stage": True, **options})
+
+
+def single_scale_tokenizer(backbone: Backbone, embed_dim: int, behavior: Behavior, position_temperature: float) -> Any:
+    """LazyCall of the tokenizer of a backbone with one map; raises `ValueError` for one with several."""
+    if len(backbone.in_features) != 1:
+        names = ", ".join(backbone.in_features)
+        raise ValueError(f"dense attention reads one map, but the backbone gives {names}; keep the last one only")
+    return L(SingleScaleTokenizer)(
+        in_channels=backbone.in_channels[0],
+        stride=backbone.strides[0],
+        embed_dim=embed_dim,
+        padding=behavior,
+        position_temperature=position_temperature,
+    )
+
+
+def dense_layers(
+    *,
+    embed_dim: int,
+    num_heads: int,
+    decoder_layers: int,
+    feedforward_dim: int,
+    dropout: float,
+    activation: Activation,
+) -> tuple[Any, Any]:
+    """LazyCalls of one encoder layer and of all decoder layers."""
+    check_choice("activation", activation, get_args(Activation))
+    ffn = L(FeedForward)(
+        embed_dim=embed_dim,
+        feedforward_dim=feedforward_dim,
+        dropout=dropout,
+        activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
+    )
+    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
+    encoder_layer = L(DenseEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    layers = L(conditional_layers)(
+        ffn=ffn,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        dropout=dropout,
+        count=decoder_layers,
+        memory_padding="hidden",
+    )
+    return encoder_layer, layers
+
+
+def learned_anchors(
+    num_queries: int, num_patterns: int, anchor_start: Start, freeze_centers: bool, embed_dim: int
+) -> Any:
+    """LazyCall of queries at learned boxes."""
+    check_choice("anchor_start", anchor_start, get_args(Start))
+    anchors = L(FixedCenterAnchors if freeze_centers else Anchors)(num_anchors=num_queries, start=anchor_start)
+    return L(LearnedAnchors)(anchors=anchors, embed_dim=embed_dim, content="zeros", num_patterns=num_patterns)
+
+
+def spatial_scale(query_scale: QueryScale, decoder_layers: int, embed_dim: int) -> Any:
+    """LazyCall of the factors of the spatial queries."""
+    check_choice("query_scale", query_scale, get_args(QueryScale))
+    if query_scale == "fixed":
+        return L(LayerScale)(num_layers=decoder_layers, embed_dim=embed_dim)
+    return L(MLP)(sizes=(embed_dim, embed_dim, embed_dim if query_scale == "elementwise" else 1))
