@@ -194,7 +194,8 @@ def _random_numbers(true: TrueBoxes, sizes: tuple[int, ...]) -> tuple[Tensor, ..
     weights = torch.arange(1, 1 + 5 * true.slots, device=values.device, dtype=values.dtype).sqrt()
     keys = (values.flatten(1) * weights).sum(1).masked_fill(~true.used.any(1), torch.inf)
     rank = keys.argsort().argsort()
-    return true.boxes.new_empty(len(keys), sum(sizes)).uniform_()[rank].split(sizes, 1)
+    # of single precision in a model of any precision, so that the same seed gives the same noise
+    return torch.rand(len(keys), sum(sizes), device=rank.device, dtype=torch.float32)[rank].split(sizes, 1)
 
 
 def _blocked(groups: int, size: int, matched: int, *, device: torch.device) -> Tensor:

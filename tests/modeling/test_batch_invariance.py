@@ -23,6 +23,12 @@ MODELS = [
     ("sparse", {"keep_ratio": 0.3}),
     ("sparse", {"keep_ratio": 1.0}),
     ("objectness", {"keep_ratio": 0.3}),
+    ("dino", {"denoising_queries": 0}),
+    ("sparse_dino", {"denoising_queries": 0}),
+    ("focus", {"denoising_queries": 0}),
+    ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
+    ("focus_two_stage", {}),
+    ("focus_one_stage", {"keep_ratio": 1.0}),
 ]
 # The last has one token a level, fewer than there are queries.
 PICTURES = [

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import MultiScaleDeformableAttention
 from sparse_detr.modeling.detector import GeneralizedDETR
+from sparse_detr.modeling.queries import LearnedStart
 from tests.modeling.tiny import MODELS, NUM_CLASSES, SIZES, build, patch_backbone, picture
 
 BATCH = [picture(96, 64), picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9),))]
@@ -228,25 +229,35 @@ def test_a_state_dict_restores_the_model(name):
     assert torch.equal(other.outputs(BATCH).predictions.logits, expected)
 
 
+def seeded_losses(model):
+    """Losses of the batch, with the same noise in denoising queries every time."""
+    torch.manual_seed(0)
+    return model.losses(BATCH)
+
+
 @repeatable_model
 def test_single_precision_agrees_with_double(name):
     double = build(name)
-    single, expected = copy.deepcopy(double).float(), double.losses(BATCH)
-    for key, loss in single.losses(BATCH).items():
+    single, expected = copy.deepcopy(double).float(), seeded_losses(double)
+    for key, loss in seeded_losses(single).items():
         assert loss.item() == pytest.approx(expected[key].item(), rel=1e-3), key
 
 
 @repeatable_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_on_the_cpu_gives_losses_within_five_percent_and_finite_gradients(name, dtype):
-    """Measured at most 2.4 %, where a token near the threshold of the selection changes sides; mostly below 0.5 %."""
+    """Measured at most 2.4 %, where a token near the threshold of the selection changes sides; mostly below 0.5 %.
+
+    Where learned content goes to proposals by rank, two that change places exchange it: up to 22 % over nine seeds.
+    """
+    tolerance = 0.3 if isinstance(getattr(build(name).queries, "start", None), LearnedStart) else 0.05
     model = build(name, dtype=torch.float32)
-    expected = model.losses(BATCH)
+    expected = seeded_losses(model)
     with torch.autocast("cpu", dtype):
-        losses = model.losses(BATCH)
+        losses = seeded_losses(model)
     for key, loss in losses.items():
         assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(expected[key].item(), rel=0.05), key
+        assert loss.item() == pytest.approx(expected[key].item(), rel=tolerance), key
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 

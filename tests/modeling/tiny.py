@@ -7,7 +7,16 @@ from detectron2.modeling import Backbone as D2Backbone
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from sparse_detr.recipes import Backbone, deformable_detr, efficient_detr, sparse_detr
+from sparse_detr.recipes import (
+    Backbone,
+    deformable_detr,
+    dino,
+    efficient_detr,
+    focus_deformable_detr,
+    focus_detr,
+    sparse_detr,
+    sparse_dino,
+)
 from sparse_detr.structures import Pyramid, Tokens
 
 CPU = torch.device("cpu")
@@ -36,6 +45,11 @@ MODELS = {
     "sparse_without_auxiliary_loss": (sparse_detr, {"keep_ratio": 0.3, "encoder_auxiliary_loss": False}),
     "objectness": (sparse_detr, {"keep_ratio": 0.3, "scorer": "objectness"}),
     "random": (sparse_detr, {"keep_ratio": 0.3, "scorer": "random"}),
+    "dino": (dino, {}),
+    "sparse_dino": (sparse_dino, {"keep_ratio": 0.3, "shared_heads": True}),
+    "focus": (focus_detr, {"num_objects": 9}),
+    "focus_two_stage": (focus_deformable_detr, {"num_objects": 9}),
+    "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),
 }
 
 

@@ -133,7 +133,8 @@ class TopKQueries(nn.Module):
             chosen = self._choose(predictions.logits, counted)
             boxes = _take(predictions.boxes, chosen)
         else:
-            chosen = self._choose(head.class_embed(projected), counted)
+            with torch.autocast(memory.device.type, enabled=False):  # half-precision scores would be full of ties
+                chosen = self._choose(head.class_embed(projected.to(head.class_embed.weight.dtype)), counted)
             predictions = head(_take(projected, chosen), _take(proposals.box_logits, chosen))
             boxes = predictions.boxes
         boxes = boxes.detach()
