@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.config import instantiate
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import box_convert
@@ -15,7 +16,9 @@ from sparse_detr.modeling.criterion import SetCriterion
 from sparse_detr.modeling.denoising import ContrastiveDenoising, NoDenoising
 from sparse_detr.modeling.matching import HungarianMatcher
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import PredictionGroup, Targets
+from sparse_detr.recipes import dino
+from sparse_detr.structures import PredictionGroup, Targets, Tokens
+from tests.modeling.tiny import SIZES, make_pyramid, make_tokens, patch_backbone, picture, shake
 
 NUM_CLASSES = 5
 EMBED_DIM = 8
@@ -323,6 +326,70 @@ def test_losses_without_boxes_are_zero():
     assert losses == {"loss_class_dn": 0, "loss_bbox_dn": 0, "loss_giou_dn": 0}
 
 
+# In a decoder
+
+
+def tiny_dino(**options):
+    torch.manual_seed(0)
+    model = instantiate(dino(**{"backbone": patch_backbone(), **SIZES, **options})).double()
+    shake(model)
+    return model
+
+
+@pytest.mark.parametrize("behavior", ["exact", "released"])
+def test_what_is_matched_does_not_notice_denoising(behavior):
+    pictures = [picture(64, 64), picture(64, 96), picture(96, 64, boxes=())]
+    model = tiny_dino(behavior=behavior, denoising_queries=8)
+    noisy = model.losses(pictures)
+    model.denoising = NoDenoising()
+    plain = model.losses(pictures)
+    assert {name for name in noisy if "_dn" not in name} == set(plain)
+    assert min(loss.item() for name, loss in noisy.items() if "_dn" in name) > 0
+    torch.testing.assert_close({name: noisy[name] for name in plain}, plain)
+
+
+def decode(model, queries, images):
+    """Logits and boxes of the last layer over random tokens of the first so many images."""
+    shapes = ((8, 8), (4, 4), (2, 2), (1, 1))
+    tokens = make_tokens(make_pyramid(shapes, shapes, shapes), SIZES["embed_dim"])
+    pyramid = make_pyramid(shapes, *[shapes] * images)
+    memory = Tokens(content=tokens.content[:images], position=tokens.position[:images], pyramid=pyramid)
+    last = model.decoder(queries, memory, model.decoder_heads).predictions[-1]
+    return torch.cat([last.logits, last.boxes], -1)
+
+
+def noisy_queries(model):
+    """Two groups of two boxes, the first image with one, and three matched queries."""
+    torch.manual_seed(3)
+    content, boxes = torch.randn(2, 3, SIZES["embed_dim"]).double(), torch.rand(2, 3, 4).double()
+    return model.denoising(Queries(content=content, position=None, reference_points=boxes), [ONE, TWO])
+
+
+def test_a_group_does_not_notice_another():
+    model = tiny_dino(denoising_queries=4)
+    queries = noisy_queries(model)
+    loud = queries.content.detach().clone()
+    loud[:, :4] += 100
+    before, after = decode(model, queries, 2), decode(model, replace(queries, content=loud), 2)
+    torch.testing.assert_close(before[:, 4:], after[:, 4:])
+    assert not torch.isclose(before[1, :4], after[1, :4]).any()
+
+
+def test_an_image_decodes_beside_a_fuller_one_as_it_does_alone():
+    model = tiny_dino(denoising_queries=4)
+    queries = noisy_queries(model)
+    used = queries.valid[0]
+    assert used.tolist() == [True, False] * 4 + [True] * 3
+    alone = replace(
+        queries,
+        content=queries.content[:1, used],
+        reference_points=queries.reference_points[:1, used],
+        valid=None,
+        attention_mask=queries.attention_mask[used][:, used],
+    )
+    torch.testing.assert_close(decode(model, alone, 1)[0], decode(model, queries, 2)[0, used])
+
+
 # Several processes
 
 
@@ -347,20 +414,49 @@ def toy_gradients(model, targets):
     return [parameter.grad for parameter in model.parameters()]
 
 
+def dino_gradients(model, boxes):
+    """Names of the losses and the gradients of one picture."""
+    for _ in range(2):
+        model.zero_grad()
+        losses = model([picture(64, 64, boxes)])
+        sum(losses.values()).backward()
+    return {"losses": sorted(losses), "gradients": [parameter.grad for parameter in model.parameters()]}
+
+
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = DistributedDataParallel(ToyDetector())
-    torch.save(toy_gradients(model, [(ONE, TWO), (NONE, NONE)][rank]), folder / f"{rank}.pt")
+    toy = toy_gradients(DistributedDataParallel(ToyDetector()), [(ONE, TWO), (NONE, NONE)][rank])
+    detector = DistributedDataParallel(tiny_dino().train())
+    whole = dino_gradients(detector, [((0.1, 0.2, 0.5, 0.7),), ()][rank])
+    torch.save({"toy": toy, "dino": whole}, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes saw, the second of which has no boxes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(run_rank, args=(folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_process_without_boxes_has_the_graph_of_the_others(tmp_path):
-    mp.start_processes(run_rank, args=(tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_a_process_without_boxes_averages_gradients_with_one_that_has_some(ranks):
+    first, second = (rank["toy"] for rank in ranks)
     with_boxes, without = (toy_gradients(ToyDetector(), targets) for targets in ((ONE, TWO), (NONE, NONE)))
     for mine, theirs, a, b in zip(first, second, with_boxes, without, strict=True):
         assert torch.equal(mine, theirs)
         torch.testing.assert_close(mine, (a + b) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_without_boxes_has_the_losses_and_the_graph_of_one_that_has_some(ranks):
+    first, second = (rank["dino"] for rank in ranks)
+    assert first["losses"] == second["losses"]
+    assert "loss_giou_dn_0" in first["losses"]
+    for mine, theirs in zip(first["gradients"], second["gradients"], strict=True):
+        assert mine.isfinite().all()
+        assert torch.equal(mine, theirs)
