@@ -179,7 +179,7 @@ class GeneralizedDETR(nn.Module):
         tokens = self.tokenizer([features[name] for name in self.in_features], sizes, images.tensor.shape[-2:])
         proposals = self.proposals(tokens.pyramid, tokens.position.dtype)
         selected = self.selector(tokens, proposals, self.projection)
-        encoded = self.encoder(tokens, selected.selection, scores=selected.scores, head=self.proposal_head)
+        encoded = self.encoder(tokens, selected.selection, scores=selected.ranking, head=self.proposal_head)
         memory = replace(tokens, content=encoded.memory)
         queries = self.queries(encoded.memory, proposals=proposals, projection=self.projection, head=self.proposal_head)
         noisy = self.denoising(queries, targets)

@@ -17,8 +17,10 @@ from torch import nn
 
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -35,13 +37,21 @@ class Recipe:
     fixed: frozenset[str] = frozenset()
 
 
-_TWO_STAGE = frozenset({"two_stage", "box_refinement"})
+_REFINED = frozenset({"box_refinement"})
+_TWO_STAGE = _REFINED | {"two_stage"}
 
 RECIPES: dict[str, Recipe] = {
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
+    "DABDETR": Recipe((dab_detr,)),
+    "DABDeformableDETR": Recipe((dab_deformable_detr, deformable_detr), fixed=_REFINED),
+    "SparseDABDeformableDETR": Recipe(
+        (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
+    ),
+    "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
+    "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
 }
 """By name of the meta-architecture."""
 

@@ -114,21 +114,27 @@ def test_every_image_is_matched_as_it_is_alone(name, options):
 
 @every_model
 def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, options):
-    """By true boxes, and for the token scores by real tokens."""
+    """By true boxes, and for the token scores by real tokens, or by foreground tokens."""
     model = build(name, **options)
     model.backbone.real_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
     batched = model.losses(PICTURES)
     model.backbone.real_sizes = None
     alone = [model.losses([image]) for image in PICTURES]
     boxes = [len(image["instances"]) for image in PICTURES]
-    tokens = [model.outputs([image]).pyramid.num_tokens for image in PICTURES]
+    outputs = [model.outputs([image]) for image in PICTURES]
+    shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
+    if "loss_foreground" in batched:
+        true = [[model._targets(image).boxes] for image in PICTURES]
+        foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
+        shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
+        assert all(shares["loss_foreground"])
     for key, loss in batched.items():
-        share = tokens if key == "loss_token_score" else boxes
+        share = shares.get(key, boxes)
         expected = sum(weight * losses[key] for weight, losses in zip(share, alone, strict=True)) / sum(share)
         close(loss, expected)
 
 
-@pytest.mark.parametrize("name", ["efficient", "sparse"])
+@pytest.mark.parametrize("name", ["efficient", "sparse", "focus"])
 def test_the_released_behaviour_does_depend_on_the_batch(name):
     model = build(name, behavior="released")
     batched, alone = run(model, PICTURES[:2]), run(model, PICTURES[:1])

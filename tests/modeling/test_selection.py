@@ -17,8 +17,8 @@ from sparse_detr.modeling.selection import (
     ScoringNetwork,
     TopKSelector,
 )
+from sparse_detr.modeling.selection.budgets import token_budgets
 from sparse_detr.modeling.selection.scorers import TokenScores
-from sparse_detr.modeling.selection.selector import token_budgets
 from sparse_detr.structures import AllTokens
 from tests.modeling.tiny import make_pyramid, make_tokens
 

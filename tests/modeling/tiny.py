@@ -9,11 +9,14 @@ from torch import nn
 
 from sparse_detr.recipes import (
     Backbone,
+    dab_deformable_detr,
+    dab_detr,
     deformable_detr,
     dino,
     efficient_detr,
     focus_deformable_detr,
     focus_detr,
+    sparse_dab_deformable_detr,
     sparse_detr,
     sparse_dino,
 )
@@ -35,6 +38,14 @@ SIZES = {
 CHANNELS = (6, 8, 10)
 STRIDES = (8, 16, 32)
 
+
+def single_scale_dab_detr(*, backbone, num_points, **options):
+    """DAB-DETR of the coarsest map of the stub; dense attention has no points."""
+    backbone.config.num_maps = 1
+    coarse = Backbone(backbone.config, *(facts[-1:] for facts in backbone[1:]))
+    return dab_detr(backbone=coarse, **options)
+
+
 # Every kind of model that the recipes make.
 MODELS = {
     "one_stage": (deformable_detr, {}),
@@ -49,6 +60,9 @@ MODELS = {
     "sparse_dino": (sparse_dino, {"keep_ratio": 0.3, "shared_heads": True}),
     "focus": (focus_detr, {"num_objects": 9}),
     "focus_two_stage": (focus_deformable_detr, {"num_objects": 9}),
+    "dab": (single_scale_dab_detr, {}),
+    "dab_deformable": (dab_deformable_detr, {}),
+    "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
     "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),
 }
 
@@ -56,18 +70,21 @@ MODELS = {
 class PatchBackbone(D2Backbone):
     """One strided convolution a level whose cells see no pixel of a neighbour, so that no padding leaks in.
 
+    The coarsest `num_maps` of the levels.
+
     With `real_sizes`, the (h, w) of every image, cells outside of an image hold loud noise.
     """
 
-    def __init__(self):
+    def __init__(self, *, num_maps=len(STRIDES)):
         super().__init__()
-        pairs = zip(CHANNELS, STRIDES, strict=True)
+        self.channels, self.strides = CHANNELS[-num_maps:], STRIDES[-num_maps:]
+        pairs = zip(self.channels, self.strides, strict=True)
         self.levels = nn.ModuleList(nn.Conv2d(3, channels, stride, stride) for channels, stride in pairs)
         self.real_sizes = None
 
     def forward(self, x):
         maps = {}
-        for level, stride in zip(self.levels, STRIDES, strict=True):
+        for level, stride in zip(self.levels, self.strides, strict=True):
             filled = nn.functional.pad(x, (0, -x.shape[-1] % stride, 0, -x.shape[-2] % stride))
             maps[f"map{stride}"] = self._with_noise(level(filled), stride)
         return maps
@@ -81,7 +98,7 @@ class PatchBackbone(D2Backbone):
         return x
 
     def output_shape(self):
-        pairs = zip(CHANNELS, STRIDES, strict=True)
+        pairs = zip(self.channels, self.strides, strict=True)
         return {f"map{stride}": ShapeSpec(channels=channels, stride=stride) for channels, stride in pairs}
 
 

@@ -42,9 +42,10 @@ class ScoringNetwork(nn.Module):
             nn.Linear(embed_dim, half), nn.GELU(), nn.Linear(half, quarter), nn.GELU(), nn.Linear(quarter, 1)
         )
 
-    def forward(self, x: Tensor, padding_mask: Tensor) -> Tensor:
-        """(B, N) scores of (B, N, C) tokens."""
-        local, shared = nn.functional.gelu(self.embed(self.norm(x))).chunk(2, -1)
+    def forward(self, x: Tensor, padding_mask: Tensor, gain: Tensor | None = None) -> Tensor:
+        """(B, N) scores of (B, N, C) tokens, whose normalised features are first multiplied by (B, N) `gain`."""
+        normed = self.norm(x) if gain is None else self.norm(x) * gain[..., None]
+        local, shared = nn.functional.gelu(self.embed(normed)).chunk(2, -1)
         if self.mean_over == "real":
             real = ~padding_mask[..., None]
             mean = (shared * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)

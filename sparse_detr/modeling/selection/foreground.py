@@ -1,0 +1,132 @@
+"""Which tokens are foreground, from true boxes, and the loss of scores that predict it (Focus-DETR, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import sigmoid_focal_loss
+
+from sparse_detr.modeling.distributed import mean_over_processes
+from sparse_detr.structures import DetectorOutput, Pyramid, Targets
+
+SizeRule = Literal["chessboard", "side"]
+
+
+class ForegroundSupervision(nn.Module):
+    """Focal loss of the token scores to foreground labels.
+
+    Args:
+        labels: says which tokens are foreground.
+        weight: of the loss.
+        alpha, gamma: of the focal loss.
+        normalization: `batch` divides by the foreground tokens of all images, as set losses do by true boxes; `image`,
+            as the public implementation, every image's loss by its own, of at least 1, and averages images.
+        padding: `ignored`, or `negative`, as in the public implementation.
+    """
+
+    needs_attention_map = False
+
+    def __init__(
+        self,
+        *,
+        labels: ForegroundLabels,
+        weight: float = 1.5,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        normalization: Literal["batch", "image"] = "batch",
+        padding: Literal["ignored", "negative"] = "ignored",
+    ):
+        super().__init__()
+        self.labels, self.weight, self.alpha, self.gamma = labels, weight, alpha, gamma
+        self.normalization, self.padding = normalization, padding
+
+    def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """`loss_foreground`, weighted."""
+        assert output.token_scores is not None
+        scores, padding_mask = output.token_scores, output.pyramid.padding_mask
+        labels = self.labels(output.pyramid, [target.boxes for target in targets], output.image_sizes).to(scores)
+        if self.padding == "ignored":
+            scores = scores.masked_fill(padding_mask, 0)  # where it may be infinite
+        loss = sigmoid_focal_loss(scores, labels, alpha=self.alpha, gamma=self.gamma)
+        if self.padding == "ignored":
+            loss = loss.masked_fill(padding_mask, 0)
+        return {"loss_foreground": self.weight * self._normalized(loss.sum(1), labels.sum(1))}
+
+    def _normalized(self, losses: Tensor, positives: Tensor) -> Tensor:
+        if self.normalization == "image":
+            return (losses / positives.clamp(min=1)).mean()
+        return losses.sum() / mean_over_processes(positives.sum())
+
+
+class ForegroundLabels(nn.Module):
+    """A token is foreground if its centre lies in a true box of a size that its level is for.
+
+    Level l is for sizes up to R 2^l pixels, R of the finest, and the coarsest for any that are larger.
+
+    Args:
+        finest_range: R.
+        rule: `chessboard`: the size is half the longer side of the box, and every level starts halfway between start
+            and end of the finer one, ends included, so that most boxes belong to two; `side` is the public
+            implementation: the size is the distance from the token to the farthest side of the box, and every level
+            starts where the finer one ends.
+        strides: of the finest levels, which double from there, to place centres on whole pixels at (j + 1/2) stride,
+            as the public implementation does; None takes them where the model's reference points are, which differ
+            where a stride does not divide the image.
+    """
+
+    def __init__(
+        self, *, finest_range: float = 64.0, rule: SizeRule = "chessboard", strides: Sequence[int] | None = None
+    ):
+        super().__init__()
+        self.finest_range, self.rule = finest_range, rule
+        self.strides = None if strides is None else tuple(strides)
+
+    @torch.no_grad()
+    def forward(self, pyramid: Pyramid, boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Label the tokens of a batch.
+
+        Args:
+            pyramid: geometry.
+            boxes: (T, 4) of every image, cxcywh in [0, 1] of the unpadded image.
+            image_sizes: (h, w) of every image before padding.
+
+        Returns:
+            (B, N) bool, False on padding.
+        """
+        dtype = boxes[0].dtype
+        pixels = torch.tensor(image_sizes, device=pyramid.device, dtype=dtype).flip(-1)[:, None]  # (B, 1, 2)
+        padded = pad_sequence(list(boxes), batch_first=True)  # boxes without extent hold no token
+        centers, halves = padded[..., :2] * pixels, padded[..., 2:] * pixels / 2
+        distance = (self._positions(pyramid, pixels)[:, :, None] - centers[:, None]).abs()  # (B, N, T, 2)
+        halves = halves[:, None]  # (B, 1, T, 2)
+        inside = (distance < halves).all(-1)
+        size = (halves if self.rule == "chessboard" else distance + halves).amax(-1)
+        starts, ends = size_ranges(len(pyramid.spatial_shapes), self.finest_range, self.rule)
+        levels = pyramid.cells[:, 0]
+        start, end = (distance.new_tensor(bounds)[levels, None] for bounds in (starts, ends))  # (N, 1)
+        fitting = (size <= end) & (size >= start if self.rule == "chessboard" else size > start)
+        return (inside & fitting).any(-1) & ~pyramid.padding_mask
+
+    def _positions(self, pyramid: Pyramid, pixels: Tensor) -> Tensor:
+        """(B | 1, N, 2): token centres in pixels, as (x, y)."""
+        if self.strides is None:
+            return pyramid.centers(pixels.dtype) * pixels
+        strides = list(self.strides)
+        while len(strides) < len(pyramid.spatial_shapes):
+            strides.append(2 * strides[-1])
+        stride = torch.tensor(strides, device=pyramid.device)[pyramid.cells[:, :1]]
+        return (pyramid.cells[:, 1:] * stride + stride // 2).flip(-1)[None].to(pixels.dtype)
+
+
+def size_ranges(num_levels: int, finest_range: float, rule: SizeRule) -> tuple[list[float], list[float]]:
+    """Where the sizes of every level start and end, in pixels."""
+    ends = [finest_range * 2.0**level for level in range(num_levels)]
+    starts = [0.0]
+    for end in ends[:-1]:
+        starts.append((starts[-1] + end) / 2 if rule == "chessboard" else end)
+    return starts, [*ends[:-1], inf]

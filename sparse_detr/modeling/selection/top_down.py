@@ -1,0 +1,92 @@
+"""Scores from coarse to fine: what a coarse level takes for foreground modulates the next finer one (Focus-DETR, 3.1).
+
+    released    S_l = network(z_l (1 + alpha_l U_l))             U_l: raw S_{l+1}, corners aligned, padding included
+    exact       S_l = network's MLP(norm(z_l) (1 + alpha_l U_l)) U_l: probability of S_{l+1} at the token's centre
+
+The network starts with a layer normalisation, which a positive factor of its input does not get through: the released
+form changes no score, or flips the sign of a token's features where 1 + alpha U falls below zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparse_detr.modeling.queries import ProposalProjection, Proposals
+from sparse_detr.modeling.selection.scorers import ScoringNetwork, TokenScores
+from sparse_detr.structures import Pyramid, Tokens
+
+
+class TopDownScorer(nn.Module):
+    """One scoring network for all levels, each modulated by the scores of the next coarser one.
+
+    Args:
+        network: the network.
+        num_levels: L.
+        modulation: `exact` multiplies after the network's normalisation, by probabilities interpolated between token
+            centres of the unpadded image; `released` is the public implementation, see above.
+    """
+
+    max_initial_alpha = 0.3
+
+    def __init__(self, *, network: ScoringNetwork, num_levels: int, modulation: Literal["exact", "released"] = "exact"):
+        super().__init__()
+        self.network, self.modulation = network, modulation
+        # One a level but the coarsest, the second coarsest first. A single level has none, and nothing to learn.
+        self.alpha = nn.Parameter(torch.empty(num_levels - 1), requires_grad=num_levels > 1)
+        nn.init.uniform_(self.alpha, -self.max_initial_alpha, self.max_initial_alpha)
+
+    def forward(self, tokens: Tokens, proposals: Proposals, projection: ProposalProjection) -> TokenScores:
+        pyramid = tokens.pyramid
+        levels = pyramid.split(projection(tokens.content + tokens.position, proposals))
+        masks = pyramid.split(pyramid.padding_mask)
+        last = len(levels) - 1
+        scores = [self.network(levels[last], masks[last])]  # grows at the front, towards the finest
+        for level in reversed(range(last)):
+            gain = 1 + self.alpha[last - 1 - level] * self._seen(scores[0], pyramid, level)
+            scores.insert(0, self._score(levels[level], masks[level], gain))
+        return TokenScores(torch.cat(scores, 1))
+
+    def _seen(self, coarser: Tensor, pyramid: Pyramid, level: int) -> Tensor:
+        """(B, n_l): what the scores of level l + 1 say of the tokens of level l."""
+        if self.modulation == "exact":
+            return interpolate_real(coarser.sigmoid(), pyramid, level + 1, level)
+        coarse_map = coarser.unflatten(1, (1, *pyramid.spatial_shapes[level + 1]))
+        fine_map = F.interpolate(coarse_map, pyramid.spatial_shapes[level], mode="bilinear", align_corners=True)
+        return fine_map.flatten(1)
+
+    def _score(self, x: Tensor, padding_mask: Tensor, gain: Tensor) -> Tensor:
+        if self.modulation == "exact":
+            return self.network(x, padding_mask, gain)
+        return self.network(x * gain[..., None], padding_mask)
+
+
+def interpolate_real(values: Tensor, pyramid: Pyramid, source: int, target: int) -> Tensor:
+    """Bilinear interpolation of one level's values at the token centres of another, in the unpadded image.
+
+    Beyond the outermost centres the values go on as they are. Padding is never read, and gets what the border has.
+
+    Args:
+        values: (B, h * w) of level `source`, floating point.
+
+    Returns:
+        (B, h' * w') for level `target`.
+    """
+    rows, columns = (_weights(pyramid, source, target, axis, values.dtype) for axis in (0, 1))
+    with torch.autocast(values.device.type, enabled=False):
+        level_map = values.unflatten(1, pyramid.spatial_shapes[source])
+        return (rows @ level_map @ columns.transpose(1, 2)).flatten(1)
+
+
+def _weights(pyramid: Pyramid, source: int, target: int, axis: int, dtype: torch.dtype) -> Tensor:
+    """(B, n', n): how much of each source row (axis 0) or column (1) a target row or column takes."""
+    real = pyramid.valid_sizes[:, source, axis, None].to(dtype)  # (B, 1)
+    real_target = pyramid.valid_sizes[:, target, axis, None].to(dtype)
+    centers = torch.arange(pyramid.spatial_shapes[target][axis], device=pyramid.device).to(dtype) + 0.5
+    position = (centers / real_target * real - 0.5).clamp(min=0)
+    position = torch.minimum(position, real - 1)
+    cells = torch.arange(pyramid.spatial_shapes[source][axis], device=pyramid.device).to(dtype)
+    return (1 - (position[..., None] - cells).abs()).clamp(min=0)

@@ -1,0 +1,108 @@
+"""Focus-DETR (Zheng et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from detectron2.config import LazyCall as L
+from torch import nn
+
+from sparse_detr.modeling.auxiliary_proposals import AuxiliaryProposals
+from sparse_detr.modeling.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.queries import ProposalProjection
+from sparse_detr.modeling.selection import (
+    ForegroundLabels,
+    ForegroundSupervision,
+    ScoringNetwork,
+    TopDownScorer,
+    TopKSelector,
+    layer_shares,
+)
+from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.dino import dino
+
+FOCUS_OPTIONS = ("keep_ratio", "inference_keep_ratio", "schedule", "num_objects")
+
+
+def focus_detr(*, base: Callable[..., Any] = dino, **options: Any) -> Any:
+    """LazyCall of DINO, or of another `base`, with Focus-DETR's encoder; options are those of `focus` and of `base`."""
+    own = {name: options.pop(name) for name in FOCUS_OPTIONS if name in options}
+    return focus(base(**options), behavior=options.get("behavior", "exact"), **own)
+
+
+def focus_deformable_detr(*, two_stage: str = "projected", box_refinement: bool = True, **options: Any) -> Any:
+    """Deformable DETR with Focus-DETR's encoder; without two stages, an auxiliary proposal head names the objects."""
+    return focus_detr(base=deformable_detr, two_stage=two_stage, box_refinement=box_refinement, **options)
+
+
+def focus(
+    model: Any,
+    *,
+    keep_ratio: float = 0.5,
+    inference_keep_ratio: float | None = None,
+    schedule: Sequence[float] | None = None,
+    num_objects: int = 300,
+    behavior: Behavior = "exact",
+) -> Any:
+    """Let the encoder of a dense model refine its foreground tokens, and the objects among them attend to each other.
+
+    Args:
+        model: LazyCall of a detector with a deformable encoder; it is changed and returned.
+        keep_ratio: share of the tokens that the first encoder layer refines; the mean over the published schedule is
+            0.6 of it, the 30 % of the paper.
+        inference_keep_ratio: another share at inference.
+        schedule: share of these that every layer refines, see `layer_shares`.
+        num_objects: tokens that attend to each other.
+        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+    """
+    check_choice("behavior", behavior, get_args(Behavior))
+    released = behavior == "released"
+    if not model.heads.proposals:
+        _add_proposal_head(model)
+    model.selector = L(TopKSelector)(
+        scorer=L(TopDownScorer)(
+            network=L(ScoringNetwork)(embed_dim=model.tokenizer.embed_dim, mean_over="all" if released else "real"),
+            num_levels="${...tokenizer.num_levels}",
+            modulation=behavior,
+        ),
+        keep_ratio=keep_ratio,
+        inference_keep_ratio=inference_keep_ratio,
+        schedule=L(layer_shares)(num_layers="${...encoder.layers.count}", shares=schedule),
+        padding="ranked_lowest" if released else "excluded",
+        budgets="batch" if released else "image",
+    )
+    model.encoder.values = "static" if released else "updated"
+    model.encoder.layers.module = _dual_attention(model.encoder.layers.module, num_objects, released)
+    model.supervision = L(ForegroundSupervision)(
+        labels=L(ForegroundLabels)(
+            finest_range=8.0 * model.tokenizer.strides[0],
+            rule="side" if released else "chessboard",
+            strides="${...tokenizer.strides}" if released else None,
+        ),
+        normalization="image" if released else "batch",
+        padding="negative" if released else "ignored",
+    )
+    return model
+
+
+def _dual_attention(layer: Any, num_objects: int, released: bool) -> Any:
+    object_attn = L(nn.MultiheadAttention)(
+        embed_dim=layer.embed_dim, num_heads=layer.self_attn.num_heads, dropout=layer.dropout, batch_first=True
+    )
+    return L(DualAttentionLayer)(
+        object_attn=object_attn,
+        num_objects=num_objects,
+        object_score="logit_product" if released else "probability_product",
+        surplus="attended" if released else "masked",
+        **{name: value for name, value in layer.items() if name != "_target_"},
+    )
+
+
+def _add_proposal_head(model: Any) -> None:
+    """Supervised besides the queries, which go on to come without a size."""
+    model.projection = L(ProposalProjection)(embed_dim=model.tokenizer.embed_dim)
+    model.queries = L(AuxiliaryProposals)(queries=model.queries)
+    model.heads.proposals = True
+    if model.heads.get("size_bias") is None:
+        model.heads.size_bias = -2.0
