@@ -2,12 +2,16 @@
 
     python scripts/measure.py sample --iterations rho10=700 rho30=600 rho100=330 --picture datasets/sample/val/X.png
     python scripts/measure.py blood-cells --iterations rho30=900 dense=580 --seeds 0 1 2 -- --train-json A ...
+    python scripts/measure.py blood-cells-family --costs --iterations dense=500 rho30=500 dino=500 focus=500 \
+        --seeds 0 1 2 --readme projects/FocusDETR/README.md -- --train-json A ...
 
 What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated. The scores, and with
 `--picture` what the first seed's models see in an image and their training logs, go into `results/` beside the README.
+With `--costs` also FLOPs, times that all models are given in turn on the same images, and a plot of AP50 over them.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import re
@@ -16,9 +20,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from costs import gigaflops, inference, seconds_in_turn, training_step
 from PIL import Image
+
+from sparse_detr.config import load_config
+from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
+from sparse_detr.config.run import Run, make_run
+from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/efficient_detr_mnv2.py"
@@ -26,9 +38,14 @@ VARIANTS = {
     "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.keep_ratio=0.1"]),
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.keep_ratio=1.0"]),
+    "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.keep_ratio=0.5"]),
     "dense": ("dense (Efficient DETR)", DENSE, []),
+    "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
+    "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
+    "focus": ("Focus-DETR", "configs/quick/focus_detr_mnv2.py", []),
 }
 SCORES = ("AP", "AP50", "AP75")
+ROUNDS = 24  # images and batches that every model is timed on, after one to warm up
 
 
 def main() -> int:
@@ -40,14 +57,19 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("output/measure"))
     parser.add_argument("--readme", type=Path, default=ROOT / "projects/SparseDETR/README.md")
+    parser.add_argument("--costs", action="store_true", help="also count FLOPs, take times in turn and plot")
     parser.add_argument("--picture", type=Path, help="image to draw the models' view of")
     args = parser.parse_args(own)
     results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
-    text = table(results)
+    costs = measure_costs(list(results), passed_on) if args.costs else {}
+    text = table_with_costs(results, costs) if args.costs else table(results)
     print(text)
     folder = args.readme.parent / "results"
     folder.mkdir(exist_ok=True)
-    write_scores(folder / f"{args.name}.json", args.seeds, results, passed_on)
+    write_scores(folder / f"{args.name}.json", args.seeds, results, costs, passed_on)
+    if args.costs:
+        plot(folder / f"{args.name}.png", results, costs)
+        text += f"\n\n![AP50 over encoder GFLOPs](results/{args.name}.png)"
     if args.picture is not None:
         text += "".join(illustrate(args, variant, folder) for variant, _ in args.iterations)
     fill_readme(args.readme, args.name, text)
@@ -112,6 +134,71 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(rows)
 
 
+def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
+    """Cost of every variant's model, untrained: counted on the first test image, times on the same images in turn."""
+    runs = {variant: describe(variant, passed_on) for variant in variants}
+    models = {variant: run.build_model() for variant, run in runs.items()}
+    data = runs[variants[0]]
+    images = [batch[0] for batch in itertools.islice(data.evaluation_sets[0].build_loader(), 1 + ROUNDS)]
+    batches = list(itertools.islice(data.build_train_loader(), 1 + ROUNDS))
+    detection = seconds_in_turn({name: inference(model) for name, model in models.items()}, images)
+    training = seconds_in_turn({name: training_step(model) for name, model in models.items()}, batches)
+    return {
+        name: {
+            "mean_keep_ratio": model.eval().mean_keep_ratio,
+            **{f"{part}_gigaflops": value for part, value in gigaflops(model, images[0]["image"]).items()},
+            "seconds_per_image": detection[name],
+            "seconds_per_training_step": training[name],
+        }
+        for name, model in models.items()
+    }
+
+
+def describe(variant: str, passed_on: list[str]) -> Run:
+    """The training of a variant, as `train_net.py` would do it with these arguments."""
+    _, config, overrides = VARIANTS[variant]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--config-file", str(ROOT / config), *passed_on, *overrides])
+    cfg = load_config(args.config_file, args.opts)
+    use_own_data(cfg, {key: getattr(args, key) for key in OWN_DATA_KEYS}, args.opts)
+    return make_run(cfg)
+
+
+def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
+    """Markdown: what every variant costs, and its scores over the seeds."""
+    head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step", "AP", "AP50"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for variant, runs in results.items():
+        cost = costs[variant]
+        cells = [
+            VARIANTS[variant][0],
+            f"{cost['mean_keep_ratio']:.0%}",
+            f"{cost['encoder_gigaflops']:.2f}",
+            f"{cost['total_gigaflops']:.2f}",
+            f"{1000 * cost['seconds_per_image']:.0f}",
+            f"{1000 * cost['seconds_per_training_step']:.0f}",
+            *(mean_and_spread([run[score] for run in runs]) for score in ("AP", "AP50")),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
+    """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for variant, runs in results.items():
+        scores = [run["AP50"] for run in runs]
+        spread = statistics.stdev(scores) if len(scores) > 1 else 0
+        position = costs[variant]["encoder_gigaflops"], statistics.mean(scores)
+        axes.errorbar(*position, yerr=spread, fmt="o", capsize=3)
+        axes.annotate(VARIANTS[variant][0], position, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.2)
+    axes.set(xlabel="encoder GFLOPs of an image, selection included", ylabel="AP50")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def mean_and_spread(values: list[float]) -> str:
     """`mean ± standard deviation`, or the value if there is one."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -119,15 +206,21 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def write_scores(
-    path: Path, seeds: list[int], results: dict[str, list[dict[str, float]]], passed_on: list[str]
+    path: Path,
+    seeds: list[int],
+    results: dict[str, list[dict[str, float]]],
+    costs: dict[str, dict[str, float]],
+    passed_on: list[str],
 ) -> None:
     """Everything measured, as JSON."""
-    record = {
+    record: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "seeds": seeds,
         "overrides": [argument for argument in passed_on if "=" in argument],
         "results": results,
     }
+    if costs:
+        record["costs"] = costs
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -7,8 +7,9 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
-def load_script():
-    """Import a file of `scripts/`, which is no package."""
+def load_script(monkeypatch):
+    """Import a file of `scripts/`, which is no package but whose files import one another."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")

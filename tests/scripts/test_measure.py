@@ -1,0 +1,31 @@
+import pytest
+
+RESULTS = {
+    "dense": [{"AP": 50.0, "AP50": 80.0}, {"AP": 52.0, "AP50": 84.0}],
+    "rho10": [{"AP": 49.0, "AP50": 79.0}, {"AP": 49.0, "AP50": 79.0}],
+}
+COST = {"mean_keep_ratio": 1.0, "encoder_gigaflops": 0.456, "total_gigaflops": 1.2}
+TIMES = {"seconds_per_image": 0.0301, "seconds_per_training_step": 0.5}
+COSTS = {"dense": {**COST, **TIMES}, "rho10": {**COST, **TIMES, "mean_keep_ratio": 0.1, "encoder_gigaflops": 0.1}}
+
+
+@pytest.fixture
+def script(load_script):
+    return load_script("measure")
+
+
+def test_the_table_of_costs_has_a_row_for_every_variant_with_mean_and_deviation(script):
+    rows = script.table_with_costs(RESULTS, COSTS).splitlines()
+    assert rows[2] == "| dense (Efficient DETR) | 100% | 0.46 | 1.20 | 30 | 500 | 51.0 ± 1.4 | 82.0 ± 2.8 |"
+    assert rows[3].startswith("| Sparse DETR, rho 10 % | 10% | 0.10 |")
+
+
+def test_the_plot_is_written(script, tmp_path):
+    script.plot(tmp_path / "plot.png", RESULTS, COSTS)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_every_variant_has_a_config(script):
+    for _, config, overrides in script.VARIANTS.values():
+        assert (script.ROOT / config).is_file()
+        assert all("=" in override for override in overrides)
