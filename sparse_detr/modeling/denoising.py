@@ -79,15 +79,15 @@ class TrueBoxes:
 class ContrastiveDenoising(nn.Module):
     """Put denoising queries in front: positives, to be moved back to their box, and negatives, to be rejected.
 
-    With the global generator seeded, an image gets the same noise wherever it stands in a batch (images with equal boxes
-    and labels may swap theirs).
+    With the global generator seeded, an image gets the same noise wherever it stands in a batch; images with equal boxes
+    and labels may swap theirs.
 
     Args:
         num_classes: labels to embed.
         embed_dim: C.
         num_queries: positives of all groups together, at most, and so half of the denoising queries. It bounds memory:
-            an image with more boxes denoises a random choice of as many. 0 switches denoising off and keeps its losses,
-            as zeros.
+            an image with more boxes, which COCO does not have at 100, denoises a random choice of as many. 0 switches
+            denoising off and keeps its losses, as zeros.
         label_noise: twice the probability that a query gets a random label, which may be the true one.
         box_noise: how far a corner moves at most, in halves of the box's width and height: up to once this for
             positives, between once and twice for negatives.
@@ -194,7 +194,7 @@ def _random_numbers(true: TrueBoxes, sizes: tuple[int, ...]) -> tuple[Tensor, ..
     weights = torch.arange(1, 1 + 5 * true.slots, device=values.device, dtype=values.dtype).sqrt()
     keys = (values.flatten(1) * weights).sum(1).masked_fill(~true.used.any(1), torch.inf)
     rank = keys.argsort().argsort()
-    # of single precision in a model of any precision, so that the same seed gives the same noise
+    # Of single precision in a model of any precision, so that the same seed gives the same noise.
     return torch.rand(len(keys), sum(sizes), device=rank.device, dtype=torch.float32)[rank].split(sizes, 1)
 
 

@@ -229,6 +229,18 @@ def test_content_takes_the_type_of_the_queries():
     assert queries.reference_points.dtype == torch.float32
 
 
+def test_everything_is_made_on_the_device_of_the_boxes_and_nothing_is_read_back():
+    """The meta device refuses both tensors of another device and reading a value, for which a GPU would wait."""
+    queries = make_queries(3)
+    queries = replace(queries, content=queries.content.to("meta"), reference_points=queries.reference_points.to("meta"))
+    targets = [Targets(labels=t.labels.to("meta"), boxes=t.boxes.to("meta")) for t in (ONE, NONE, many_boxes(120))]
+    noisy = make_denoising().to("meta")(queries, targets)
+    assert noisy.content.shape == (3, 202, EMBED_DIM)
+    tensors = [noisy.content, noisy.reference_points, noisy.valid, noisy.attention_mask]
+    tensors += [x for pair in noisy.denoising.matches for x in pair]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 # Nothing to denoise
 
 
