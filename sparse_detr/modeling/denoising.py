@@ -79,8 +79,8 @@ class TrueBoxes:
 class ContrastiveDenoising(nn.Module):
     """Put denoising queries in front: positives, to be moved back to their box, and negatives, to be rejected.
 
-    With the global generator seeded, an image gets the same noise wherever it stands in a batch; images with equal boxes
-    and labels may swap theirs.
+    With the global generator seeded, an image gets the same noise wherever it stands in a batch; images with equal
+    boxes and labels may swap theirs.
 
     Args:
         num_classes: labels to embed.
