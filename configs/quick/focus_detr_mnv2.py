@@ -1,0 +1,8 @@
+"""A small Focus-DETR for the sample data."""
+
+from sparse_detr.recipes import focus_detr, mobilenet_v2
+
+from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+
+model = focus_detr(backbone=mobilenet_v2(), num_classes=1, num_objects=100, **SIZES)
+train.output_dir = "output/quick_focus"
