@@ -29,6 +29,10 @@ MODELS = [
     ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
     ("focus_two_stage", {}),
     ("focus_one_stage", {"keep_ratio": 1.0}),
+    ("dab", {}),
+    ("dab", {"num_patterns": 2, "activation": "relu"}),
+    ("dab_deformable", {"num_patterns": 2}),
+    ("sparse_dab_deformable", {}),
 ]
 # The last has one token a level, fewer than there are queries.
 PICTURES = [
@@ -67,7 +71,8 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
         assert not batched.selection.kept_mask[image][~real].any()
         if alone.token_scores is not None:
             close(batched.token_scores[image][real], alone.token_scores[0])
-        close(batched.attention_map[image][real], alone.attention_map[0])
+        if alone.attention_map is not None:
+            close(batched.attention_map[image][real], alone.attention_map[0])
         for group, other in zip(batched.groups, alone.groups, strict=True):
             for values, expected in zip(counted(group, image), counted(other, 0), strict=True):
                 close(values, expected)
@@ -92,9 +97,13 @@ def test_noise_in_padding_changes_no_detection(name, options):
         model.backbone.real_sizes = None
         found, alone = found["instances"], model([image])[0]["instances"]
         close(found.scores, alone.scores)
-        # Detectron2 keeps boxes in float32, in pixels; before that they agree within 1e-9, as tested above.
-        assert_close(found.pred_boxes.tensor, alone.pred_boxes.tensor, atol=2e-5, rtol=0)
-        assert torch.equal(found.pred_classes, alone.pred_classes)
+        # As sets: over one token all queries of a dense decoder with equal content score the same. Detectron2 keeps
+        # boxes in float32, in pixels; before that they agree within 1e-9, as tested above.
+        same = (found.pred_boxes.tensor[:, None] - alone.pred_boxes.tensor).abs().amax(-1) < 2e-5
+        same &= found.pred_classes[:, None] == alone.pred_classes
+        same &= (found.scores[:, None] - alone.scores).abs() < 1e-9
+        assert same.any(0).all()
+        assert same.any(1).all()
 
 
 @every_model

@@ -70,12 +70,11 @@ MODELS = {
 class PatchBackbone(D2Backbone):
     """One strided convolution a level whose cells see no pixel of a neighbour, so that no padding leaks in.
 
-    The coarsest `num_maps` of the levels.
-
-    With `real_sizes`, the (h, w) of every image, cells outside of an image hold loud noise.
+    With `real_sizes`, the (h, w) of every image, cells outside of an image hold loud noise. `num_maps` levels, the
+    coarsest ones.
     """
 
-    def __init__(self, *, num_maps=len(STRIDES)):
+    def __init__(self, *, num_maps=3):
         super().__init__()
         self.channels, self.strides = CHANNELS[-num_maps:], STRIDES[-num_maps:]
         pairs = zip(self.channels, self.strides, strict=True)
