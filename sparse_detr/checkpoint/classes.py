@@ -10,7 +10,8 @@ from sparse_detr.errors import UserError
 
 UNUSED_COCO_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(i for i in range(91) if i not in UNUSED_COCO_IDS)
-CLASS_ROWS = re.compile(r"(?:.*\.)?class_embed\.(?:weight|bias)")
+CLASS_ROWS = re.compile(r"(?:.*\.)?(?:class_embed\.(?:weight|bias)|label_embed\.weight)")
+LABEL_EMBED = "denoising.label_embed.weight"
 
 
 def is_class_rows(name: str) -> bool:
@@ -20,11 +21,20 @@ def is_class_rows(name: str) -> bool:
 
 def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
     """The number of classes of a converted file; None without a class head."""
-    return next((len(value) for name, value in state_dict.items() if is_class_rows(name)), None)
+    heads = (value for name, value in state_dict.items() if is_class_rows(name) and name != LABEL_EMBED)
+    return next((len(value) for value in heads), None)
+
+
+def without_unused_labels(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut the label embedding of denoising queries to one row a class: official DINO files have a row that none is."""
+    result = dict(state_dict)
+    if LABEL_EMBED in result:
+        result[LABEL_EMBED] = result[LABEL_EMBED][: count_classes(state_dict)]
+    return result
 
 
 def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = False) -> dict[str, Tensor]:
-    """Keep the 80 rows of every class head that stand for a COCO category.
+    """Keep the 80 rows of every class head and label embedding that stand for a COCO category.
 
     A proposal head trained on binary labels says "foreground" in row 0 and learned the other rows as negatives: it
     keeps its first 80 rows, so that row 0 stays where the score is read.

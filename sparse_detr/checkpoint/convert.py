@@ -1,14 +1,16 @@
-"""Public Deformable DETR and Sparse DETR checkpoints, and ImageNet backbones, under our names."""
+"""Public checkpoints of the Deformable DETR family, and ImageNet backbones, under our names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.classes import coco_91_to_80, count_classes
-from sparse_detr.checkpoint.describe import Description, describe, has_binary_proposals
-from sparse_detr.checkpoint.name_maps import LAYOUTS, Layout, rename
+from sparse_detr.checkpoint.classes import coco_91_to_80, count_classes, without_unused_labels
+from sparse_detr.checkpoint.describe import Description, describe
+from sparse_detr.checkpoint.evidence import Evidence
+from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
+from sparse_detr.checkpoint.name_maps import count_indices, rename
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
@@ -21,6 +23,7 @@ class ConvertedCheckpoint:
         state_dict: our name to tensor.
         source: the layout that the file has, a key of `LAYOUTS`.
         names: public name to our name; aliases included, so several may lead to one.
+        num_aliases: entries that repeat another.
         dropped: entries left out on purpose (classifier, counters).
         unknown: entries that no rule knows.
         description: the model that the file needs.
@@ -29,6 +32,7 @@ class ConvertedCheckpoint:
     state_dict: dict[str, Tensor]
     source: str
     names: dict[str, str]
+    num_aliases: int
     dropped: tuple[str, ...]
     unknown: tuple[str, ...]
     description: Description
@@ -41,7 +45,7 @@ class ConvertedCheckpoint:
     def __str__(self) -> str:
         lines = [
             f"source:    {self.source}: {len(self.names)} entries renamed to {len(self.state_dict)} "
-            f"({len(self.names) - len(self.state_dict)} aliases, equal), {len(self.dropped)} left out, "
+            f"({self.num_aliases} aliases, equal), {len(self.dropped)} left out, "
             f"{len(self.unknown)} unknown",
             *(f"unknown:   {name}" for name in self.unknown[:20]),
         ]
@@ -74,14 +78,17 @@ def convert_checkpoint(
     weights = _merge_aliases(file.weights, names)
     if not weights:
         raise UserError(f"nothing in this file is named as a {layout.name} checkpoint; try --source auto.")
-    weights = _with_classes(weights, num_classes, has_binary_proposals(weights, file.arguments))
+    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
+    evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
+    weights = _with_classes(weights, num_classes, evidence.binary_proposals)
     return ConvertedCheckpoint(
         state_dict=weights,
         source=layout.name,
         names=names,
+        num_aliases=len(names) - merged,
         dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
         unknown=tuple(name for name, (_, known) in renamed.items() if not known),
-        description=describe(weights, public_names=file.weights, trained_with=file.arguments),
+        description=describe(replace(evidence, weights=weights)),
     )
 
 
@@ -122,6 +129,16 @@ def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
         raise UserError(
             f"{one} and {other} name one weight but differ by up to {difference:g}: the file was edited or is damaged."
         )
+
+
+def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Repeat the head of the first decoder layer for the others where the file has one for all."""
+    result = dict(weights)
+    if count_indices(weights, r"decoder_heads\.(\d+)\.") == 1:
+        first = {name: value for name, value in weights.items() if name.startswith("decoder_heads.0.")}
+        for layer in range(1, count_indices(weights, r"decoder\.layers\.(\d+)\.")):
+            result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
+    return result
 
 
 def _with_classes(weights: dict[str, Tensor], num_classes: int | None, binary_proposals: bool) -> dict[str, Tensor]:

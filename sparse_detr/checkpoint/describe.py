@@ -1,19 +1,11 @@
 """What model a converted checkpoint needs, read off its entries."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sparse_detr.checkpoint.classes import count_classes
-from sparse_detr.checkpoint.name_maps import count_indices
-
-# blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
-RESNETS = {6: 50, 23: 101}
-SWINS = {(96, 6): "swin_tiny()"}
+from sparse_detr.checkpoint.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -45,109 +37,162 @@ class Description:
         return "\n".join([*lines, *(f"note:      {remark}" for remark in self.remarks)])
 
 
-def describe(
-    state_dict: Mapping[str, Tensor], *, public_names: Collection[str], trained_with: Mapping[str, Any]
-) -> Description:
-    """Derive the recipe and its arguments.
-
-    Args:
-        state_dict: entries under our names.
-        public_names: all names of the file.
-        trained_with: the command-line arguments that public code saves in its files, where there are any.
-    """
-    backbone = _backbone(state_dict)
-    if "tokenizer.level_embed" not in state_dict:
-        return Description(recipe=None, backbone=backbone)
-    arguments = _arguments(state_dict, trained_with)
-    never_refined = arguments["box_refinement"] and not any("decoder.bbox_embed" in name for name in public_names)
+def describe(evidence: Evidence) -> Description:
+    """Derive the recipe and its arguments."""
+    if evidence.is_backbone:
+        return Description(recipe=None, backbone=evidence.backbone)
+    recipe = _recipe(evidence)
+    arguments = _common_arguments(evidence) | ARGUMENTS[recipe](evidence)
     return Description(
-        recipe=_recipe(state_dict),
-        backbone=backbone,
-        arguments=arguments,
-        overrides=_overrides(state_dict, trained_with, never_refined),
-        remarks=tuple(_remarks(state_dict, trained_with, never_refined)),
+        recipe=recipe,
+        backbone=evidence.backbone,
+        arguments={name: value for name, value in arguments.items() if value is not None},
+        overrides=dict(_overrides(evidence)),
+        remarks=tuple(_remarks(evidence)),
     )
 
 
-def _has(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in state_dict)
-
-
-def _backbone(state_dict: Mapping[str, Tensor]) -> str | None:
-    if (patches := state_dict.get("backbone.patch_embed.proj.weight")) is not None:
-        return SWINS.get((len(patches), count_indices(state_dict, r"backbone\.layers\.2\.blocks\.(\d+)\.")))
-    depth = RESNETS.get(count_indices(state_dict, r"backbone\.res4\.(\d+)\."))
-    single_scale = len(state_dict.get("tokenizer.level_embed", ())) == 1
-    return None if depth is None else f"resnet({depth}, single_scale=True)" if single_scale else f"resnet({depth})"
-
-
-def _two_stage(state_dict: Mapping[str, Tensor]) -> str:
-    """Where queries come from; a position projection of C numbers, not 2C, leaves the content to the memory."""
-    projection = state_dict.get("queries.position_projection.linear.weight")
-    if projection is None:
-        return "off"
-    return "memory" if len(projection) == state_dict["tokenizer.level_embed"].shape[1] else "projected"
-
-
-def has_binary_proposals(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]) -> bool:
-    """Whether row 0 of the proposal head says "foreground" rather than standing for a class.
-
-    As the saved arguments say, else by the company it keeps: every public file has both efficient options or neither.
-    """
-    if not _has(state_dict, "proposal_head."):
-        return False
-    return not trained_with.get("eff_specific_head", _two_stage(state_dict) == "memory")
-
-
-def _recipe(state_dict: Mapping[str, Tensor]) -> str:
-    if _has(state_dict, "selector.scorer."):
+def _recipe(evidence: Evidence) -> str:
+    if evidence.has("encoder.layers.0.object_attn."):
+        return "focus_detr"
+    if evidence.start == "learned":
+        return "dino"
+    if evidence.has("encoder.position_scale."):
+        return "dab_detr"
+    if evidence.start in ("anchors", "tokens"):
+        return "dab_deformable_detr"
+    if evidence.has("selector.scorer."):
         return "sparse_detr"
-    return "efficient_detr" if _two_stage(state_dict) == "memory" else "deformable_detr"
+    return "efficient_detr" if evidence.start == "memory" else "deformable_detr"
 
 
-def _arguments(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any]) -> dict[str, Any]:
-    two_stage = _two_stage(state_dict)
-    queries = state_dict.get("queries.embedding.weight")
-    arguments = {
-        "num_classes": count_classes(state_dict),
-        "num_queries": trained_with.get("num_queries") if queries is None else len(queries),
-        "num_levels": len(state_dict["tokenizer.level_embed"]),
-        "encoder_layers": count_indices(state_dict, r"encoder\.layers\.(\d+)\."),
-        "decoder_layers": count_indices(state_dict, r"decoder\.layers\.(\d+)\."),
-        "two_stage": two_stage,
-        "box_refinement": two_stage != "off" or not _decoder_heads_are_tied(state_dict),
-        "encoder_auxiliary_loss": _has(state_dict, "encoder_heads."),
-        "keep_ratio": trained_with.get("rho") or None,
+def _common_arguments(evidence: Evidence) -> dict[str, Any]:
+    learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits")
+    rows = next((evidence.rows(name) for name in learned if name in evidence.weights), None)
+    return {
+        "num_classes": count_classes(evidence.weights),
+        "num_queries": evidence.trained_with.get("num_queries") if rows is None else rows,
+        "num_levels": evidence.num_levels,
+        "encoder_layers": evidence.layers("encoder"),
+        "decoder_layers": evidence.layers("decoder"),
     }
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _overrides(
-    state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any], never_refined: bool
-) -> dict[str, Any]:
-    overrides = {"decoder.refine": False} if never_refined else {}
-    binary, two_stage = has_binary_proposals(state_dict, trained_with), _two_stage(state_dict)
-    if two_stage != "off" and binary != (two_stage == "projected"):
-        overrides["queries.class_agnostic"] = binary
-    return overrides
+def _deformable_arguments(evidence: Evidence) -> dict[str, Any]:
+    two_stage = {"box": "projected", "memory": "memory"}.get(evidence.start, "off")
+    return {
+        "two_stage": two_stage,
+        "box_refinement": two_stage != "off" or not evidence.heads_are_tied,
+        "encoder_auxiliary_loss": evidence.has("encoder_heads."),
+        "keep_ratio": evidence.trained_with.get("rho") or None,
+    }
 
 
-def _decoder_heads_are_tied(state_dict: Mapping[str, Tensor]) -> bool:
-    first, *others = (
-        value for name, value in state_dict.items() if re.fullmatch(r"decoder_heads\.\d+\.class_embed\.weight", name)
+def _dino_arguments(evidence: Evidence) -> dict[str, Any]:
+    temperature, offset = _position(evidence)
+    return {
+        "denoising_queries": evidence.trained_with.get("dn_number"),
+        "shared_heads": evidence.heads_are_tied,
+        "position_temperature": temperature,
+        "position_offset": offset,
+    }
+
+
+def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "num_patterns": evidence.rows("queries.patterns.weight"),
+        "activation": "prelu" if evidence.has("encoder.layers.0.ffn.activation.") else "relu",
+        "query_scale": "scalar" if evidence.rows("decoder.query_position.scale.layers.1.bias") == 1 else "elementwise",
+        "position_temperature": _position(evidence)[0],
+    }
+
+
+def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "num_patterns": evidence.rows("queries.patterns.weight"),
+        "two_stage": evidence.start == "tokens",
+    }
+
+
+# arguments of a recipe beside those that all have
+ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
+    "deformable_detr": _deformable_arguments,
+    "efficient_detr": _deformable_arguments,
+    "sparse_detr": _deformable_arguments,
+    "dino": _dino_arguments,
+    "focus_detr": _dino_arguments,
+    "dab_detr": _dab_arguments,
+    "dab_deformable_detr": _dab_deformable_arguments,
+}
+
+
+def _position(evidence: Evidence) -> tuple[float, float]:
+    """Temperature and offset of the sine embedding of tokens, as far as anything tells."""
+    if evidence.layout.name == "detrex_dab_detr":
+        return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
+    if evidence.layout.origin == "detrex":
+        return 10_000.0, -0.5
+    return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+
+
+def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:
+    if _never_refined(evidence):
+        yield "decoder.refinement._target_", "sparse_detr.modeling.refinement.NoRefinement"
+    if evidence.start in ("box", "memory") and evidence.binary_proposals != (evidence.start == "box"):
+        yield "queries.class_agnostic", evidence.binary_proposals
+    if evidence.layout.name == "detrex_dab_detr":
+        yield "decoder.layers.memory_padding", "visible"
+
+
+def _never_refined(evidence: Evidence) -> bool:
+    """Heads of their own, but the decoder does not hold them: only the Sparse DETR repository leaves them unused."""
+    return (
+        evidence.start == "embedding"
+        and not evidence.heads_are_tied
+        and not any("decoder.bbox_embed" in name for name in evidence.public_names)
     )
-    return all(torch.equal(first, other) for other in others)
 
 
-def _remarks(state_dict: Mapping[str, Tensor], trained_with: Mapping[str, Any], never_refined: bool) -> Iterator[str]:
+def _has_temperature_10(evidence: Evidence) -> bool:
+    """As detrex trains DAB-DETR on a dilated ResNet-50, unless it has patterns."""
+    return bool(evidence.is_dilated) and evidence.depth == 50 and not evidence.has("queries.patterns.")
+
+
+def _remarks(evidence: Evidence) -> Iterator[str]:
     yield 'use behavior="released": public weights were trained with it.'
-    if count_classes(state_dict) == 91:
+    if count_classes(evidence.weights) == 91:
         yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well."
-    if _two_stage(state_dict) != "off" and "num_queries" not in trained_with:
+    if evidence.start in ("box", "memory", "tokens") and "num_queries" not in evidence.trained_with:
         yield "a two-stage file does not tell its number of queries; the papers' models have 300."
-    if _has(state_dict, "selector.scorer.") and "rho" not in trained_with:
+    if evidence.layout.name == "sparse_detr" and "rho" not in evidence.trained_with:
         yield "the keep ratio is not in the weights; see the file's name (rho)."
-    if len(state_dict["tokenizer.level_embed"]) == 1:
-        yield "the weights of a dilated last stage (DC5) look the same; see the file's name."
-    if never_refined:
+    yield from _backbone_remarks(evidence)
+    yield from _position_remarks(evidence)
+    if _never_refined(evidence):
         yield "heads of their own but no refinement: the Sparse DETR repository refines boxes with two stages only."
+    if evidence.also_holds:
+        others = ", ".join(evidence.also_holds)
+        yield f"the file also holds other weights ({others}), which are left out; save them alone to convert them."
+
+
+def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
+    single_scale = evidence.num_levels in (1, None)
+    if single_scale and evidence.is_dilated is None and evidence.depth is not None:
+        yield "the weights of a dilated last stage (DC5) look the same; see the file's name."
+
+
+def _position_remarks(evidence: Evidence) -> Iterator[str]:
+    """Which temperature and offset the sine embedding of tokens had, where a model comes with several."""
+    if evidence.layout.name in ("detrex_dino", "detrex_focus_detr") and evidence.depth is not None:
+        yield (
+            "the setting of the sine embedding is not in the weights, and a wrong one costs AP: 10000 and -0.5, as "
+            "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs. See the file's "
+            "name (12ep, 24ep, 36ep)."
+        )
+    if evidence.layout.name in ("dino", "dab_detr") and "pe_temperatureH" not in evidence.trained_with:
+        yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20."
+    if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
+        yield (
+            "detrex's DC5 configurations have a position temperature of 10 for ResNet-50 without patterns and of 20 "
+            "for the others; it is not in the weights."
+        )

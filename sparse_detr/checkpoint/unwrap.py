@@ -10,18 +10,26 @@ from torch import Tensor
 from sparse_detr.errors import UserError
 
 # under these names training scripts keep the weights beside optimiser, epoch and arguments
-WRAPPERS = ("model", "state_dict", "online_network_state_dict")
+WRAPPERS = ("model", "state_dict", "online_network_state_dict", "ema_model", "ema_state")
 # written by the profiler `thop`, whose counters end up in a public file now and then
 COUNTERS = ("total_ops", "total_params")
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The weights of a file, the arguments it was trained with (empty if it holds none) and what was left out."""
+    """The weights of a file, and what is around them.
+
+    Args:
+        weights: by public name.
+        arguments: what it was trained with; empty if it does not say.
+        dropped: entries that are no weights.
+        others: further sets of weights, such as averaged ones.
+    """
 
     weights: dict[str, Tensor]
     arguments: dict[str, Any]
     dropped: tuple[str, ...]
+    others: tuple[str, ...]
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Unwrapped:
@@ -31,9 +39,11 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Unwrapped:
         UserError: it holds no tensors.
     """
     arguments: dict[str, Any] = {}
+    others: list[str] = []
     entries = checkpoint
     while (wrapper := next((key for key in WRAPPERS if isinstance(entries.get(key), Mapping)), None)) is not None:
         arguments |= _as_dict(entries.get("args"))
+        others += [key for key in WRAPPERS if key != wrapper and isinstance(entries.get(key), Mapping)]
         entries = entries[wrapper]
     weights = {
         str(name): value
@@ -48,7 +58,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Unwrapped:
     dropped = tuple(str(name) for name in entries if str(name) not in weights)
     while all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    return Unwrapped(weights=weights, arguments=arguments, dropped=dropped)
+    return Unwrapped(weights=weights, arguments=arguments, dropped=dropped, others=tuple(others))
 
 
 def _as_dict(arguments: Any) -> dict[str, Any]:

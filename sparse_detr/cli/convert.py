@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport, convert_checkpoint, load_file, match_report
-from sparse_detr.checkpoint.name_maps import LAYOUTS
+from sparse_detr.checkpoint.layouts import LAYOUTS
 from sparse_detr.errors import UserError
 
 

@@ -7,9 +7,12 @@ import torch
 
 from sparse_detr.checkpoint import convert_checkpoint, match_report
 from sparse_detr.checkpoint.classes import COCO_IDS
-from sparse_detr.checkpoint.name_maps import RESNET, SWIN, TRANSFORMER, prefixed, rename
+from sparse_detr.checkpoint.name_maps import RESNET, SWIN, prefixed, rename
+from sparse_detr.checkpoint.official_names import SPARSE, TRANSFORMER
 from sparse_detr.errors import UserError
 from tests.golden.cases import GoldenCase
+
+NO_REFINEMENT = {"decoder.refinement._target_": "sparse_detr.modeling.refinement.NoRefinement"}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +54,11 @@ def tiny_file(**changes):
         ("transformer.decoder.layers.1.norm2.bias", "decoder.layers.1.self_attn_norm.bias"),
         ("transformer.decoder.layers.1.norm3.bias", "decoder.layers.1.ffn_norm.bias"),
         ("transformer.decoder.layers.1.self_attn.in_proj_bias", "decoder.layers.1.self_attn.in_proj_bias"),
-        ("transformer.pos_trans_norm.bias", "queries.position_projection.norm.bias"),
+        ("transformer.pos_trans_norm.bias", "queries.start.position_projection.norm.bias"),
     ],
 )
 def test_a_transformer_weight_gets_the_name_of_its_part(public, ours):
-    assert rename(public, (TRANSFORMER,)) == (ours, True)
+    assert rename(public, ((*TRANSFORMER, *SPARSE),)) == (ours, True)
 
 
 def test_resnet_names_are_those_of_detectron2():
@@ -221,7 +224,7 @@ def test_imagenet_swin_becomes_a_backbone():
         "head.weight": torch.ones(1000, 768),
     }
     converted = convert_checkpoint({"model": swin})
-    assert (converted.source, converted.description.backbone) == ("swin", "swin_tiny()")
+    assert (converted.source, converted.description.backbone) == ("swin", 'swin("tiny")')
     assert set(converted.dropped) == {"layers.0.blocks.1.attn_mask", "norm.weight", "head.weight"}
     assert "backbone.layers.0.blocks.0.attn.qkv.weight" in converted.state_dict
 
@@ -273,7 +276,7 @@ def test_a_one_stage_file_refines_boxes_only_if_its_decoder_holds_the_heads():
     aliases = {
         f"transformer.decoder.{name}": v for name, v in sparse_repository.items() if name.startswith("bbox_embed")
     }
-    assert convert_checkpoint(sparse_repository).description.overrides == {"decoder.refine": False}
+    assert convert_checkpoint(sparse_repository).description.overrides == NO_REFINEMENT
     assert convert_checkpoint(sparse_repository | aliases).description.overrides == {}
 
 
@@ -290,9 +293,9 @@ def test_a_single_scale_file_asks_for_a_single_scale_backbone():
     }
     one_level |= {"transformer.level_embed": torch.zeros(1, 256), "input_proj.0.0.weight": torch.zeros(256, 2048, 1, 1)}
     converted = convert_checkpoint(one_level)
-    assert converted.description.backbone == "resnet(50, single_scale=True)"
+    assert converted.description.backbone == "resnet(50, num_maps=1)"
     config = recipes.deformable_detr(
-        backbone=recipes.resnet(50, single_scale=True), behavior="released", **converted.description.arguments
+        backbone=recipes.resnet(50, num_maps=1), behavior="released", **converted.description.arguments
     )
     report = match_report(instantiate(config), converted.state_dict)
     assert report.unexpected == ()

@@ -11,6 +11,7 @@ A case keeps the outputs only. Everything that goes in is drawn from NumPy gener
 
 import json
 import zlib
+from argparse import Namespace
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,15 @@ from torch import Tensor
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/case.json"))
 FIXED, CONSTANT = "fixed", "kept"
+
+
+def names_with(output: str) -> list[str]:
+    """The cases that store an output."""
+    found = []
+    for name in NAMES:
+        with np.load(FOLDER / name / "outputs.npz") as arrays:
+            found += [name] if output in arrays.files else []
+    return found
 
 
 def generator(tag: str) -> np.random.Generator:
@@ -83,16 +93,40 @@ class GoldenCase:
         with np.load(FOLDER / self.name / "outputs.npz") as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
-    @cached_property
-    def options(self) -> set[str]:
-        """The public command line's options without their dashes; values are words of their own."""
-        return {word.removeprefix("--") for word in self.facts["flags"].split()}
+    @property
+    def repository(self) -> str:
+        """Whose code it was: `sparse_detr`, `official` (the authors of DINO and DAB-DETR) or `detrex`."""
+        keys = {"flags": "sparse_detr", "options": "official", "config": "detrex"}
+        return next(repository for key, repository in keys.items() if key in self.facts)
 
     @property
-    def keep_ratio(self) -> float | None:
-        """The public option `--rho`; None for a dense encoder."""
+    def saved_arguments(self) -> Namespace | None:
+        """What the public training script saves beside the weights; detrex saves nothing."""
+        if self.repository == "detrex":
+            return None
+        if self.repository == "official":
+            return Namespace(num_queries=self.facts["num_queries"], **self.facts["options"])
         words = self.facts["flags"].split()
-        return float(words[words.index("--rho") + 1]) if "--rho" in words else None
+        return Namespace(
+            num_queries=self.facts["num_queries"],
+            eff_specific_head="--eff_specific_head" in words,
+            rho=float(words[words.index("--rho") + 1]) if "--rho" in words else 0.0,
+        )
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Every loss by public name, unweighted; in detrex's cases those that it weighs only."""
+        return self.facts["losses_unweighted" if self.repository == "detrex" else "losses"]
+
+    @property
+    def weighted_losses(self) -> dict[str, float]:
+        """The terms of the total loss by public name."""
+        return {name: weight * self.losses[name] for name, weight in self.facts["weight_dict"].items()}
+
+    @property
+    def target_sizes(self) -> list[list[int]]:
+        """(h, w) that detections were scaled to, of every image."""
+        return self.facts.get("target_image_sizes", self.facts["image_sizes"])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The public checkpoint, float32."""

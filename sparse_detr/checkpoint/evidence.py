@@ -1,0 +1,161 @@
+"""What a converted file tells about the model that it needs."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sparse_detr.checkpoint.layouts import Layout
+from sparse_detr.checkpoint.name_maps import count_indices
+
+Start = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
+
+# blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
+RESNETS = {6: 50, 23: 101}
+SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A file's weights and whatever else bears on the model.
+
+    Args:
+        weights: entries under our names.
+        public_names: all names of the file.
+        trained_with: the command-line arguments that the authors' code saves in its files, where there are any.
+        layout: how the file names its entries.
+        also_holds: other sets of weights in the file.
+    """
+
+    weights: Mapping[str, Tensor]
+    public_names: Collection[str]
+    trained_with: Mapping[str, Any]
+    layout: Layout
+    also_holds: tuple[str, ...] = ()
+
+    def has(self, prefix: str) -> bool:
+        """Whether an entry's name starts so."""
+        return any(name.startswith(prefix) for name in self.weights)
+
+    def rows(self, name: str) -> int | None:
+        """Length of an entry; None if there is none of that name."""
+        return len(self.weights[name]) if name in self.weights else None
+
+    def layers(self, stack: str) -> int:
+        """Layers of the `encoder` or the `decoder`."""
+        return count_indices(self.weights, rf"{stack}\.layers\.(\d+)\.")
+
+    @property
+    def num_levels(self) -> int | None:
+        """Levels of the tokens; None without deformable attention, or for a file of backbone weights."""
+        return self.rows("tokenizer.level_embed")
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether there is no detector around the backbone."""
+        return not self.has("decoder.")
+
+    @cached_property
+    def start(self) -> Start:
+        """Where queries come from.
+
+        `anchors`: learned boxes; `embedding`: learned vectors; else the best proposals, of which the content is learned
+        (`learned`), made of the box (`box`), the encoded token (`memory`) or the projected token (`tokens`).
+        """
+        if self.has("queries.anchors."):
+            return "anchors"
+        if self.has("queries.start.embedding."):
+            return "learned"
+        projection = self.weights.get("queries.start.position_projection.linear.weight")
+        if projection is not None:  # C numbers a query leave the content to the memory, 2C do not
+            return "memory" if len(projection) == projection.shape[1] // 2 else "box"
+        return "tokens" if self.has("proposal_head.") else "embedding"
+
+    @property
+    def binary_proposals(self) -> bool:
+        """Whether row 0 of the proposal head says "foreground" rather than standing for a class.
+
+        As the saved arguments say, else by the company it keeps: every public file of the Sparse DETR repository has
+        both efficient options or neither, and later models have class-specific proposals.
+        """
+        if self.start not in ("box", "memory"):
+            return False
+        return not self.trained_with.get("eff_specific_head", self.start == "memory")
+
+    @cached_property
+    def heads_are_tied(self) -> bool:
+        """Whether all decoder layers have equal heads."""
+        heads = [
+            (re.sub(r"^decoder_heads\.\d+", "decoder_heads.0", name), value)
+            for name, value in self.weights.items()
+            if name.startswith("decoder_heads.")
+        ]
+        return all(torch.equal(self.weights[first], value) for first, value in heads)
+
+    @property
+    def is_dilated(self) -> bool | None:
+        """Whether the last stage of the ResNet is dilated (DC5); None where nothing tells.
+
+        detrex takes torchvision's ResNet, in a wrapper, for that alone.
+        """
+        if self.layout.origin == "detrex":
+            return any(name.startswith("backbone.body.") for name in self.public_names)
+        return self.trained_with.get("dilation")
+
+    @property
+    def depth(self) -> int | None:
+        """Layers of the ResNet; None if it is none of those known."""
+        return RESNETS.get(count_indices(self.weights, r"backbone\.res4\.(\d+)\."))
+
+    @property
+    def backbone(self) -> str | None:
+        """Call of a function of `sparse_detr.recipes`; None if it is none of those."""
+        if (patches := self.rows("backbone.patch_embed.proj.weight")) is not None:
+            return self._swin(patches)
+        return None if self.depth is None else self._resnet(self.depth)
+
+    def _resnet(self, depth: int) -> str:
+        options = {}
+        if self.layout.origin == "detrex" and not self.is_dilated:
+            options["freeze_at"] = 1
+        if self._num_maps not in (3, None):
+            options["num_maps"] = self._num_maps
+        if self.is_dilated:
+            options["dilation"] = True
+        return _call("resnet", depth, options)
+
+    def _swin(self, patches: int) -> str | None:
+        size = SWINS.get((patches, count_indices(self.weights, r"backbone\.layers\.2\.blocks\.(\d+)\.")))
+        if size is None:
+            return None
+        if self.layout.name in ("sparse_detr", "deformable_detr") and size == "tiny":
+            return "swin_tiny()"
+        options = {}
+        offsets = self.rows("backbone.layers.0.blocks.0.attn.relative_position_bias_table")
+        if offsets is not None and (window := (math.isqrt(offsets) + 1) // 2) != 7:
+            options["image_size"] = 32 * window
+        if self._num_maps not in (3, None):
+            options["num_maps"] = self._num_maps
+        return _call("swin", size, options)
+
+    @property
+    def _num_maps(self) -> int | None:
+        """Maps that the backbone gives: levels with a 1x1 convolution."""
+        if self.has("tokenizer.projection."):
+            return 1
+        kernels = [
+            value.shape[-1]
+            for name, value in self.weights.items()
+            if re.fullmatch(r"tokenizer\.projections\.\d+\.conv\.weight", name)
+        ]
+        return kernels.count(1) or None
+
+
+def _call(function: str, first: Any, options: Mapping[str, Any]) -> str:
+    shown = f'"{first}"' if isinstance(first, str) else str(first)
+    return f"{function}({', '.join([shown, *(f'{name}={value!r}' for name, value in options.items())])})"

@@ -1,0 +1,79 @@
+"""The kinds of public files that can be converted.
+
+A further paper adds a `Layout`, most of whose rows it can take from the tables that are there.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sparse_detr.checkpoint import detrex_names, official_names
+from sparse_detr.checkpoint.name_maps import NUMBERED_RESNET, RESNET, SWIN, Table, prefixed
+
+Origin = Literal["official", "detrex", "backbone"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which public code names its entries.
+
+    Args:
+        name: what `--source` calls it.
+        origin: whose code wrote it: the papers' authors', detrex's, or a classifier's.
+        marks: patterns that tell the layout; each must be found in some name.
+        tables: from the names of a file to the tables that rename them one after the other.
+    """
+
+    name: str
+    origin: Origin
+    marks: tuple[str, ...]
+    tables: Callable[[Sequence[str]], tuple[Table, ...]]
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """True if every mark is found among the names."""
+        names = list(names)
+        return all(any(re.search(mark, name) for name in names) for mark in self.marks)
+
+
+def _official(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
+    return Layout(name, "official", marks, lambda names: (table(names),))
+
+
+def _detrex(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
+    return Layout(f"detrex_{name}", "detrex", marks, lambda names: (table(names),))
+
+
+def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
+    *first, last = tables
+    renamed = (*first, prefixed(last, source="", target="backbone."))
+    return Layout(name, "backbone", marks, lambda names: renamed)
+
+
+_DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
+_BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
+_SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
+
+# in the order in which `auto` tries them
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        _official("dab_deformable_detr", official_names.dab_deformable_table, *_DEFORMABLE, _SCALED_QUERIES),
+        _official("dino", official_names.dino_table, *_DEFORMABLE, _BOX_QUERIES),
+        _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
+        _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
+        _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
+        _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
+        _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
+        _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
+        _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
+        _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
+        _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
+        _backbone(
+            "scrl",
+            (NUMBERED_RESNET, RESNET),
+            r"(^|\.)encoder\.0\.weight$",
+            r"(^|\.)encoder\.4\.0\.conv1\.weight$",
+        ),
+    )
+}

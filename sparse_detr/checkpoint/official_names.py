@@ -1,0 +1,142 @@
+"""How the code of the papers' authors calls the entries of its checkpoints: one table a model.
+
+All of it descends from Deformable DETR, so that the tables share most of their rows.
+"""
+
+from collections.abc import Sequence
+
+from sparse_detr.checkpoint.name_maps import RESNET, SWIN, Table, count_indices, prefixed
+
+SCORING_NETWORK: Table = (
+    (r"transformer\.enc_mask_predictor\.layer1\.0\.(.+)", r"selector.scorer.network.norm.\1"),
+    (r"transformer\.enc_mask_predictor\.layer1\.1\.(.+)", r"selector.scorer.network.embed.\1"),
+    (r"transformer\.enc_mask_predictor\.layer2\.(\d)\.(.+)", r"selector.scorer.network.mlp.\1.\2"),
+)
+
+PROPOSALS: Table = (
+    (r"transformer\.enc_output\.(.+)", r"projection.linear.\1"),
+    (r"transformer\.enc_output_norm\.(.+)", r"projection.norm.\1"),
+)
+
+TRANSFORMER: Table = (
+    (r"transformer\.level_embed", "tokenizer.level_embed"),
+    (r"input_proj\.(\d+)\.0\.(.+)", r"tokenizer.projections.\1.conv.\2"),
+    (r"input_proj\.(\d+)\.1\.(.+)", r"tokenizer.projections.\1.norm.\2"),
+    (r"transformer\.((?:en|de)coder\.layers\.\d+\.(?:self|cross)_attn\..+)", r"\1"),
+    (r"transformer\.((?:en|de)coder\.layers\.\d+)\.(linear[12]\..+)", r"\1.ffn.\2"),
+    (r"transformer\.(encoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
+    (r"transformer\.(encoder\.layers\.\d+)\.norm2\.(.+)", r"\1.ffn_norm.\2"),
+    # the public decoder layer runs self-attention, norm2, cross-attention, norm1, feed-forward, norm3
+    (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.self_attn_norm.\2"),
+    (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.cross_attn_norm.\2"),
+    (r"transformer\.(decoder\.layers\.\d+)\.norm3\.(.+)", r"\1.ffn_norm.\2"),
+)
+
+SPARSE: Table = (
+    *SCORING_NETWORK,
+    *PROPOSALS,
+    (r"query_embed\.weight", "queries.embedding.weight"),
+    (r"transformer\.reference_points\.(.+)", r"queries.reference_points.\1"),
+    (r"transformer\.pos_trans\.(.+)", r"queries.start.position_projection.linear.\1"),
+    (r"transformer\.pos_trans_norm\.(.+)", r"queries.start.position_projection.norm.\1"),
+)
+
+# positions of queries as boxes, since DAB-DETR
+QUERY_POSITION: Table = (
+    (r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.query_position.mlp.\1"),
+    (r"transformer\.decoder\.query_scale\.(.+)", r"decoder.query_position.scale.\1"),
+    (r"transformer\.decoder\.ref_anchor_head\.(.+)", r"decoder.query_position.size.\1"),
+    (r"transformer\.decoder\.norm\.(.+)", r"decoder.norm.\1"),
+)
+
+DINO: Table = (
+    *PROPOSALS,
+    *QUERY_POSITION,
+    (r"transformer\.tgt_embed\.weight", "queries.start.embedding.weight"),
+    (r"transformer\.enc_out_class_embed\.(.+)", r"proposal_head.class_embed.\1"),
+    (r"transformer\.enc_out_bbox_embed\.(.+)", r"proposal_head.box_embed.\1"),
+    (r"label_enc\.weight", "denoising.label_embed.weight"),
+)
+
+ANCHORS: Table = (
+    (r"(?:refpoint_embed|anchor_box_embed)\.weight", "queries.anchors.logits"),
+    (r"tgt_embed\.weight", "queries.content.weight"),
+    (r"(?:transformer\.patterns|patterns_embed)\.weight", "queries.patterns.weight"),
+)
+
+# one map, dense attention, one head for all layers; of a head's copies in the decoder `convert_checkpoint` takes care
+SINGLE_SCALE: Table = (
+    *QUERY_POSITION,
+    *ANCHORS,
+    (r"input_proj\.(weight|bias)", r"tokenizer.projection.\1"),
+    (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.position_scale.\1"),
+    (r"class_embed\.(weight|bias)", r"decoder_heads.0.class_embed.\1"),
+    (r"(?:transformer\.decoder\.)?bbox_embed\.(layers\..+)", r"decoder_heads.0.box_embed.\1"),
+)
+
+_ATTENTIONS = (("sa", "self_attn"), ("ca", "cross_attn"))
+_PROJECTIONS = (
+    ("qcontent", "query_content"),
+    ("qpos", "query_pos"),
+    ("qpos_sine", "query_spatial"),
+    ("kcontent", "key_content"),
+    ("kpos", "key_pos"),
+    ("v", "value"),
+)
+
+DAB: Table = (
+    *SINGLE_SCALE,
+    # unlike in Deformable DETR's layer, norms are numbered as they run
+    (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
+    (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.cross_attn_norm.\2"),
+    (r"transformer\.((?:en|de)coder\.layers\.\d+)\.activation\.weight", r"\1.ffn.activation.weight"),
+    *(
+        (rf"transformer\.(decoder\.layers\.\d+)\.{short}_{public}_proj\.(.+)", rf"\1.{attention}.{ours}_proj.\2")
+        for short, attention in _ATTENTIONS
+        for public, ours in _PROJECTIONS
+    ),
+)
+
+
+def head_table(names: Sequence[str]) -> Table:
+    """Rows of the prediction heads, which are numbered through: decoder layers, proposals, then encoder layers."""
+    num_layers = count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
+    num_heads = count_indices(names, r"class_embed\.(\d+)\.")
+    owners = [f"decoder_heads.{i}" for i in range(num_layers)] + ["proposal_head"]
+    owners += [f"encoder_heads.{i}" for i in range(num_heads - len(owners))]
+    everywhere = [
+        (rf"(?:transformer\.decoder\.)?{public}\.{i}\.(.+)", rf"{owner}.{ours}.\1")
+        for i, owner in enumerate(owners)
+        for public, ours in (("class_embed", "class_embed"), ("bbox_embed", "box_embed"))
+    ]
+    in_encoder = (
+        (r"transformer\.encoder\.class_embed\.(\d+)\.(.+)", r"encoder_heads.\1.class_embed.\2"),
+        (r"transformer\.encoder\.bbox_embed\.(\d+)\.(.+)", r"encoder_heads.\1.box_embed.\2"),
+    )
+    return (*everywhere, *in_encoder)
+
+
+def backbone_table(names: Sequence[str]) -> Table:
+    """Rows of the backbone: torchvision's ResNet in a wrapper, or a Swin with or without one."""
+    body = SWIN if any("patch_embed" in name for name in names) else RESNET
+    return prefixed(body, source=r"backbone\.0\.(?:body\.)?", target="backbone.")
+
+
+def sparse_table(names: Sequence[str]) -> Table:
+    """Deformable DETR and Sparse DETR."""
+    return (*SPARSE, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def dino_table(names: Sequence[str]) -> Table:
+    """DINO."""
+    return (*DINO, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def dab_deformable_table(names: Sequence[str]) -> Table:
+    """DAB-Deformable-DETR."""
+    return (*ANCHORS, *QUERY_POSITION, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def dab_table(names: Sequence[str]) -> Table:
+    """DAB-DETR."""
+    return (*DAB, *TRANSFORMER, *backbone_table(names))
