@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import MultiScaleDeformableAttention
 from sparse_detr.modeling.detector import GeneralizedDETR
-from sparse_detr.modeling.queries import LearnedStart
+from sparse_detr.modeling.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.queries import LearnedStart, TopKQueries
 from tests.modeling.tiny import MODELS, NUM_CLASSES, SIZES, build, patch_backbone, picture
 
 BATCH = [picture(96, 64), picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9),))]
@@ -102,7 +103,7 @@ def test_one_token_a_level_trains_and_detects(name, behavior):
     model, batch = build(name, behavior=behavior), [picture(7, 5)]
     output = model.outputs(batch)
     assert set(output.pyramid.spatial_shapes) == {(1, 1)}
-    assert output.predictions.logits.shape[1] == (4 if model.proposal_head is not None else 12)
+    assert output.predictions.logits.shape[1] == (4 if isinstance(model.queries, TopKQueries) else 12)
     assert all(loss.isfinite() for loss in model.losses(batch).values())
     assert len(model.eval()(batch)[0]["instances"]) > 0
 
@@ -250,9 +251,11 @@ def test_autocast_on_the_cpu_gives_losses_within_five_percent_and_finite_gradien
     """Measured at most 2.4 %, where a token near the threshold of the selection changes sides; mostly below 0.5 %.
 
     Where learned content goes to proposals by rank, two that change places exchange it: up to 22 % over nine seeds.
+    Where few object tokens attend to each other, one that another takes the place of changes all: up to 17 % over six.
     """
-    tolerance = 0.3 if isinstance(getattr(build(name).queries, "start", None), LearnedStart) else 0.05
     model = build(name, dtype=torch.float32)
+    ranked = isinstance(getattr(model.queries, "start", None), LearnedStart)
+    tolerance = 0.3 if ranked or isinstance(model.encoder.layers[0], DualAttentionLayer) else 0.05
     expected = seeded_losses(model)
     with torch.autocast("cpu", dtype):
         losses = seeded_losses(model)
