@@ -82,7 +82,7 @@ def dab_detr(
         class_channels=class_channels,
     )
     model.tokenizer = single_scale_tokenizer(backbone, embed_dim, behavior, position_temperature)
-    encoder_layer, decoder_layers = dense_layers(
+    encoder_layer, conditional = dense_layers(
         embed_dim=embed_dim,
         num_heads=num_heads,
         decoder_layers=decoder_layers,
@@ -93,7 +93,7 @@ def dab_detr(
     model.encoder = L(DenseEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers), embed_dim=embed_dim)
     model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
     model.decoder = L(Decoder)(
-        layers=decoder_layers,
+        layers=conditional,
         query_position=L(ModulatedBoxPosition)(
             embed_dim=embed_dim, scale=spatial_scale(query_scale, decoder_layers, embed_dim)
         ),
