@@ -42,7 +42,7 @@ VARIANTS = {
     "dense": ("dense (Efficient DETR)", DENSE, []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
-    "focus": ("Focus-DETR", "configs/quick/focus_detr_mnv2.py", []),
+    "focus": ("Focus-DETR, 50 % to 10 %", "configs/quick/focus_detr_mnv2.py", []),
 }
 SCORES = ("AP", "AP50", "AP75")
 ROUNDS = 24  # images and batches that every model is timed on, after one to warm up

@@ -1,7 +1,7 @@
 """The configs of this project by name, as `detectron2.model_zoo` gives Detectron2's.
 
 A name is the path from the repository's root with or without `projects/` and `configs/`, for example
-`SparseDETR/sparse_detr_r50_rho10.py`, `DeformableDETR/deformable_detr_r50.yaml` or `quick/sparse_detr_mnv2.py`.
+`SparseDETR/sparse_detr_r50_rho10.py`, `DINO/dino_r50_4scale_12ep.yaml` or `quick/sparse_detr_mnv2.py`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ def get_config_file(config_path: str) -> str:
     """Path of a config file.
 
     Raises:
-        UserError: there is no such config; names those that there are.
+        UserError: there is no such config; names those of its project, or the projects.
     """
     root = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent
     first, _, rest = config_path.partition("/")
     for candidate in (root / config_path, root / "configs" / config_path, root / "projects" / first / "configs" / rest):
         if candidate.is_file():
             return str(candidate)
-    known = sorted(f"{path.parts[-3]}/{path.name}" for path in root.glob("projects/*/configs/*.*") if path.is_file())
-    raise UserError(f"no config {config_path!r}; there are {', '.join(known)} and those of quick/ and common/")
+    known = [path.name for path in root.glob(f"projects/{first}/configs/*.*")] if first and rest else []
+    known = known or [f"{path.name}/..." for path in root.glob("projects/*") if path.is_dir()] + ["quick/..."]
+    raise UserError(f"no config {config_path!r}; there are {', '.join(sorted(known))}")
 
 
 def get_checkpoint_url(config_path: str) -> str:

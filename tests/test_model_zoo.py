@@ -28,6 +28,18 @@ def test_an_unknown_name_is_refused_with_those_that_there_are():
         model_zoo.get_config_file("SparseDETR/other.py")
 
 
+def test_an_unknown_project_is_refused_with_those_that_there_are():
+    with pytest.raises(UserError, match=r"DABDETR/\.\.\., DINO/\.\.\., .*FocusDETR/\.\.\."):
+        model_zoo.get_config_file("YOLO/x.py")
+
+
+@pytest.mark.parametrize(
+    "name", ["DINO/dino_r50_5scale_36ep.py", "FocusDETR/focus_detr_r101_24ep.yaml", "DABDETR/dab_detr_r50_dc5.py"]
+)
+def test_the_family_is_there(name):
+    assert model_zoo.get_config(name) is not None
+
+
 def test_trained_weights_are_not_hosted_and_the_remedy_is_said():
     with pytest.raises(UserError, match="sparse-detr convert"):
         model_zoo.get(QUICK, trained=True)

@@ -3,14 +3,20 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
+from tests.meta import meta_device
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_TWIN = {"sparse_detr_r50_finetune"}  # a lazy config only
+WITHOUT_TWIN = {  # lazy configs only: they reach where no key does
+    "sparse_detr_r50_finetune",
+    "dab_deformable_encoder_r50",
+    "dino_detrex_r50_4scale_12ep_better_hyper",
+    "dino_detrex_r50_4scale_12ep_better_hyper_300dn",
+}
 CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/*.py") if path.stem not in WITHOUT_TWIN)
-ONE_OF_EACH_MODEL = [path for path in CONFIGS if "rho" not in path.stem or "rho30" in path.stem]
 SETTINGS = ("output_dir", "max_iter", "init_checkpoint", "seed", "precision", "clip_grad_norm", "accumulate")
 SETTINGS += ("ema_decay", "eval_period", "best_metric")
 
@@ -22,38 +28,74 @@ def test_no_yaml_config_is_without_a_lazy_one():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_mean_the_same_training(path):
     lazy, yaml = (make_run(load_config(str(path.with_suffix(suffix)))) for suffix in (".py", ".yaml"))
+    assert lazy.settings.output_dir == f"output/{path.stem}"
     for setting in SETTINGS:
         assert getattr(lazy.settings, setting) == getattr(yaml.settings, setting), setting
     assert lazy.settings.checkpointer["period"] == yaml.settings.checkpointer["period"]
     assert lazy.train_names == yaml.train_names
-    assert lazy.config.dataloader.train.total_batch_size == yaml.config.SOLVER.IMS_PER_BATCH
+    data = lazy.config.dataloader.train
+    assert data.total_batch_size == yaml.config.SOLVER.IMS_PER_BATCH
+    assert data.dataset.filter_empty == yaml.config.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    assert (data.mapper.augmentations.get("crop_range", True) is not None) == yaml.config.INPUT.CROP.ENABLED
     assert [names.names for names in lazy.evaluation_sets] == [names.names for names in yaml.evaluation_sets]
-    assert lazy.config.model.selector.get("keep_ratio") == yaml.config.MODEL.DETR.KEEP_RATIO
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_both_configs_of_a_name_drop_the_learning_rate_after_the_same_iteration(path):
+    lazy, yaml = (load_config(str(path.with_suffix(suffix))) for suffix in (".py", ".yaml"))
+    max_iter, (drop,) = yaml.SOLVER.MAX_ITER, yaml.SOLVER.STEPS
+    schedule = make_run(lazy).build_schedule(None)
+    multipliers = [schedule(iteration / max_iter) for iteration in (0, drop - 1, drop, max_iter - 1)]
+    assert multipliers == pytest.approx([1, 1, 0.1, 0.1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ONE_OF_EACH_MODEL, ids=lambda path: path.stem)
-def test_both_configs_of_a_name_make_the_same_parameters_groups_and_schedule(path):
-    (shapes, groups, rates), expected = (trained(path.with_suffix(suffix)) for suffix in (".py", ".yaml"))
-    assert shapes == expected[0]
-    assert groups == expected[1]
-    assert rates == pytest.approx(expected[2])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_both_configs_of_a_name_make_the_same_model_and_parameter_groups(path):
+    lazy, yaml = (built(path.with_suffix(suffix)) for suffix in (".py", ".yaml"))
+    for part, expected in zip(lazy, yaml, strict=True):
+        assert part == expected
 
 
-def trained(path):
-    """Shapes by name, (learning rate, decay) by name, and the schedule's multiplier along the training."""
-    cfg = load_config(str(path), ["train.device=cpu"] if path.suffix == ".py" else ["MODEL.DEVICE", "cpu"])
-    run = make_run(cfg)
-    model = run.build_model()
-    optimizer = run.build_optimizer(model)
+def built(path):
+    """Shapes by name, the settings of every module, and (learning rate, decay) by name."""
+    run = make_run(load_config(str(path), ["train.device=meta"] if path.suffix == ".py" else ["MODEL.DEVICE", "meta"]))
+    with meta_device():
+        model = run.build_model()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    modules = {name: (type(module).__name__, settings(module)) for name, module in model.named_modules()}
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = {names[p]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
-    schedule = run.build_schedule(optimizer)
-    return {name: value.shape for name, value in model.state_dict().items()}, groups, rates(schedule, run.settings)
+    groups = run.build_optimizer(model).param_groups
+    rates = {names[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return shapes, modules, rates
 
 
-def rates(schedule, settings):
-    """The multiplier at the start, before and after the drop, and at the end."""
-    iterations = [0, round(0.79 * settings.max_iter), round(0.81 * settings.max_iter), settings.max_iter - 1]
-    multiplier = getattr(schedule, "_multiplier", schedule)  # what Detectron2's LRMultiplier wraps
-    return [multiplier(iteration / settings.max_iter) for iteration in iterations]
+def settings(module):
+    """The numbers and words that a module remembers."""
+    plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str | tuple | dict)}
+
+
+EPOCHS = {"dino_r50_4scale_24ep": (24, 20), "dino_swin_l_384_5scale_36ep": (36, 30), "dab_detr_r50": (50, 40)}
+EPOCHS_OF_7500 = {
+    "focus_detr_r50_36ep": (36, 20),
+    "focus_detr_swin_b_384_36ep": (36, 30),
+    "focus_detr_r101_12ep": (12, 11),
+}
+
+
+@pytest.mark.parametrize("name", [*EPOCHS, *EPOCHS_OF_7500])
+def test_schedules_are_the_papers(name):
+    epochs, drop = {**EPOCHS, **EPOCHS_OF_7500}[name]
+    length = 7500 if name in EPOCHS_OF_7500 else 7393
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    lazy, solver = load_config(str(path)), load_config(str(path.with_suffix(".yaml"))).SOLVER
+    assert lazy.train.max_iter == epochs * length
+    assert OmegaConf.select(lazy, "lr_multiplier.drop_at")[0] == pytest.approx(drop / epochs)
+    assert solver.STEPS == (drop * length,)
+
+
+def test_configs_are_short_and_named_without_dots():
+    for path in ROOT.glob("projects/*/configs/*.*"):
+        assert "." not in path.stem
+        assert len(path.read_text().splitlines()) <= 30, path

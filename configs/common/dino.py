@@ -1,0 +1,7 @@
+"""Training on COCO as the official code of DINO and DAB-DETR: AdamW 1e-4, the backbone alone slower, batches of 16."""
+
+from .coco import dataloader, lr_multiplier, optimizer, train
+
+EPOCH = 7393  # iterations
+
+optimizer.lr, optimizer.params.sampling_multiplier = 1e-4, 1.0

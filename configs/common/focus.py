@@ -1,0 +1,5 @@
+"""Training on COCO as Focus-DETR's authors do: as in detrex, but resized only, not cropped."""
+
+from .detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+
+dataloader.train.mapper.augmentations.crop_range = None
