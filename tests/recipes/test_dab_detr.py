@@ -9,7 +9,7 @@ from sparse_detr.config import add_detr_config
 from sparse_detr.modeling.dense import LayerScale
 from sparse_detr.modeling.selection import KeepAllTokens, TopKSelector
 from sparse_detr.recipes import dab_deformable_detr, dab_detr, resnet, sparse_dab_deformable_detr
-from tests.modeling.tiny import SIZES, build, patch_backbone
+from tests.modeling.tiny import SIZES, build, patch_backbone, picture, shake
 
 SINGLE = {key: value for key, value in SIZES.items() if key != "num_points"}
 
@@ -136,3 +136,19 @@ def test_yaml_and_lazy_dab_detr_have_the_same_parameters():
         lazy = instantiate(dab_detr(num_patterns=3))
     shapes, expected = ({k: v.shape for k, v in model.state_dict().items()} for model in (yaml, lazy))
     assert shapes == expected
+
+
+def test_a_dense_decoder_reads_a_deformable_encoders_tokens_of_every_level():
+    """The row of the results whose encoder alone is deformable is made of the parts of the two recipes."""
+    config = dab_deformable_detr(backbone=patch_backbone(), **SIZES)
+    dense = dab_detr(backbone=resnet(50, single_scale=True), **SINGLE)
+    config.queries, config.decoder, config.heads = dense.queries, dense.decoder, dense.heads
+    config.attention_map = dense.attention_map
+    torch.manual_seed(0)
+    model = instantiate(config).double()
+    shake(model)
+    images = [picture(64, 96), picture(40, 40, boxes=())]
+    batched, alone = model.outputs(images).predictions, model.outputs(images[1:]).predictions
+    assert (batched.boxes[1] - alone.boxes[0]).abs().max() < 1e-9
+    sum(model.losses(images).values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
