@@ -92,7 +92,7 @@ def test_schedules_are_the_papers(name):
     lazy, solver = load_config(str(path)), load_config(str(path.with_suffix(".yaml"))).SOLVER
     assert lazy.train.max_iter == epochs * length
     assert OmegaConf.select(lazy, "lr_multiplier.drop_at")[0] == pytest.approx(drop / epochs)
-    assert solver.STEPS == (drop * length,)
+    assert list(solver.STEPS) == [drop * length]
 
 
 def test_configs_are_short_and_named_without_dots():
