@@ -17,7 +17,6 @@ from sparse_detr.modeling.selection import (
     ScoringNetwork,
     TopKSelector,
 )
-from sparse_detr.modeling.selection.budgets import token_budgets
 from sparse_detr.modeling.selection.scorers import TokenScores
 from sparse_detr.structures import AllTokens
 from tests.modeling.tiny import make_pyramid, make_tokens
@@ -49,23 +48,6 @@ def scored_parts(scorer):
     torch.manual_seed(0)
     projection = ProposalProjection(embed_dim=32).double()
     return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64), projection
-
-
-@pytest.mark.parametrize(
-    ("count", "keep_ratio", "expected"),
-    [
-        (677, 0.3, 204),
-        (449, 0.3, 135),
-        (10, 0.1, 2),
-        (10, 0.09, 1),
-        (10, 1.0, 10),
-        (1, 1.0, 1),
-        (1, 1e-9, 1),
-        (10, 0.95, 10),
-    ],
-)
-def test_a_budget_is_the_truncated_share_plus_one_but_never_more_than_there_are(count, keep_ratio, expected):
-    assert token_budgets([count], keep_ratio) == [expected]
 
 
 def test_the_best_tokens_are_kept_best_first():
@@ -108,6 +90,32 @@ def test_released_padding_has_the_lowest_score_of_the_batch():
     filled = select(scores, *PADDED, keep_ratio=0.3, padding="lowest").scores
     assert filled[pyramid.padding_mask].tolist() == [-7.0] * 18
     assert torch.equal(filled[~pyramid.padding_mask], scores[~pyramid.padding_mask])
+
+
+def test_released_focus_fills_the_ranking_and_leaves_the_scores_that_are_supervised_alone():
+    pyramid = make_pyramid(SHAPES, *PADDED)
+    scores = torch.rand(2, 26)
+    selected = select(scores, *PADDED, keep_ratio=0.3, padding="ranked_lowest")
+    assert torch.equal(selected.scores, scores)
+    assert selected.ranking[pyramid.padding_mask].tolist() == [scores.min()] * 18
+    filled = select(scores, *PADDED, keep_ratio=0.3)
+    assert torch.equal(filled.scores, filled.ranking)
+
+
+@pytest.mark.parametrize("budgets", ["image", "batch"])
+def test_a_cascade_keeps_prefixes_of_the_best_tokens(budgets):
+    """26 and 8 real tokens; half of them are 14 and 5. The later layers keep three and one fifth of that."""
+    scores = torch.rand(2, 26, generator=torch.Generator().manual_seed(0))
+    nested = select(scores, *PADDED, keep_ratio=0.5, schedule=(1.0, 0.6, 0.2), budgets=budgets).selection
+    flat = select(scores, *PADDED, keep_ratio=0.5).selection
+    assert torch.equal(nested.indices, flat.indices)
+    assert torch.equal(nested.kept_mask, flat.kept_mask)
+    layers = [nested.at_layer(i) for i in range(3)]
+    expected = {"image": [[14, 5], [8, 3], [3, 1]], "batch": [[14, 5], [8, 5], [2, 2]]}
+    assert [layer.counts.tolist() for layer in layers] == expected[budgets]
+    for wide, narrow in zip(layers[:-1], layers[1:], strict=True):
+        assert torch.equal(narrow.indices, wide.indices[:, : narrow.indices.shape[1]])
+        assert not (narrow.kept_mask & ~wide.kept_mask).any()
 
 
 @pytest.mark.parametrize("keep_ratio", [0, -0.1, 1.0001, math.nan, math.inf])

@@ -1,0 +1,157 @@
+"""Object tokens attend to each other before the deformable attention."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.modeling.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer, take_rows
+from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.structures import CascadedTokens, TopKTokens
+from tests.modeling.tiny import make_pyramid, make_tokens, shake
+
+SHAPES = ((4, 5), (2, 3))
+
+
+def make_layer(**options):
+    torch.manual_seed(0)
+    layer = DualAttentionLayer(
+        object_attn=nn.MultiheadAttention(32, 4, batch_first=True),
+        self_attn=MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2),
+        ffn=FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0),
+        embed_dim=32,
+        dropout=0.0,
+        **{"num_objects": 3, **options},
+    ).double()
+    shake(layer)
+    return layer
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(1)
+    head = PredictionHead(embed_dim=32, num_classes=5).double()
+    nn.init.normal_(head.class_embed.weight)
+    return head
+
+
+@pytest.fixture
+def rows():
+    """Seven tokens of one image and four of another, with their scores."""
+    tokens = make_tokens(make_pyramid(SHAPES, SHAPES, SHAPES))
+    generator = torch.Generator().manual_seed(5)
+    order = torch.stack([torch.randperm(26, generator=generator) for _ in range(2)])
+    selection = TopKTokens(indices=order[:, :7], counts=torch.tensor([7, 4]), num_tokens=26)
+    scores = torch.randn(2, 26, generator=generator, dtype=torch.float64)
+    return take_rows(tokens, selection, scores)
+
+
+def plain(layer, content, rows, source, pyramid):
+    """What follows the object attention."""
+    return EncoderLayer.forward(layer, replace(rows, content=content), source, pyramid, None)
+
+
+def attend_by_hand(layer, content, position):
+    """Residual self-attention (J, C) of tokens in one sequence, head by head, and the normalisation."""
+    weight, bias = layer.object_attn.in_proj_weight, layer.object_attn.in_proj_bias
+    located = content + position
+    query, key = (located @ weight[i : i + 32].T + bias[i : i + 32] for i in (0, 32))
+    value = content @ weight[64:].T + bias[64:]
+    heads = [
+        (query[:, h : h + 8] @ key[:, h : h + 8].T / 8**0.5).softmax(-1) @ value[:, h : h + 8] for h in (0, 8, 16, 24)
+    ]
+    return layer.object_attn_norm(content + layer.object_attn.out_proj(torch.cat(heads, -1)))
+
+
+@pytest.mark.parametrize("object_score", ["probability_product", "logit_product"])
+def test_the_best_products_of_token_score_and_class_attend_to_each_other(rows, head, object_score):
+    layer, source = make_layer(object_score=object_score), make_tokens(make_pyramid(SHAPES, SHAPES, SHAPES)).content
+    pyramid, content = make_pyramid(SHAPES, SHAPES, SHAPES), rows.content.clone()
+    for image, real in enumerate((7, 4)):
+        best = torch.stack([head.class_embed(token).max() for token in rows.content[image, :real]])
+        score = rows.scores[image, :real]
+        product = score * best if object_score == "logit_product" else score.sigmoid() * best.sigmoid()
+        chosen = product.argsort(descending=True)[:3]
+        content[image, chosen] = attend_by_hand(layer, content[image, chosen], rows.position[image, chosen])
+    assert_close(layer(rows, source, pyramid, head), plain(layer, content, rows, source, pyramid))
+
+
+def test_raw_logits_put_the_least_likely_tokens_first():
+    """Two negative factors have a positive product: the reason for the product of probabilities."""
+    layer, head = make_layer(num_objects=1), PredictionHead(embed_dim=32, num_classes=2).double()
+    nn.init.zeros_(head.class_embed.weight)
+    nn.init.constant_(head.class_embed.bias, -4.6)
+    tokens, order = make_tokens(make_pyramid(SHAPES)), torch.arange(26)[None]
+    selection = TopKTokens(indices=order, counts=torch.tensor([26]), num_tokens=26)
+    some = take_rows(tokens, selection, torch.linspace(3, -3, 26, dtype=torch.float64)[None])
+    assert layer.object_tokens(some, head).tolist() == [[0]]
+    layer.object_score = "logit_product"
+    assert layer.object_tokens(some, head).tolist() == [[25]]
+
+
+def test_surplus_rows_neither_attend_nor_are_attended(rows, head):
+    """Nor do they take the place of a token: the second image has four for six places."""
+    layer, pyramid = make_layer(num_objects=6), make_pyramid(SHAPES, SHAPES, SHAPES)
+    source, surplus = make_tokens(pyramid).content, ~rows.real
+    expected = layer(rows, source, pyramid, head)
+    loud = replace(
+        rows, content=torch.where(surplus[..., None], 1e3, rows.content), scores=rows.scores.masked_fill(surplus, 1e6)
+    )
+    assert_close(layer(loud, source, pyramid, head)[rows.real], expected[rows.real])
+    alone = replace(rows, **{name: getattr(rows, name)[1:, :4] for name in ("content", "position", "reference_points")})
+    alone = replace(alone, real=rows.real[1:, :4], scores=rows.scores[1:, :4])
+    assert_close(layer(alone, source[1:], make_pyramid(SHAPES), head)[0], expected[1, :4])
+
+
+def test_released_surplus_rows_take_part(rows, head):
+    layer, pyramid = make_layer(num_objects=6, surplus="attended"), make_pyramid(SHAPES, SHAPES, SHAPES)
+    source = make_tokens(pyramid).content
+    expected = layer(rows, source, pyramid, head)
+    other = replace(rows, scores=rows.scores.masked_fill(~rows.real, 1e6))
+    assert not torch.allclose(layer(other, source, pyramid, head)[1, :4], expected[1, :4])
+
+
+@pytest.mark.parametrize("num_objects", [7, 300])
+def test_fewer_tokens_than_places_all_attend(rows, head, num_objects):
+    layer = make_layer(num_objects=num_objects)
+    assert layer.object_tokens(rows, head).sort().values.tolist() == [list(range(7))] * 2
+
+
+def test_nothing_is_learnt_of_scores_and_classes_through_the_choice(rows, head):
+    layer, pyramid = make_layer(), make_pyramid(SHAPES, SHAPES, SHAPES)
+    scores = rows.scores.clone().requires_grad_()
+    layer(replace(rows, scores=scores), make_tokens(pyramid).content, pyramid, head).sum().backward()
+    assert scores.grad is None
+    assert all(parameter.grad is None for parameter in head.parameters())
+    assert layer.object_attn.in_proj_weight.grad.any()
+
+
+def test_a_model_without_scores_or_proposal_head_is_told_so(rows, head):
+    pyramid = make_pyramid(SHAPES, SHAPES, SHAPES)
+    for some, given in ((rows, None), (replace(rows, scores=None), head)):
+        with pytest.raises(ValueError, match="ranked by a token score and a proposal head, and the model lacks one"):
+            make_layer()(some, make_tokens(pyramid).content, pyramid, given)
+
+
+def test_tokens_that_no_layer_selects_leave_an_encoder_as_they_came(head):
+    """And those of the first selection alone are refined once."""
+    layer = make_layer()
+    encoder = Encoder(layers=[layer, copy.deepcopy(layer)])
+    tokens, order = make_tokens(make_pyramid(SHAPES)), torch.randperm(26)[None]
+    selection = CascadedTokens(
+        indices=order[:, :9],
+        counts=torch.tensor([9]),
+        num_tokens=26,
+        layer_counts=torch.tensor([[9], [4]]),
+        layer_rows=(9, 4),
+    )
+    scores = torch.randn(1, 26, dtype=torch.float64)
+    output = encoder(tokens, selection, scores=scores, head=head)
+    assert torch.equal(output.memory[~selection.kept_mask], tokens.content[~selection.kept_mask])
+    assert torch.equal(output.memory[0, order[0, 4:9]], output.layers[0][0, 4:9])
+    assert torch.equal(output.memory[0, order[0, :4]], output.layers[1][0])
