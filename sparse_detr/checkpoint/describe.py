@@ -17,6 +17,7 @@ class Description:
         backbone: call of a function of `sparse_detr.recipes`, or None if it is none of those.
         arguments: keyword arguments of the recipe.
         overrides: changes of the recipe's result, by dotted key.
+        position: temperature and offset of the sine embedding of tokens, in the arguments too where models differ.
         remarks: what the entries cannot tell.
     """
 
@@ -24,6 +25,7 @@ class Description:
     backbone: str | None
     arguments: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
+    position: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -34,6 +36,9 @@ class Description:
         if self.arguments:
             lines.append("arguments: " + ", ".join(f"{name}={value!r}" for name, value in self.arguments.items()))
         lines += [f"override:  model.{key}={value}" for key, value in self.overrides.items()]
+        if self.position is not None:
+            temperature, offset = self.position
+            lines.append(f"position:  sine embedding with temperature {temperature:g} and offset {offset:g}")
         return "\n".join([*lines, *(f"note:      {remark}" for remark in self.remarks)])
 
 
@@ -48,6 +53,7 @@ def describe(evidence: Evidence) -> Description:
         backbone=evidence.backbone,
         arguments={name: value for name, value in arguments.items() if value is not None},
         overrides=dict(_overrides(evidence)),
+        position=_position(evidence),
         remarks=tuple(_remarks(evidence)),
     )
 
@@ -130,9 +136,9 @@ def _position(evidence: Evidence) -> tuple[float, float]:
     """Temperature and offset of the sine embedding of tokens, as far as anything tells."""
     if evidence.layout.name == "detrex_dab_detr":
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
-    if evidence.layout.origin == "detrex":
-        return 10_000.0, -0.5
-    return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+    if evidence.layout.name in ("dino", "dab_detr"):
+        return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+    return 10_000.0, -0.5
 
 
 def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """Convert a public checkpoint, or ImageNet backbone weights, to this project's names.
 
-Prints what became of every entry, which recipe the file needs and, with `--config-file`, how it fits that model.
+Reads files of the authors of Deformable DETR, Sparse DETR, DINO, DAB-DETR and DAB-Deformable-DETR, and those of detrex
+for DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR. Prints what became of every entry, which recipe, backbone and
+position embedding the file needs and, with `--config-file`, how it fits that model.
 """
 
 import argparse
@@ -15,10 +17,14 @@ from sparse_detr.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("input", type=Path, help="public checkpoint (.pth)")
+    parser.add_argument("input", type=Path, help="public checkpoint, or backbone weights (.pth)")
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument(
-        "--source", default="auto", choices=["auto", *LAYOUTS], help="layout of the file (default: auto)"
+        "--source",
+        default="auto",
+        choices=["auto", *LAYOUTS],
+        metavar="LAYOUT",
+        help=f"how the file names its entries: {', '.join(LAYOUTS)} (default: auto, by the names)",
     )
     parser.add_argument(
         "--classes",

@@ -1,0 +1,332 @@
+"""The layouts of DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR: names, rows, and the model that a file needs."""
+
+import json
+import zlib
+from argparse import Namespace
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from omegaconf import OmegaConf
+
+from sparse_detr import recipes
+from sparse_detr.checkpoint import convert_checkpoint, match_report
+from sparse_detr.checkpoint.classes import COCO_IDS
+from sparse_detr.checkpoint.layouts import LAYOUTS
+from sparse_detr.checkpoint.name_maps import rename
+from sparse_detr.errors import UserError
+from tests.golden.cases import FOLDER
+
+
+def file_of(case):
+    """A file with the names and shapes of a golden case; entries that share a weight share a number."""
+    rows = json.loads((FOLDER / case / "checkpoint_keys.json").read_text())
+    return {name: constant(source, *shape) for name, shape, source in rows}
+
+
+def constant(tag, *shape):
+    """A tensor filled with a number made of a name, which takes no memory."""
+    return torch.tensor(float(zlib.crc32(tag.encode()) % 1009)).expand(shape)
+
+
+def fits(converted):
+    """Whether the model that the description asks for has exactly the entries of the file."""
+    description = converted.description
+    backbone = eval(description.backbone, vars(recipes))  # what a reader would paste
+    config = getattr(recipes, description.recipe)(backbone=backbone, behavior="released", **description.arguments)
+    for key, value in description.overrides.items():
+        OmegaConf.update(config, key, value)
+    with torch.device("meta"):
+        model = instantiate(config)
+    report = match_report(model, converted.state_dict)
+    assert (report.missing, report.unexpected, report.misshapen, report.untied) == ((), (), {}, ())
+    return True
+
+
+@pytest.mark.parametrize(
+    ("layout", "stack", "public", "ours"),
+    [
+        # norms are numbered in the order of their making
+        ("dino", "decoder", "norm2", "self_attn_norm"),
+        ("dino", "decoder", "norm1", "cross_attn_norm"),
+        ("dab_deformable_detr", "decoder", "norm2", "self_attn_norm"),
+        # norms are numbered as they run
+        ("dab_detr", "decoder", "norm1", "self_attn_norm"),
+        ("dab_detr", "decoder", "norm2", "cross_attn_norm"),
+        ("dab_detr", "decoder", "norm3", "ffn_norm"),
+        ("dab_detr", "encoder", "norm2", "ffn_norm"),
+        ("dab_detr", "decoder", "sa_qcontent_proj", "self_attn.query_content_proj"),
+        ("dab_detr", "decoder", "sa_v_proj", "self_attn.value_proj"),
+        ("dab_detr", "decoder", "ca_qpos_proj", "cross_attn.query_pos_proj"),
+        ("dab_detr", "decoder", "ca_qpos_sine_proj", "cross_attn.query_spatial_proj"),
+        ("dab_detr", "decoder", "ca_kpos_proj", "cross_attn.key_pos_proj"),
+        ("dab_detr", "decoder", "cross_attn.out_proj", "cross_attn.out_proj"),
+        ("detrex_dino", "encoder", "attentions.0.value_proj", "self_attn.value_proj"),
+        ("detrex_dino", "encoder", "norms.1", "ffn_norm"),
+        ("detrex_dino", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
+        ("detrex_dino", "decoder", "attentions.1.value_proj", "cross_attn.value_proj"),
+        ("detrex_dino", "decoder", "norms.1", "cross_attn_norm"),
+        ("detrex_dino", "decoder", "ffns.0.layers.0.0", "ffn.linear1"),
+        ("detrex_dino", "decoder", "ffns.0.layers.1", "ffn.linear2"),
+        ("detrex_focus_detr", "encoder", "norm2", "object_attn_norm"),
+        ("detrex_focus_detr", "encoder", "attentions.0.attn.out_proj", "object_attn.out_proj"),
+        ("detrex_focus_detr", "encoder", "attentions.1.value_proj", "self_attn.value_proj"),
+        ("detrex_dab_detr", "encoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
+        ("detrex_dab_detr", "decoder", "attentions.0.key_pos_proj", "self_attn.key_pos_proj"),
+        ("detrex_dab_detr", "decoder", "attentions.1.query_pos_sine_proj", "cross_attn.query_spatial_proj"),
+    ],
+)
+def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
+    name = f"transformer.{stack}.layers.1.{public}.bias"
+    assert rename(name, LAYOUTS[layout].tables([name])) == (f"{stack}.layers.1.{ours}.bias", True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "public", "ours"),
+    [
+        ("dino", "transformer.tgt_embed.weight", "queries.start.embedding.weight"),
+        ("dino", "transformer.enc_out_bbox_embed.layers.2.bias", "proposal_head.box_embed.layers.2.bias"),
+        ("dino", "transformer.decoder.ref_point_head.layers.0.bias", "decoder.query_position.mlp.layers.0.bias"),
+        ("dino", "backbone.0.layers.2.blocks.17.norm1.bias", "backbone.layers.2.blocks.17.norm1.bias"),
+        ("dab_deformable_detr", "tgt_embed.weight", "queries.content.weight"),
+        ("dab_deformable_detr", "patterns_embed.weight", "queries.patterns.weight"),
+        ("dab_detr", "transformer.encoder.query_scale.layers.0.bias", "encoder.position_scale.layers.0.bias"),
+        ("dab_detr", "transformer.decoder.ref_anchor_head.layers.1.bias", "decoder.query_position.size.layers.1.bias"),
+        ("dab_detr", "transformer.decoder.layers.1.activation.weight", "decoder.layers.1.ffn.activation.weight"),
+        ("dab_detr", "transformer.patterns.weight", "queries.patterns.weight"),
+        ("dab_detr", "refpoint_embed.weight", "queries.anchors.logits"),
+        ("detrex_dino", "label_enc.weight", "denoising.label_embed.weight"),
+        ("detrex_dino", "backbone.layers.0.blocks.0.attn.qkv.bias", "backbone.layers.0.blocks.0.attn.qkv.bias"),
+        ("detrex_focus_detr", "transformer.alpha", "selector.scorer.alpha"),
+        ("detrex_focus_detr", "enhance_MCSP_layerlist.3.bias", "proposal_head.class_embed.bias"),
+        ("detrex_dab_detr", "transformer.decoder.post_norm_layer.bias", "decoder.norm.bias"),
+        ("detrex_dab_detr", "backbone.body.layer4.0.downsample.1.bias", "backbone.res5.0.shortcut.norm.bias"),
+        ("detrex_dab_detr", "backbone.res5.0.shortcut.norm.bias", "backbone.res5.0.shortcut.norm.bias"),
+    ],
+)
+def test_a_weight_gets_the_name_of_its_part(layout, public, ours):
+    names = [public, "backbone.0.patch_embed.proj.weight"] if "blocks" in public else [public]
+    assert rename(public, LAYOUTS[layout].tables(names)) == (ours, True)
+
+
+def test_levels_beyond_the_backbones_follow_its_own():
+    names = [f"neck.convs.{i}.conv.bias" for i in range(3)] + [f"neck.extra_convs.{i}.norm.bias" for i in range(2)]
+    tables = LAYOUTS["detrex_dino"].tables(names)
+    assert rename("neck.convs.2.conv.bias", tables)[0] == "tokenizer.projections.2.conv.bias"
+    assert rename("neck.extra_convs.1.norm.bias", tables)[0] == "tokenizer.projections.4.norm.bias"
+
+
+@pytest.mark.parametrize(
+    ("case", "source", "recipe", "aliases"),
+    [
+        ("detrex_focus_detr_r50", "detrex_focus_detr", "focus_detr", 80),
+        ("detrex_dino_r50", "detrex_dino", "dino", 56),
+        ("detrex_dab_detr_r50", "detrex_dab_detr", "dab_detr", 18),
+        ("detrex_dab_deformable_detr_r50", "detrex_dab_deformable_detr", "dab_deformable_detr", 36),
+        ("official_dino_r50", "dino", "dino", 48),
+        ("official_dab_detr_r50", "dab_detr", "dab_detr", 6),
+    ],
+)
+def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):
+    converted = convert_checkpoint({"model": file_of(case)})
+    assert (converted.source, converted.description.recipe) == (source, recipe)
+    assert (converted.num_aliases, converted.unknown, converted.dropped) == (aliases, (), ())
+    assert fits(converted)
+
+
+def test_a_two_stage_dab_deformable_file_fills_its_recipe():
+    file = file_of("detrex_dab_deformable_detr_r50")
+    del file["tgt_embed.weight"], file["refpoint_embed.weight"]
+    head = {name.replace(".5.", ".6."): value for name, value in file.items() if "_embed.5." in name}
+    classes = {
+        f"transformer.decoder.{name}": value for name, value in (file | head).items() if name[:11] == "class_embed"
+    }
+    projection = {
+        f"transformer.enc_output{kind}": constant(kind, *shape)
+        for kind, shape in {
+            ".weight": (256, 256),
+            ".bias": (256,),
+            "_norm.weight": (256,),
+            "_norm.bias": (256,),
+        }.items()
+    }
+    file |= head | classes | projection
+    assert len(file) == 634
+    converted = convert_checkpoint(file)
+    assert converted.description.arguments["two_stage"] is True
+    assert "does not tell its number of queries" in str(converted)
+    assert fits(converted)
+
+
+def test_an_official_dab_deformable_file_fills_its_recipe():
+    gone = ("decoder.norm", "label_enc", "enc_out", "transformer.tgt_embed")
+    file = {name: value for name, value in file_of("official_dino_r50").items() if not any(g in name for g in gone)}
+    heads = {
+        name: constant(name.split("decoder.")[-1], *value.shape) for name, value in file.items() if "_embed." in name
+    }
+    scale = {
+        f"transformer.decoder.query_scale.layers.{i}.{kind}": constant(f"{i}{kind}", *shape)
+        for i in (0, 1)
+        for kind, shape in {"weight": (256, 256), "bias": (256,)}.items()
+    }
+    file |= (
+        heads | scale | {"tgt_embed.weight": constant("t", 300, 256), "refpoint_embed.weight": constant("r", 300, 4)}
+    )
+    converted = convert_checkpoint(file)
+    assert (converted.source, converted.unknown) == ("dab_deformable_detr", ())
+    assert converted.description.position == (10_000, -0.5)
+    assert fits(converted)
+
+
+@pytest.mark.parametrize("source", ["detrex_dab_detr_r50", "official_dab_detr_r50"])
+def test_patterns_fill_their_recipe(source):
+    converted = convert_checkpoint(file_of(source) | {"transformer.patterns.weight": constant("patterns", 3, 256)})
+    assert converted.description.arguments["num_patterns"] == 3
+    assert fits(converted)
+
+
+def test_detrex_takes_torchvisions_resnet_for_a_dilated_stage():
+    """Its configuration for ResNet-50 without patterns has a temperature of its own."""
+    file = {name: value for name, value in file_of("detrex_dab_detr_r50").items() if not name.startswith("backbone")}
+    body = file_of("official_dab_detr_r50").items()
+    file |= {name.replace("backbone.0", "backbone"): value for name, value in body if name.startswith("backbone")}
+    converted = convert_checkpoint(file)
+    assert converted.description.backbone == "resnet(50, num_maps=1, dilation=True)"
+    assert converted.description.position == (10, 0)
+    assert fits(converted)
+    patterns = {"transformer.patterns.weight": constant("patterns", 3, 256)}
+    assert convert_checkpoint(file | patterns).description.position == (20, 0)
+
+
+def test_saved_arguments_tell_of_a_dilated_stage():
+    file = {"model": file_of("official_dab_detr_r50"), "args": Namespace(dilation=True, pe_temperatureH=20)}
+    description = convert_checkpoint(file).description
+    assert description.backbone == "resnet(50, num_maps=1, dilation=True)"
+    assert not any("DC5" in remark or "temperature" in remark for remark in description.remarks)
+
+
+def test_a_scalar_query_scale_is_an_argument():
+    file = file_of("official_dab_detr_r50")
+    file |= {
+        "transformer.decoder.query_scale.layers.1.weight": constant("w", 1, 256),
+        "transformer.decoder.query_scale.layers.1.bias": constant("b", 1),
+    }
+    assert convert_checkpoint(file).description.arguments["query_scale"] == "scalar"
+
+
+def test_dab_detrs_one_head_serves_every_layer():
+    converted = convert_checkpoint(file_of("official_dab_detr_r50"), num_classes=80)
+    assert converted.names["class_embed.bias"] == "decoder_heads.0.class_embed.bias"
+    assert all(len(converted.state_dict[f"decoder_heads.{i}.class_embed.bias"]) == 80 for i in range(6))
+
+
+def test_copied_heads_are_told_from_shared_ones():
+    assert convert_checkpoint(file_of("official_dino_r50")).description.arguments["shared_heads"] is True
+    assert convert_checkpoint(file_of("detrex_dino_r50")).description.arguments["shared_heads"] is False
+
+
+@pytest.mark.parametrize(("num_classes", "rows"), [(None, range(91)), (80, COCO_IDS)])
+def test_label_embeddings_have_a_row_a_class(num_classes, rows):
+    """The authors' files have one more, which is not used."""
+    labels = torch.arange(92.0)[:, None].expand(92, 256)
+    file = file_of("official_dino_r50") | {"label_enc.weight": labels}
+    kept = convert_checkpoint(file, num_classes=num_classes).state_dict["denoising.label_embed.weight"]
+    assert kept[:, 0].tolist() == list(rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "alias"),
+    [
+        ("detrex_focus_detr_r50", "enhance_MCSP_layerlist.4.bias"),
+        ("detrex_focus_detr_r50", "transformer.decoder.bbox_embed.6.layers.0.bias"),
+        ("detrex_dab_detr_r50", "transformer.encoder.layers.3.ffns.0.layers.0.1.weight"),
+        ("official_dab_detr_r50", "transformer.decoder.bbox_embed.layers.2.bias"),
+    ],
+)
+def test_aliases_that_differ_are_refused(case, alias):
+    file = file_of(case)
+    with pytest.raises(UserError, match=r"name one weight but differ by up to 0\.5"):
+        convert_checkpoint(file | {alias: file[alias] + 0.5})
+
+
+@pytest.mark.parametrize("wrapper", ["ema_model", "ema_state"])
+def test_averaged_weights_are_taken_only_where_there_are_no_others(wrapper):
+    file = {f"module.{name}": value for name, value in file_of("official_dino_r50").items()}
+    averaged = {name: value + 1 for name, value in file.items()}
+    alone = convert_checkpoint({wrapper: averaged})
+    assert alone.state_dict["decoder.norm.bias"][0] == file["module.transformer.decoder.norm.bias"][0] + 1
+    both = convert_checkpoint({"model": file, wrapper: averaged})
+    assert both.state_dict["decoder.norm.bias"][0] == file["module.transformer.decoder.norm.bias"][0]
+    assert f"({wrapper}), which are left out" in str(both)
+
+
+class TestPosition:
+    """The sine embedding's temperature and offset, which no weight tells."""
+
+    @pytest.mark.parametrize(
+        ("case", "position"),
+        [
+            ("detrex_focus_detr_r50", (10_000, -0.5)),
+            ("detrex_dino_r50", (10_000, -0.5)),
+            ("detrex_dab_detr_r50", (20, 0)),
+            ("detrex_dab_deformable_detr_r50", (10_000, -0.5)),
+            ("official_dino_r50", (20, 0)),
+            ("official_dab_detr_r50", (20, 0)),
+            ("deformable_detr_r50", (10_000, -0.5)),
+        ],
+    )
+    def test_it_follows_from_the_kind_of_file(self, case, position):
+        description = convert_checkpoint(file_of(case)).description
+        assert description.position == position
+        assert f"temperature {position[0]} and offset {position[1]}" in str(description)
+
+    @pytest.mark.parametrize("case", ["detrex_focus_detr_r50", "detrex_dino_r50"])
+    def test_where_it_depends_on_the_schedule_the_file_name_must_tell(self, case):
+        description = convert_checkpoint(file_of(case)).description
+        assert any(
+            "position_temperature=20 and position_offset=0 for 24 and 36 epochs" in r for r in description.remarks
+        )
+
+    def test_saved_arguments_decide(self):
+        file = {"model": file_of("official_dino_r50"), "args": Namespace(pe_temperatureH=40)}
+        assert convert_checkpoint(file).description.arguments["position_temperature"] == 40
+
+    def test_detrexs_swin_files_have_one_setting(self):
+        description = convert_checkpoint(with_swin(file_of("detrex_dino_r50"), width=192, depth=18)).description
+        assert description.position == (10_000, -0.5)
+        assert len(description.remarks) == 1
+
+
+def with_swin(file, *, width, depth, window=7):
+    """Exchange the backbone for entries that tell a Swin."""
+    swin = {
+        "backbone.patch_embed.proj.weight": constant("p", width, 3, 4, 4),
+        "backbone.layers.0.blocks.0.attn.relative_position_bias_table": constant("t", (2 * window - 1) ** 2, 6),
+        **{f"backbone.layers.2.blocks.{i}.norm1.bias": constant("n", 768) for i in range(depth)},
+    }
+    return {name: value for name, value in file.items() if not name.startswith("backbone.")} | swin
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "window", "call"),
+    [
+        (96, 6, 7, 'swin("tiny")'),
+        (96, 18, 7, 'swin("small")'),
+        (128, 18, 12, 'swin("base", image_size=384)'),
+        (192, 18, 12, 'swin("large", image_size=384)'),
+    ],
+)
+def test_a_swin_is_told_by_its_width_depth_and_windows(width, depth, window, call):
+    file = with_swin(file_of("detrex_dino_r50"), width=width, depth=depth, window=window)
+    assert convert_checkpoint(file).description.backbone == call
+
+
+def test_five_scales_take_four_maps():
+    file = file_of("detrex_dino_r50")
+    shift = {
+        "neck.convs.3.conv.weight": constant("c", 256, 2048, 1, 1),
+        "transformer.level_embeds": constant("l", 5, 256),
+    }
+    description = convert_checkpoint(file | shift).description
+    assert description.backbone == "resnet(50, freeze_at=1, num_maps=4)"
+    assert description.arguments["num_levels"] == 5
