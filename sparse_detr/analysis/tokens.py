@@ -3,12 +3,13 @@
 Everything here looks at boolean masks and maps over the token sequence, (B, N), and at the `Pyramid` they lie on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import Pyramid, TokenSelection
 
 
 def kept_share(kept_mask: Tensor, pyramid: Pyramid) -> Tensor:
@@ -94,6 +95,42 @@ def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
         hits = hit.new_zeros(hit.shape[0], height * width, dtype=torch.long).scatter_add(1, index, hit.long())
         levels.append(hits > 0)
     return torch.cat(levels, 1) & ~pyramid.padding_mask
+
+
+def object_tokens(selection: TokenSelection, rows: dict[int, Tensor]) -> Tensor | None:
+    """Mark the tokens that attended to each other in the last encoder layer that has object tokens (Focus-DETR, 3.2).
+
+    Args:
+        selection: what the encoder refined.
+        rows: of its layers, as `watch_object_rows` collects them.
+
+    Returns:
+        (B, N) bool; None for an encoder without object tokens.
+    """
+    if not rows:
+        return None
+    last = max(rows)
+    kept = selection.at_layer(last)
+    chosen = torch.zeros_like(kept.row_mask).scatter(1, rows[last], True) & kept.row_mask
+    return torch.zeros_like(selection.kept_mask).scatter(1, kept.indices, chosen)
+
+
+@contextmanager
+def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collect the (B, J) rows that attend to each other in every encoder layer by its number, while the block runs."""
+    rows: dict[int, Tensor] = {}
+
+    def watch(number: int, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        # Called with (rows, source, pyramid, head), see `EncoderLayer`.
+        return layer.register_forward_pre_hook(
+            lambda layer, inputs: rows.update({number: layer.object_tokens(inputs[0], inputs[3])})
+        )
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(encoder.layers):
+            if hasattr(layer, "object_tokens"):
+                stack.callback(watch(number, layer).remove)
+        yield rows
 
 
 def _within(distance: Tensor, reach: Tensor, real: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
     import torch
     from tqdm import tqdm
 
+    from sparse_detr.analysis.tokens import object_tokens, watch_object_rows
     from sparse_detr.data.images import BadImageError, read_image
     from sparse_detr.visualization import list_detections, token_maps
     from sparse_detr.visualization.files import write_files
@@ -128,12 +129,13 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
             tqdm.write(f"Skipped an image: {error}")
             continue
         sample = detector.mapper({"file_name": file_name})
-        with torch.no_grad():
+        with torch.no_grad(), watch_object_rows(detector.model.encoder) as rows:
             found = detector.model.outputs([sample], attention_map=True)
             instances = detector.model.detections(found, [sample])[0]["instances"]
         detections = list_detections(instances, detector.class_names, score_threshold)
         caption = f"score at least {score_threshold:g}"
-        write_files(output / stem, image, detections, token_maps(found), caption=caption)
+        maps = token_maps(found, objects=object_tokens(found.selection, rows))
+        write_files(output / stem, image, detections, maps, caption=caption)
         drawn += 1
     return drawn
 

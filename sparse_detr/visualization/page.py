@@ -11,6 +11,8 @@ from matplotlib import font_manager
 from matplotlib.colors import Colormap, Normalize
 from PIL import Image, ImageDraw, ImageFont
 
+from sparse_detr.visualization.colors import Color
+
 INK, MUTED, PAPER = (34, 34, 40), (112, 112, 122), (255, 255, 255)
 _WIDTH, _MARGIN, _GAP = 1600, 28, 20
 _MAX_PANEL_HEIGHT = 1544
@@ -43,18 +45,22 @@ class Panel:
     bar: ColorBar | None = None
 
 
-def compose_page(title: str, remark: str, rows: Sequence[Sequence[Panel]]) -> np.ndarray:
+Legend = Sequence[tuple[Color, str]]
+
+
+def compose_page(title: str, remark: str, rows: Sequence[Sequence[Panel]], legend: Legend = ()) -> np.ndarray:
     """Lay panels out row by row; those of a row share its width.
 
     Args:
         title: heading of the page.
         remark: a line below the heading; "" for none.
         rows: panels, whose pictures have about the same proportions.
+        legend: colours and what they mean, in a line below the remark.
 
     Returns:
         (H, W, 3) uint8 RGB, 1600 pixels wide.
     """
-    strips = [_heading(title, remark), *(_row(row) for row in rows)]
+    strips = [_heading(title, remark), *([_legend(legend)] if legend else []), *(_row(row) for row in rows)]
     page = Image.new("RGB", (_WIDTH, _MARGIN + sum(strip.height + _GAP for strip in strips)), PAPER)
     top = _MARGIN
     for strip in strips:
@@ -69,6 +75,18 @@ def _heading(title: str, remark: str) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     pen.text((0, 0), title, INK, _fitting_font(title, _TITLE_SIZE, room, bold=True), anchor="lt")
     pen.text((0, 1.4 * _TITLE_SIZE), remark, MUTED, _fitting_font(remark, _TEXT_SIZE + 4, room), anchor="lt")
+    return drawn
+
+
+def _legend(legend: Legend) -> Image.Image:
+    text, gap = font(_TEXT_SIZE), 12
+    drawn = Image.new("RGB", (_WIDTH - 2 * _MARGIN, _TITLE_SIZE), PAPER)
+    pen, left = ImageDraw.Draw(drawn), 0.0
+    for color, meaning in legend:
+        pen.rectangle((left, 3, left + _TEXT_SIZE, 3 + _TEXT_SIZE), color)
+        left += _TEXT_SIZE + gap
+        pen.text((left, 3 + _TEXT_SIZE / 2), meaning, INK, text, anchor="lm")
+        left += text.getlength(meaning) + 3 * gap
     return drawn
 
 

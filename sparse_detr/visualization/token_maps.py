@@ -26,6 +26,7 @@ class TokenMaps:
         covered_attention: share of the decoder's attention on kept tokens; NaN without an attention map.
         scores: token scores; None for a dense encoder.
         attention: decoder attention map; None where it was not asked for.
+        objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
     """
 
     kept: LevelMaps
@@ -34,10 +35,11 @@ class TokenMaps:
     covered_attention: float
     scores: LevelMaps | None
     attention: LevelMaps | None
+    objects: LevelMaps | None = None
 
 
-def token_maps(output: DetectorOutput, image: int = 0) -> TokenMaps:
-    """Take the maps of one image of the batch out of a detector's output."""
+def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None = None) -> TokenMaps:
+    """Take the maps of one image of the batch out of a detector's output, and of (B, N) bool `objects`."""
     kept, pyramid, attention = output.selection.kept_mask, output.pyramid, output.attention_map
     kept_count = (kept & ~pyramid.padding_mask)[image].sum().item()
     covered = float("nan") if attention is None else covered_attention(kept, attention)[image].item()
@@ -48,6 +50,7 @@ def token_maps(output: DetectorOutput, image: int = 0) -> TokenMaps:
         covered_attention=covered,
         scores=None if output.token_scores is None else _levels(output.token_scores.float(), pyramid, image),
         attention=None if attention is None else _levels(attention.float(), pyramid, image),
+        objects=None if objects is None else _levels(objects, pyramid, image),
     )
 
 

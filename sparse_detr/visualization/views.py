@@ -11,17 +11,18 @@ from matplotlib.colors import Normalize, PowerNorm
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from sparse_detr.visualization.page import ColorBar, Panel, compose_page
+from sparse_detr.visualization.page import ColorBar, Legend, Panel, compose_page
 from sparse_detr.visualization.token_maps import LevelMaps, TokenMaps, enlarge, fused_attention, fused_scores
 
-_EDGE_COLOR = (255, 205, 40)
+_KEPT_COLOR, _OBJECT_COLOR = (255, 205, 40), (0, 190, 255)
+_OBJECT_OPACITY = 0.35
 _LONG_SIDE = 1280
 _DIMMED = 0.22
 _HEAT_OPACITY = 0.62
 
 
 def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
-    """Show the kept tokens of every level bright and the rest of the image dimmed.
+    """Show the kept tokens of every level bright, object tokens among them tinted, and the rest of the image dimmed.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -32,9 +33,8 @@ def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     """
     panels = _kept_panels(image, maps)
     columns = 2 if len(panels) in (2, 4) else 3
-    return compose_page(
-        "Kept tokens", _kept_remark(maps), [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    )
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    return compose_page("Kept tokens", _kept_remark(maps), rows, _kept_legend(maps))
 
 
 def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
@@ -58,9 +58,9 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
     """
     heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
-    if maps.scores is not None:
-        rows.append(_kept_panels(image, maps))
-    return compose_page(title, _kept_remark(maps) if maps.scores is not None else "", rows)
+    if maps.scores is None:
+        return compose_page(title, "", rows)
+    return compose_page(title, _kept_remark(maps), [*rows, _kept_panels(image, maps)], _kept_legend(maps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +114,22 @@ def attention_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
 
 
 def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
+    objects = maps.objects or [np.zeros_like(kept) for kept in maps.kept]
     return [
-        Panel(_kept_picture(image, kept), _level_name(kept, level), f"{share:.0%} kept")
-        for level, (kept, share) in enumerate(zip(maps.kept, maps.kept_shares, strict=True))
+        Panel(_kept_picture(image, kept, related), _level_name(kept, level), f"{share:.0%} kept")
+        for level, (kept, related, share) in enumerate(zip(maps.kept, objects, maps.kept_shares, strict=True))
     ]
+
+
+def _kept_legend(maps: TokenMaps) -> Legend:
+    """Only where there are two kinds of kept tokens to tell apart."""
+    if maps.objects is None:
+        return ()
+    count = sum(int(level.sum()) for level in maps.objects)
+    return (
+        (_KEPT_COLOR, "foreground tokens, which the first encoder layer refines"),
+        (_OBJECT_COLOR, f"fine-grained: {count:,} object tokens that attend to each other in the last"),
+    )
 
 
 def _kept_remark(maps: TokenMaps) -> str:
@@ -133,13 +145,15 @@ def _level_name(level_map: np.ndarray, level: int) -> str:
     return f"Level {level + 1}: {width} × {height}"
 
 
-def _kept_picture(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Dim and grey out what is not kept, and draw the border between."""
+def _kept_picture(image: np.ndarray, kept: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Dim and grey out what is not kept, tint the object tokens, and draw the borders between."""
     picture = _resized(image)
-    mask = enlarge(kept, picture.shape[:2]) > 0.5
+    mask, related = (enlarge(level, picture.shape[:2]) > 0.5 for level in (kept, objects))
     dimmed = picture.mean(-1, keepdims=True) * _DIMMED
     shown = np.where(mask[..., None], picture, dimmed)
-    shown[_border(mask)] = _EDGE_COLOR
+    shown[related] = (1 - _OBJECT_OPACITY) * shown[related] + _OBJECT_OPACITY * np.array(_OBJECT_COLOR)
+    shown[_border(mask)] = _KEPT_COLOR
+    shown[_border(related)] = _OBJECT_COLOR
     return shown.astype(np.uint8)
 
 

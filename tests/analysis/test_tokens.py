@@ -8,9 +8,11 @@ from sparse_detr.analysis.tokens import (
     covered_attention_per_level,
     covered_boxes,
     kept_share,
+    object_tokens,
     referenced_tokens,
+    watch_object_rows,
 )
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import CascadedTokens, Pyramid
 
 # Level 0: 2 x 4 cells, tokens 0..7; level 1: 1 x 2 cells, tokens 8 and 9.
 SHAPES = ((2, 4), (1, 2))
@@ -86,3 +88,46 @@ def test_samples_of_several_layers_add_up(pyramid):
     layers = torch.rand(2, 6, 5, 8, 2, 4, 2)  # (B, layers, Q, M, L, P, 2)
     apart = [referenced_tokens(layer, pyramid) for layer in layers.unbind(1)]
     assert torch.equal(referenced_tokens(layers, pyramid), torch.stack(apart).any(0))
+
+
+class Layer(torch.nn.Module):
+    """Its object tokens are given."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def object_tokens(self, rows, head):
+        return self.rows
+
+    def forward(self, rows, source, pyramid, head):
+        return rows
+
+
+def test_object_tokens_are_those_of_the_last_layer_without_surplus_rows():
+    """The last layer refines tokens 4 and 0 of an image, and 1 of the other, whose second row is surplus."""
+    selection = CascadedTokens(
+        indices=torch.tensor([[4, 0, 2], [1, 2, 3]]),
+        counts=torch.tensor([3, 2]),
+        num_tokens=5,
+        layer_counts=torch.tensor([[3, 2], [2, 1]]),
+        layer_rows=(3, 2),
+    )
+    layers = torch.nn.ModuleList([Layer(torch.tensor([[0], [0]])), Layer(torch.tensor([[1, 0], [1, 0]]))])
+    encoder = torch.nn.Module()
+    encoder.layers = layers
+    with watch_object_rows(encoder) as rows:
+        for layer in layers:
+            layer(None, None, None, None)
+    assert object_tokens(selection, rows).int().tolist() == [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
+    layers[0](None, None, None, None)
+    assert len(rows) == 2
+    assert not layers[0]._forward_pre_hooks
+
+
+def test_an_encoder_without_object_tokens_has_none():
+    encoder = torch.nn.Module()
+    encoder.layers = torch.nn.ModuleList([torch.nn.Identity()])
+    with watch_object_rows(encoder) as rows:
+        encoder.layers[0](torch.zeros(1))
+    assert object_tokens(None, rows) is None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from sparse_detr.visualization import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat, token_maps
 from sparse_detr.visualization.views import _kept_picture
@@ -17,10 +18,30 @@ def is_page(page: np.ndarray) -> bool:
 
 def test_kept_cells_keep_their_colours_and_the_rest_is_dimmed_and_grey():
     image = np.full((1280, 1280, 3), (200, 100, 0), np.uint8)
-    picture = _kept_picture(image, np.array([[True, False], [False, False]]))
+    picture = _kept_picture(image, np.array([[True, False], [False, False]]), np.zeros((2, 2), bool))
     assert (picture[:630, :630] == image[0, 0]).all()
     assert (picture[640:] == picture[640, 640]).all()
     assert picture[640, 640].max() == picture[640, 640].min() < 50
+
+
+def test_object_tokens_are_tinted_and_framed_in_a_colour_of_their_own():
+    """Left: objects; right: other kept tokens. Blue, 255, is of the object colour alone."""
+    image = np.zeros((640, 1280, 3), np.uint8)
+    picture = _kept_picture(image, np.array([[True, True]]), np.array([[True, False]]))
+    assert picture[320, 320].tolist() == [0, 66, 89]
+    assert picture[320, 960].tolist() == [0, 0, 0]
+    assert picture[320, 639].tolist() == [0, 190, 255]
+
+
+def test_a_page_with_object_tokens_explains_both_colours(sparse_output):
+    objects = torch.zeros(1, 30, dtype=torch.bool)
+    objects[0, 1] = True
+    plain, explained = (kept_tokens_page(IMAGE, token_maps(sparse_output, objects=o)) for o in (None, objects))
+    assert explained.shape[0] > plain.shape[0]
+    for color in ((255, 205, 40), (0, 190, 255)):
+        legend = (explained[100:160, :900] == color).all(-1)
+        assert legend.sum() > 200
+    assert is_page(overview_page(IMAGE, IMAGE, token_maps(sparse_output, objects=objects), title="image"))
 
 
 def test_every_page_of_a_sparse_detector_can_be_drawn(sparse_output):
