@@ -8,6 +8,7 @@
 #            VENV=path              another environment; one that has torch or Detectron2 keeps them
 #            TORCH_SPEC="torch==X torchvision==Y"
 #            SPARSE_DETR_BUILD_OPS=none|cpu|cuda   which native libraries to build; see ops/build.py
+#            QUICK_CONFIG=configs/quick/focus_detr_mnv2.py   another model than Sparse DETR, into output/focus_detr_mnv2
 #            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 
 SAMPLE ?= datasets/sample
 QUICK_CONFIG ?= configs/quick/sparse_detr_mnv2.py
-QUICK_OUTPUT ?= output/quick
+QUICK_OUTPUT ?= output/$(patsubst sparse_detr_mnv2,quick,$(basename $(notdir $(QUICK_CONFIG))))
 
 RUN := $(VENV)/bin/python
 PIP_LOUD := $(RUN) -m pip install --disable-pip-version-check

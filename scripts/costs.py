@@ -9,23 +9,23 @@ import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
-ENCODER_PARTS = ("encoder", "selector")
-"""What refines tokens, and what chooses them: scores, and the projection that these are computed from."""
+PARTS = {"encoder": ("encoder", "selector"), "selection": ("selector",), "decoder": ("decoder",)}
+"""Parts of the bill and their modules. Choosing tokens is the encoder's, with the projection that it reads."""
 
 
+@torch.no_grad()
 def gigaflops(model: nn.Module, image: torch.Tensor) -> dict[str, float]:
     """GFLOPs of an image (3, h, w) at inference by Detectron2's counter, a multiply-add being one.
 
     Returns:
-        `total`, and `encoder`: with the selection of its tokens.
+        `total`, and those of PARTS.
     """
     # "caller": what the encoder borrows, such as a prediction head, counts as the encoder's.
     counted = FlopCountAnalysis(model.eval(), [{"image": image}]).ancestor_mode("caller")
-    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    counted.tracer_warnings("none")
-    flops = counted.by_module()
-    parts = [next((flops[name] for name in flops if name.split(".")[-1] == part), 0) for part in ENCODER_PARTS]
-    return {"total": flops[""] / 1e9, "encoder": sum(parts) / 1e9}
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    flops = {name.removeprefix("model."): count / 1e9 for name, count in counted.by_module().items()}
+    parts = {part: sum(flops.get(name, 0) for name in names) for part, names in PARTS.items()}
+    return {"total": flops[""], **parts}
 
 
 def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequence[Any]) -> dict[str, float]:

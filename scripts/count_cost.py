@@ -1,49 +1,125 @@
 """Count parameters and FLOPs of the projects' configs and write them into the README of each project.
 
-    python scripts/count_cost.py
+    python scripts/count_cost.py                 every table
+    python scripts/count_cost.py DINO FocusDETR  those of these projects
+    python scripts/count_cost.py encoders        the table of encoders alone
 
-Counted by Detectron2's own counter in eval mode on one random image of 850x1040 pixels, with 91 classes as in the
-papers' repositories; one multiply-add is one FLOP.
+Counted by Detectron2's own counter in eval mode on one random image, with 91 classes as in the papers' repositories;
+one multiply-add is one FLOP. Configs that make the same model share a row.
 """
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from costs import gigaflops
 from detectron2.config import instantiate
-from detectron2.utils.analysis import FlopCountAnalysis
+from omegaconf import DictConfig
+from torch import nn
 
 from sparse_detr.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (850, 1040)
+"""As the public code of Sparse DETR counts."""
+
+ENCODERS = {
+    "SparseDETR/configs/efficient_detr_r50.py": "177.3",
+    **{
+        f"SparseDETR/configs/sparse_detr_r50_rho{rho}.py": published
+        for rho, published in ((10, "105.4"), (20, "112.9"), (30, "120.5"), (40, "128.0"), (50, "135.6"))
+    },
+    "DeformableDETR/configs/deformable_detr_r50.py": "172.9",
+    "FocusDETR/configs/focus_deformable_detr_r50.py": "",
+    "DINO/configs/dino_r50_4scale_36ep.py": "279",
+    "SparseDETR/configs/sparse_dino_r50_rho30.py": "152",
+    "FocusDETR/configs/focus_detr_r50_36ep.py": "154",
+}
+"""Config -> GFLOPs of the whole model as published (Sparse DETR's repository; Focus-DETR's paper)."""
+ENCODER_IMAGE_SIZES = (IMAGE_SIZE, (800, 1333))
+"""The latter is the largest test image of COCO."""
 
 
 def main() -> int:
-    """Write a table between the markers of every project's README."""
+    """Write the tables that were asked for."""
+    asked = sys.argv[1:]
     for readme in sorted(ROOT.glob("projects/*/README.md")):
-        rows = ["| config | parameters | at inference | GFLOPs |", "|---|---|---|---|"]
-        for config in sorted(readme.parent.glob("configs/*.py")):
-            if "finetune" not in config.stem:
-                rows.append(f"| `{config.stem}` | " + " | ".join(cost(config)) + " |")
-                print(rows[-1], flush=True)
-        text = readme.read_text()
-        start, end = "<!-- table cost -->", "<!-- end cost -->"
-        pattern = re.compile(f"{start}.*?{end}", re.DOTALL)
-        readme.write_text(pattern.sub("\n".join([start, *rows, end]), text))
+        if not asked or readme.parent.name in asked:
+            fill(readme, "cost", cost_rows(sorted(readme.parent.glob("configs/*.py"))))
+    if not asked or "encoders" in asked:
+        fill(ROOT / "projects/FocusDETR/README.md", "encoders", encoder_rows())
     return 0
 
 
-def cost(config: Path) -> list[str]:
-    """Trainable parameters, those of them that inference uses, and GFLOPs of a config's model."""
-    cfg = load_config(str(config), ["model.num_classes=91"])
-    model = instantiate(cfg.model).eval()
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    unused = sum(p.numel() for p in model.encoder_heads.parameters())
-    image = torch.randint(0, 256, (3, *IMAGE_SIZE), dtype=torch.uint8)
-    flops = FlopCountAnalysis(model, [{"image": image}]).total()
-    return [f"{parameters:,}", f"{parameters - unused:,}", f"{flops / 1e9:.1f}"]
+def fill(readme: Path, name: str, rows: Iterable[str]) -> None:
+    """Put a table between the README's markers of that name, printing it as it grows."""
+    text = []
+    for row in rows:
+        print(row, flush=True)
+        text.append(row)
+    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    pattern = re.compile(f"{start}.*?{end}", re.DOTALL)
+    readme.write_text(pattern.sub(lambda _: "\n".join([start, *text, end]), readme.read_text()))
+
+
+def cost_rows(configs: Iterable[Path]) -> Iterable[str]:
+    """Parameters and GFLOPs of every model."""
+    yield "| config | parameters | at inference | GFLOPs | encoder |"
+    yield "|---|---|---|---|---|"
+    for cfg, names in different_models(config for config in configs if "finetune" not in config.stem):
+        model = instantiate(cfg.model)
+        flops = gigaflops(model, random_image(IMAGE_SIZE))
+        cells = [", ".join(f"`{name}`" for name in names), *parameters(model)]
+        yield "| " + " | ".join([*cells, f"{flops['total']:.1f}", f"{flops['encoder']:.1f}"]) + " |"
+
+
+def encoder_rows() -> Iterable[str]:
+    """What the encoders of the family cost, dense and sparse."""
+    columns = ["encoder", "of it selection", "times decoder", "all"]
+    head = [f"{column}, {height}x{width}" for height, width in ENCODER_IMAGE_SIZES for column in columns]
+    yield "| " + " | ".join(["config", "tokens kept", *head, "all, published"]) + " |"
+    yield "|---" * (3 + len(head)) + "|"
+    for config, published in ENCODERS.items():
+        model = instantiate(configured(ROOT / "projects" / config).model).eval()
+        cells = [f"`{Path(config).stem}`", f"{model.mean_keep_ratio:.0%}"]
+        for size in ENCODER_IMAGE_SIZES:
+            flops = gigaflops(model, random_image(size))
+            ratio = flops["encoder"] / flops["decoder"]
+            cells += [f"{number:.1f}" for number in (flops["encoder"], flops["selection"], ratio, flops["total"])]
+        yield "| " + " | ".join([*cells, published]) + " |"
+
+
+def configured(config: Path) -> DictConfig:
+    """A lazy config with the classes of the public repositories."""
+    return load_config(str(config), ["model.num_classes=91"])
+
+
+def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
+    """One config of each model, and the names of all that make it."""
+    groups: dict[str, tuple[DictConfig, list[str]]] = {}
+    for config in configs:
+        cfg = configured(config)
+        model = instantiate(cfg.model)
+        heads = len({id(head) for head in model.decoder_heads})
+        _, names = groups.setdefault(f"{model.mean_keep_ratio} {heads} {model}", (cfg, []))
+        names.append(config.stem)
+    return list(groups.values())
+
+
+def parameters(model: nn.Module) -> list[str]:
+    """Trained ones, and those of them that inference uses."""
+    trained, unused = (
+        sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+        for parts in ([model], [model.encoder_heads, model.denoising])
+    )
+    return [f"{trained:,}", f"{trained - unused:,}"]
+
+
+def random_image(size: tuple[int, int]) -> torch.Tensor:
+    """A uint8 image (3, h, w)."""
+    return torch.randint(0, 256, (3, *size), dtype=torch.uint8)
 
 
 if __name__ == "__main__":

@@ -5,4 +5,4 @@ from sparse_detr.recipes import dino, mobilenet_v2
 from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
 
 model = dino(backbone=mobilenet_v2(), num_classes=1, **SIZES)
-train.output_dir = "output/quick_dino"
+train.output_dir = "output/dino_mnv2"

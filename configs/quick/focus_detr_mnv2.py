@@ -5,4 +5,4 @@ from sparse_detr.recipes import focus_detr, mobilenet_v2
 from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
 
 model = focus_detr(backbone=mobilenet_v2(), num_classes=1, num_objects=100, **SIZES)
-train.output_dir = "output/quick_focus"
+train.output_dir = "output/focus_detr_mnv2"

@@ -5,4 +5,4 @@ from sparse_detr.recipes import mobilenet_v2, sparse_dino
 from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
 
 model = sparse_dino(backbone=mobilenet_v2(), num_classes=1, **SIZES)
-train.output_dir = "output/quick_sparse_dino"
+train.output_dir = "output/sparse_dino_mnv2"
