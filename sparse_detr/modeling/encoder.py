@@ -83,13 +83,13 @@ class Encoder(nn.Module):
 
     Args:
         layers: the layers, first to last.
-        values: what every layer's deformable attention reads: `updated`, the tokens as the layer before left them;
+        source: what every layer's deformable attention reads: `updated`, the tokens as the layer before left them;
             `static`, the tokens as they came, as in the public implementation of Focus-DETR.
     """
 
-    def __init__(self, *, layers: list[nn.Module], values: Literal["updated", "static"] = "updated"):
+    def __init__(self, *, layers: list[nn.Module], source: Literal["updated", "static"] = "updated"):
         super().__init__()
-        self.layers, self.values = nn.ModuleList(layers), values
+        self.layers, self.source = nn.ModuleList(layers), source
 
     def forward(
         self,
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
             kept = selection.at_layer(i)
             if rows is None or kept is not before:
                 rows = take_rows(replace(tokens, content=memory), kept, scores)
-            source = memory if self.values == "updated" else tokens.content
+            source = memory if self.source == "updated" else tokens.content
             rows = replace(rows, content=layer(rows, source, tokens.pyramid, head))
             memory, before = kept.scatter(memory, rows.content), kept
             outputs.append(rows.content)

@@ -72,7 +72,7 @@ def focus(
         padding="ranked_lowest" if released else "excluded",
         budgets="batch" if released else "image",
     )
-    model.encoder.values = "static" if released else "updated"
+    model.encoder.source = "static" if released else "updated"
     model.encoder.layers.module = _dual_attention(model.encoder.layers.module, num_objects, released)
     model.supervision = L(ForegroundSupervision)(
         labels=L(ForegroundLabels)(

@@ -71,7 +71,7 @@ def test_a_cascade_must_be_as_long_as_the_encoder(encoder):
 
 def test_static_values_are_the_tokens_as_they_came(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
-    updated, encoder.values = encoder(tokens, selection).memory, "static"
+    updated, encoder.source = encoder(tokens, selection).memory, "static"
     expected = looped(encoder, tokens, [selection.indices[0]] * 3, source=tokens.content)
     static = encoder(tokens, selection).memory
     assert_close(static, expected, atol=1e-12, rtol=0)

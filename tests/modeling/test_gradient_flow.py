@@ -28,14 +28,15 @@ REACHED = {
     "encoder_0": TOKENS | {"encoder.layers.0", "encoder_heads.0"},
     "encoder_1": TOKENS | {"encoder.layers.0", "encoder.layers.1", "encoder_heads.1"},
     "token_score": TOKENS | {"projection", "selector"},
+    "foreground": TOKENS | {"projection", "selector"},
 }
 SUFFIXES = {"decoder": ("", "_0"), "proposals": ("_enc",), "encoder_0": ("_enc_0",), "encoder_1": ("_enc_1",)}
 BATCH = [picture(64, 96), picture(96, 64, boxes=((0.2, 0.2, 0.6, 0.6),))]
 
 
 def losses_of(losses, kind):
-    if kind == "token_score":
-        return [losses["loss_token_score"]]
+    if kind in ("token_score", "foreground"):
+        return [losses[f"loss_{kind}"]]
     return [losses[f"loss_{name}{suffix}"] for name in ("class", "bbox", "giou") for suffix in SUFFIXES[kind]]
 
 
@@ -47,10 +48,22 @@ def reached_parts(model, losses):
     return {part for part in PARTS if any(name == part or name.startswith(part + ".") for name in touched)}
 
 
-@pytest.mark.parametrize("kind", REACHED)
+@pytest.mark.parametrize("kind", [kind for kind in REACHED if kind != "foreground"])
 @pytest.mark.parametrize("behavior", ["exact", "released"])
 def test_every_loss_of_sparse_detr_reaches_the_parts_it_should_and_no_other(kind, behavior):
     model = build("sparse", behavior=behavior)
+    assert reached_parts(model, losses_of(model.losses(BATCH), kind)) == REACHED[kind]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "proposals", "foreground"])
+@pytest.mark.parametrize("behavior", ["exact", "released"])
+@pytest.mark.parametrize("name", ["focus", "focus_two_stage", "focus_one_stage"])
+def test_every_loss_of_focus_detr_reaches_the_parts_it_should_and_no_other(name, kind, behavior):
+    """Neither scores nor classes learn from the memory, though they choose the tokens.
+
+    A hundred queries are enough for some to start from encoded tokens.
+    """
+    model = build(name, behavior=behavior, num_queries=100)
     assert reached_parts(model, losses_of(model.losses(BATCH), kind)) == REACHED[kind]
 
 

@@ -1,5 +1,7 @@
 """What the token scores learn: the decoder's attention, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -78,6 +80,12 @@ def test_scores_that_rank_padding_last_give_a_finite_loss_and_gradient():
     assert loss.isfinite()
     assert output.token_scores.grad.isfinite().all()
     assert output.token_scores.grad[0, 3] == 0
+
+
+def test_a_decoder_without_sampling_points_teaches_no_scores():
+    output = replace(output_of([[0.0] * 4], [[0.0] * 4], [1], valid_shapes=(((1, 4),),)), attention_map=None)
+    with pytest.raises(ValueError, match="attending densely, no map; choose a scorer that learns something else"):
+        AttentionMapSupervision()(output, [])
 
 
 def test_no_supervision_adds_no_loss_and_needs_no_map():

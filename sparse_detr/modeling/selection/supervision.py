@@ -42,7 +42,11 @@ class AttentionMapSupervision(nn.Module):
 
     def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """`loss_token_score`, weighted."""
-        assert output.token_scores is not None and output.attention_map is not None
+        if output.token_scores is None or output.attention_map is None:
+            raise ValueError(
+                "token scores learn the decoder's attention map, and this model has no scores or, its decoder "
+                "attending densely, no map; choose a scorer that learns something else"
+            )
         mask = output.pyramid.padding_mask
         attention = output.attention_map.masked_fill(mask, -1)
         labels = top_tokens(attention, output.selection.counts.tolist()).kept_mask
