@@ -11,7 +11,19 @@ from detectron2.config import instantiate
 from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
-from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
+from sparse_detr.recipes import (
+    dab_deformable_detr,
+    dab_detr,
+    deformable_detr,
+    dino,
+    efficient_detr,
+    focus_detr,
+    mobilenet_v2,
+    resnet,
+    sparse_detr,
+    swin_tiny,
+)
+from tests.meta import meta_device
 
 # Both were measured on the public code, whose heads have 91 classes, with an image of this size.
 CLASSES, HEIGHT, WIDTH = 91, 850, 1040
@@ -27,9 +39,21 @@ PARAMETERS = {
     "sparse": (lambda: sparse_detr(num_classes=CLASSES), 41_714_805),
     "sparse-swin": (lambda: sparse_detr(num_classes=CLASSES, backbone=swin_tiny()), 42_176_153),
     "single-scale": (
-        lambda: deformable_detr(num_classes=CLASSES, backbone=resnet(50, single_scale=True), num_levels=1),
+        lambda: deformable_detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1), num_levels=1),
         33_844_193,
     ),
+}
+
+# All parameters, in millions, as counted on the public code: 91 classes in the authors', 80 in detrex's.
+MILLIONS = {
+    "dino-official": (lambda: dino(num_classes=91, shared_heads=True), 46.89),
+    "dino-detrex": (dino, 47.65),
+    "focus-detrex": (focus_detr, 49.34),
+    "dab-official": (lambda: dab_detr(num_classes=91), 43.67),
+    "dab-detrex": (dab_detr, 43.67),
+    "dab-deformable-official": (lambda: dab_deformable_detr(num_classes=91), 47.41),
+    "dab-deformable-detrex": (dab_deformable_detr, 47.39),
+    "dab-deformable-two-stage-detrex": (lambda: dab_deformable_detr(two_stage=True), 47.53),
 }
 
 GIGAFLOPS = [
@@ -62,6 +86,15 @@ def test_trainable_parameters_are_those_of_the_public_implementation(name):
     recipe, expected = PARAMETERS[name]
     model = instantiate(recipe())
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == expected
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_the_family_has_as_many_parameters_as_the_public_implementations(name):
+    recipe, expected = MILLIONS[name]
+    config = recipe()
+    with meta_device():
+        model = instantiate(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(expected, abs=0.006)
 
 
 @pytest.mark.parametrize(("recipe", "expected"), GIGAFLOPS)
