@@ -34,3 +34,12 @@ def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer(script):
 def test_choosing_tokens_counts_for_the_encoder(script):
     blind, learned = (encoder_gigaflops(script, sparse_detr, scorer=name) for name in ("random", "attention_map"))
     assert 0 < blind < learned
+
+
+def test_a_dense_encoder_layer_costs_what_its_formula_says(script):
+    """Per token: offsets and weights of the samples, values, output, feed-forward, samples, two norms."""
+    dim, hidden, levels, points = SIZES["embed_dim"], SIZES["feedforward_dim"], 4, SIZES["num_points"]
+    samples = SIZES["num_heads"] * levels * points
+    token = 3 * dim * samples + 2 * dim**2 + 2 * dim * hidden + 4 * dim * levels * points + 2 * 5 * dim
+    tokens = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2
+    assert 1e9 * encoder_gigaflops(script, efficient_detr, encoder_layers=1) == pytest.approx(tokens * token)
