@@ -8,7 +8,20 @@ from torch.testing import assert_close
 
 from sparse_detr.config import add_detr_config
 from sparse_detr.errors import UserError
-from sparse_detr.recipes import deformable_detr, mobilenet_v2, resnet, sparse_detr
+from sparse_detr.recipes import (
+    RECIPES,
+    dab_deformable_detr,
+    dab_detr,
+    deformable_detr,
+    dino,
+    focus_deformable_detr,
+    focus_detr,
+    mobilenet_v2,
+    resnet,
+    sparse_dab_deformable_detr,
+    sparse_detr,
+    sparse_dino,
+)
 from sparse_detr.recipes.meta_arch import recipe_options
 from tests.modeling.tiny import NUM_CLASSES, SIZES, picture, shake
 
@@ -19,6 +32,12 @@ TWINS = {
     "sparse": ("SparseDETR", sparse_detr, {"keep_ratio": 0.2, "inference_keep_ratio": 0.4}),
     "objectness": ("SparseDETR", sparse_detr, {"scorer": "objectness", "encoder_auxiliary_loss": False}),
     "more_logits": ("SparseDETR", sparse_detr, {"class_channels": [0, 2, 4]}),
+    "dino": ("DINO", dino, {"shared_heads": True, "denoising_queries": 6, "position_temperature": 10000.0}),
+    "sparse_dino": ("SparseDINO", sparse_dino, {"keep_ratio": 0.2, "behavior": "released"}),
+    "dab_deformable": ("DABDeformableDETR", dab_deformable_detr, {"num_patterns": 2, "freeze_centers": True}),
+    "sparse_dab": ("SparseDABDeformableDETR", sparse_dab_deformable_detr, {"keep_ratio": 0.2}),
+    "focus": ("FocusDETR", focus_detr, {"keep_ratio": 0.6, "num_objects": 5, "schedule": [1.0, 0.5, 0.1]}),
+    "focus_deformable": ("FocusDeformableDETR", focus_deformable_detr, {"two_stage": "off"}),
 }
 BATCH = [picture(64, 96, boxes=((0.1, 0.2, 0.5, 0.7),)), picture(64, 64, boxes=())]
 
@@ -42,6 +61,11 @@ def seeded(builder):
     return model
 
 
+def seeded_losses(model):
+    torch.manual_seed(4)  # denoising draws noise
+    return model.train().losses(BATCH)
+
+
 def assert_same_model(first, second):
     """The same names, shapes and values, losses and detections."""
     assert list(first.state_dict()) == list(second.state_dict())
@@ -49,7 +73,7 @@ def assert_same_model(first, second):
         assert torch.equal(value, second.state_dict()[key]), key
     trainable = [{name for name, p in model.named_parameters() if p.requires_grad} for model in (first, second)]
     assert trainable[0] == trainable[1]
-    losses, expected = first.train().losses(BATCH), second.train().losses(BATCH)
+    losses, expected = (seeded_losses(model) for model in (first, second))
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in expected.items()}
     for result, other in zip(first.eval()(BATCH), second.eval()(BATCH), strict=True):
         assert_close(result["instances"].pred_boxes.tensor, other["instances"].pred_boxes.tensor)
@@ -80,6 +104,15 @@ def test_a_resnet_from_detectron2s_keys_is_the_recipes_resnet():
     assert torch.equal(first.logits, second.logits)
 
 
+def test_dab_detr_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet():
+    options = {name: value for name, value in SIZES.items() if name != "num_points"} | {"num_patterns": 2}
+    cfg = make_cfg("DABDETR", **options)
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_dc5_backbone"
+    yaml = seeded(lambda: build_model(cfg))
+    lazy = seeded(lambda: instantiate(dab_detr(backbone=resnet(50, num_maps=1, dilation=True), **options)))
+    assert_same_model(yaml, lazy)
+
+
 def test_keys_that_are_left_alone_mean_what_the_recipe_says():
     cfg = make_cfg("SparseDETR")
     cfg.MODEL.DEVICE = "meta"
@@ -99,7 +132,7 @@ def test_a_key_without_meaning_for_the_architecture_is_refused_by_name():
 
 def test_every_option_of_every_recipe_has_a_key_that_says_nothing_by_default():
     cfg = make_cfg("SparseDETR")
-    for name in ("DeformableDETR", "SparseDETR"):
+    for name in RECIPES:
         for option in recipe_options(name):
             assert cfg.MODEL.DETR[option.upper()] is None
     assert "backbone" not in recipe_options("SparseDETR")
