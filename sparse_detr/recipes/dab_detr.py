@@ -71,7 +71,7 @@ def dab_detr(
     Raises:
         ValueError: the backbone has several maps.
     """
-    backbone = backbone or resnet(50, single_scale=True)
+    backbone = backbone or resnet(50, num_maps=1)
     model = deformable_detr(
         backbone=backbone,
         num_classes=num_classes,

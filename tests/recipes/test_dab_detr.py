@@ -47,13 +47,13 @@ def test_options_add_and_remove_the_parameters_that_they_are_about(options, more
 
 
 def test_a_dilated_backbone_halves_the_stride():
-    config = dab_detr(backbone=resnet(50, single_scale=True, dilation=True))
+    config = dab_detr(backbone=resnet(50, num_maps=1, dilation=True))
     assert (config.tokenizer.stride, config.tokenizer.in_channels) == (16, 2048)
     assert dab_detr().tokenizer.stride == 32
 
 
 def test_all_layers_of_dab_detr_share_a_head_that_starts_at_the_anchors_size():
-    model = instantiate(dab_detr(backbone=resnet(50, single_scale=True), **SINGLE))
+    model = instantiate(dab_detr(backbone=resnet(50, num_maps=1), **SINGLE))
     first, second = model.decoder_heads
     assert first is second
     assert not first.box_embed.linears[-1].bias.any()
@@ -141,7 +141,7 @@ def test_yaml_and_lazy_dab_detr_have_the_same_parameters():
 def test_a_dense_decoder_reads_a_deformable_encoders_tokens_of_every_level():
     """The row of the results whose encoder alone is deformable is made of the parts of the two recipes."""
     config = dab_deformable_detr(backbone=patch_backbone(), **SIZES)
-    dense = dab_detr(backbone=resnet(50, single_scale=True), **SINGLE)
+    dense = dab_detr(backbone=resnet(50, num_maps=1), **SINGLE)
     config.queries, config.decoder, config.heads = dense.queries, dense.decoder, dense.heads
     config.attention_map = dense.attention_map
     torch.manual_seed(0)
