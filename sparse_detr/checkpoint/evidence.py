@@ -90,12 +90,12 @@ class Evidence:
     @cached_property
     def heads_are_tied(self) -> bool:
         """Whether all decoder layers have equal heads."""
-        heads = [
-            (re.sub(r"^decoder_heads\.\d+", "decoder_heads.0", name), value)
-            for name, value in self.weights.items()
-            if name.startswith("decoder_heads.")
-        ]
-        return all(torch.equal(self.weights[first], value) for first, value in heads)
+        heads = [name for name in self.weights if name.startswith("decoder_heads.")]
+        return all(self._equals_first_head(name) for name in heads)
+
+    def _equals_first_head(self, name: str) -> bool:
+        first = self.weights.get(re.sub(r"^decoder_heads\.\d+", "decoder_heads.0", name))
+        return first is not None and torch.equal(first, self.weights[name])
 
     @property
     def is_dilated(self) -> bool | None:

@@ -1,6 +1,7 @@
 """Reading checkpoint files safely."""
 
 import pickle
+import zipfile
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
@@ -51,8 +52,18 @@ def _read(path: Path) -> Any:
 
 
 def _broken(path: Path) -> str:
+    if packed := _packed_checkpoints(path):
+        return f"{path} is an archive; unpack it and give {' or '.join(packed)} instead."
     size = path.stat().st_size
     return f"{path} ({size:,} bytes) is truncated or no checkpoint; compare its size and checksum, then fetch it again."
+
+
+def _packed_checkpoints(path: Path) -> list[str]:
+    """Checkpoints in a zip archive, as which some are published."""
+    if not zipfile.is_zipfile(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return [name for name in archive.namelist() if name.endswith((".pth", ".pt"))]
 
 
 def _first_global(error: Exception) -> str:

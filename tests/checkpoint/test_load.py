@@ -1,6 +1,7 @@
 """Reading checkpoint files: what is read, and what the refusals say."""
 
 import pickle
+import zipfile
 from argparse import Namespace
 
 import pytest
@@ -59,6 +60,15 @@ def test_the_legacy_format_is_checked_alike(tmp_path):
     assert load_file(path)["w"].sum() == 1000
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="truncated"):
+        load_file(path)
+
+
+def test_an_archive_around_a_checkpoint_is_named_as_such(tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "inner.pth")
+    path = tmp_path / "published.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "inner.pth", "focus/inner.pth")
+    with pytest.raises(UserError, match=r"published\.zip is an archive; unpack it and give focus/inner\.pth"):
         load_file(path)
 
 
