@@ -42,9 +42,7 @@ def from_module(backbone: D2Backbone) -> Backbone:
     )
 
 
-def resnet(
-    depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, single_scale: bool = False, dilation: bool = False
-) -> Backbone:
+def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: bool = False) -> Backbone:
     """ResNet with frozen batch norm, stride in the 3x3 convolutions (torchvision's).
 
     Args:
@@ -54,9 +52,7 @@ def resnet(
         dilation: stride 16 at C5 (DC5).
     """
     strides = (4, 8, 16, 16 if dilation else 32)
-    maps = _last_maps(
-        ("res2", "res3", "res4", "res5"), (256, 512, 1024, 2048), strides, 1 if single_scale else num_maps
-    )
+    maps = _last_maps(("res2", "res3", "res4", "res5"), (256, 512, 1024, 2048), strides, num_maps)
     config = L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
         stages=L(resnet_stages)(depth=depth, dilation=dilation),
