@@ -65,12 +65,15 @@ def fill(readme: Path, name: str, rows: Iterable[str]) -> None:
 
 
 def cost_rows(configs: Iterable[Path]) -> Iterable[str]:
-    """Parameters and GFLOPs of every model."""
+    """Parameters and GFLOPs of every model; one that differs by what is trained alone is not counted again."""
     yield "| config | parameters | at inference | GFLOPs | encoder |"
     yield "|---|---|---|---|---|"
+    counted: dict[str, dict[str, float]] = {}
     for cfg, names in different_models(config for config in configs if "finetune" not in config.stem):
-        model = instantiate(cfg.model)
-        flops = gigaflops(model, random_image(IMAGE_SIZE))
+        model = instantiate(cfg.model).eval()
+        if structure(model) not in counted:
+            counted[structure(model)] = gigaflops(model, random_image(IMAGE_SIZE))
+        flops = counted[structure(model)]
         cells = [", ".join(f"`{name}`" for name in names), *parameters(model)]
         yield "| " + " | ".join([*cells, f"{flops['total']:.1f}", f"{flops['encoder']:.1f}"]) + " |"
 
@@ -98,14 +101,19 @@ def configured(config: Path) -> DictConfig:
 
 def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
     """One config of each model, and the names of all that make it."""
-    groups: dict[str, tuple[DictConfig, list[str]]] = {}
+    groups: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}
     for config in configs:
         cfg = configured(config)
-        model = instantiate(cfg.model)
-        heads = len({id(head) for head in model.decoder_heads})
-        _, names = groups.setdefault(f"{model.mean_keep_ratio} {heads} {model}", (cfg, []))
+        model = instantiate(cfg.model).eval()
+        _, names = groups.setdefault((structure(model), *parameters(model)), (cfg, []))
         names.append(config.stem)
     return list(groups.values())
+
+
+def structure(model: nn.Module) -> str:
+    """What a model's FLOPs depend on: its modules, and how many tokens it refines and queries it starts from."""
+    queries = {name: tuple(value.shape) for name, value in model.queries.named_parameters()}
+    return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {queries} {model}"
 
 
 def parameters(model: nn.Module) -> list[str]:
