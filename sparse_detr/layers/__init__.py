@@ -1,5 +1,6 @@
 """Building blocks that know nothing of detectors."""
 
+from sparse_detr.layers.attention import SelfAttention, multi_head_attention, visible_keys
 from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
@@ -12,8 +13,11 @@ __all__ = [
     "FeedForward",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
+    "SelfAttention",
     "copies",
     "embed_boxes",
     "embed_tokens",
     "inverse_sigmoid",
+    "multi_head_attention",
+    "visible_keys",
 ]

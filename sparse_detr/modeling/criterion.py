@@ -22,6 +22,7 @@ class SetCriterion(nn.Module):
     Args:
         matcher: the assignment.
         class_weight, bbox_weight, giou_weight: weights of the losses, the same for every group.
+        denoising_class_weight: of the class loss of groups that come with their matches; None for `class_weight`.
         alpha, gamma: of the focal loss.
         iou_eps: added to the denominators of the generalized IoU; public code of DAB-DETR and DINO adds 1e-6.
     """
@@ -36,10 +37,13 @@ class SetCriterion(nn.Module):
         alpha: float = 0.25,
         gamma: float = 2.0,
         iou_eps: float = 1e-12,
+        denoising_class_weight: float | None = None,
     ):
         super().__init__()
         self.matcher = matcher
         self.weights = {"class": class_weight, "bbox": bbox_weight, "giou": giou_weight}
+        given = class_weight if denoising_class_weight is None else denoising_class_weight
+        self.denoising_weights = {**self.weights, "class": given}
         self.alpha, self.gamma, self.iou_eps = alpha, gamma, iou_eps
 
     def forward(self, groups: Sequence[PredictionGroup], targets: Sequence[Targets]) -> dict[str, Tensor]:
@@ -53,8 +57,9 @@ class SetCriterion(nn.Module):
         normalizer = mean_over_processes(count)
         losses = {}
         for group in groups:
+            weights = self.weights if group.matches is None else self.denoising_weights
             for name, loss in self.group_losses(group, targets, normalizer).items():
-                losses[f"loss_{name}{group.suffix}"] = self.weights[name] * loss
+                losses[f"loss_{name}{group.suffix}"] = weights[name] * loss
         return losses
 
     def group_losses(self, group: PredictionGroup, targets: Sequence[Targets], normalizer: Tensor) -> dict[str, Tensor]:

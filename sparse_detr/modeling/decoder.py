@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
-from sparse_detr.layers import AttentionSamples, FeedForward, MultiScaleDeformableAttention, inverse_sigmoid
+from sparse_detr.layers import (
+    AttentionSamples,
+    FeedForward,
+    MultiScaleDeformableAttention,
+    SelfAttention,
+    inverse_sigmoid,
+    visible_keys,
+)
 from sparse_detr.modeling.heads import PredictionHead, Predictions
 from sparse_detr.modeling.queries import Queries
 from sparse_detr.modeling.query_position import QueryPosition
@@ -48,12 +56,17 @@ class QueryMask:
     padding: Tensor | None
     blocked: Tensor | None
 
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """Both together, once for all layers; see `visible_keys`."""
+        return visible_keys(self.padding, self.blocked)
+
 
 class DecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention to the memory, a feed-forward network; post-norm.
 
     Args:
-        self_attn: batch-first attention.
+        self_attn: dense attention.
         cross_attn: deformable attention.
         ffn: the feed-forward branch.
         embed_dim: C.
@@ -63,7 +76,7 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         *,
-        self_attn: nn.MultiheadAttention,
+        self_attn: SelfAttention,
         cross_attn: MultiScaleDeformableAttention,
         ffn: FeedForward,
         embed_dim: int,
@@ -90,10 +103,7 @@ class DecoderLayer(nn.Module):
         Returns:
             The new content, and where the cross-attention looked, or None.
         """
-        located = content + at.position
-        attended, _ = self.self_attn(
-            located, located, content, key_padding_mask=mask.padding, attn_mask=mask.blocked, need_weights=False
-        )
+        attended = self.self_attn(content, at.position, mask.visible)
         content = self.self_attn_norm(content + self.dropout(attended))
         located, points = content + at.position, on_padded_levels(at.reference_points, memory.pyramid)
         if need_samples:

@@ -128,6 +128,7 @@ class ContrastiveDenoising(nn.Module):
         true = TrueBoxes.of(targets)
         slots = min(true.slots, self.num_queries)
         groups = self.num_queries // slots if slots else 1
+        filled = all(len(target.labels) >= slots for target in targets)
         choice, noise = _random_numbers(true, (true.slots, groups * 2 * slots * sum(_NUMBERS)))
         true = true.choose(slots, choice)
         noise = noise.view(len(targets), groups, 2, slots, sum(_NUMBERS))
@@ -137,7 +138,7 @@ class ContrastiveDenoising(nn.Module):
             queries,
             content=torch.cat([content.to(queries.content.dtype), queries.content], 1),
             reference_points=torch.cat([references.to(queries.reference_points.dtype), queries.reference_points], 1),
-            valid=self._valid(true, groups, queries),
+            valid=self._valid(true, groups, queries, filled=filled),
             attention_mask=_blocked(groups, 2 * slots, matched, device=content.device),
             denoising=Denoising(num_queries=rows, matches=_matches(true, groups, targets), repeats=groups),
         )
@@ -163,9 +164,9 @@ class ContrastiveDenoising(nn.Module):
         corners = box_convert(boxes, "cxcywh", "xyxy") + shift
         return box_convert(corners.clamp(0, 1), "xyxy", "cxcywh")
 
-    def _valid(self, true: TrueBoxes, groups: int, queries: Queries) -> Tensor | None:
-        """(B, Q') of all queries, or None where all count."""
-        if self.unused == "negative" and queries.valid is None:
+    def _valid(self, true: TrueBoxes, groups: int, queries: Queries, *, filled: bool) -> Tensor | None:
+        """(B, Q') of all queries, or None where all count; `filled`: no image leaves a slot unused."""
+        if queries.valid is None and (filled or self.unused == "negative"):
             return None
         mine = true.used if self.unused == "ignored" else torch.ones_like(true.used)
         theirs = mine.new_ones(queries.content.shape[:2]) if queries.valid is None else queries.valid

@@ -43,6 +43,7 @@ class GeneralizedDETR(nn.Module):
         decoder: queries -> predictions.
         heads: class and box heads.
         attention_map: where the decoder looked.
+        auxiliary_proposals: proposals that only teach the proposal head, where the queries come from elsewhere.
         supervision: what the token scores learn from.
         criterion: losses of every prediction group.
         postprocess: predictions -> detections.
@@ -70,6 +71,7 @@ class GeneralizedDETR(nn.Module):
         decoder: nn.Module,
         heads: Heads,
         attention_map: nn.Module,
+        auxiliary_proposals: nn.Module,
         supervision: nn.Module,
         criterion: nn.Module,
         postprocess: nn.Module,
@@ -88,6 +90,7 @@ class GeneralizedDETR(nn.Module):
         self.proposal_head = heads.proposals
         self.encoder_heads = nn.ModuleList(heads.encoder)
         self.attention_map, self.supervision = attention_map, supervision
+        self.auxiliary_proposals = auxiliary_proposals
         self.criterion, self.postprocess = criterion, postprocess
         self.num_classes, self.class_channels = num_classes, class_channels
         self.supervise_surplus_rows, self.size_divisibility = supervise_surplus_rows, size_divisibility
@@ -181,7 +184,8 @@ class GeneralizedDETR(nn.Module):
         selected = self.selector(tokens, proposals, self.projection)
         encoded = self.encoder(tokens, selected.selection, scores=selected.ranking, head=self.proposal_head)
         memory = replace(tokens, content=encoded.memory)
-        queries = self.queries(encoded.memory, proposals=proposals, projection=self.projection, head=self.proposal_head)
+        proposed = {"proposals": proposals, "projection": self.projection, "head": self.proposal_head}
+        queries = self.queries(encoded.memory, **proposed)
         noisy = self.denoising(queries, targets)
         decoded = self.decoder(noisy, memory, self.decoder_heads, need_samples=attention_map)
         denoised, decoded = decoded.split(noisy.num_denoising)
@@ -189,7 +193,8 @@ class GeneralizedDETR(nn.Module):
         predictions = groups[-1]
         if supervised:
             groups += denoising_groups(noisy, denoised.predictions)
-            groups += [group for group in (queries.proposals, selected.predictions) if group is not None]
+            others = (queries.proposals, self.auxiliary_proposals(encoded.memory, **proposed), selected.predictions)
+            groups += [group for group in others if group is not None]
             groups += self._encoder_groups(encoded.layers, selected.selection, proposals.box_logits)
         looked = self.attention_map(decoded.samples, tokens.pyramid, queries.valid) if attention_map else None
         return DetectorOutput(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from detectron2.config import LazyCall as L
-from torch import nn
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, copies
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, SelfAttention, copies
+from sparse_detr.modeling.auxiliary_proposals import NoAuxiliaryProposals
 from sparse_detr.modeling.criterion import SetCriterion
 from sparse_detr.modeling.decoder import Decoder, DecoderLayer
 from sparse_detr.modeling.denoising import NoDenoising
@@ -100,6 +100,7 @@ def deformable_detr(
             proposals=two_stage != "off",
         ),
         attention_map=L(DecoderAttentionMap)(alignment=behavior),
+        auxiliary_proposals=L(NoAuxiliaryProposals)(),
         supervision=L(NoSupervision)(),
         criterion=L(SetCriterion)(matcher=L(HungarianMatcher)()),
         postprocess=L(TopKDetections)(num_detections=num_detections),
@@ -138,7 +139,7 @@ def transformer_layers(
         embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
     )
     ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
-    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
+    self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
     encoder_layer = L(EncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
     decoder_layer = L(DecoderLayer)(
         self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout

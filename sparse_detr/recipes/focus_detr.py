@@ -102,7 +102,7 @@ def _dual_attention(layer: Any, num_objects: int, released: bool) -> Any:
 def _add_proposal_head(model: Any) -> None:
     """Supervised besides the queries, which go on to come without a size."""
     model.projection = L(ProposalProjection)(embed_dim=model.tokenizer.embed_dim)
-    model.queries = L(AuxiliaryProposals)(queries=model.queries)
+    model.auxiliary_proposals = L(AuxiliaryProposals)()
     model.heads.proposals = True
     if model.heads.get("size_bias") is None:
         model.heads.size_bias = -2.0

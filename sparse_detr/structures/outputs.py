@@ -60,7 +60,8 @@ class DetectorOutput:
         predictions: the group that detections are made of.
         pyramid: geometry of the tokens.
         selection: the tokens that the encoder refined.
-        token_scores: (B, N) score that the selection ranks by, before the sigmoid; None for a dense encoder.
+        token_scores: (B, N) score of every token before the sigmoid, which on padding says nothing; None for a dense
+            encoder.
         attention_map: (B, N) attention that the decoder paid to every token, summed over layers, heads and queries
             (Sparse DETR, section 3.2); None where it was not asked for.
         image_sizes: (h, w) of every image before padding.

@@ -129,3 +129,13 @@ def test_the_epsilon_of_the_iou_makes_tiny_boxes_look_apart():
     assert criterion()([group], make_targets([(0, tiny)]))["loss_giou"].item() == pytest.approx(0, abs=1e-4)
     halved = criterion(iou_eps=1e-6)([group], make_targets([(0, tiny)]))["loss_giou"]
     assert halved.item() == pytest.approx(2 * 0.5, abs=1e-3)
+
+
+def test_denoising_groups_may_weigh_their_class_loss_differently():
+    matches = [(torch.tensor([0]), torch.tensor([0]))]
+    given = make_group([[[1.0]]], [[BOX]], suffix="_dn", matches=matches)
+    found = make_group([[[1.0]]], [[BOX]])
+    losses = criterion(class_weight=2.0, denoising_class_weight=1.0)([given, found], make_targets([(0, BOX)]))
+    assert losses["loss_class"].item() == pytest.approx(2 * losses["loss_class_dn"].item())
+    alike = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
+    assert alike["loss_class"].item() == alike["loss_class_dn"].item()

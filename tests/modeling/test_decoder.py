@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, inverse_sigmoid
+from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, SelfAttention, inverse_sigmoid
 from sparse_detr.modeling.decoder import Decoder, DecoderLayer, QueryMask, on_padded_levels
 from sparse_detr.modeling.heads import PredictionHead, make_heads
 from sparse_detr.modeling.queries import Queries
@@ -22,7 +22,7 @@ SEE_ALL = QueryMask(padding=None, blocked=None)
 def make_decoder(refinement, count=3, **parts):
     torch.manual_seed(0)
     layer = DecoderLayer(
-        self_attn=nn.MultiheadAttention(32, 4, batch_first=True),
+        self_attn=SelfAttention(embed_dim=32, num_heads=4, dropout=0.0),
         cross_attn=MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2),
         ffn=FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0),
         embed_dim=32,
@@ -65,8 +65,7 @@ def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
     tokens, points = make_tokens(pyramid), on_padded_levels(queries.reference_points, pyramid)
     memory = tokens.content
     result, _ = layer(queries.content, QueryPosition(queries.position, queries.reference_points), tokens, SEE_ALL)
-    located = queries.content + queries.position
-    x = layer.self_attn_norm(queries.content + layer.self_attn(located, located, queries.content)[0])
+    x = layer.self_attn_norm(queries.content + layer.self_attn(queries.content, queries.position, None))
     x = layer.cross_attn_norm(x + layer.cross_attn(x + queries.position, points, memory, pyramid))
     assert_close(result, layer.ffn_norm(x + layer.ffn(x)))
 

@@ -69,10 +69,12 @@ def test_any_dense_model_can_be_focused():
 
 def test_one_stage_models_get_a_proposal_head_and_go_on_to_start_from_learned_queries():
     one = instantiate(tiny(focus_deformable_detr, two_stage="off", box_refinement=False))
-    assert isinstance(one.queries, AuxiliaryProposals)
-    assert isinstance(one.queries.queries, LearnedQueries)
+    assert isinstance(one.auxiliary_proposals, AuxiliaryProposals)
+    assert isinstance(one.queries, LearnedQueries)
     assert one.decoder_heads[0].box_embed.linears[-1].bias.tolist() == [0, 0, -2, -2]
     assert {"loss_class_enc", "loss_foreground"} <= set(one.train()([picture(64, 96)]))
+    one.proposal_head.register_forward_hook(lambda *_: pytest.fail("inference has no use for proposals"))
+    one.eval()([picture(64, 96)])
     two = instantiate(tiny(focus_deformable_detr))
     assert isinstance(two.queries, TopKQueries)
     assert two.decoder_heads[0].box_embed.linears[-1].bias.tolist() == [0, 0, 0, 0]

@@ -1,0 +1,84 @@
+"""Dense multi-head attention whose masks are broadcast, not written out for every head."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def visible_keys(padding: Tensor | None, blocked: Tensor | None) -> Tensor | None:
+    """What `multi_head_attention` takes as a mask; None where everything is seen.
+
+    Args:
+        padding: (B, S) bool, True on keys that nobody may see.
+        blocked: (Q, S) bool, True where the query of the row must not see the key of the column.
+
+    Returns:
+        (B, 1, Q or 1, S) or (Q, S) bool, True where a key is seen.
+    """
+    hidden = None if padding is None else padding[:, None, None]
+    if blocked is not None:
+        hidden = blocked if hidden is None else hidden | blocked
+    return None if hidden is None else ~hidden
+
+
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, visible: Tensor | None, dropout: float
+) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V of every head.
+
+    Args:
+        query: (B, Q, M D).
+        key: (B, S, M D).
+        value: (B, S, M D'), where D' may differ from D.
+        num_heads: M.
+        visible: see `visible_keys`.
+        dropout: probability, on the attention weights.
+
+    Returns:
+        (B, Q, M D').
+    """
+    query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention whose queries and keys know their position and whose values do not (DETR, appendix A.3).
+
+    Its parameters are those of `nn.MultiheadAttention`, which would write a mask out as a float for every head.
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        dropout: probability, on the attention weights.
+
+    Raises:
+        ValueError: `embed_dim` is not a multiple of `num_heads`.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.zeros_(self.out_proj.bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform over the three projections together."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, content: Tensor, position: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, Q, C) from (B, Q, C) `content` and `position`; for `visible` see `visible_keys`."""
+        embed_dim = content.shape[-1]
+        located = F.linear(content + position, self.in_proj_weight[: 2 * embed_dim], self.in_proj_bias[: 2 * embed_dim])
+        query, key = located.chunk(2, -1)
+        value = F.linear(content, self.in_proj_weight[2 * embed_dim :], self.in_proj_bias[2 * embed_dim :])
+        dropout = self.dropout if self.training else 0.0
+        attended = multi_head_attention(query, key, value, num_heads=self.num_heads, visible=visible, dropout=dropout)
+        return self.out_proj(attended)

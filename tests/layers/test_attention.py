@@ -1,0 +1,66 @@
+"""Dense attention against PyTorch's own layer."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from sparse_detr.layers import SelfAttention, multi_head_attention, visible_keys
+
+PADDING = torch.tensor([[False, False, False, True, True], [False] * 5])
+BLOCKED = torch.zeros(5, 5, dtype=torch.bool)
+BLOCKED[2:, :2] = True
+
+
+def both_layers():
+    """Our layer and PyTorch's with the same weights."""
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(32, 4, batch_first=True).double()
+    nn.init.normal_(theirs.in_proj_bias)
+    ours = SelfAttention(embed_dim=32, num_heads=4, dropout=0.0).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("blocked", [None, BLOCKED])
+@pytest.mark.parametrize("padding", [None, PADDING])
+def test_self_attention_is_that_of_pytorch_with_any_mask(padding, blocked):
+    ours, theirs = both_layers()
+    content, position = torch.randn(2, 2, 5, 32, dtype=torch.float64)
+    located = content + position
+    expected, _ = theirs(located, located, content, key_padding_mask=padding, attn_mask=blocked)
+    assert_close(ours(content, position, visible_keys(padding, blocked)), expected)
+
+
+def test_masks_say_who_is_seen_once_for_all_heads():
+    assert visible_keys(None, None) is None
+    assert torch.equal(visible_keys(None, BLOCKED), ~BLOCKED)
+    assert visible_keys(PADDING, None).shape == (2, 1, 1, 5)
+    both = visible_keys(PADDING, BLOCKED)
+    assert both.shape == (2, 1, 5, 5)
+    assert both[0, 0].tolist() == [[True] * 3 + [False] * 2] * 2 + [[False, False, True, False, False]] * 3
+    assert torch.equal(both[1, 0], ~BLOCKED)
+
+
+def test_values_may_have_other_channels_than_queries_and_keys():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 3, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 4)
+    result = multi_head_attention(query, key, value, num_heads=2, visible=None, dropout=0.0)
+    for head in range(2):
+        channels, values = slice(4 * head, 4 * head + 4), slice(2 * head, 2 * head + 2)
+        weights = (query[0, :, channels] @ key[0, :, channels].T / 2).softmax(-1)
+        assert_close(result[0, :, values], weights @ value[0, :, values])
+
+
+def test_dropout_falls_on_the_weights_in_training_only():
+    torch.manual_seed(0)
+    layer = SelfAttention(embed_dim=32, num_heads=4, dropout=0.5)
+    x = torch.randn(1, 5, 32)
+    assert not torch.equal(layer(x, x, None), layer(x, x, None))
+    layer.eval()
+    assert torch.equal(layer(x, x, None), layer(x, x, None))
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="embed_dim 30 must be a multiple of num_heads 4"):
+        SelfAttention(embed_dim=30, num_heads=4, dropout=0.0)
