@@ -37,7 +37,7 @@ ENCODERS = {
     "SparseDETR/configs/sparse_dino_r50_rho30.py": "152",
     "FocusDETR/configs/focus_detr_r50_36ep.py": "154",
 }
-"""Config -> GFLOPs of the whole model as published (Sparse DETR's repository; Focus-DETR's paper)."""
+"""Config -> GFLOPs of the whole model as published: Sparse DETR's repository; the last three Focus-DETR's paper."""
 ENCODER_IMAGE_SIZES = (IMAGE_SIZE, (800, 1333))
 """The latter is the largest test image of COCO."""
 

@@ -39,7 +39,7 @@ VARIANTS = {
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.keep_ratio=0.5"]),
-    "dense": ("dense (Efficient DETR)", DENSE, []),
+    "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
     "focus": ("Focus-DETR, 50 % to 10 %", "configs/quick/focus_detr_mnv2.py", []),

@@ -16,7 +16,7 @@ def script(load_script):
 
 def test_the_table_of_costs_has_a_row_for_every_variant_with_mean_and_deviation(script):
     rows = script.table_with_costs(RESULTS, COSTS).splitlines()
-    assert rows[2] == "| dense (Efficient DETR) | 100% | 0.46 | 1.20 | 30 | 500 | 51.0 ± 1.4 | 82.0 ± 2.8 |"
+    assert rows[2] == "| Deformable DETR, two-stage, dense | 100% | 0.46 | 1.20 | 30 | 500 | 51.0 ± 1.4 | 82.0 ± 2.8 |"
     assert rows[3].startswith("| Sparse DETR, rho 10 % | 10% | 0.10 |")
 
 

@@ -7,5 +7,4 @@ from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimize
 model = dab_deformable_detr(backbone=resnet(50, freeze_at=1))
 train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-dataloader.train.dataset.filter_empty = False
 train.output_dir = "output/dab_deformable_detr_detrex_r50"

@@ -6,5 +6,5 @@ from ....configs.common.focus import EPOCH, dataloader, lr_multiplier, optimizer
 
 model = focus_detr(backbone=swin("tiny"), position_temperature=10000, position_offset=-0.5)
 train.max_iter, lr_multiplier.drop_at = 36 * EPOCH, [30 / 36]
-train.init_checkpoint = "swin_tiny_imagenet22k.pth"  # made by `sparse-detr convert`, see the README
+train.init_checkpoint = "swin_tiny_imagenet22kto1k.pth"  # made by `sparse-detr convert`, see the README
 train.output_dir = "output/focus_detr_swin_t_224_22k_36ep"
