@@ -7,46 +7,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.layers import MLP, AttentionSamples, FeedForward
-from sparse_detr.modeling.decoder import QueryMask
-from sparse_detr.modeling.encoder import EncoderOutput
+from sparse_detr.layers import MLP, AttentionSamples, FeedForward, multi_head_attention, visible_keys
+from sparse_detr.modeling.decoder import DecoderLayer, QueryMask
+from sparse_detr.modeling.encoder import Encoder, EncoderLayer, EncoderOutput, TokenRows, take_rows
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.queries import Queries
 from sparse_detr.modeling.query_position import QueryPosition, embed_rows_first
 from sparse_detr.structures import AllTokens, Pyramid, Tokens, TokenSelection
 
 
-class DenseEncoderLayer(nn.Module):
-    """Self-attention of all tokens, then a feed-forward network; post-norm.
+class DenseEncoderLayer(EncoderLayer):
+    """An `EncoderLayer` whose `self_attn` is dense: tokens attend to each other, wherever they are."""
 
-    Args:
-        self_attn: batch-first attention.
-        ffn: the feed-forward branch.
-        embed_dim: C.
-        dropout: probability, on the attention's output.
-    """
-
-    def __init__(self, *, self_attn: nn.MultiheadAttention, ffn: FeedForward, embed_dim: int, dropout: float):
-        super().__init__()
-        self.self_attn, self.ffn = self_attn, ffn
-        self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, content: Tensor, position: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Refine (B, N, C) `content` at `position`, reading what `padding_mask` (B, N) leaves."""
-        located = content + position
-        attended, _ = self.self_attn(located, located, content, key_padding_mask=padding_mask, need_weights=False)
-        content = self.self_attn_norm(content + self.dropout(attended))
+    def forward(self, rows: TokenRows, source: Tensor, pyramid: Pyramid, head: PredictionHead | None) -> Tensor:
+        """Refine all tokens; see `EncoderLayer`. Only `rows` and padding matter."""
+        attended = self.self_attn(rows.content, rows.position, _real(pyramid))
+        content = self.self_attn_norm(rows.content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content))
 
 
-class DenseEncoder(nn.Module):
+class DenseEncoder(Encoder):
     """Layers over all tokens, whose positions every layer multiplies by a function of the content.
 
     Args:
@@ -55,8 +41,7 @@ class DenseEncoder(nn.Module):
     """
 
     def __init__(self, *, layers: list[nn.Module], embed_dim: int):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+        super().__init__(layers=layers)
         self.position_scale = MLP(sizes=(embed_dim, embed_dim, embed_dim))
 
     def forward(
@@ -67,7 +52,7 @@ class DenseEncoder(nn.Module):
         scores: Tensor | None = None,
         head: PredictionHead | None = None,
     ) -> EncoderOutput:
-        """Refine every token; `scores` and `head` are for encoders that rank.
+        """Refine every token; see `Encoder`.
 
         Raises:
             ValueError: some tokens are not selected.
@@ -77,12 +62,12 @@ class DenseEncoder(nn.Module):
                 f"dense attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
                 "or choose a model with a deformable encoder"
             )
-        padding_mask = _padding_mask(tokens.pyramid)
-        content, outputs = tokens.content, []
+        rows, outputs = take_rows(tokens, selection, scores), []
         for layer in self.layers:
-            content = layer(content, tokens.position * self.position_scale(content), padding_mask)
-            outputs.append(content)
-        return EncoderOutput(memory=content, layers=tuple(outputs))
+            located = replace(rows, position=tokens.position * self.position_scale(rows.content))
+            rows = replace(rows, content=layer(located, rows.content, tokens.pyramid, head))
+            outputs.append(rows.content)
+        return EncoderOutput(memory=rows.content, layers=tuple(outputs))
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -102,18 +87,17 @@ class ConditionalSelfAttention(nn.Module):
         self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, content: Tensor, position: Tensor, mask: QueryMask) -> Tensor:
-        """(B, Q, C) from (B, Q, C) `content` and `position`."""
-        query = self.query_content_proj(content) + self.query_pos_proj(position)
-        key = self.key_content_proj(content) + self.key_pos_proj(position)
-        attended = F.scaled_dot_product_attention(
-            _split(query, self.num_heads),
-            _split(key, self.num_heads),
-            _split(self.value_proj(content), self.num_heads),
-            attn_mask=_visible(mask.padding, mask.blocked),
-            dropout_p=self.dropout if self.training else 0.0,
+    def forward(self, content: Tensor, position: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, Q, C) from (B, Q, C) `content` and `position`; for `visible` see `visible_keys`."""
+        attended = multi_head_attention(
+            self.query_content_proj(content) + self.query_pos_proj(position),
+            self.key_content_proj(content) + self.key_pos_proj(position),
+            self.value_proj(content),
+            num_heads=self.num_heads,
+            visible=visible,
+            dropout=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(_merge(attended))
+        return self.out_proj(attended)
 
 
 class ConditionalCrossAttention(nn.Module):
@@ -155,52 +139,29 @@ class ConditionalCrossAttention(nn.Module):
         spatial_query, spatial_key = self.query_spatial_proj(at.spatial), self.key_pos_proj(memory.position)
         if self.query_pos_proj is not None:
             query, key = query + self.query_pos_proj(at.position), key + spatial_key
-        padding = _padding_mask(memory.pyramid) if self.memory_padding == "hidden" else None
-        attended = F.scaled_dot_product_attention(
+        attended = multi_head_attention(
             self._side_by_side(query, spatial_query),
             self._side_by_side(key, spatial_key),
-            _split(self.value_proj(memory.content), self.num_heads),
-            attn_mask=_visible(padding, None),
-            dropout_p=self.dropout if self.training else 0.0,
+            self.value_proj(memory.content),
+            num_heads=self.num_heads,
+            visible=_real(memory.pyramid) if self.memory_padding == "hidden" else None,
+            dropout=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(_merge(attended))
+        return self.out_proj(attended)
 
     def _side_by_side(self, content: Tensor, place: Tensor) -> Tensor:
-        """(B, M, Q, 2D) from twice (B, Q, C)."""
-        return torch.cat([_split(content, self.num_heads), _split(place, self.num_heads)], -1)
+        """(B, Q, 2C) from twice (B, Q, C), head by head."""
+        return torch.cat([x.unflatten(-1, (self.num_heads, -1)) for x in (content, place)], -1).flatten(-2)
 
 
-class ConditionalDecoderLayer(nn.Module):
-    """Self-attention among queries, attention to all of the memory, a feed-forward network; post-norm.
-
-    Args:
-        self_attn: among queries.
-        cross_attn: to the memory.
-        ffn: the feed-forward branch.
-        embed_dim: C.
-        dropout: probability, on either attention's output.
-    """
-
-    def __init__(
-        self,
-        *,
-        self_attn: ConditionalSelfAttention,
-        cross_attn: ConditionalCrossAttention,
-        ffn: FeedForward,
-        embed_dim: int,
-        dropout: float,
-    ):
-        super().__init__()
-        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
-        self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
-        self.ffn_norm = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+class ConditionalDecoderLayer(DecoderLayer):
+    """A `DecoderLayer` that attends to all of the memory, by content and place."""
 
     def forward(
         self, content: Tensor, at: QueryPosition, memory: Tokens, mask: QueryMask, *, need_samples: bool = False
     ) -> tuple[Tensor, AttentionSamples | None]:
         """Update the queries' content (B, Q, C); see `DecoderLayer`. Dense attention samples nothing."""
-        content = self.self_attn_norm(content + self.dropout(self.self_attn(content, at.position, mask)))
+        content = self.self_attn_norm(content + self.dropout(self.self_attn(content, at.position, mask.visible)))
         content = self.cross_attn_norm(content + self.dropout(self.cross_attn(content, at, memory)))
         return self.ffn_norm(content + self.ffn(content)), None
 
@@ -217,8 +178,10 @@ def conditional_layers(
     """`count` decoder layers, each with a copy of `ffn`; the first adds positions in its cross-attention."""
     return [
         ConditionalDecoderLayer(
-            self_attn=ConditionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
-            cross_attn=ConditionalCrossAttention(
+            self_attn=ConditionalSelfAttention(  # type: ignore[arg-type]
+                embed_dim=embed_dim, num_heads=num_heads, dropout=dropout
+            ),
+            cross_attn=ConditionalCrossAttention(  # type: ignore[arg-type]
                 embed_dim=embed_dim,
                 num_heads=num_heads,
                 dropout=dropout,
@@ -233,35 +196,21 @@ def conditional_layers(
     ]
 
 
-class LayerScale(nn.Module):
-    """One learned vector of factors for every decoder layer, whatever the content.
-
-    Args:
-        num_layers: decoder layers.
-        embed_dim: C.
-    """
-
-    def __init__(self, *, num_layers: int, embed_dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(num_layers, embed_dim))
-
-
 class ModulatedBoxPosition(nn.Module):
     """An MLP of the sine embedding of the box, and the embedding of its centre for dense attention.
 
     The latter is multiplied by learned factors, and its row and column halves by the height and width that the content
     asks for over those of the box (DAB-DETR, sections 4.2 and 4.4). A side below a ten-thousandth of the image counts
-    as one, so that the quotient stays within what half precision can hold; public code divides by any.
+    as a ten-thousandth, so that the quotient stays within what half precision can hold; public code divides by any.
 
     Args:
         embed_dim: C, a multiple of 4.
-        scale: the factors: an MLP of the content, C -> C or C -> 1, which begins with the second layer, whose content
-            is the first to say anything of the image; or `LayerScale`.
+        scale: (content, layer) -> the factors, such as `ContentScale` and `LayerScale`; None for none.
     """
 
     min_size = 1e-4
 
-    def __init__(self, *, embed_dim: int, scale: MLP | LayerScale):
+    def __init__(self, *, embed_dim: int, scale: nn.Module | None):
         super().__init__()
         self.num_features = embed_dim // 2
         self.mlp = MLP(sizes=(2 * embed_dim, embed_dim, embed_dim))
@@ -274,10 +223,8 @@ class ModulatedBoxPosition(nn.Module):
         """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
         embedding = embed_rows_first(reference_points, self.num_features)
         spatial = embedding[..., : 2 * self.num_features]
-        if isinstance(self.scale, LayerScale):
-            spatial = spatial * self.scale.weight[layer]
-        elif layer > 0:
-            spatial = spatial * self.scale(content)
+        if self.scale is not None:
+            spatial = spatial * self.scale(content, layer)
         factors = self.size(content).sigmoid() / reference_points[..., 2:].clamp(min=self.min_size)
         spatial = spatial * factors.flip(-1).repeat_interleave(self.num_features, -1)  # (w, h) -> rows, columns
         return QueryPosition(position=self.mlp(embedding), reference_points=reference_points, spatial=spatial)
@@ -295,23 +242,6 @@ def _check_heads(embed_dim: int, num_heads: int) -> None:
         raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
 
 
-def _padding_mask(pyramid: Pyramid) -> Tensor | None:
-    return pyramid.padding_mask if pyramid.has_padding else None
-
-
-def _visible(padding: Tensor | None, blocked: Tensor | None) -> Tensor | None:
-    """(B, 1, Q or 1, S) or (Q, S) bool, True where a key is seen, from (B, S) and (Q, S), True where it is not."""
-    hidden = None if padding is None else padding[:, None, None]
-    if blocked is not None:
-        hidden = blocked if hidden is None else hidden | blocked
-    return None if hidden is None else ~hidden
-
-
-def _split(x: Tensor, num_heads: int) -> Tensor:
-    """(B, Q, C) -> (B, M, Q, D)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def _merge(x: Tensor) -> Tensor:
-    """(B, M, Q, D) -> (B, Q, C)."""
-    return x.transpose(1, 2).flatten(2)
+def _real(pyramid: Pyramid) -> Tensor | None:
+    """What `multi_head_attention` may see of the tokens; None for all of them."""
+    return visible_keys(pyramid.padding_mask if pyramid.has_padding else None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import MLP, embed_boxes
@@ -44,13 +45,41 @@ class GivenPosition(nn.Module):
         return QueryPosition(position=queries.position, reference_points=reference_points)
 
 
+class ContentScale(MLP):
+    """Factors of an embedding from the queries' content: 1 in the first layer, whose content says nothing yet.
+
+    Args:
+        sizes: see `MLP`; from C to C, or to 1 for one factor a query.
+    """
+
+    def forward(self, content: Tensor, layer: int) -> Tensor:  # type: ignore[override]
+        """Factors of (B, Q, C), which they broadcast to; `layer` counts from 0."""
+        return super().forward(content) if layer > 0 else content.new_ones(())
+
+
+class LayerScale(nn.Module):
+    """Learned factors of every decoder layer and channel, whatever the content.
+
+    Args:
+        num_layers: decoder layers.
+        embed_dim: C.
+    """
+
+    def __init__(self, *, num_layers: int, embed_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_layers, embed_dim))
+
+    def forward(self, content: Tensor, layer: int) -> Tensor:
+        """See `ContentScale`."""
+        return self.weight[layer]
+
+
 class BoxPosition(nn.Module):
     """An MLP of the sine embedding of every layer's own box (DAB-DETR, section 4.2; DINO).
 
     Args:
         embed_dim: C, a multiple of 4.
-        scale: C -> C, of the content, which the embedding is multiplied by after the first layer (DAB-DETR, section
-            4.3); None for one.
+        scale: (content, layer) -> factors of the embedding, such as `ContentScale`; None for none.
         frame: the boxes are embedded in the frame of the `image`, or of the `padded` finest level as in the public
             code, where the embedding of a box then depends on the other images of the batch.
     """
@@ -66,8 +95,8 @@ class BoxPosition(nn.Module):
     ) -> QueryPosition:
         """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
         position = self.mlp(embed_rows_first(self._framed(reference_points, pyramid), self.num_features))
-        if self.scale is not None and layer > 0:
-            position = position * self.scale(content)
+        if self.scale is not None:
+            position = position * self.scale(content, layer)
         return QueryPosition(position=position, reference_points=reference_points)
 
     def _framed(self, boxes: Tensor, pyramid: Pyramid) -> Tensor:

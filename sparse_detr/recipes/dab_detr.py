@@ -8,19 +8,18 @@ from typing import Any, Literal, get_args
 from detectron2.config import LazyCall as L
 from torch import nn
 
-from sparse_detr.layers import MLP, FeedForward, copies
+from sparse_detr.layers import FeedForward, SelfAttention, copies
 from sparse_detr.modeling.decoder import Decoder
 from sparse_detr.modeling.dense import (
     DenseEncoder,
     DenseEncoderLayer,
-    LayerScale,
     ModulatedBoxPosition,
     NoAttentionMap,
     conditional_layers,
 )
 from sparse_detr.modeling.queries import ProjectedStart, TopKQueries
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors, Start
-from sparse_detr.modeling.query_position import BoxPosition
+from sparse_detr.modeling.query_position import BoxPosition, ContentScale, LayerScale
 from sparse_detr.modeling.refinement import LookForwardTwice
 from sparse_detr.modeling.single_scale import SingleScaleTokenizer
 from sparse_detr.recipes.backbones import Backbone, resnet
@@ -95,7 +94,7 @@ def dab_detr(
     model.decoder = L(Decoder)(
         layers=conditional,
         query_position=L(ModulatedBoxPosition)(
-            embed_dim=embed_dim, scale=spatial_scale(query_scale, decoder_layers, embed_dim)
+            embed_dim=embed_dim, scale=position_scale(query_scale, decoder_layers, embed_dim)
         ),
         refinement=L(LookForwardTwice)(),
         norm=L(nn.LayerNorm)(normalized_shape=embed_dim),
@@ -150,7 +149,7 @@ def dab_deformable_detr(
         model.queries.content = "learned"
     model.decoder.query_position = L(BoxPosition)(
         embed_dim=embed_dim,
-        scale=L(MLP)(sizes=(embed_dim, embed_dim, embed_dim)),
+        scale=position_scale("elementwise", model.decoder.layers.count, embed_dim),
         frame="padded" if behavior == "released" else "image",
     )
     model.decoder.logit_eps = LOGIT_EPS
@@ -194,7 +193,7 @@ def dense_layers(
         dropout=dropout,
         activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
     )
-    self_attn = L(nn.MultiheadAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout, batch_first=True)
+    self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
     encoder_layer = L(DenseEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
     layers = L(conditional_layers)(
         ffn=ffn,
@@ -216,9 +215,11 @@ def learned_anchors(
     return L(LearnedAnchors)(anchors=anchors, embed_dim=embed_dim, content="zeros", num_patterns=num_patterns)
 
 
-def spatial_scale(query_scale: QueryScale, decoder_layers: int, embed_dim: int) -> Any:
-    """LazyCall of the factors of the spatial queries."""
+def position_scale(query_scale: QueryScale, decoder_layers: int, embed_dim: int) -> Any:
+    """LazyCall of the factors of queries' positions; None where a network would have no layer to learn from."""
     check_choice("query_scale", query_scale, get_args(QueryScale))
     if query_scale == "fixed":
         return L(LayerScale)(num_layers=decoder_layers, embed_dim=embed_dim)
-    return L(MLP)(sizes=(embed_dim, embed_dim, embed_dim if query_scale == "elementwise" else 1))
+    if decoder_layers < 2:
+        return None
+    return L(ContentScale)(sizes=(embed_dim, embed_dim, embed_dim if query_scale == "elementwise" else 1))

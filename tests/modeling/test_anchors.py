@@ -91,3 +91,12 @@ def test_frozen_centres_are_saved_with_the_model():
     assert not torch.equal(first.queries.anchors(), second.queries.anchors())
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.queries.anchors(), second.queries.anchors())
+
+
+def test_frozen_centres_take_over_the_anchors_of_a_model_whose_centres_learned():
+    """The public weights with "fixed" centres hold such anchors."""
+    free, fixed = build("dab", seed=1), build("dab", freeze_centers=True, seed=2)
+    weights = free.state_dict()
+    assert fixed.load_state_dict(weights) == ([], [])
+    assert torch.equal(fixed.queries.anchors(), free.queries.anchors())
+    assert "queries.anchors.logits" in weights

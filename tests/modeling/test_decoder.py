@@ -7,11 +7,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, SelfAttention, inverse_sigmoid
+from sparse_detr.layers import MLP, FeedForward, MultiScaleDeformableAttention, SelfAttention, inverse_sigmoid
 from sparse_detr.modeling.decoder import Decoder, DecoderLayer, QueryMask, on_padded_levels
 from sparse_detr.modeling.heads import PredictionHead, make_heads
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.modeling.query_position import BoxPosition, GivenPosition, QueryPosition, embed_rows_first
+from sparse_detr.modeling.query_position import (
+    BoxPosition,
+    ContentScale,
+    GivenPosition,
+    QueryPosition,
+    embed_rows_first,
+)
 from sparse_detr.modeling.refinement import BoxRefinement, LookForwardTwice, NoRefinement
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
@@ -180,11 +186,11 @@ def test_a_box_is_embedded_rows_first_in_the_frame_of_the_image_or_of_the_padded
 
 
 def test_the_position_of_a_box_is_scaled_by_the_content_after_the_first_layer():
-    position = BoxPosition(embed_dim=32, scale=nn.Linear(32, 32)).double()
+    position = BoxPosition(embed_dim=32, scale=ContentScale(sizes=(32, 32, 32))).double()
     queries, pyramid = make_queries(4), make_pyramid(SHAPES)
     first = position(queries, queries.reference_points, queries.content, pyramid, layer=0).position
     later = position(queries, queries.reference_points, queries.content, pyramid, layer=1).position
-    assert_close(later, first * position.scale(queries.content))
+    assert_close(later, first * MLP.forward(position.scale, queries.content))
 
 
 def test_blocked_queries_are_not_seen():

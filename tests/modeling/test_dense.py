@@ -6,19 +6,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_detr.layers import MLP, FeedForward, inverse_sigmoid
+from sparse_detr.layers import FeedForward, SelfAttention, inverse_sigmoid, visible_keys
 from sparse_detr.modeling.decoder import QueryMask
 from sparse_detr.modeling.dense import (
     ConditionalCrossAttention,
     ConditionalSelfAttention,
     DenseEncoder,
     DenseEncoderLayer,
-    LayerScale,
     ModulatedBoxPosition,
     conditional_layers,
 )
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.modeling.query_position import QueryPosition
+from sparse_detr.modeling.query_position import ContentScale, LayerScale, QueryPosition
 from sparse_detr.structures import AllTokens, TopKTokens
 from tests.modeling.tiny import SIZES, build, make_pyramid, make_tokens, picture, shake
 
@@ -171,7 +170,7 @@ def make_encoder(count=2):
     torch.manual_seed(0)
     layers = [
         DenseEncoderLayer(
-            self_attn=torch.nn.MultiheadAttention(DIM, HEADS, batch_first=True),
+            self_attn=SelfAttention(embed_dim=DIM, num_heads=HEADS, dropout=0.0),
             ffn=FeedForward(embed_dim=DIM, feedforward_dim=48, dropout=0.0),
             embed_dim=DIM,
             dropout=0.0,
@@ -213,10 +212,10 @@ def test_queries_that_are_hidden_from_others_change_nothing_for_them(kind):
     padding = torch.tensor([False, False, False, True, True]).expand(2, 5)
     blocked = torch.zeros(5, 5, dtype=torch.bool)
     blocked[:3, 3:] = True
-    mask = QueryMask(padding=None if kind == "blocked" else padding, blocked=None if kind == "padding" else blocked)
-    alone = attention(content[:, :3], position[:, :3], NO_MASK)
-    assert_close(attention(content, position, mask)[:, :3], alone)
-    assert not torch.allclose(attention(content, position, NO_MASK)[:, :3], alone)
+    visible = visible_keys(None if kind == "blocked" else padding, None if kind == "padding" else blocked)
+    alone = attention(content[:, :3], position[:, :3], None)
+    assert_close(attention(content, position, visible)[:, :3], alone)
+    assert not torch.allclose(attention(content, position, None)[:, :3], alone)
 
 
 def cross_attention(*, first=False, memory_padding="hidden"):
@@ -298,8 +297,8 @@ def place(scale, *, layer, content=None, box=(0.25, 0.5, 0.1, 0.2)):
 
 
 def twos(*, width=8):
-    """An MLP that says 2."""
-    network = MLP(sizes=(8, 8, width)).double()
+    """Factors of 2."""
+    network = ContentScale(sizes=(8, 8, width)).double()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
     torch.nn.init.constant_(network.layers[-1].bias, 2.0)
@@ -337,6 +336,11 @@ def test_fixed_factors_belong_to_a_layer_from_the_first_on():
     for layer in range(3):
         expected = scale.weight[layer] * BY_HAND
         assert_close(place(scale, layer=layer).spatial[0, 0], expected, atol=1e-12, rtol=0)
+
+
+def test_without_a_scale_only_the_size_counts():
+    for layer in range(2):
+        assert_close(place(None, layer=layer).spatial[0, 0], BY_HAND, atol=1e-12, rtol=0)
 
 
 def test_the_size_network_reads_the_content_in_the_first_layer_too():

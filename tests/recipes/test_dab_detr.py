@@ -6,7 +6,7 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config import add_detr_config
-from sparse_detr.modeling.dense import LayerScale
+from sparse_detr.modeling.query_position import LayerScale
 from sparse_detr.modeling.selection import KeepAllTokens, TopKSelector
 from sparse_detr.recipes import dab_deformable_detr, dab_detr, resnet, sparse_dab_deformable_detr
 from tests.modeling.tiny import SIZES, build, patch_backbone, picture, shake
@@ -103,6 +103,14 @@ def test_losses_weigh_and_round_as_in_the_public_code():
 def test_the_factors_of_spatial_queries_are_chosen_by_name():
     assert isinstance(build("dab", query_scale="fixed").decoder.query_position.scale, LayerScale)
     assert build("dab", query_scale="scalar").decoder.query_position.scale.linears[-1].out_features == 1
+
+
+@pytest.mark.parametrize("name", ["dab", "dab_deformable", "sparse_dab_deformable"])
+def test_a_single_decoder_layer_leaves_no_parameter_without_a_gradient(name):
+    """The factors of positions begin with the second layer; data-parallel training would wait for them."""
+    model = build(name, decoder_layers=1)
+    sum(model.losses([picture(64, 96)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class FixedCenterAnchors(nn.Module):
     """Boxes that learn their size but stay where they are.
 
     The public implementations offer the same, but clear the gradient flag of a slice, which has no effect: their
-    centres learn. To train like them take `Anchors`.
+    centres learn. To train like them take `Anchors`, whose files can be loaded here too.
 
     Args:
         num_anchors, start: see `Anchors`.
@@ -50,10 +50,17 @@ class FixedCenterAnchors(nn.Module):
         centers, sizes = initial_logits(num_anchors, start).split(2, -1)
         self.register_buffer("centers", centers)
         self.sizes = nn.Parameter(sizes)
+        self.register_load_state_dict_pre_hook(_split_logits)
 
     def forward(self) -> Tensor:
         """(Q, 4) logits of cxcywh in [0, 1] of the unpadded image."""
         return torch.cat([self.centers, self.sizes], -1)
+
+
+def _split_logits(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Turn the logits of `Anchors` in a state dict into centres and sizes."""
+    if f"{prefix}logits" in weights:
+        weights[f"{prefix}centers"], weights[f"{prefix}sizes"] = weights.pop(f"{prefix}logits").split(2, -1)
 
 
 def initial_logits(num_anchors: int, start: Start) -> Tensor:
