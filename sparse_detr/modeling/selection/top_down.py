@@ -1,10 +1,13 @@
 """Scores from coarse to fine: what a coarse level takes for foreground modulates the next finer one (Focus-DETR, 3.1).
 
     released    S_l = network(z_l (1 + alpha_l U_l))             U_l: raw S_{l+1}, corners aligned, padding included
-    exact       S_l = network's MLP(norm(z_l) (1 + alpha_l U_l)) U_l: probability of S_{l+1} at the token's centre
+    exact       S_l = network's MLP(norm(z_l) (1 + alpha_l U_l)) U_l: 2 p_{l+1} - 1 at the token's centre, p = sigmoid S
 
 The network starts with a layer normalisation, which a positive factor of its input does not get through: the released
-form changes no score, or flips the sign of a token's features where 1 + alpha U falls below zero.
+form changes no score, or flips the sign of a token's features where 1 + alpha U falls below zero. The exact form comes
+after the normalisation, in [-1, 1]: features under what is foreground get louder, under background quieter. It hands
+down what the coarser level says without teaching it anything, or the many foreground tokens of fine levels would make
+coarse scores their servant.
 """
 
 from __future__ import annotations
@@ -30,14 +33,14 @@ class TopDownScorer(nn.Module):
             centres of the unpadded image; `released` is the public implementation, see above.
     """
 
-    max_initial_alpha = 0.3
+    initial_alpha = {"exact": (0.5, 0.5), "released": (-0.3, 0.3)}  # drawn between
 
     def __init__(self, *, network: ScoringNetwork, num_levels: int, modulation: Literal["exact", "released"] = "exact"):
         super().__init__()
         self.network, self.modulation = network, modulation
         # One a level but the coarsest, the second coarsest first. A single level has none, and nothing to learn.
         self.alpha = nn.Parameter(torch.empty(num_levels - 1), requires_grad=num_levels > 1)
-        nn.init.uniform_(self.alpha, -self.max_initial_alpha, self.max_initial_alpha)
+        nn.init.uniform_(self.alpha, *self.initial_alpha[modulation])
 
     def forward(self, tokens: Tokens, proposals: Proposals, projection: ProposalProjection) -> TokenScores:
         pyramid = tokens.pyramid
@@ -53,7 +56,7 @@ class TopDownScorer(nn.Module):
     def _seen(self, coarser: Tensor, pyramid: Pyramid, level: int) -> Tensor:
         """(B, n_l): what the scores of level l + 1 say of the tokens of level l."""
         if self.modulation == "exact":
-            return interpolate_real(coarser.sigmoid(), pyramid, level + 1, level)
+            return interpolate_real(2 * coarser.detach().sigmoid() - 1, pyramid, level + 1, level)
         coarse_map = coarser.unflatten(1, (1, *pyramid.spatial_shapes[level + 1]))
         fine_map = F.interpolate(coarse_map, pyramid.spatial_shapes[level], mode="bilinear", align_corners=True)
         return fine_map.flatten(1)
