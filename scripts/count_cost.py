@@ -111,9 +111,9 @@ def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str
 
 
 def structure(model: nn.Module) -> str:
-    """What a model's FLOPs depend on: its modules, and how many tokens it refines and queries it starts from."""
-    queries = {name: tuple(value.shape) for name, value in model.queries.named_parameters()}
-    return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {queries} {model}"
+    """What a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), and how many tokens it refines."""
+    sizes = [tuple(value.shape) for part in (model.backbone, model.queries) for value in part.parameters()]
+    return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {sizes} {model}"
 
 
 def parameters(model: nn.Module) -> list[str]:
