@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import sigmoid_focal_loss
 
 from sparse_detr.modeling.distributed import mean_over_processes
@@ -98,29 +97,35 @@ class ForegroundLabels(nn.Module):
         Returns:
             (B, N) bool, False on padding.
         """
-        dtype = boxes[0].dtype
-        pixels = torch.tensor(image_sizes, device=pyramid.device, dtype=dtype).flip(-1)[:, None]  # (B, 1, 2)
-        padded = pad_sequence(list(boxes), batch_first=True)  # boxes without extent hold no token
-        centers, halves = padded[..., :2] * pixels, padded[..., 2:] * pixels / 2
-        distance = (self._positions(pyramid, pixels)[:, :, None] - centers[:, None]).abs()  # (B, N, T, 2)
-        halves = halves[:, None]  # (B, 1, T, 2)
+        pixels = torch.tensor(image_sizes, device=pyramid.device, dtype=boxes[0].dtype).flip(-1)  # (B, 2)
+        positions = self._positions(pyramid, pixels)
+        scaled = [image * size.repeat(2) for image, size in zip(boxes, pixels, strict=True)]
+        # Image by image: padding all to the image of most boxes could take gigabytes.
+        labels = [self._label(*image, pyramid) for image in zip(positions, scaled, strict=True)]
+        return torch.stack(labels) & ~pyramid.padding_mask
+
+    def _label(self, positions: Tensor, boxes: Tensor, pyramid: Pyramid) -> Tensor:
+        """(N,) bool from (N, 2) positions and (T, 4) boxes in pixels."""
+        halves = boxes[:, 2:] / 2
+        distance = (positions[:, None] - boxes[:, :2]).abs()  # (N, T, 2)
         inside = (distance < halves).all(-1)
-        size = (halves if self.rule == "chessboard" else distance + halves).amax(-1)
+        size = (halves[None] if self.rule == "chessboard" else distance + halves).amax(-1)
         starts, ends = size_ranges(len(pyramid.spatial_shapes), self.finest_range, self.rule)
         levels = pyramid.cells[:, 0]
-        start, end = (distance.new_tensor(bounds)[levels, None] for bounds in (starts, ends))  # (N, 1)
+        start, end = (positions.new_tensor(bounds)[levels, None] for bounds in (starts, ends))
         fitting = (size <= end) & (size >= start if self.rule == "chessboard" else size > start)
-        return (inside & fitting).any(-1) & ~pyramid.padding_mask
+        return (inside & fitting).any(-1)
 
     def _positions(self, pyramid: Pyramid, pixels: Tensor) -> Tensor:
-        """(B | 1, N, 2): token centres in pixels, as (x, y)."""
+        """(B, N, 2): token centres in pixels, as (x, y); `pixels` (B, 2) are the images' sizes."""
         if self.strides is None:
-            return pyramid.centers(pixels.dtype) * pixels
+            return pyramid.centers(pixels.dtype) * pixels[:, None]
         strides = list(self.strides)
         while len(strides) < len(pyramid.spatial_shapes):
             strides.append(2 * strides[-1])
         stride = torch.tensor(strides, device=pyramid.device)[pyramid.cells[:, :1]]
-        return (pyramid.cells[:, 1:] * stride + stride // 2).flip(-1)[None].to(pixels.dtype)
+        centers = (pyramid.cells[:, 1:] * stride + stride // 2).flip(-1).to(pixels.dtype)
+        return centers.expand(len(pixels), -1, -1)
 
 
 def size_ranges(num_levels: int, finest_range: float, rule: SizeRule) -> tuple[list[float], list[float]]:

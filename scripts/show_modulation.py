@@ -1,0 +1,243 @@
+"""Show what Focus-DETR's top-down modulation does to the scores of finer levels, and to the recall of foreground.
+
+    python train_net.py --config-file configs/quick/focus_detr_mnv2.py --output-dir output/focus train.max_iter=300
+    python scripts/show_modulation.py --weights output/focus/model_final.pth
+
+Takes the tokens of a trained model as they are. First it reads them with the model's own scorer, the modulation on and
+off, in both forms. Then it trains scorers anew on the tokens of the training images, from the same start without
+modulation and with either form, and asks what share of the foreground tokens of the held-out images they keep at the
+budgets of the encoder's layers and at the mean. Writes results/modulation.json and .png beside the README.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from sparse_detr.config import load_config
+from sparse_detr.config.run import make_run
+from sparse_detr.data.mapper import DetrDatasetMapper
+from sparse_detr.engine.checkpoint import load_weights
+from sparse_detr.modeling.initialization import initialize_transformer
+from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
+from sparse_detr.modeling.selection.budgets import token_budgets
+from sparse_detr.structures import Pyramid, Tokens
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMS = ("none", "released", "exact")
+COLORS = {"none": "tab:gray", "released": "tab:orange", "exact": "tab:blue"}
+BATCH_SIZE, LEARNING_RATE = 4, 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """The tokens of one image.
+
+    Args:
+        projected: (1, N, C), what a scorer reads.
+        pyramid: their geometry.
+        labels: (1, N) bool, True on foreground.
+        image: (3, h, w) uint8.
+    """
+
+    projected: Tensor
+    pyramid: Pyramid
+    labels: Tensor
+    image: Tensor
+
+
+def main() -> None:
+    """Measure, then write JSON and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="configs/quick/focus_detr_mnv2.py", help="lazy config of the model")
+    parser.add_argument("--weights", required=True, help="checkpoint of its training")
+    parser.add_argument("--steps", type=int, default=200, help="of a scorer's training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=ROOT / "projects/FocusDETR/results")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = load_config(args.config_file, ["train.device=cpu"])
+    model = make_run(config).build_model().eval()
+    load_weights(model, args.weights, skip_other_classes=False)
+    training = list(examples(model, config.dataloader.train, config.dataloader.train.mapper.augmentations, rounds=3))
+    held_out = list(examples(model, config.dataloader.test, config.dataloader.test.mapper.augmentations, rounds=1))
+    shares = sorted({model.keep_ratio, model.mean_keep_ratio, model.keep_ratio * model.selector.schedule[-1]})[::-1]
+
+    found: dict[str, Any] = {"alpha": model.selector.scorer.alpha.tolist(), "budgets": shares}
+    found["change"] = {form: change_of_scores(model.selector.scorer, form, held_out) for form in FORMS[1:]}
+    found["trained_alone"] = {form: [] for form in FORMS}
+    for form in FORMS:
+        for seed in args.seeds:
+            scorer = train_scorer(form, training, seed=seed, steps=args.steps)
+            found["trained_alone"][form].append(measure(scorer, held_out, shares))
+            print(form, seed, found["trained_alone"][form][-1], flush=True)
+    args.output.mkdir(exist_ok=True)
+    (args.output / "modulation.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(args.output / "modulation.png", model.selector.scorer, held_out[0], found)
+    print(summary(found))
+
+
+def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) -> Iterator[Example]:
+    """Every image of a data set, `rounds` times."""
+    mapper = DetrDatasetMapper(is_train=True, augmentations=instantiate(augmentations))
+    projected: list[Tensor] = []
+    handle = model.projection.register_forward_hook(lambda *call: projected.append(call[-1]))
+    for record in get_detection_dataset_dicts(loader.dataset.names, filter_empty=False) * rounds:
+        sample = mapper(record)
+        assert sample is not None
+        projected.clear()
+        with torch.no_grad():
+            output = model.outputs([sample], attention_map=False)
+        boxes = [target.boxes for target in [model._targets(sample)]]
+        labels = model.supervision.labels(output.pyramid, boxes, output.image_sizes)
+        yield Example(projected[0], output.pyramid, labels, sample["image"])  # the first: what the scorer saw
+    handle.remove()
+
+
+def score(scorer: TopDownScorer, example: Example) -> Tensor:
+    """(1, N)."""
+    tokens = Tokens(example.projected, torch.zeros_like(example.projected), example.pyramid)
+    return scorer(tokens, None, lambda projected, _: projected).values  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def on_and_off(scorer: TopDownScorer, form: str, example: Example) -> tuple[Tensor, Tensor]:
+    """Scores with the modulation in a form, and without any."""
+    trained, alpha = scorer.modulation, scorer.alpha.clone()
+    scorer.modulation = form  # type: ignore[assignment]
+    modulated = score(scorer, example)
+    scorer.alpha.zero_()
+    plain = score(scorer, example)
+    scorer.alpha.copy_(alpha)
+    scorer.modulation = trained
+    return modulated, plain
+
+
+def change_of_scores(scorer: TopDownScorer, form: str, held_out: Sequence[Example]) -> list[float]:
+    """By level, the mean absolute change of a score by the modulation, in standard deviations of the level's scores."""
+    changes: list[list[float]] = []
+    for example in held_out:
+        modulated, plain = (example.pyramid.split(scores) for scores in on_and_off(scorer, form, example))
+        changes.append([((a - b).abs().mean() / b.std()).item() for a, b in zip(modulated, plain, strict=True)])
+    return [statistics.fmean(level) for level in zip(*changes, strict=True)]
+
+
+def train_scorer(form: str, training: Sequence[Example], *, seed: int, steps: int) -> TopDownScorer:
+    """A new scorer on the tokens as they are; it starts and sees images as the others of its seed."""
+    torch.manual_seed(seed)
+    example = training[0]
+    scorer = TopDownScorer(
+        network=ScoringNetwork(embed_dim=example.projected.shape[-1]),
+        num_levels=len(example.pyramid.spatial_shapes),
+        modulation="released" if form == "released" else "exact",
+    )
+    scorer.apply(initialize_transformer)
+    if form == "none":
+        nn.init.zeros_(scorer.alpha.requires_grad_(False))
+    optimizer = torch.optim.AdamW([p for p in scorer.parameters() if p.requires_grad], LEARNING_RATE, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        chosen = torch.randint(len(training), (BATCH_SIZE,), generator=generator).tolist()
+        losses = [focal_loss(scorer, training[i]) for i in chosen]
+        loss = sum(losses) / max(sum(int(training[i].labels.sum()) for i in chosen), 1)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        schedule.step()
+    return scorer
+
+
+def focal_loss(scorer: TopDownScorer, example: Example) -> Tensor:
+    """Summed over tokens."""
+    labels = example.labels.to(example.projected)
+    return sigmoid_focal_loss(score(scorer, example), labels, alpha=0.25, gamma=2.0, reduction="sum")
+
+
+@torch.no_grad()
+def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
+    """Loss a foreground token, and recall of foreground tokens at every budget, over all images."""
+    total = sum(int(example.labels.sum()) for example in held_out)
+    kept = [0] * len(shares)
+    for example in held_out:
+        order = score(scorer, example).argsort(dim=1, descending=True)
+        for i, share in enumerate(shares):
+            (budget,) = token_budgets(example.pyramid.valid_counts, share)
+            kept[i] += int(example.labels.gather(1, order[:, :budget]).sum())
+    loss = sum(focal_loss(scorer, example).item() for example in held_out) / total
+    return {"loss": round(loss, 4), "recall": [round(100 * count / total, 2) for count in kept]}
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Two tables in markdown."""
+    lines = ["| change of scores, fine to coarse |", "|---|"]
+    lines += [f"| {form}: {', '.join(f'{x:.2g}' for x in levels)} |" for form, levels in found["change"].items()]
+    budgets = " | ".join(f"recall at {share:.0%}" for share in found["budgets"])
+    lines += ["", f"| modulation | loss | {budgets} |", "|---" * (2 + len(found["budgets"])) + "|"]
+    for form, runs in found["trained_alone"].items():
+        cells = [spread([run["loss"] for run in runs], 4)]
+        cells += [spread(list(recalls), 1) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
+        lines.append(f"| {form} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and, of several, standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, Any]) -> None:
+    """The finest level's scores of one image with and without, what changed, and the recalls."""
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.4), layout="constrained")
+    axes[0].imshow(example.image.permute(1, 2, 0).numpy())
+    axes[0].set_title("held-out image")
+    modulated, plain = (finest(scores, example.pyramid) for scores in on_and_off(scorer, "exact", example))
+    low, high = np.percentile(np.stack([modulated, plain]), (1, 99))
+    for axis, values, title in ((axes[1], plain, "finest scores, off"), (axes[2], modulated, "finest scores, on")):
+        figure.colorbar(axis.imshow(values, vmin=low, vmax=high), ax=axis)
+        axis.set_title(title)
+    change = modulated - plain
+    reach = np.abs(change).max()
+    figure.colorbar(axes[3].imshow(change, cmap="RdBu_r", vmin=-reach, vmax=reach), ax=axes[3])
+    axes[3].set_title("change by the modulation")
+    for axis in axes[:4]:
+        axis.set_axis_off()
+    draw_recalls(axes[4], found)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
+    """Difference to the mean without modulation, a dot a seed."""
+    plain = np.mean([run["recall"] for run in found["trained_alone"]["none"]], axis=0)
+    for offset, (form, runs) in enumerate(found["trained_alone"].items()):
+        gain = np.array([run["recall"] for run in runs]) - plain
+        places = np.arange(len(plain)) + 0.15 * (offset - 1)
+        axis.plot(np.tile(places, (len(runs), 1)).T, gain.T, "o", color=COLORS[form], alpha=0.6)
+        axis.plot(places, gain.mean(0), "_", color=COLORS[form], markersize=16, label=form)
+    axis.axhline(0, color="lightgray", zorder=0)
+    axis.set_xticks(range(len(plain)), [f"{share:.0%} kept" for share in found["budgets"]])
+    axis.set_title("recall of foreground, points\nmore than without modulation")
+    axis.legend(fontsize=8)
+
+
+def finest(scores: Tensor, pyramid: Pyramid) -> np.ndarray:
+    """(h, w) map of the first level."""
+    return pyramid.split(scores)[0][0].view(pyramid.spatial_shapes[0]).numpy()
+
+
+if __name__ == "__main__":
+    main()
