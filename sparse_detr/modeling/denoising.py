@@ -102,11 +102,11 @@ class ContrastiveDenoising(nn.Module):
         *,
         num_classes: int,
         embed_dim: int,
-        num_queries: int = 100,
-        label_noise: float = 0.5,
-        box_noise: float = 1.0,
+        num_queries: int,
+        label_noise: float,
+        box_noise: float,
+        logit_eps: float,
         unused: Literal["ignored", "negative"] = "ignored",
-        logit_eps: float = 1e-3,
     ):
         super().__init__()
         self.num_classes, self.num_queries = num_classes, num_queries

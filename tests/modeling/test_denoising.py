@@ -36,7 +36,8 @@ def make_queries(images, number=2, *, dtype=torch.float32, **fields):
 
 def make_denoising(**options):
     torch.manual_seed(1)
-    return ContrastiveDenoising(num_classes=NUM_CLASSES, embed_dim=EMBED_DIM, **options)
+    settings = {"num_queries": 100, "label_noise": 0.5, "box_noise": 1.0, "logit_eps": 1e-3, **options}
+    return ContrastiveDenoising(num_classes=NUM_CLASSES, embed_dim=EMBED_DIM, **settings)
 
 
 def denoise(*targets, seed=0, queries=None, **options):
