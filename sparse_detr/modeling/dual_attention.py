@@ -34,7 +34,7 @@ class DualAttentionLayer(EncoderLayer):
         *,
         object_attn: nn.MultiheadAttention,
         embed_dim: int,
-        num_objects: int = 300,
+        num_objects: int,
         object_score: Literal["probability_product", "logit_product"] = "probability_product",
         surplus: Literal["masked", "attended"] = "masked",
         **options: Any,
@@ -60,8 +60,12 @@ class DualAttentionLayer(EncoderLayer):
             score = rows.scores * best_class
         else:
             score = rows.scores.sigmoid() * best_class.sigmoid()
+        left_out = (
+            rows.scores.isneginf()
+        )  # padding, ranked behind everything: times a negative logit it would come first
         if self.surplus == "masked":
-            score = score.masked_fill(~rows.real, float("-inf"))
+            left_out = left_out | ~rows.real
+        score = score.masked_fill(left_out, float("-inf"))
         return score.topk(min(self.num_objects, score.shape[1]), dim=1).indices
 
     def _relate_objects(self, rows: TokenRows, chosen: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparse_detr.modeling.auxiliary_proposals import AuxiliaryProposals
 from sparse_detr.modeling.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.encoder import Encoder
 from sparse_detr.modeling.queries import ProposalProjection
 from sparse_detr.modeling.selection import (
     ForegroundLabels,
@@ -21,6 +22,9 @@ from sparse_detr.modeling.selection import (
 )
 from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
 from sparse_detr.recipes.dino import dino
+
+SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+"""Shares of the six encoder layers; their mean is 0.6."""
 
 FOCUS_OPTIONS = ("keep_ratio", "inference_keep_ratio", "schedule", "num_objects")
 
@@ -52,11 +56,13 @@ def focus(
         keep_ratio: share of the tokens that the first encoder layer refines; the mean over the published schedule is
             0.6 of it, the 30 % of the paper.
         inference_keep_ratio: another share at inference.
-        schedule: share of these that every layer refines, see `layer_shares`.
+        schedule: share of these that every layer refines; None spreads the published ones over the layers.
         num_objects: tokens that attend to each other.
         behavior: `exact`, or `released` for what the public implementation's weights were trained with.
     """
     check_choice("behavior", behavior, get_args(Behavior))
+    if model.encoder._target_ is not Encoder:
+        raise ValueError("only a deformable encoder can be focused: take dino, deformable_detr or dab_deformable_detr")
     released = behavior == "released"
     if not model.heads.proposals:
         _add_proposal_head(model)
@@ -68,7 +74,7 @@ def focus(
         ),
         keep_ratio=keep_ratio,
         inference_keep_ratio=inference_keep_ratio,
-        schedule=L(layer_shares)(num_layers="${...encoder.layers.count}", shares=schedule),
+        schedule=L(layer_shares)(num_layers="${...encoder.layers.count}", published=SCHEDULE, shares=schedule),
         padding="ranked_lowest" if released else "excluded",
         budgets="batch" if released else "image",
     )
@@ -80,6 +86,7 @@ def focus(
             rule="side" if released else "chessboard",
             strides="${...tokenizer.strides}" if released else None,
         ),
+        weight=1.5,
         normalization="image" if released else "batch",
         padding="negative" if released else "ignored",
     )

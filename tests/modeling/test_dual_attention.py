@@ -108,6 +108,17 @@ def test_surplus_rows_neither_attend_nor_are_attended(rows, head):
     assert_close(layer(alone, source[1:], make_pyramid(SHAPES), head)[0], expected[1, :4])
 
 
+def test_padding_that_was_excluded_from_the_ranking_is_no_object(head):
+    """Minus infinity times a negative logit would be the highest score."""
+    layer = make_layer(object_score="logit_product", surplus="attended")
+    with torch.no_grad():
+        head.class_embed.bias.fill_(-50.0)
+    tokens = make_tokens(make_pyramid(SHAPES))
+    selection = TopKTokens(indices=torch.arange(26)[None], counts=torch.tensor([20]), num_tokens=26)
+    scores = torch.randn(1, 26, dtype=torch.float64).masked_fill(torch.arange(26) >= 20, float("-inf"))
+    assert (layer.object_tokens(take_rows(tokens, selection, scores), head) < 20).all()
+
+
 def test_released_surplus_rows_take_part(rows, head):
     layer, pyramid = make_layer(num_objects=6, surplus="attended"), make_pyramid(SHAPES, SHAPES, SHAPES)
     source = make_tokens(pyramid).content

@@ -98,8 +98,13 @@ def test_released_focus_fills_the_ranking_and_leaves_the_scores_that_are_supervi
     selected = select(scores, *PADDED, keep_ratio=0.3, padding="ranked_lowest")
     assert torch.equal(selected.scores, scores)
     assert selected.ranking[pyramid.padding_mask].tolist() == [scores.min()] * 18
-    filled = select(scores, *PADDED, keep_ratio=0.3)
-    assert torch.equal(filled.scores, filled.ranking)
+
+
+def test_padding_that_is_excluded_has_a_finite_score_to_supervise():
+    pyramid, scores = make_pyramid(SHAPES, *PADDED), torch.rand(2, 26)
+    selected = select(scores, *PADDED, keep_ratio=0.3)
+    assert torch.equal(selected.scores, scores)
+    assert torch.equal(selected.ranking.isneginf(), pyramid.padding_mask)
 
 
 @pytest.mark.parametrize("budgets", ["image", "batch"])

@@ -1,11 +1,13 @@
 """What the recipes of Focus-DETR put together."""
 
+import itertools
+
 import pytest
 from detectron2.config import instantiate
 
 from sparse_detr.modeling.auxiliary_proposals import AuxiliaryProposals
 from sparse_detr.modeling.queries import LearnedQueries, TopKQueries
-from sparse_detr.recipes import dino, efficient_detr, focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes import dab_detr, dino, efficient_detr, focus, focus_deformable_detr, focus_detr
 from tests.modeling.tiny import SIZES, build, patch_backbone, picture
 
 
@@ -65,6 +67,19 @@ def test_any_dense_model_can_be_focused():
         model = instantiate(focus(tiny(base), keep_ratio=0.4, num_objects=7))
         assert model.keep_ratio == 0.4
         assert {layer.num_objects for layer in model.encoder.layers} == {7}
+
+
+def test_a_dense_encoder_is_refused():
+    with pytest.raises(ValueError, match="only a deformable encoder can be focused: take dino, "):
+        focus(dab_detr(num_classes=5))
+
+
+def test_any_pair_of_choices_about_padding_gives_finite_losses():
+    batch = [picture(97, 130), picture(40, 40)]
+    for ranked, supervised in itertools.product(("excluded", "lowest", "ranked_lowest"), ("ignored", "negative")):
+        config = tiny(focus_detr)
+        config.selector.padding, config.supervision.padding = ranked, supervised
+        assert all(loss.isfinite() for loss in instantiate(config).train()(batch).values())
 
 
 def test_one_stage_models_get_a_proposal_head_and_go_on_to_start_from_learned_queries():

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-FOCUS_SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
-"""Shares of Focus-DETR's six encoder layers; their mean is 0.6."""
-
 
 def check_keep_ratio(keep_ratio: float) -> float:
     """Return a ratio in (0, 1]; raise `ValueError` for any other."""
@@ -29,13 +26,16 @@ def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:
     return shares
 
 
-def layer_shares(*, num_layers: int, shares: Sequence[float] | None = None) -> tuple[float, ...]:
+def layer_shares(
+    *, num_layers: int, published: Sequence[float], shares: Sequence[float] | None = None
+) -> tuple[float, ...]:
     """A schedule of one share an encoder layer.
 
     Args:
         num_layers: encoder layers.
-        shares: theirs; None spreads those of Focus-DETR's six layers by linear interpolation, the first and the last
-            where they are. A single layer refines everything.
+        published: shares of another number of layers, to be spread over these by linear interpolation, the first and
+            the last where they are; a single layer takes the first.
+        shares: those of the layers themselves, instead.
 
     Raises:
         ValueError: there are not as many shares as layers.
@@ -47,11 +47,11 @@ def layer_shares(*, num_layers: int, shares: Sequence[float] | None = None) -> t
                 "give one share a layer, or None for the published ones spread over the layers"
             )
         return tuple(float(share) for share in shares)
-    last = len(FOCUS_SCHEDULE) - 1
+    last = len(published) - 1
     positions = [layer * last / max(num_layers - 1, 1) for layer in range(num_layers)]
     below = [min(int(position), last - 1) for position in positions]
     return tuple(
-        round(FOCUS_SCHEDULE[i] + (position - i) * (FOCUS_SCHEDULE[i + 1] - FOCUS_SCHEDULE[i]), 9)
+        round(published[i] + (position - i) * (published[i + 1] - published[i]), 9)
         for i, position in zip(below, positions, strict=True)
     )
 

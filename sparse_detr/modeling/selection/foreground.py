@@ -34,7 +34,7 @@ class ForegroundSupervision(nn.Module):
         self,
         *,
         labels: ForegroundLabels,
-        weight: float = 1.5,
+        weight: float,
         alpha: float = 0.25,
         gamma: float = 2.0,
         normalization: Literal["batch", "image"] = "batch",
@@ -49,8 +49,6 @@ class ForegroundSupervision(nn.Module):
         assert output.token_scores is not None
         scores, padding_mask = output.token_scores, output.pyramid.padding_mask
         labels = self.labels(output.pyramid, [target.boxes for target in targets], output.image_sizes).to(scores)
-        if self.padding == "ignored":
-            scores = scores.masked_fill(padding_mask, 0)  # where it may be infinite
         loss = sigmoid_focal_loss(scores, labels, alpha=self.alpha, gamma=self.gamma)
         if self.padding == "ignored":
             loss = loss.masked_fill(padding_mask, 0)
@@ -78,9 +76,7 @@ class ForegroundLabels(nn.Module):
             where a stride does not divide the image.
     """
 
-    def __init__(
-        self, *, finest_range: float = 64.0, rule: SizeRule = "chessboard", strides: Sequence[int] | None = None
-    ):
+    def __init__(self, *, finest_range: float, rule: SizeRule = "chessboard", strides: Sequence[int] | None = None):
         super().__init__()
         self.finest_range, self.rule = finest_range, rule
         self.strides = None if strides is None else tuple(strides)

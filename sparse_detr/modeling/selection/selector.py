@@ -25,8 +25,8 @@ from sparse_detr.structures import AllTokens, CascadedTokens, PredictionGroup, T
 class Selected:
     """Args:
     selection: the tokens to refine.
-    scores: (B, N), to be supervised; None where nothing was scored.
-    ranking: (B, N), what the selection ranks by: the scores, filled on padding.
+    scores: (B, N), to be supervised, finite on padding; None where nothing was scored.
+    ranking: (B, N), what the selection ranks by: the scores, but for padding.
     predictions: what the scorer predicts besides.
     """
 
@@ -112,7 +112,7 @@ class TopKSelector(nn.Module):
             lowest = ranking.new_tensor(float("-inf")) if self.padding == "excluded" else ranking.min()
             ranking = ranking.masked_fill(tokens.pyramid.padding_mask, lowest)
         selection = self._select(ranking, tokens.pyramid.valid_counts)
-        scores = scored.values if self.padding == "ranked_lowest" else ranking
+        scores = ranking if self.padding == "lowest" else scored.values
         return Selected(selection, scores, ranking, scored.predictions)
 
     def _select(self, ranking: Tensor, valid_counts: list[int]) -> TokenSelection:
