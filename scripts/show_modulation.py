@@ -3,10 +3,10 @@
     python train_net.py --config-file configs/quick/focus_detr_mnv2.py --output-dir output/focus train.max_iter=300
     python scripts/show_modulation.py --weights output/focus/model_final.pth
 
-Takes the tokens of a trained model as they are. First it reads them with the model's own scorer, the modulation on and
-off, in both forms. Then it trains scorers anew on the tokens of the training images, from the same start without
-modulation and with either form, and asks what share of the foreground tokens of the held-out images they keep at the
-budgets of the encoder's layers and at the mean. Writes results/modulation.json and .png beside the README.
+Takes the tokens of a trained model as they are, and trains scorers on those of the training images, from the same
+start without modulation and with either form. On the held-out images it asks how much a scorer's modulation changes
+its scores, and what share of the foreground tokens it keeps at the budgets of the encoder's layers and at the mean.
+Writes results/modulation.json and .png beside the README.
 """
 
 import argparse
@@ -76,13 +76,13 @@ def main() -> None:
     shares = sorted({model.keep_ratio, model.mean_keep_ratio, model.keep_ratio * model.selector.schedule[-1]})[::-1]
 
     found: dict[str, Any] = {"alpha": model.selector.scorer.alpha.tolist(), "budgets": shares}
-    found["change"] = {form: change_of_scores(model.selector.scorer, form, held_out) for form in FORMS[1:]}
-    found["trained_alone"] = {form: [] for form in FORMS}
+    found["change"] = change_of_scores(model.selector.scorer, held_out)
+    found["scorers"] = {form: [] for form in FORMS}
     for form in FORMS:
         for seed in args.seeds:
             scorer = train_scorer(form, training, seed=seed, steps=args.steps)
-            found["trained_alone"][form].append(measure(scorer, held_out, shares))
-            print(form, seed, found["trained_alone"][form][-1], flush=True)
+            found["scorers"][form].append(measure(scorer, held_out, shares))
+            print(form, seed, found["scorers"][form][-1], flush=True)
     args.output.mkdir(exist_ok=True)
     (args.output / "modulation.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(args.output / "modulation.png", model.selector.scorer, held_out[0], found)
@@ -113,23 +113,21 @@ def score(scorer: TopDownScorer, example: Example) -> Tensor:
 
 
 @torch.no_grad()
-def on_and_off(scorer: TopDownScorer, form: str, example: Example) -> tuple[Tensor, Tensor]:
-    """Scores with the modulation in a form, and without any."""
-    trained, alpha = scorer.modulation, scorer.alpha.clone()
-    scorer.modulation = form  # type: ignore[assignment]
+def on_and_off(scorer: TopDownScorer, example: Example) -> tuple[Tensor, Tensor]:
+    """Scores with the modulation, and without."""
+    alpha = scorer.alpha.clone()
     modulated = score(scorer, example)
     scorer.alpha.zero_()
     plain = score(scorer, example)
     scorer.alpha.copy_(alpha)
-    scorer.modulation = trained
     return modulated, plain
 
 
-def change_of_scores(scorer: TopDownScorer, form: str, held_out: Sequence[Example]) -> list[float]:
+def change_of_scores(scorer: TopDownScorer, held_out: Sequence[Example]) -> list[float]:
     """By level, the mean absolute change of a score by the modulation, in standard deviations of the level's scores."""
     changes: list[list[float]] = []
     for example in held_out:
-        modulated, plain = (example.pyramid.split(scores) for scores in on_and_off(scorer, form, example))
+        modulated, plain = (example.pyramid.split(scores) for scores in on_and_off(scorer, example))
         changes.append([((a - b).abs().mean() / b.std()).item() for a, b in zip(modulated, plain, strict=True)])
     return [statistics.fmean(level) for level in zip(*changes, strict=True)]
 
@@ -168,7 +166,7 @@ def focal_loss(scorer: TopDownScorer, example: Example) -> Tensor:
 
 @torch.no_grad()
 def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
-    """Loss a foreground token, and recall of foreground tokens at every budget, over all images."""
+    """Change of scores, loss a foreground token, and recall of foreground tokens at every budget, over all images."""
     total = sum(int(example.labels.sum()) for example in held_out)
     kept = [0] * len(shares)
     for example in held_out:
@@ -177,17 +175,20 @@ def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence
             (budget,) = token_budgets(example.pyramid.valid_counts, share)
             kept[i] += int(example.labels.gather(1, order[:, :budget]).sum())
     loss = sum(focal_loss(scorer, example).item() for example in held_out) / total
-    return {"loss": round(loss, 4), "recall": [round(100 * count / total, 2) for count in kept]}
+    return {
+        "change": [float(f"{change:.2g}") for change in change_of_scores(scorer, held_out)],
+        "loss": round(loss, 4),
+        "recall": [round(100 * count / total, 2) for count in kept],
+    }
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Two tables in markdown."""
-    lines = ["| change of scores, fine to coarse |", "|---|"]
-    lines += [f"| {form}: {', '.join(f'{x:.2g}' for x in levels)} |" for form, levels in found["change"].items()]
+    """A table in markdown."""
     budgets = " | ".join(f"recall at {share:.0%}" for share in found["budgets"])
-    lines += ["", f"| modulation | loss | {budgets} |", "|---" * (2 + len(found["budgets"])) + "|"]
-    for form, runs in found["trained_alone"].items():
-        cells = [spread([run["loss"] for run in runs], 4)]
+    lines = [f"| modulation | change of scores | loss | {budgets} |", "|---" * (3 + len(found["budgets"])) + "|"]
+    for form, runs in found["scorers"].items():
+        changes = [statistics.fmean(levels) for levels in zip(*(run["change"] for run in runs), strict=True)]
+        cells = [", ".join(f"{change:.2g}" for change in changes[:-1]), spread([run["loss"] for run in runs], 4)]
         cells += [spread(list(recalls), 1) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
         lines.append(f"| {form} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -204,7 +205,7 @@ def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, A
     figure, axes = plt.subplots(1, 5, figsize=(17, 3.4), layout="constrained")
     axes[0].imshow(example.image.permute(1, 2, 0).numpy())
     axes[0].set_title("held-out image")
-    modulated, plain = (finest(scores, example.pyramid) for scores in on_and_off(scorer, "exact", example))
+    modulated, plain = (finest(scores, example.pyramid) for scores in on_and_off(scorer, example))
     low, high = np.percentile(np.stack([modulated, plain]), (1, 99))
     for axis, values, title in ((axes[1], plain, "finest scores, off"), (axes[2], modulated, "finest scores, on")):
         figure.colorbar(axis.imshow(values, vmin=low, vmax=high), ax=axis)
@@ -222,8 +223,8 @@ def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, A
 
 def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
     """Difference to the mean without modulation, a dot a seed."""
-    plain = np.mean([run["recall"] for run in found["trained_alone"]["none"]], axis=0)
-    for offset, (form, runs) in enumerate(found["trained_alone"].items()):
+    plain = np.mean([run["recall"] for run in found["scorers"]["none"]], axis=0)
+    for offset, (form, runs) in enumerate(found["scorers"].items()):
         gain = np.array([run["recall"] for run in runs]) - plain
         places = np.arange(len(plain)) + 0.15 * (offset - 1)
         axis.plot(np.tile(places, (len(runs), 1)).T, gain.T, "o", color=COLORS[form], alpha=0.6)
