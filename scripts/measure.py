@@ -7,10 +7,13 @@
 
 What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated. The scores, and with
 `--picture` what the first seed's models see in an image and their training logs, go into `results/` beside the README.
-With `--costs` also FLOPs, times that all models are given in turn on the same images, and a plot of AP50 over them.
+With `--costs` also FLOPs, times that all models are given in turn on the same images, the AP50 that non-maximum
+suppression would leave (what duplicates cost), and a plot of AP50 over FLOPs.
 """
 
 import argparse
+import contextlib
+import io
 import itertools
 import json
 import platform
@@ -25,7 +28,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from costs import gigaflops, inference, seconds_in_turn, training_step
+from detectron2.data import MetadataCatalog
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import batched_nms, box_convert
 
 from sparse_detr.config import load_config
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
@@ -62,6 +69,8 @@ def main() -> int:
     args = parser.parse_args(own)
     results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
     costs = measure_costs(list(results), passed_on) if args.costs else {}
+    if args.costs:
+        add_suppressed_scores(args, results, passed_on)
     text = table_with_costs(results, costs) if args.costs else table(results)
     print(text)
     folder = args.readme.parent / "results"
@@ -154,6 +163,39 @@ def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[s
     }
 
 
+def add_suppressed_scores(
+    args: argparse.Namespace, results: dict[str, list[dict[str, float]]], passed_on: list[str]
+) -> None:
+    """Add `AP50_suppressed` to the scores of every run, from the detections that its evaluation saved."""
+    name = describe(next(iter(results)), passed_on).evaluation_sets[0].names[0]
+    truth = COCO(MetadataCatalog.get(name).json_file)
+    for variant, runs in results.items():
+        for seed, run in zip(args.seeds, runs, strict=True):
+            saved = args.output / args.name / f"{variant}_seed{seed}" / "inference" / "coco_instances_results.json"
+            run["AP50_suppressed"] = ap50(truth, suppress(json.loads(saved.read_text())))
+
+
+def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
+    """COCO results without those that overlap a better one of the same image and class by more than `max_iou`."""
+    boxes = box_convert(
+        torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32), "xywh", "xyxy"
+    )
+    scores = torch.tensor([detection["score"] for detection in detections])
+    groups = {key: i for i, key in enumerate({(d["image_id"], d["category_id"]) for d in detections})}
+    group = torch.tensor([groups[d["image_id"], d["category_id"]] for d in detections])
+    return [detections[i] for i in batched_nms(boxes, scores, group, max_iou).tolist()]
+
+
+def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
+    """AP at an IoU of 0.5 in percent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * float(evaluation.stats[1])
+
+
 def describe(variant: str, passed_on: list[str]) -> Run:
     """The training of a variant, as `train_net.py` would do it with these arguments."""
     _, config, overrides = VARIANTS[variant]
@@ -167,7 +209,17 @@ def describe(variant: str, passed_on: list[str]) -> Run:
 
 def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
     """Markdown: what every variant costs, and its scores over the seeds."""
-    head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step", "AP", "AP50"]
+    head = [
+        "",
+        "tokens kept",
+        "encoder GFLOPs",
+        "all GFLOPs",
+        "ms / image",
+        "ms / training step",
+        "AP",
+        "AP50",
+        "AP50 after NMS",
+    ]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for variant, runs in results.items():
         cost = costs[variant]
@@ -178,7 +230,7 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
             f"{cost['total_gigaflops']:.2f}",
             f"{1000 * cost['seconds_per_image']:.0f}",
             f"{1000 * cost['seconds_per_training_step']:.0f}",
-            *(mean_and_spread([run[score] for run in runs]) for score in ("AP", "AP50")),
+            *(mean_and_spread([run[score] for run in runs]) for score in ("AP", "AP50", "AP50_suppressed")),
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
