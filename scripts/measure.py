@@ -239,12 +239,16 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
 def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
     """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    middle = statistics.mean(cost["encoder_gigaflops"] for cost in costs.values())
     for variant, runs in results.items():
         scores = [run["AP50"] for run in runs]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0
         position = costs[variant]["encoder_gigaflops"], statistics.mean(scores)
         axes.errorbar(*position, yerr=spread, fmt="o", capsize=3)
-        axes.annotate(VARIANTS[variant][0], position, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        side, offset = ("right", -6) if position[0] > middle else ("left", 6)
+        axes.annotate(
+            VARIANTS[variant][0], position, xytext=(offset, 4), textcoords="offset points", fontsize=8, ha=side
+        )
     axes.margins(x=0.2)
     axes.set(xlabel="encoder GFLOPs of an image, selection included", ylabel="AP50")
     axes.grid(alpha=0.3)
