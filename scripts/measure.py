@@ -245,10 +245,8 @@ def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str
         spread = statistics.stdev(scores) if len(scores) > 1 else 0
         position = costs[variant]["encoder_gigaflops"], statistics.mean(scores)
         axes.errorbar(*position, yerr=spread, fmt="o", capsize=3)
-        side, offset = ("right", -6) if position[0] > middle else ("left", 6)
-        axes.annotate(
-            VARIANTS[variant][0], position, xytext=(offset, 4), textcoords="offset points", fontsize=8, ha=side
-        )
+        side, offset = ("right", (-6, -11)) if position[0] > middle else ("left", (6, 4))
+        axes.annotate(VARIANTS[variant][0], position, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
     axes.margins(x=0.2)
     axes.set(xlabel="encoder GFLOPs of an image, selection included", ylabel="AP50")
     axes.grid(alpha=0.3)
