@@ -1,0 +1,154 @@
+"""Writing files and folders so that no crash, kill or full disk leaves half of one, and errors name the remedy.
+
+A file is written under a temporary name in its own folder, flushed to the disk and renamed: at every moment its name
+stands for the whole old content or the whole new one.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from sparse_detr.errors import UserError
+
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than this system allows",
+}
+_REASONS = {
+    **{code: f"{what}; free some space or choose another folder" for code, what in _FULL.items()},
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "it is not allowed; choose another folder or change its permissions",
+    errno.EPERM: "it is not allowed; choose another folder or change its permissions",
+    errno.ENOENT: "its folder is gone; make it again or choose another folder",
+    errno.ENOTDIR: "a part of its path is a file, not a folder; remove that file or choose another folder",
+    errno.EEXIST: "a file or a broken link has this name; remove it or choose another name",
+    errno.EISDIR: "a folder has this name; remove it or choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+class _RememberingFile:
+    """A file that keeps its first error: torch reports a full disk as a RuntimeError without the cause."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that appears at `path` whole or not at all; an old file stays until then.
+
+    A link stays and its target is replaced; what is no regular file (a pipe, `/dev/stdout`) is written in place.
+
+    Raises:
+        UserError: the file cannot be written; an old file at `path` is as it was.
+    """
+    path = Path(path)
+    try:
+        _write_and_rename(Path(os.path.realpath(path)), write)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_text_atomically(path: str | os.PathLike, text: str) -> None:
+    """`write_atomically` for text in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _write_and_rename(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with open(path, "wb") as file:
+            write(file)
+        return
+    temporary = path.parent / f".{os.urandom(8).hex()}.part"
+    try:
+        with open(temporary, "xb") as file:
+            _fill(file, write)
+        if path.exists():
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _fill(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
+    watched = _RememberingFile(file)
+    try:
+        write(cast(BinaryIO, watched))
+    except Exception as error:
+        if watched.error is not None:
+            raise watched.error from error
+        raise
+    if watched.error is not None:  # the writer has swallowed it
+        raise watched.error
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name survive a power failure; some network file systems cannot, and have no need to."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Make a folder and those above it, if need be, and check that files can be written into it.
+
+    Raises:
+        UserError: the path is a file, or the folder cannot be made or written into.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, but a folder is needed; remove it or choose another folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.urandom(8).hex()}.part"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(path, error, what="folder") from error
+    return path
+
+
+def remove_leftovers(folder: str | os.PathLike) -> list[str]:
+    """Remove the temporary files that killed writes have left in `folder`; nobody may be writing there.
+
+    Returns:
+        list: their names.
+    """
+    names = [entry.name for entry in os.scandir(folder) if _TEMPORARY_NAME.fullmatch(entry.name)]
+    for name in names:
+        Path(folder, name).unlink(missing_ok=True)
+    return names
+
+
+def cannot_write(path: str | os.PathLike, error: OSError, *, what: str = "file") -> UserError:
+    """The error for a user who wanted `path` written."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"cannot write the {what} {os.fspath(path)}: {reason}")
