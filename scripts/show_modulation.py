@@ -28,7 +28,7 @@ from torchvision.ops import sigmoid_focal_loss
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
 from sparse_detr.data.mapper import DetrDatasetMapper
-from sparse_detr.engine.checkpoint import load_weights
+from sparse_detr.engine.weights import load_weights
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.selection.budgets import token_budgets

@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config.load import Config, load_config
-from sparse_detr.engine.checkpoint import load_weights
+from sparse_detr.engine.weights import load_weights
 
 _PACKAGE = Path(__file__).parent
 

@@ -93,7 +93,7 @@ def load_detector(args: argparse.Namespace) -> Detector:
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config import load_config
     from sparse_detr.config.run import make_run
-    from sparse_detr.engine.checkpoint import load_weights
+    from sparse_detr.engine.weights import load_weights
 
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():

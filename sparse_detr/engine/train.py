@@ -11,11 +11,12 @@ from torch import nn
 
 from sparse_detr.config.classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
-from sparse_detr.engine.checkpoint import TrainingCheckpointer, load_weights, resume
+from sparse_detr.engine.checkpoint import TrainingCheckpointer, resume
 from sparse_detr.engine.distributed import unwrap, wrap_for_ranks
 from sparse_detr.engine.evaluate import evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

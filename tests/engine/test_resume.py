@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from sparse_detr.engine.checkpoint import load_weights
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.weights import load_weights
 from sparse_detr.errors import UserError
 from tests.engine.toys import ToyDetector, toy_run
 
