@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
@@ -289,3 +290,83 @@ def test_resuming_with_another_number_of_classes_names_both(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_named_with_the_remedy(path, remedy):
     with pytest.raises(UserError, match=f"no checkpoint '{path}'.*{remedy}"):
         load_weights(ToyWithClasses(num_classes=2), path, skip_other_classes=True)
+
+
+@pytest.mark.parametrize("loss", ["weights", "json", "json is damaged", "weights are damaged"])
+def test_a_best_score_counts_only_with_its_weights(tmp_path, monkeypatch, loss):
+    train_interrupted(toy_run(tmp_path, scores=[1.0, 9.0]), monkeypatch, before=5)
+    weights, beside = tmp_path / "model_best.pth", tmp_path / "model_best.json"
+    {
+        "weights": weights.unlink,
+        "json": beside.unlink,
+        "json is damaged": lambda: beside.write_bytes(b"\xff{"),
+        "weights are damaged": lambda: truncate(weights),
+    }[loss]()
+    train(toy_run(tmp_path, scores=[5.0, 6.0]), resume_last=True)
+    best = torch.load(weights, weights_only=True)["best"]
+    assert json.loads(beside.read_text()) == best
+    assert best["value"] == (9.0 if "json" in loss else 6.0)
+
+
+def test_a_score_beside_weights_of_another_iteration_counts_no_more(tmp_path):
+    checkpoint = {"model": {}, "iteration": 3}
+    torch.save(checkpoint, tmp_path / "model_best.pth")
+    for iteration, expected in ((3, 9.0), (1, None)):
+        score = {"metric": "bbox/AP", "value": 9.0, "iteration": iteration}
+        (tmp_path / "model_best.json").write_text(json.dumps(score))
+        assert best_score(str(tmp_path), "bbox/AP", 4) == expected
+
+
+def test_the_best_averaged_score_keeps_the_averaged_weights(tmp_path):
+    # scores of the plain weights and of the average, in turns
+    run = toy_run(tmp_path, scores=[1.0, 5.0, 9.0, 3.0, 1.0, 7.0, 1.0, 6.0], best_metric="ema/bbox/AP", **EMA)
+    train(run)
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    at_best = torch.load(tmp_path / "model_0000005.pth", weights_only=True)
+    assert best["best"] == {"metric": "ema/bbox/AP", "value": 7.0, "iteration": 5}
+    assert best["weights"] == "averaged"
+    for name, value in best["model"].items():
+        assert torch.equal(value, at_best["ema"][f"module.{name}"]), name
+    assert not torch.equal(best["model"]["head.weight"], at_best["model"]["head.weight"])
+    assert "trainer" not in best
+
+
+def test_the_best_plain_score_keeps_the_plain_weights(tmp_path):
+    train(toy_run(tmp_path, scores=[1.0, 5.0, 9.0, 3.0], **EMA))
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    plain = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    assert best["weights"] == "plain"
+    assert_same_checkpoints(best["model"], plain["model"])
+
+
+def test_evaluation_without_data_or_weights_is_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="nothing to evaluate on.*--val-json"):
+        evaluate_only(toy_run(tmp_path))
+    with pytest.raises(UserError, match="no weights to evaluate.*train.init_checkpoint=FILE"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0]))
+
+
+def test_random_weights_are_evaluated_on_demand_and_said_aloud(tmp_path, listen):
+    assert evaluate_only(toy_run(tmp_path, scores=[1.0]), random_weights=True) == {"bbox": {"AP": 1.0}}
+    assert "NO CHECKPOINT IS NAMED" in listen.text
+
+
+def test_evaluating_weights_that_are_not_finite_names_the_tensor(tmp_path):
+    train(toy_run(tmp_path, max_iter=2))
+    broken = final(tmp_path)
+    broken["model"]["head.weight"][0, 0] = float("nan")
+    torch.save(broken, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="head.weight"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "nan.pth")))
+
+
+def test_averaged_weights_alone_can_be_evaluated_and_trained_from(tmp_path):
+    train(toy_run(tmp_path / "a", **EMA))
+    file = str(tmp_path / "a" / "model_final.pth")
+    model = ToyDetector()
+    assert evaluate_only(toy_run(tmp_path, scores=[1.0], model=model, init_checkpoint=file, **EMA), ema=True)
+    assert torch.equal(model.head.weight, final(tmp_path / "a")["ema"]["module.head.weight"])
+    model, seen = ToyDetector(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.head.weight.detach().clone()))
+    train(toy_run(tmp_path / "b", model=model, init_checkpoint=file, max_iter=1), ema=True)
+    assert torch.equal(seen[0], final(tmp_path / "a")["ema"]["module.head.weight"])
