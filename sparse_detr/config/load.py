@@ -92,7 +92,7 @@ def _check_key(cfg: DictConfig, key: str) -> None:
     """Refuse a key that would be added silently, unless it is an argument of the callable it is added to."""
     parent_key, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-    if isinstance(parent, DictConfig) and name not in parent and not _accepts(parent.get("_target_"), name):
+    if isinstance(parent, DictConfig) and name not in parent and not accepts(parent.get("_target_"), name):
         known = [str(existing) for existing in parent if existing != "_target_"]
         guess = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {guess[0]!r}?" if guess else f"there are {', '.join(sorted(known))}"
@@ -101,7 +101,8 @@ def _check_key(cfg: DictConfig, key: str) -> None:
         raise UserError(f"the config has no key {parent_key!r}, so {key!r} cannot be set")
 
 
-def _accepts(target: str | Callable | None, name: str) -> bool:
+def accepts(target: str | Callable | None, name: str) -> bool:
+    """Whether the callable that a config names takes an argument of this name."""
     function: Any = locate(target) if isinstance(target, str) else target
     if not callable(function):
         return False

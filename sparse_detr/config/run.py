@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from sparse_detr.config.load import Config
+from sparse_detr.config.limits import evaluation_limit
+from sparse_detr.config.load import Config, accepts
 from sparse_detr.errors import UserError
 from sparse_detr.solver import detr_parameter_groups
 
@@ -119,9 +121,32 @@ def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
         EvaluationSet(
             names=_names(OmegaConf.select(cfg, "dataloader.test.dataset.names")),
             build_loader=lambda: instantiate(cfg.dataloader.test),
-            build_evaluator=lambda: instantiate(cfg.dataloader.evaluator),
+            build_evaluator=lambda: _lazy_evaluator(cfg),
         )
     ]
+
+
+def _lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
+    """The config's evaluator; COCO's with the limit on detections that the data need."""
+    evaluator = cfg.dataloader.evaluator
+    if not _is_coco_evaluator(evaluator):
+        return instantiate(evaluator)
+    limit = evaluation_limit(evaluator.dataset_name, cfg)
+    if evaluator.get("max_dets_per_image") is not None:
+        return instantiate(evaluator)
+    evaluator.max_dets_per_image = limit
+    try:
+        return instantiate(evaluator)
+    finally:
+        del evaluator.max_dets_per_image
+
+
+def _is_coco_evaluator(evaluator: Any) -> bool:
+    """Whether it is COCO's for one data set, or a kind of it that takes the same limit."""
+    target = evaluator.get("_target_") if OmegaConf.is_dict(evaluator) else None
+    kind = locate(target) if isinstance(target, str) else target
+    is_coco = isinstance(kind, type) and issubclass(kind, COCOEvaluator) and accepts(kind, "max_dets_per_image")
+    return is_coco and isinstance(evaluator.get("dataset_name"), str)
 
 
 def _run_from_yacs(cfg: CfgNode) -> Run:
@@ -209,5 +234,7 @@ def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
     return EvaluationSet(
         names=[name],
         build_loader=build_loader,
-        build_evaluator=lambda: COCOEvaluator(name, tasks=("bbox",), output_dir=output_dir),
+        build_evaluator=lambda: COCOEvaluator(
+            name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=evaluation_limit(name, cfg)
+        ),
     )
