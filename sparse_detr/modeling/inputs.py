@@ -74,7 +74,7 @@ def check_targets(item: dict[str, Any], num_classes: int) -> None:
     boxes, classes = _fields(item, instances)
     if len(classes) and not classes.is_meta:
         _check_classes(item, classes, num_classes)
-    if len(boxes) and _is_readable(boxes):
+    if len(boxes) and _has_values_here(boxes):
         _check_boxes(item, boxes, size)
 
 
@@ -92,7 +92,7 @@ def _check_image(item: dict[str, Any], channels: int) -> None:
         return
     if not image.is_floating_point() and image.dtype not in WIDE_INTEGERS:
         _refuse(item, f"'image' is of {image.dtype}; scale it to 0..255 and give uint8 or a floating type")
-    if _is_readable(image):
+    if _has_values_here(image):
         _check_range(item, image)
 
 
@@ -163,7 +163,7 @@ def _check_boxes(item: dict[str, Any], boxes: Tensor, size: tuple[int, int]) -> 
         return
     box = boxes[bad][0]
     values = ", ".join(f"{value:g}" for value in box.tolist())
-    _refuse(item, f"the true box ({values}) {_fault(box)}, in an image of {height} x {width} pixels (height x width)")
+    _refuse(item, f"the true box ({values}) of an image of {height} x {width} pixels (height x width) {_fault(box)}")
 
 
 def _fault(box: Tensor) -> str:
@@ -189,7 +189,7 @@ def _is_positive(value: Any) -> bool:
         return False
 
 
-def _is_readable(tensor: Tensor) -> bool:
+def _has_values_here(tensor: Tensor) -> bool:
     """Whether its values can be looked at without waiting for a GPU, or breaking a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
