@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -89,13 +90,14 @@ def _train_or_evaluate(args: argparse.Namespace) -> None:
     from detectron2.utils.logger import setup_logger
 
     from sparse_detr.config.run import make_run
-    from sparse_detr.config.settings import set_output_dir, share_seed
+    from sparse_detr.config.settings import expand_output_dir, set_output_dir, share_seed
     from sparse_detr.engine.report import report_results
     from sparse_detr.engine.train import evaluate_only, train
 
     cfg = _prepare(args)
     if args.output_dir:
         set_output_dir(cfg, args.output_dir)
+    expand_output_dir(cfg)
     share_seed(cfg)
     default_setup(cfg, args)
     run_description = make_run(cfg)
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_intermixed_args(argv))
+        return run(parse_arguments(parser, list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,5 +37,6 @@ def _add_solver_keys(solver: CfgNode) -> None:
     # Of the whole model. Not CLIP_GRADIENTS.CLIP_TYPE: Detectron2's tools refuse a third value there.
     solver.CLIP_GRAD_NORM = 0.1
     solver.ACCUMULATE = 1
+    solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all
     solver.AMP.DTYPE = "bf16"
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})
