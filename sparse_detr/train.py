@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,12 +99,13 @@ def run_in_process(args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> None:
     from sparse_detr.config.run import make_run
-    from sparse_detr.config.settings import set_output_dir, share_seed
+    from sparse_detr.config.settings import expand_output_dir, set_output_dir, share_seed
     from sparse_detr.engine.output import disk_errors_for_users, hold_folder
 
     cfg = _prepare(args)
     if args.output_dir:
         set_output_dir(cfg, args.output_dir)
+    expand_output_dir(cfg)
     share_seed(cfg)
     run_description = make_run(cfg)
     folder = run_description.settings.output_dir
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_intermixed_args(argv))
+        return run(parse_arguments(parser, list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

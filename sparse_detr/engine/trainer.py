@@ -106,6 +106,8 @@ class Trainer(SimpleTrainer):
         self._random_state = random_state()
         try:
             losses = self.compute_losses(self.model, batch)
+        except UserError:  # a wrong batch, named already
+            raise
         except (ValueError, FloatingPointError) as error:  # a part that refuses NaN, such as the matcher
             self._stop_if_nonfinite_forward(batch, error)
             raise
