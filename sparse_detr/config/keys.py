@@ -23,6 +23,7 @@ def add_detr_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg.SOLVER)
     cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model, and the evaluator's limit; None is what the recipe says
     cfg.TEST.BEST_METRIC = "bbox/AP"  # which score chooses model_best.pth
+    cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
 
