@@ -21,7 +21,7 @@ from detectron2.structures import ImageList, Instances
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection, geometry_dtype
 
 
 class GeneralizedDETR(nn.Module):
@@ -229,7 +229,7 @@ class GeneralizedDETR(nn.Module):
             raise ValueError(f"{name} has no `instances` to learn from; for detections call `model.eval()` first")
         instances = image["instances"]
         height, width = instances.image_size
-        scale = self.pixel_mean.new_tensor([width, height, width, height])
+        scale = self.pixel_mean.new_tensor([width, height, width, height], dtype=geometry_dtype(self.pixel_mean.dtype))
         boxes = box_convert(instances.gt_boxes.tensor.to(scale), "xyxy", "cxcywh") / scale
         labels = instances.gt_classes
         known = self.num_classes if self.class_channels is None else len(self.class_channels)
