@@ -22,7 +22,7 @@ from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection, geometry_dtype
 
 
 class GeneralizedDETR(nn.Module):
@@ -237,7 +237,7 @@ class GeneralizedDETR(nn.Module):
         check_targets(image, known)
         instances = image["instances"]
         height, width = instances.image_size
-        scale = self.pixel_mean.new_tensor([width, height, width, height])
+        scale = self.pixel_mean.new_tensor([width, height, width, height], dtype=geometry_dtype(self.pixel_mean.dtype))
         boxes = box_convert(instances.gt_boxes.tensor.to(scale), "xyxy", "cxcywh") / scale
         labels = instances.gt_classes.long()
         if self.class_channels is not None:
