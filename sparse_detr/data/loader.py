@@ -243,7 +243,7 @@ def _groups(dataset: list[Record], aspect_ratio_grouping: bool) -> list[int]:
 
 
 def _check_boxes(dataset: list[Record]) -> None:
-    """Say how many boxes are left out; refuse data that leave none."""
+    """Say how many boxes are left out; refuse data that leave none. Records without the key are a mapper's own."""
     degenerate = outside = crowds = targets = total = 0
     for record in dataset:
         faults, crowd = _box_faults(record), _crowds(record)
@@ -254,7 +254,7 @@ def _check_boxes(dataset: list[Record]) -> None:
         total += len(crowd)
     if degenerate or outside:
         logger.warning("Dropped boxes: %d without area or not finite, %d outside their image", degenerate, outside)
-    if not targets:
+    if not targets and any("annotations" in record for record in dataset):
         raise UserError(
             f"the training data leave no box to train on: of {total} boxes {crowds} are crowds, {degenerate} without "
             f"area or not finite, {outside} outside their image; "
