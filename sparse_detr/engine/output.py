@@ -23,7 +23,7 @@ from sparse_detr.files import DISK_ERRORS, CannotWrite, cannot_write, make_folde
 logger = logging.getLogger(__name__)
 
 LOCK = ".training.lock"
-_held: set[str] = set()
+_held: set[tuple[int, str]] = set()  # process and folder: a forked process holds nothing
 
 
 @contextmanager
@@ -41,16 +41,17 @@ def hold_folder(folder: str, *, alone: bool = True) -> Iterator[None]:
     folder = os.path.realpath(folder) if folder else ""
     if not alone and folder:
         on_main_process(lambda: str(make_folder(folder)))
-    if folder in _held or not folder or not alone:
+    key = (os.getpid(), folder)
+    if key in _held or not folder or not alone:
         yield
         return
     locks: list[BinaryIO] = []
     on_main_process(lambda: locks.append(_lock(folder)))
-    _held.add(folder)
+    _held.add(key)
     try:
         yield
     finally:
-        _held.remove(folder)
+        _held.remove(key)
         for lock in locks:
             lock.close()
 
@@ -86,7 +87,8 @@ def disk_error(error: BaseException, folder: str) -> CannotWrite | None:
         if isinstance(seen, CannotWrite):
             return seen
         if isinstance(seen, OSError) and (seen.errno in DISK_ERRORS or _inside(seen.filename, folder)):
-            return cannot_write(seen.filename if isinstance(seen.filename, str) else folder, seen)
+            named = isinstance(seen.filename, str)
+            return cannot_write(seen.filename, seen) if named else cannot_write(folder, seen, what="folder")
         seen = seen.__cause__ or seen.__context__
     return None
 
