@@ -11,6 +11,7 @@ from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
 from sparse_detr.checkpoint.name_maps import count_indices, rename
+from sparse_detr.checkpoint.report import equal_values
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
@@ -55,7 +56,7 @@ class ConvertedCheckpoint:
 
 
 def convert_checkpoint(
-    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None
+    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None, ema: bool = False
 ) -> ConvertedCheckpoint:
     """Rename the entries of a public checkpoint.
 
@@ -63,6 +64,7 @@ def convert_checkpoint(
         state_dict: what the file holds: the weights, or the training script's dict around them.
         source: a key of `LAYOUTS`, or "auto" to recognise the layout by its names.
         num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91.
+        ema: convert the averaged weights of the file.
 
     Returns:
         The renamed weights with a record of what became of every entry.
@@ -70,7 +72,12 @@ def convert_checkpoint(
     Raises:
         UserError: an unknown layout; two names of one weight that hold different values; classes that cannot be mapped.
     """
-    file = unwrap(state_dict)
+    if state_dict.get("matching_heuristics"):
+        raise UserError(
+            "this is a file of Detectron2's model zoo. It needs no conversion: give it as train.init_checkpoint (lazy) "
+            "or MODEL.WEIGHTS (yaml)."
+        )
+    file = unwrap(state_dict, averaged=ema)
     layout = _layout(source, file.weights)
     tables = layout.tables(list(file.weights))
     renamed = {name: rename(name, tables) for name in file.weights}
@@ -124,7 +131,7 @@ def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
     a, b = weights[one], weights[other]
     if a.shape != b.shape:
         raise UserError(f"{one} {list(a.shape)} and {other} {list(b.shape)} name one weight but differ in shape.")
-    if not a.equal(b):
+    if not equal_values(a, b):
         difference = (a.double() - b.double()).abs().max().item()
         raise UserError(
             f"{one} and {other} name one weight but differ by up to {difference:g}: the file was edited or is damaged."

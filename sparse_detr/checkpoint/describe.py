@@ -178,7 +178,7 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
         yield "heads of their own but no refinement: the Sparse DETR repository refines boxes with two stages only."
     if evidence.also_holds:
         others = ", ".join(evidence.also_holds)
-        yield f"the file also holds other weights ({others}), which are left out; save them alone to convert them."
+        yield f"the file also holds other weights ({others}), which are left out; --ema converts averaged ones."
 
 
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:

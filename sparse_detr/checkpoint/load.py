@@ -1,6 +1,7 @@
 """Reading checkpoint files safely."""
 
-import pickle
+import mmap
+import re
 import zipfile
 from argparse import Namespace
 from collections import Counter
@@ -8,64 +9,142 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from sparse_detr.checkpoint.arrays import ForbiddenCall, read_arrays
 from sparse_detr.errors import UserError
 
 # plain containers that public training scripts save beside the weights; they run no code when read
 SAFE_TYPES: list[Any] = [Namespace, Counter]
 
+FOLDER = 0x10  # the attribute by which a zip archive marks a folder
+# what a file starts with -> what it is
+TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+ZIP = b"PK\x03\x04"
+OTHER_KINDS = {
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself with `git lfs pull`",
+    b"<!doctype html": "is a web page, so the download has failed; fetch it again",
+    b"<html": "is a web page, so the download has failed; fetch it again",
+    b"<?xml": "is an XML text, so the download has failed; fetch it again",
+    b"\x1f\x8b": "is packed with gzip; unpack it and give the file inside",
+    b"\x89hdf": "is an HDF5 file, which is not read; save the weights with torch.save",
+}
+
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running code from it.
+    """Read a checkpoint onto the CPU without running code from it, whatever its name says it is.
+
+    Reads what `torch.save` writes, and the pickles of arrays of Detectron2's and Caffe2's model zoos; the latter come
+    with the keys that tell Detectron2's checkpointer to match their names.
 
     Raises:
-        UserError: there is no such file, it is truncated, it is no checkpoint, or it needs code to be read.
+        UserError: there is no such file, it is damaged, it is no checkpoint, or it needs code to be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; check the path.")
-    if path.suffix == ".pkl":
-        raise UserError(
-            f"{path} is a pickle of Detectron2's model zoo. It needs no conversion: give it as train.init_checkpoint "
-            "(lazy) or MODEL.WEIGHTS (yaml), which Detectron2's checkpointer reads."
-        )
-    checkpoint = _read(path)
+    checkpoint = _read(existing_file(path))
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; expected a dict of weights.")
     return dict(checkpoint)
 
 
+def existing_file(path: Path) -> Path:
+    """The path itself, if a file is there; else a `UserError`."""
+    if path.is_dir():
+        inside = ", ".join(sorted(file.name for file in path.glob("*.pth"))[:5])
+        raise UserError(f"{path} is a folder; give a checkpoint in it{f', such as {inside}' if inside else ''}")
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; check the path.")
+    return path
+
+
 def _read(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(SAFE_TYPES):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds Python objects beside weights and is not read, since that could run code: "
-                f"{_first_global(error)}. Save its weights alone: torch.save(model.state_dict(), ...)."
-            ) from error
-        raise UserError(_broken(path)) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError, AttributeError, OSError) as error:
-        raise UserError(_broken(path)) from error
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        if head.startswith(ZIP):
+            return _read_zip(path)
+        return _read_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
+    except UserError:
+        raise
+    except ForbiddenCall as error:
+        raise UserError(_needs_code(path, str(error))) from error
+    except Exception as error:  # a damaged file ends the readers in any way
+        if call := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UserError(_needs_code(path, call[1])) from error
+        raise UserError(_broken(path, head)) from error
 
 
-def _broken(path: Path) -> str:
-    if packed := _packed_checkpoints(path):
-        return f"{path} is an archive; unpack it and give {' or '.join(packed)} instead."
+def _read_torch(path: Path) -> Any:
+    with torch.serialization.safe_globals(SAFE_TYPES):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_zip(path: Path) -> Any:
+    """What `torch.save` has written, after a look at the checksums, which torch ignores."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if not any(name.rsplit("/", 1)[-1] == "data.pkl" for name in names):
+            packed = [ascii(name).strip("'") for name in names if name.endswith((".pth", ".pt", ".pkl"))]
+            remedy = (
+                f"unpack it and give {' or '.join(packed[:5])}" if packed else "no checkpoint is in it; give another"
+            )
+            raise UserError(f"{path} is an archive; {remedy} instead.")
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{path} is a TorchScript program; save its weights: torch.save(model.state_dict(), ...).")
+        if not _is_sound(archive, path.stat().st_size):
+            raise UserError(_broken(path, ZIP))
+    return _read_torch(path)
+
+
+def _is_sound(archive: zipfile.ZipFile, size: int) -> bool:
+    """Whether the members are as they were written, where torch would give other numbers without a word."""
+    members = archive.infolist()
+    if any(member.external_attr & FOLDER for member in members):  # torch gives its memory as it is
+        return False
+    if sum(member.file_size for member in members) > size:
+        return False
+    has_checksums = any(member.CRC for member in members)
+    return not has_checksums or archive.testzip() is None
+
+
+def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        checkpoint = read_arrays(content)
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    if "model" not in checkpoint:  # Caffe2's models keep theirs in "blobs", its backbones do not
+        weights = checkpoint.get("blobs", checkpoint)
+        weights = {name: value for name, value in weights.items() if not str(name).endswith("_momentum")}
+        checkpoint = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    if isinstance(checkpoint["model"], dict):
+        checkpoint["model"] = {name: _tensor(value) for name, value in checkpoint["model"].items()}
+    return checkpoint
+
+
+def _tensor(value: Any) -> Any:
+    """A writable tensor for an array in any byte order; other values as they are."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
+
+
+def _needs_code(path: Path, call: str) -> str:
+    return (
+        f"{path} holds Python objects beside weights and is not read, since that could run code: {call}. "
+        "Save its weights alone: torch.save(model.state_dict(), ...)."
+    )
+
+
+def _broken(path: Path, head: bytes) -> str:
+    start = head.lstrip().lower()
+    if kind := next((words for mark, words in OTHER_KINDS.items() if start.startswith(mark)), None):
+        return f"{path} {kind}"
+    if head[8:10] == b'{"':
+        return f"{path} is a safetensors file; save its weights with torch.save(safetensors.torch.load_file(...), ...)"
     size = path.stat().st_size
     return f"{path} ({size:,} bytes) is truncated or no checkpoint; compare its size and checksum, then fetch it again."
-
-
-def _packed_checkpoints(path: Path) -> list[str]:
-    """Checkpoints in a zip archive, as which some are published."""
-    if not zipfile.is_zipfile(path):
-        return []
-    with zipfile.ZipFile(path) as archive:
-        return [name for name in archive.namelist() if name.endswith((".pth", ".pt"))]
-
-
-def _first_global(error: Exception) -> str:
-    """The line of torch's message that names the object; the rest of it explains how to allow it."""
-    return next(line.strip() for line in str(error).splitlines() if "GLOBAL" in line)

@@ -106,8 +106,14 @@ def _untied(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
         (first, other)
         for first, *others in names_of.values()
         for other in others
-        if not found[first].equal(found[other])
+        if not equal_values(found[first], found[other])
     )
+
+
+def equal_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, in any precision; NaN equals NaN."""
+    one, other = one.double(), other.double()
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def load_for_finetuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> MatchReport:

@@ -5,14 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparse_detr.errors import UserError
 
 # under these names training scripts keep the weights beside optimiser, epoch and arguments
-WRAPPERS = ("model", "state_dict", "online_network_state_dict", "ema_model", "ema_state")
-# written by the profiler `thop`, whose counters end up in a public file now and then
-COUNTERS = ("total_ops", "total_params")
+PLAIN = ("model", "state_dict", "model_state", "model_state_dict", "online_network_state_dict", "network", "weights")
+# other code's averaged weights, which are taken where a file has no others
+AVERAGED_ALONE = ("ema_model", "ema_state")
+AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", *AVERAGED_ALONE)
+WRAPPERS = (*PLAIN, *AVERAGED_ALONE, "module", "checkpoint")
+# written by the profiler `thop`, whose counters end up in a public file now and then, and by torch's averaging
+TORCH_AVERAGE = "n_averaged"
+COUNTERS = ("total_ops", "total_params", TORCH_AVERAGE)
+# of DistributedDataParallel and averaging, of torch.compile, and of training frameworks
+PREFIXES = ("module.", "_orig_mod.", "model.")
+DEEPEST = 8  # wrappers around each other; a damaged file may hold itself
 
 
 @dataclass(frozen=True)
@@ -32,33 +41,98 @@ class Unwrapped:
     others: tuple[str, ...]
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> Unwrapped:
-    """Take the weights out of a checkpoint: the wrapper, `module.` prefixes and profiler counters go.
+def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrapped:
+    """Take the weights out of a checkpoint: the wrappers, `module.` prefixes and counters go.
+
+    Args:
+        averaged: take the averaged weights (`AVERAGED`) instead of the plain ones.
 
     Raises:
-        UserError: it holds no tensors.
+        UserError: it holds no such weights, or weights that are not plain tensors; says what it holds.
     """
     arguments: dict[str, Any] = {}
     others: list[str] = []
-    entries = checkpoint
-    while (wrapper := next((key for key in WRAPPERS if isinstance(entries.get(key), Mapping)), None)) is not None:
+    entries, below_average = checkpoint, False
+    for _ in range(DEEPEST):
+        wrapper = _wrapper(entries, averaged and not below_average)
+        if wrapper is None:
+            break
+        below_average = below_average or wrapper in AVERAGED
         arguments |= _as_dict(entries.get("args"))
-        others += [key for key in WRAPPERS if key != wrapper and isinstance(entries.get(key), Mapping)]
+        others += [key for key in (*WRAPPERS, *AVERAGED) if key != wrapper and _is_filled(entries.get(key))]
         entries = entries[wrapper]
-    weights = {
-        str(name): value
-        for name, value in entries.items()
-        if isinstance(value, Tensor) and str(name).rsplit(".", 1)[-1] not in COUNTERS
-    }
-    if not weights:
-        found = ", ".join(str(key) for key in list(entries)[:5]) or "nothing"
+    if averaged and not below_average and TORCH_AVERAGE not in entries:
         raise UserError(
-            f"no weights found: it holds {found}. Expected a state dict, or one under {', '.join(WRAPPERS)}."
+            f"no averaged weights found: it holds {_listed(checkpoint)}; load the plain ones, without --ema"
         )
-    dropped = tuple(str(name) for name in entries if str(name) not in weights)
-    while all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    return Unwrapped(weights=weights, arguments=arguments, dropped=dropped, others=tuple(others))
+    if TORCH_AVERAGE in entries and not averaged and not below_average:
+        raise UserError(_average_alone(TORCH_AVERAGE))
+    found = {
+        name: value
+        for name, value in entries.items()
+        if isinstance(value, Tensor) and _is_name(name) and name.rsplit(".", 1)[-1] not in COUNTERS
+    }
+    if not found:
+        raise UserError(_no_weights(entries))
+    for name, value in found.items():
+        _check_tensor(name, value)
+    dropped = tuple(_shown(name) for name in entries if name not in found)
+    return Unwrapped(_without_prefixes(found), arguments, dropped, tuple(dict.fromkeys(others)))
+
+
+def _wrapper(entries: Mapping[str, Any], averaged: bool) -> str | None:
+    """The key to look under next, None if the weights are here."""
+    keys = (*AVERAGED, *WRAPPERS) if averaged else WRAPPERS
+    return next((key for key in keys if _is_filled(entries.get(key))), None)
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it can name a weight; a damaged file may have anything."""
+    return isinstance(name, str) and name.isprintable()
+
+
+def _no_weights(entries: Mapping[str, Any]) -> str:
+    if alone := next((key for key in AVERAGED if _is_filled(entries.get(key))), None):
+        return _average_alone(alone)
+    return f"no weights found: it holds {_listed(entries)}. Expected a state dict, or one under {', '.join(WRAPPERS)}."
+
+
+def _average_alone(key: str) -> str:
+    return f"it holds averaged weights alone ({key}); use --ema (in Python ema=True) to load them"
+
+
+def _listed(entries: Mapping[str, Any]) -> str:
+    """The first keys and what is under them."""
+    listed = [f"{_shown(key)} ({type(value).__name__})" for key, value in list(entries.items())[:5]]
+    return ", ".join(listed) + (f" and {len(entries) - 5} more" if len(entries) > 5 else "") or "nothing"
+
+
+def _shown(key: Any) -> str:
+    text = key if _is_name(key) else ascii(key)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _check_tensor(name: str, value: Tensor) -> None:
+    """Refuse what no layer of ours can hold; copying would fail or drop a part without a word."""
+    kinds = {
+        "quantised; dequantize()": value.is_quantized,
+        "sparse; to_dense()": not value.is_quantized and value.layout != torch.strided,
+        "complex; real numbers": value.is_complex(),
+        "without values (meta); real weights": value.is_meta,
+    }
+    if kind := next((kind for kind, found in kinds.items() if found), None):
+        what, remedy = kind.split("; ")
+        raise UserError(f"the entry {_shown(name)} is {what}; save {remedy} in its place")
+
+
+def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    while prefix := next((mark for mark in PREFIXES if all(name.startswith(mark) for name in weights)), None):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
 
 
 def _as_dict(arguments: Any) -> dict[str, Any]:

@@ -2,13 +2,20 @@
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer
+from torch import Tensor, nn
 
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
+from sparse_detr.checkpoint.load import existing_file
+from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.data.sample import WEIGHTS_FILE
 from sparse_detr.errors import UserError
 
@@ -38,25 +45,43 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.skip_other_classes = skip_other_classes
         self.averaged = averaged
+        self._match_names = False
 
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        checkpoint = load_file(f)
-        if not self.averaged:
-            return checkpoint
-        if "ema" not in checkpoint:
-            raise UserError(f"{f} holds no averaged weights, only {', '.join(checkpoint)}; load it without --ema")
-        return {"model": {name: value for name, value in checkpoint["ema"].items() if name != "n_averaged"}}
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a file or an address that Detectron2 knows; "" loads nothing.
+
+        Raises:
+            UserError: there is no such file, it cannot be read, or it is of another model.
+        """
+        file, queries = _local_file(path) if path else ("", {})
+        self._match_names = queries.pop("matching_heuristics", ["False"]) == ["True"]
+        if queries:
+            raise UserError(f"{path}: only ?matching_heuristics=True may follow an address, not {', '.join(queries)}")
+        return Checkpointer.load(self, file, checkpointables)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """What the file holds, with the weights under "model" however deep they were, by name."""
+        checkpoint = load_file(filename)
+        try:
+            found = unwrap(checkpoint, averaged=self.averaged)
+        except UserError as error:
+            raise UserError(f"{filename}: {error}") from error
+        if found.dropped:
+            logger.info(f"{filename}: {len(found.dropped)} entries are no weights: {', '.join(found.dropped[:5])}")
+        match_names = self._match_names or filename.endswith(".pyth")  # pycls
+        return {"matching_heuristics": match_names, **checkpoint, "model": found.weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         """Detectron2's loading after a look at what fits; its own name matching for old formats stays its affair."""
-        if not checkpoint.get("matching_heuristics", False):
-            self._convert_ndarray_to_tensor(checkpoint["model"])
-            consume_prefix_in_state_dict_if_present(checkpoint["model"], "module.")
-            self._check_fit(match_report(self.model, checkpoint["model"]))
+        known = self.model.state_dict()
+        if checkpoint.pop("matching_heuristics", False) and not known.keys() & checkpoint["model"].keys():
+            checkpoint["model"] = _match_names(known, checkpoint)
+        self._check_fit(match_report(self.model, checkpoint["model"]), checkpoint["model"])
         return super()._load_model(checkpoint)
 
-    def _check_fit(self, report: MatchReport) -> None:
+    def _check_fit(self, report: MatchReport, weights: Mapping[str, Tensor]) -> None:
         report.check()
+        _check_kinds(self.model, {name: weights[name] for name in report.matched})
         if report.skipped_classes and not self.skip_other_classes:
             name = report.skipped_classes[0]
             (in_file, *_), (in_model, *_) = report.misshapen[name]
@@ -74,21 +99,60 @@ class SafeCheckpointer(DetectionCheckpointer):
             logger.info(f"Checkpoint: {str(report).splitlines()[0]}")
 
 
-def load_weights(model: nn.Module, path: str, *, skip_other_classes: bool, ema: bool = False) -> None:
+def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
+    """The file of a path or an address, fetched if need be, and what follows a "?" in the address."""
+    if os.path.exists(path):
+        return str(existing_file(Path(path))), {}
+    address = urlparse(path)
+    if not address.scheme:
+        hint = "`python -m sparse_detr.data.sample` makes it" if path.endswith(WEIGHTS_FILE) else "check the path"
+        raise UserError(f"there is no checkpoint {path!r} (working directory: {os.getcwd()}); {hint}")
+    try:
+        file = PathManager.get_local_path(address._replace(query="").geturl())
+        if not os.path.isfile(file):
+            raise UserError("nothing is there")
+        return file, parse_qs(address.query)
+    except Exception as error:  # whatever the handler of the address raises
+        raise UserError(f"{path} cannot be fetched ({error}); download it and give the file") from error
+
+
+def _match_names(known: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Detectron2's matching of names that end alike."""
+    try:
+        return align_and_update_state_dicts(known, checkpoint["model"], checkpoint.get("__author__") == "Caffe2")
+    except (ValueError, KeyError, IndexError) as error:
+        raise UserError(f"the names of the checkpoint cannot be matched with those of the model: {error}") from error
+
+
+def _check_kinds(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse whole numbers for a weight and the reverse, which would be rounded or taken as values."""
+    expected = model.state_dict()
+    for name, value in weights.items():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(
+                f"the entry {name} is {value.dtype} in the checkpoint and {expected[name].dtype} in the model "
+                "(quantised weights?); save the float weights"
+            )
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, skip_other_classes: bool, ema: bool = False
+) -> None:
     """Load the weights alone, from any file that Detectron2 or this project writes; "" loads nothing.
+
+    No code of the file is run.
 
     Args:
         model: changed in place.
+        path: a file, or an address that Detectron2 knows (https://, detectron2://).
         skip_other_classes: load a file with another number of classes without its class rows, to fine-tune.
         ema: load the averaged weights of the file.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it is of another model.
+        UserError: there is no such file, it cannot be read, it holds no such weights, or it is of another model.
     """
-    if path and "://" not in path and not os.path.isfile(path):
-        hint = "`python -m sparse_detr.data.sample` makes it" if path.endswith(WEIGHTS_FILE) else "check the path"
-        raise UserError(f"there is no checkpoint {path!r} (working directory: {os.getcwd()}); {hint}")
-    SafeCheckpointer(model, skip_other_classes=skip_other_classes, averaged=ema).load(path, checkpointables=[])
+    loader = SafeCheckpointer(model, skip_other_classes=skip_other_classes, averaged=ema)
+    loader.load(os.fspath(path), checkpointables=[])
 
 
 def check_finite_weights(model: nn.Module, path: str) -> None:
