@@ -109,6 +109,14 @@ def test_a_folder_that_vanishes_during_training_is_one_error(tmp_path, caplog, m
     assert sum(record.exc_info is not None for record in caplog.records) == 0
 
 
+def test_a_folder_that_vanishes_under_tensorboard_is_one_error(tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "out"
+    at_iteration(3, lambda: folder.rename(tmp_path / "elsewhere"), monkeypatch)
+    with pytest.raises(UserError, match="its folder is gone"):
+        train(toy_run(folder, checkpointer={"period": 10**6}, log_period=1, max_iter=10**5))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 300 kB."""

@@ -370,3 +370,10 @@ def test_averaged_weights_alone_can_be_evaluated_and_trained_from(tmp_path):
     model.register_forward_pre_hook(lambda module, inputs: seen.append(module.head.weight.detach().clone()))
     train(toy_run(tmp_path / "b", model=model, init_checkpoint=file, max_iter=1), ema=True)
     assert torch.equal(seen[0], final(tmp_path / "a")["ema"]["module.head.weight"])
+
+
+def test_a_backbone_alone_is_not_evaluated(tmp_path):
+    backbone = {f"backbone.{name}": value for name, value in ToyDetector().backbone.state_dict().items()}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match="holds the backbone alone.*trained weights"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "backbone.pth")))
