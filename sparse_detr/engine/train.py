@@ -213,10 +213,9 @@ def _evaluation_hooks(
     if evaluate_now is None:
         return []
     period, metric = settings.eval_period, settings.best_metric
-    return [
-        Evaluate(period=period, evaluate=evaluate_now),
-        KeepBest(period=period, checkpointer=checkpointer, metric=metric, average=average),
-    ]
+    evaluation = Evaluate(period=period, evaluate=evaluate_now)
+    best = KeepBest(period=period, evaluation=evaluation, checkpointer=checkpointer, metric=metric, average=average)
+    return [evaluation, best]
 
 
 def _writer_hooks(settings: TrainSettings) -> list[HookBase]:

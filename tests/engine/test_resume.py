@@ -8,6 +8,7 @@ import torch
 
 from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
+from sparse_detr.engine.hooks import KeepBest
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_weights
@@ -306,6 +307,19 @@ def test_a_best_score_counts_only_with_its_weights(tmp_path, monkeypatch, loss):
     best = torch.load(weights, weights_only=True)["best"]
     assert json.loads(beside.read_text()) == best
     assert best["value"] == (9.0 if "json" in loss else 6.0)
+
+
+def test_scores_that_were_lost_between_a_checkpoint_and_the_best_model_are_taken_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepBest, "_save", lambda *arguments: (_ for _ in ()).throw(Interruption))
+        with pytest.raises(Interruption):
+            train(toy_run(tmp_path, scores=[9.0]))
+    assert not (tmp_path / "model_best.pth").exists()
+    train(toy_run(tmp_path, scores=[9.0, 2.0, 3.0, 4.0]), resume_last=True)
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["best"] == {"metric": "bbox/AP", "value": 9.0, "iteration": 1}
+    same = torch.load(tmp_path / "model_0000001.pth", weights_only=True)["model"]
+    assert_same_checkpoints(best["model"], same)
 
 
 def test_a_score_beside_weights_of_another_iteration_counts_no_more(tmp_path):
