@@ -2,6 +2,7 @@
 # make test    lint, types and tests
 # make setup   only the environment;  make lint, make format: what `make test` checks first
 # make sanitize   tests of the CPU kernels under the address and undefined behaviour sanitizers
+# make kill-loop  kill a small training fifty times, a third of them in the middle of a write: it must end the same
 # make clean   remove builds and caches;  make clean-all: also environment, sample data and the quick run
 #
 # Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
@@ -34,7 +35,7 @@ REUSED := $(if $(wildcard $(TRAINED)),Trained and evaluated before: reused. To s
 export SPARSE_DETR_SAMPLE := $(SAMPLE)
 export PIP_NO_INPUT := 1
 
-.PHONY: train test setup sample-data lint format sanitize clean clean-all
+.PHONY: train test setup sample-data lint format sanitize kill-loop clean clean-all
 
 train: $(PICTURES)/.complete
 	@echo "$(REUSED)"
@@ -72,6 +73,9 @@ $(NATIVE): $(OPS_SOURCES) | $(STAMP)
 
 sanitize: setup
 	@$(RUN) ops/sanitize.py
+
+kill-loop: setup
+	@$(RUN) scripts/kill_loop.py
 
 sample-data: setup
 	@$(RUN) -m sparse_detr.data.sample --output $(SAMPLE)

@@ -156,3 +156,26 @@ def test_wrong_arguments_are_one_line_without_a_traceback(lazy, arguments, messa
 def test_missing_config_is_one_line(capsys):
     assert main(["--config-file", "nowhere.yaml"]) == 2
     assert "error: config file 'nowhere.yaml' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["train.init_checkpoint="], True),
+        (["train.init_checkpoint=''"], True),
+        (["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""], True),
+        (["train.init_checkpoint=a.pth"], False),
+        (["MODEL.WEIGHTS", "a.pth"], False),
+        ([], False),
+    ],
+)
+def test_only_the_command_line_itself_asks_for_random_weights(overrides, asked):
+    assert train._asks_for_random_weights(overrides) is asked
+
+
+def test_evaluating_without_weights_is_one_line_and_leaves_the_config_of_the_training(tmp_path, data, lazy, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("of a training")
+    assert main([*lazy, *data, "--eval-only"]) == 2
+    assert "no weights to evaluate are named" in capsys.readouterr().err
+    assert (tmp_path / "out" / "config.yaml").read_text() == "of a training"

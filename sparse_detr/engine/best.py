@@ -12,6 +12,8 @@ from sparse_detr.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
+LAST_SCORED = ".last_scored"
+
 
 def best_score(folder: str, metric: str, start: int) -> float | None:
     """Score of `model_best.pth`, or None if there is no whole one with this metric from before iteration `start`."""
@@ -41,6 +43,19 @@ def write_score(folder: str, score: dict[str, Any]) -> None:
 def remove_score(folder: str) -> None:
     """Take the copy away before the weights that it belongs to."""
     Path(folder, f"{BEST_PREFIX}.json").unlink(missing_ok=True)
+
+
+def last_scored(folder: str) -> int:
+    """Iterations after which the scores were last taken into account; 0 if that is not known."""
+    try:
+        return int(Path(folder, LAST_SCORED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+
+
+def write_last_scored(folder: str, done: int) -> None:
+    """Remember that the scores after `done` iterations were taken into account."""
+    write_text_atomically(Path(folder, LAST_SCORED), str(done))
 
 
 def _score_beside(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:

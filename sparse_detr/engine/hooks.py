@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparse_detr.engine.best import best_score, remove_score, write_score
+from sparse_detr.engine.best import best_score, last_scored, remove_score, write_last_scored, write_score
 from sparse_detr.engine.checkpoint import BEST_PREFIX, TrainingCheckpointer
 from sparse_detr.engine.distributed import from_main_process, largest_of_ranks, on_main_process
 from sparse_detr.engine.evaluate import AVERAGE_PREFIX
@@ -54,6 +54,11 @@ class Evaluate(hooks.EvalHook):
         with keep_random_state():
             super()._do_eval()
 
+    def catch_up(self) -> None:
+        """Evaluate the last iteration before a resume, whose scores were lost."""
+        self.trainer.storage.iter = self.trainer.start_iter - 1
+        self._do_eval()
+
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
@@ -65,16 +70,24 @@ class KeepBest(HookBase):
     `model_best.json` repeats the score for people.
 
     Args:
-        period: iterations between two evaluations, as of `Evaluate`, which must come before.
+        period: iterations between two evaluations.
+        evaluation: the hook that comes before this one; asked again if a kill came between a checkpoint and its score.
         checkpointer: writes the file.
         metric: larger is better; a name that starts with "ema/" is the score of the averaged weights.
         average: the averaged weights; with such a metric they are the file's weights.
     """
 
     def __init__(
-        self, *, period: int, checkpointer: TrainingCheckpointer, metric: str, average: nn.Module | None = None
+        self,
+        *,
+        period: int,
+        evaluation: Evaluate,
+        checkpointer: TrainingCheckpointer,
+        metric: str,
+        average: nn.Module | None = None,
     ) -> None:
         self._period = period
+        self._evaluation = evaluation
         self._checkpointer = checkpointer
         self._metric = metric
         self._average = average if metric.startswith(AVERAGE_PREFIX) else None
@@ -84,17 +97,25 @@ class KeepBest(HookBase):
         """Read the best score when a training goes on; a fresh one in the same folder starts without."""
         folder, start = self._checkpointer.save_dir, self.trainer.start_iter
         self._best = on_main_process(lambda: best_score(folder, self._metric, start) if start > 0 else None)
+        scored = on_main_process(lambda: last_scored(folder) if start > 0 else 0)
+        if self._is_due(start) and scored < start:
+            logger.info(f"The scores after {start} iterations were lost: evaluating again")
+            self._evaluation.catch_up()
+            self._keep_if_best(start)
+
+    def _is_due(self, done: int) -> bool:
+        return done > 0 and self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._keep_if_best()
+        if self._is_due(done):
+            self._keep_if_best(done)
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
-            self._keep_if_best()
+            self._keep_if_best(self.trainer.max_iter)
 
-    def _keep_if_best(self) -> None:
+    def _keep_if_best(self, done: int) -> None:
         value, iteration = self.trainer.storage.latest().get(self._metric, (None, 0))
         if value is None:
             logger.warning(f"{self._metric} was not evaluated, so no best model is kept; see the names of the scores")
@@ -102,6 +123,7 @@ class KeepBest(HookBase):
             logger.info(f"{self._metric} is {value:.5f}; the best is {self._best}")
         else:
             self._save(value, iteration)
+        on_main_process(lambda: write_last_scored(self._checkpointer.save_dir, done))
 
     def _save(self, value: float, iteration: int) -> None:
         score = {"metric": self._metric, "value": value, "iteration": iteration}

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from sparse_detr.files import DISK_ERRORS, CannotWrite, cannot_write, make_folde
 logger = logging.getLogger(__name__)
 
 LOCK = ".training.lock"
-_held: set[str] = set()
+_held: set[tuple[int, str]] = set()  # process and folder: a forked process holds nothing
 
 
 @contextmanager
@@ -41,16 +42,17 @@ def hold_folder(folder: str, *, alone: bool = True) -> Iterator[None]:
     folder = os.path.realpath(folder) if folder else ""
     if not alone and folder:
         on_main_process(lambda: str(make_folder(folder)))
-    if folder in _held or not folder or not alone:
+    key = (os.getpid(), folder)
+    if key in _held or not folder or not alone:
         yield
         return
     locks: list[BinaryIO] = []
     on_main_process(lambda: locks.append(_lock(folder)))
-    _held.add(folder)
+    _held.add(key)
     try:
         yield
     finally:
-        _held.remove(folder)
+        _held.remove(key)
         for lock in locks:
             lock.close()
 
@@ -86,15 +88,17 @@ def disk_error(error: BaseException, folder: str) -> CannotWrite | None:
         if isinstance(seen, CannotWrite):
             return seen
         if isinstance(seen, OSError) and (seen.errno in DISK_ERRORS or _inside(seen.filename, folder)):
-            return cannot_write(seen.filename if isinstance(seen.filename, str) else folder, seen)
+            if isinstance(seen.filename, (str, bytes)):
+                return cannot_write(os.fsdecode(seen.filename), seen)
+            return cannot_write(folder, seen, what="folder")
         seen = seen.__cause__ or seen.__context__
     return None
 
 
 def _inside(path: Any, folder: str) -> bool:
-    return (
-        isinstance(path, str) and bool(folder) and Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
-    )
+    if not isinstance(path, (str, bytes)) or not folder:
+        return False
+    return Path(os.path.abspath(folder)) in Path(os.path.abspath(os.fsdecode(path))).parents
 
 
 @contextmanager
@@ -177,13 +181,24 @@ class _FallSilent:
 
 @contextmanager
 def one_line_errors(folder: str) -> Iterator[None]:
-    """Let Detectron2's loop log a known error as one line, without a traceback."""
+    """Let Detectron2's loop log a known error as one line, without a traceback.
+
+    The thread of TensorBoard keeps quiet about its own errors of the disk: its next call raises them again.
+    """
     loop, one_line = logging.getLogger("detectron2.engine.train_loop"), _OneLine(folder)
+    of_threads = threading.excepthook
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or disk_error(args.exc_value, folder) is None:
+            of_threads(args)
+
     loop.addFilter(one_line)
+    threading.excepthook = quiet
     try:
         yield
     finally:
         loop.removeFilter(one_line)
+        threading.excepthook = of_threads
 
 
 class _OneLine(logging.Filter):

@@ -1,7 +1,12 @@
-"""Arguments that would fail late are refused at once."""
+"""Arguments that would fail late are refused at once; a process that was killed is named."""
+
+import faulthandler
+import os
+import signal
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from sparse_detr.engine.launch import start_processes
 from sparse_detr.errors import UserError
@@ -28,3 +33,28 @@ def test_more_gpus_than_there_are_names_both_numbers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--num-gpus is 4, but this machine shows 2"):
         launch(num_gpus=4)
+
+
+def kill_second_process(rank, number):
+    faulthandler.disable()  # pytest's, which would print where this process was
+    if rank == 1:
+        os.kill(os.getpid(), number)
+    signal.pause()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [
+        (signal.SIGKILL, 137, "error: process 1 was killed by SIGKILL; out of memory?"),
+        (signal.SIGSEGV, 139, "error: process 1 was killed by SIGSEGV; a crash of native code?"),
+    ],
+)
+def test_a_process_that_is_killed_from_outside_is_named(monkeypatch, capsys, number, code, message):
+    def launch_two(main, *arguments, args):
+        mp.start_processes(kill_second_process, args=(number,), nprocs=2, start_method="fork")
+
+    monkeypatch.setattr("sparse_detr.engine.launch.launch", launch_two)
+    with pytest.raises(SystemExit) as stopped:
+        launch()
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err

@@ -8,6 +8,7 @@ import torch
 
 from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
+from sparse_detr.engine.hooks import KeepBest
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_weights
@@ -308,6 +309,19 @@ def test_a_best_score_counts_only_with_its_weights(tmp_path, monkeypatch, loss):
     assert best["value"] == (9.0 if "json" in loss else 6.0)
 
 
+def test_scores_that_were_lost_between_a_checkpoint_and_the_best_model_are_taken_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepBest, "_save", lambda *arguments: (_ for _ in ()).throw(Interruption))
+        with pytest.raises(Interruption):
+            train(toy_run(tmp_path, scores=[9.0]))
+    assert not (tmp_path / "model_best.pth").exists()
+    train(toy_run(tmp_path, scores=[9.0, 2.0, 3.0, 4.0]), resume_last=True)
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["best"] == {"metric": "bbox/AP", "value": 9.0, "iteration": 1}
+    same = torch.load(tmp_path / "model_0000001.pth", weights_only=True)["model"]
+    assert_same_checkpoints(best["model"], same)
+
+
 def test_a_score_beside_weights_of_another_iteration_counts_no_more(tmp_path):
     checkpoint = {"model": {}, "iteration": 3}
     torch.save(checkpoint, tmp_path / "model_best.pth")
@@ -370,3 +384,10 @@ def test_averaged_weights_alone_can_be_evaluated_and_trained_from(tmp_path):
     model.register_forward_pre_hook(lambda module, inputs: seen.append(module.head.weight.detach().clone()))
     train(toy_run(tmp_path / "b", model=model, init_checkpoint=file, max_iter=1), ema=True)
     assert torch.equal(seen[0], final(tmp_path / "a")["ema"]["module.head.weight"])
+
+
+def test_a_backbone_alone_is_not_evaluated(tmp_path):
+    backbone = {f"backbone.{name}": value for name, value in ToyDetector().backbone.state_dict().items()}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    with pytest.raises(UserError, match="holds the backbone alone.*trained weights"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "backbone.pth")))
