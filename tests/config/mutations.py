@@ -19,10 +19,8 @@ VALUES = (
 
 def keys_of(cfg):
     """Every key of a config of either kind, groups too, with dots."""
-    if isinstance(cfg, CfgNode):
-        plain = yaml.safe_load(cfg.dump())
-    else:
-        plain = OmegaConf.to_container(cfg, resolve=False)
+    yacs = isinstance(cfg, CfgNode)
+    plain = yaml.safe_load(cfg.dump()) if yacs else OmegaConf.to_container(cfg, resolve=False)
     found = []
 
     def walk(node, prefix):
