@@ -54,9 +54,16 @@ def _check_call(key: str, group: dict[str, Any]) -> None:
             raise UserError(f"{below(key, name)}={group[name]} cannot be used; give {_words(hint)}")
 
 
+def is_ours(target: Any) -> bool:
+    """Whether a callable, or the name of one, is of this package."""
+    return (target if isinstance(target, str) else str(getattr(target, "__module__", ""))).startswith("sparse_detr.")
+
+
 @cache
 def _hints(function: Any) -> dict[str, Any]:
-    """Annotations of the arguments of a class or function; none where they cannot be read."""
+    """Annotations of the arguments of a class or function of ours; others may not mean theirs so strictly."""
+    if not is_ours(function):
+        return {}
     try:
         return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     except Exception:  # annotations may name what is imported for type checkers only

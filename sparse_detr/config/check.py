@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_detr.config.arguments import check_arguments, groups
+from sparse_detr.config.arguments import check_arguments, groups, is_ours
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -227,7 +227,8 @@ def _check_lazy(cfg: DictConfig) -> None:
     for key in sorted(kinds, key=lambda key: key.count(".")):  # a group before what is in it
         _check(settings, key, kinds[key], "=")
     check_arguments(settings)
-    for key, group in groups(settings.get("model"), "model"):
+    model = settings.get("model", {})
+    for key, group in groups(model, "model") if is_ours(model.get("_target_")) else ():
         if not f"{key}.".startswith("model.backbone."):  # its arguments have names of their own
             _check_model_group(key, group)
 
