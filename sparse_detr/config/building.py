@@ -23,6 +23,8 @@ def build_part(cfg: DictConfig, key: str) -> Any:
         UserError: it cannot be built; names the key of the innermost part that cannot.
     """
     node = OmegaConf.select(cfg, key)
+    if isinstance(node, DictConfig) and "_target_" not in node:
+        raise UserError(f"{key} has no _target_, the class or function that makes it")
     try:
         return instantiate(node)
     except WRONG_ARGUMENTS as error:

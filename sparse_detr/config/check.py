@@ -1,16 +1,17 @@
 """Check the settings of a config of either kind before anything is built."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_detr.config.arguments import check_arguments, groups, is_ours
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -64,7 +65,7 @@ def listed(kind: Kind, length: int | None = None, *, filled: bool = True) -> Kin
     """A list of values of a kind."""
 
     def allows(value: Any) -> bool:
-        is_list = isinstance(value, list | tuple | ListConfig)
+        is_list = isinstance(value, list | tuple)
         return is_list and length in (None, len(value)) and len(value) >= filled and all(map(kind.allows, value))
 
     count = "" if length is None else f"{length} values, each "
@@ -98,7 +99,7 @@ POSITIVE = number(0, above=True)
 BETWEEN = number(0, 1, above=True, below=True)
 SOME = whole(1)
 SEED = whole(-(2**31))
-MAPPING = Kind("a group of settings", lambda value: isinstance(value, DictConfig | dict | CfgNode))
+MAPPING = Kind("a group of settings", lambda value: isinstance(value, dict))
 SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
 
@@ -221,56 +222,54 @@ def check_settings(cfg: Config) -> None:
 
 
 def _check_lazy(cfg: DictConfig) -> None:
-    kinds = {**LAZY_ONLY, **{key: kind for key, (_, kind) in TRAINING.items()}}
+    settings = _plain(cfg)
+    kinds = {key: kind for key, (_, kind) in TRAINING.items()} | LAZY_ONLY
     for key in sorted(kinds, key=lambda key: key.count(".")):  # a group before what is in it
-        found, value = _select(cfg, key)
-        if found:
-            _check(f"{key}=", value, kinds[key])
-    for key, node in _model_groups(cfg):
-        _check_model_group(key, node)
-    _check_interpolations(cfg)
+        _check(settings, key, kinds[key], "=")
+    check_arguments(settings)
+    model = settings.get("model", {})
+    for key, group in groups(model, "model") if is_ours(model.get("_target_")) else ():
+        if not f"{key}.".startswith("model.backbone."):  # its arguments have names of their own
+            _check_model_group(key, group)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as dicts and lists, with what interpolations stand for."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'the config'}: {str(error).splitlines()[0]}") from error
 
 
 def _check_yacs(cfg: CfgNode) -> None:
     kinds = {**YACS_ONLY, **{key: kind for key, kind in TRAINING.values() if key}}
     kinds |= {f"MODEL.DETR.{name.upper()}": optional(kind) for name, kind in MODEL_SETTINGS.items()}
     for key, kind in kinds.items():
-        found, value = _lookup(cfg, key)
-        if found:
-            _check(f"{key} ", value, kind)
+        _check(cfg, key, kind, " ")
     optimizer = cfg.SOLVER.get("OPTIMIZER", "ADAMW")
     if optimizer not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {optimizer!r}; choose ADAMW or SGD")
     _check_registered(cfg)
     _check_detr_heads(cfg)
+    _check_recipe(cfg)
 
 
-def _check(prefix: str, value: Any, kind: Kind) -> None:
-    if not kind.allows(value):
-        shown = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        text = shown if isinstance(shown, str) and shown else repr(shown)
-        text = text if len(text) <= 100 else f"{text[:100]}..."
-        raise UserError(f"{prefix}{text} cannot be used; give {kind.words}")
-
-
-def _select(cfg: DictConfig, key: str) -> tuple[bool, Any]:
-    """Whether a key is there, and its value."""
+def _check(settings: dict[str, Any], key: str, kind: Kind, sign: str) -> None:
+    """Refuse what stands at a key, if anything does, unless it is of the kind; `sign` stands between key and value."""
     *parents, name = key.split(".")
-    node: Any = cfg
-    try:
-        for parent in parents:
-            node = node[parent] if isinstance(node, DictConfig) and parent in node else None
-        return (True, node[name]) if isinstance(node, DictConfig) and name in node else (False, None)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-
-
-def _lookup(cfg: CfgNode, key: str) -> tuple[bool, Any]:
-    *parents, name = key.split(".")
-    node: Any = cfg
+    group: Any = settings
     for parent in parents:
-        node = node.get(parent) if isinstance(node, CfgNode) else None
-    return (name in node, node.get(name)) if isinstance(node, CfgNode) else (False, None)
+        group = group.get(parent) if isinstance(group, dict) else None
+    if isinstance(group, dict) and name in group:
+        _refuse_unless(kind, group[name], f"{key}{sign}")
+
+
+def _refuse_unless(kind: Kind, value: Any, assignment: str) -> None:
+    if kind.allows(value):
+        return
+    text = value if isinstance(value, str) and value else repr(value)
+    text = text if len(text) <= 100 else f"{text[:100]}..."
+    raise UserError(f"{assignment}{text} cannot be used; give {kind.words}")
 
 
 def _check_detr_heads(cfg: CfgNode) -> None:
@@ -281,41 +280,14 @@ def _check_detr_heads(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.DETR.EMBED_DIM {dim} cannot be used; give a multiple of MODEL.DETR.NUM_HEADS {heads}")
 
 
-def _model_groups(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Key and node of every part of the model but the backbone, whose arguments have names of its own."""
-    groups: list[tuple[str, Any]] = [("model", cfg.get("model"))]
-    while groups:
-        key, node = groups.pop()
-        if isinstance(node, DictConfig):
-            yield key, node
-        names = node if isinstance(node, DictConfig) else range(len(node)) if isinstance(node, ListConfig) else ()
-        groups += [(f"{key}.{name}", _value(node, name, key)) for name in names if f"{key}.{name}" != "model.backbone"]
-
-
-def _value(node: Any, name: Any, key: str) -> Any:
-    try:
-        return node[name]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{key}.{name}: {str(error).splitlines()[0]}") from error
-
-
-def _check_interpolations(cfg: DictConfig) -> None:
-    try:
-        for key in ("train", "optimizer", "lr_multiplier", "dataloader"):
-            if OmegaConf.is_config(cfg.get(key)):
-                OmegaConf.to_container(cfg[key], resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key or key}: {str(error).splitlines()[0]}") from error
-
-
-def _check_model_group(key: str, node: DictConfig) -> None:
+def _check_model_group(key: str, group: dict[str, Any]) -> None:
     """Check the settings of one part of a lazy model."""
     owner = key.rpartition(".")[2]
-    for name in node:
+    for name in group:
         if name in MODEL_SETTINGS:
             less = owner in LAZY_EXCEPTIONS.get(name, ())
-            _check(f"{key}.{name}=", _value(node, name, key), whole(0) if less else MODEL_SETTINGS[name])
-    dim, heads = node.get("embed_dim"), node.get("num_heads")
+            _refuse_unless(whole(0) if less else MODEL_SETTINGS[name], group[name], f"{key}.{name}=")
+    dim, heads = group.get("embed_dim"), group.get("num_heads")
     if None not in (dim, heads) and dim % heads:
         raise UserError(f"{key}.embed_dim={dim} cannot be used; give a multiple of {key}.num_heads={heads}")
 
@@ -330,3 +302,15 @@ def _check_registered(cfg: CfgNode) -> None:
         known = sorted(known for known, _ in registry)
         if name not in known:
             raise UserError(f"{key} {name} cannot be used; give one of {', '.join(known)}")
+
+
+def _check_recipe(cfg: CfgNode) -> None:
+    """Let the recipe refuse its arguments; which backbone it gets does not matter."""
+    from sparse_detr.recipes.backbones import resnet
+    from sparse_detr.recipes.meta_arch import RECIPES, recipe_config
+
+    if cfg.MODEL.META_ARCHITECTURE in RECIPES and "DETR" in cfg.MODEL:
+        try:
+            recipe_config(cfg.MODEL.META_ARCHITECTURE, cfg, resnet(50, num_maps=1))
+        except (ValueError, TypeError) as error:
+            raise error if isinstance(error, UserError) else UserError(f"MODEL.DETR: {error}") from error

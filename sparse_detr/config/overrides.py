@@ -98,7 +98,11 @@ def _set_lazy(cfg: DictConfig, override: str) -> DictConfig:
     if _holds_text(cfg, key) and not (key.endswith(".names") and value.startswith("[")):
         OmegaConf.update(cfg, key, _as_text(cfg, key, value))
         return cfg
-    return LazyConfig.apply_overrides(cfg, [override])
+    group = isinstance(OmegaConf.select(cfg, key), DictConfig)
+    cfg = LazyConfig.apply_overrides(cfg, [override])
+    if group and not isinstance(OmegaConf.select(cfg, key), DictConfig | None):
+        raise UserError(f"{key} is a group of settings, not a value; set {key}.NAME=VALUE")
+    return cfg
 
 
 def _holds_text(cfg: DictConfig, key: str) -> bool:
@@ -112,10 +116,10 @@ def _as_text(cfg: DictConfig, key: str, value: str) -> str:
     """`value` such that omegaconf gives it back; `${...}` stays an interpolation where there is something to put in."""
     if "${" not in value:
         return value
-    probe = OmegaConf.create({"value": value})
-    probe._set_parent(cfg)
     try:
-        if "${" + key + "}" not in value and probe.value is not None:
+        probe = OmegaConf.create({"value": value})
+        probe._set_parent(cfg)
+        if not any(text in value for text in ("\\${", "${" + key + "}")) and probe.value is not None:
             return value
     except OmegaConfBaseException:
         pass

@@ -95,3 +95,21 @@ def test_config_overrides_may_stand_between_and_behind_options(monkeypatch):
 def test_an_unknown_option_is_refused():
     with pytest.raises(SystemExit):
         cli.main(["train", "--config-file", "x.py", "--resme"])
+
+
+NEGATIVE = ["--config-file", "x.yaml", "A", "1", "--resume", "SEED", "-1", "--output-dir", "o", "B", "-.5"]
+
+
+def test_values_below_0_may_stand_behind_options(monkeypatch):
+    import sparse_detr.cli.train
+    import sparse_detr.train
+
+    seen = []
+    monkeypatch.setattr(sparse_detr.cli.train, "run", lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(sparse_detr.train, "run", lambda args: seen.append(args) or 0)
+    assert cli.main(["train", *NEGATIVE]) == 0
+    assert sparse_detr.train.main(NEGATIVE) == 0
+    for args in seen:
+        assert args.opts == ["A", "1", "SEED", "-1", "B", "-.5"]
+        assert args.resume
+        assert args.output_dir == "o"

@@ -7,6 +7,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
 from sparse_detr.errors import UserError
@@ -18,21 +20,25 @@ def main(number, seed):
     warnings.simplefilter("ignore")
     rng, outcomes = generator(seed), Counter()
     keys = {path: keys_of(load_config(str(path))) for path in (LAZY, YACS)}
+    texts = {path: make_run(load_config(str(path))).config_text for path in keys}
     folder = Path(tempfile.mkdtemp())
     for index in range(number):
         path = rng.choice((LAZY, YACS))
         overrides, file = [], path
         if rng.random() < 0.3:
-            file = folder / f"x{path.suffix}"
-            text = path.read_text().replace(
-                "from .trees", f"import sys; sys.path.insert(0, {str(path.parent)!r})\nfrom .t"
-            )
+            file = folder / f"x.{rng.choice(('yaml', 'yml', 'py')) if rng.random() < 0.2 else 'yaml'}"
+            text = texts[path]
             file.write_bytes(broken_text(rng, text))
         else:
             overrides = random_overrides(rng, load_config(str(path)), keys[path])
         stage = "load"
         try:
-            run = make_run(load_config(str(file), overrides))
+            cfg = load_config(str(file), overrides)
+            if isinstance(cfg, CfgNode):
+                cfg.MODEL.DEVICE = "meta"
+            elif "train" in cfg:
+                cfg.train.device = "meta"
+            run = make_run(cfg)
             stage = "build"
             with meta_device():
                 model = run.build_model()

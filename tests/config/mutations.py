@@ -19,8 +19,8 @@ VALUES = (
 
 def keys_of(cfg):
     """Every key of a config of either kind, groups too, with dots."""
-    is_yacs = isinstance(cfg, CfgNode)
-    plain = yaml.safe_load(cfg.dump()) if is_yacs else OmegaConf.to_container(cfg, resolve=False)
+    yacs = isinstance(cfg, CfgNode)
+    plain = yaml.safe_load(cfg.dump()) if yacs else OmegaConf.to_container(cfg, resolve=False)
     found = []
 
     def walk(node, prefix):

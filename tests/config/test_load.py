@@ -113,3 +113,43 @@ def test_the_saved_config_of_the_quick_run_knows_its_data(tmp_path):
     DatasetCatalog.remove("trees_train")
     assert load_config(str(saved)).dataloader.train.dataset.names == "trees_train"
     assert "trees_train" in DatasetCatalog
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        ("train = 'é'".encode("latin-1"), "is not UTF-8 .byte 9.; save it as UTF-8"),
+        ("\ufefftrain = {}".encode(), "byte order mark"),
+        (b"train = 1\0", "neither yaml nor Python"),
+        (b"train = (" + b"(" * 500, "neither yaml nor Python"),
+        (b"import nowhere_at_all", "line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        (b"train = {}\nx = 1 / 0", "line 2: ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, content, message):
+    path = tmp_path / "x.py"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_config(str(path))
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        load_config(str(tmp_path))
+
+
+def test_a_python_config_needs_a_name_that_says_so(tmp_path):
+    (tmp_path / "x.txt").write_text(LAZY)
+    with pytest.raises(UserError, match=r"holds Python; let its name end in .py"):
+        load_config(str(tmp_path / "x.txt"))
+
+
+@pytest.mark.parametrize(
+    "text", ["- 1\n- 2\n", "_BASE_: nowhere.yaml\n", "SOLVER: 5\n", "SOLVER:\n  MAX_ITER: [1\n", "5"]
+)
+def test_yaml_of_the_wrong_form_is_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match="x.yaml"):
+        load_config(str(tmp_path / "x.yaml"))
