@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-images", metavar="DIR")
     data.add_argument("--val-json", metavar="FILE")
     data.add_argument("--val-images", metavar="DIR")
+    data.add_argument(
+        "--boxes-from-masks", action="store_true", help="give annotations without a box the one around their mask"
+    )
     parser.add_argument("opts", nargs="*", metavar="override", help="path.key=value (lazy) or PATH.KEY VALUE (yacs)")
 
 
@@ -63,12 +66,12 @@ def _prepare(args: argparse.Namespace):
     """The config with overrides and own data applied."""
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
-    from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
+    from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, use_own_data
     from sparse_detr.config.settings import check_device
 
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg)
-    use_own_data(cfg, {key: getattr(args, key) for key in OWN_DATA_KEYS}, args.opts)
+    use_own_data(cfg, {key: getattr(args, key) for key in (*OWN_DATA_KEYS, BOXES_FROM_MASKS)}, args.opts)
     return cfg
 
 
@@ -90,16 +93,20 @@ def _train_or_evaluate(args: argparse.Namespace) -> None:
 
     from sparse_detr.config.run import make_run
     from sparse_detr.config.settings import set_output_dir, share_seed
+    from sparse_detr.engine.held_log import hold_log
     from sparse_detr.engine.report import report_results
     from sparse_detr.engine.train import evaluate_only, train
 
-    cfg = _prepare(args)
-    if args.output_dir:
-        set_output_dir(cfg, args.output_dir)
-    share_seed(cfg)
+    with hold_log("sparse_detr") as held:
+        cfg = _prepare(args)
+        if args.output_dir:
+            set_output_dir(cfg, args.output_dir)
+        share_seed(cfg)
     default_setup(cfg, args)
     run_description = make_run(cfg)
     setup_logger(run_description.settings.output_dir, distributed_rank=comm.get_rank(), name="sparse_detr")
+    for record in held:
+        logging.getLogger(record.name).handle(record)
     work = evaluate_only if args.eval_only else train
     scores = work(run_description, resume_last=args.resume)
     report_results(scores, run_description.settings, trained=not args.eval_only)

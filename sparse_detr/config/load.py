@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.keys import add_detr_config
-from sparse_detr.data.sample import register_sample_data
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -30,7 +29,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     Returns:
         DictConfig for both kinds of lazy config, CfgNode for yacs.
     """
-    register_sample_data()  # the config.yaml of a run names the data, but no longer the file that registered them
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
     if config_kind(path) == "yacs":
@@ -78,7 +76,15 @@ def _load_lazy(path: str, overrides: Sequence[str]) -> DictConfig:
     cfg = LazyConfig.load(path)
     for override in overrides:
         _check_key(cfg, override.partition("=")[0].strip())
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+    cfg = LazyConfig.apply_overrides(cfg, list(overrides))
+    _register_data(cfg)
+    return cfg
+
+
+def _register_data(cfg: DictConfig) -> None:
+    """Call what the config itself names to register its data sets; those of a quick config do not replace others."""
+    for call in OmegaConf.select(cfg, "dataloader.register") or []:
+        instantiate(call)
 
 
 def _check_lazy_style(path: str, overrides: Sequence[str]) -> None:
