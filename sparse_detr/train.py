@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--train-images", metavar="DIR")
     data.add_argument("--val-json", metavar="FILE")
     data.add_argument("--val-images", metavar="DIR")
+    data.add_argument(
+        "--boxes-from-masks", action="store_true", help="give annotations without a box the one around their mask"
+    )
     parser.add_argument("opts", nargs="*", metavar="override", help="path.key=value (lazy) or PATH.KEY VALUE (yacs)")
 
 
@@ -77,12 +80,12 @@ def _prepare(args: argparse.Namespace):
     """The config with overrides and own data applied."""
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
-    from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
+    from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, use_own_data
     from sparse_detr.config.settings import check_device
 
     cfg = load_config(args.config_file, args.opts)
     check_device(cfg)
-    use_own_data(cfg, {key: getattr(args, key) for key in OWN_DATA_KEYS}, args.opts)
+    use_own_data(cfg, {key: getattr(args, key) for key in (*OWN_DATA_KEYS, BOXES_FROM_MASKS)}, args.opts)
     return cfg
 
 
@@ -100,26 +103,30 @@ def run_in_process(args: argparse.Namespace) -> None:
 def _train_or_evaluate(args: argparse.Namespace) -> None:
     from sparse_detr.config.run import make_run
     from sparse_detr.config.settings import expand_output_dir, set_output_dir, share_seed
+    from sparse_detr.engine.held_log import hold_log
     from sparse_detr.engine.output import disk_errors_for_users, hold_folder
 
-    cfg = _prepare(args)
-    if args.output_dir:
-        set_output_dir(cfg, args.output_dir)
-    expand_output_dir(cfg)
-    share_seed(cfg)
-    run_description = make_run(cfg)
+    with hold_log("sparse_detr") as held:
+        cfg = _prepare(args)
+        if args.output_dir:
+            set_output_dir(cfg, args.output_dir)
+        expand_output_dir(cfg)
+        share_seed(cfg)
+        run_description = make_run(cfg)
     folder = run_description.settings.output_dir
     with hold_folder(folder, alone=not args.eval_only), disk_errors_for_users(folder):
-        _work(args, cfg, run_description)
+        _work(args, cfg, run_description, held)
 
 
-def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run") -> None:
+def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held: Sequence[logging.LogRecord]) -> None:
     from sparse_detr.engine.report import report_results
     from sparse_detr.engine.setup import set_up_process
     from sparse_detr.engine.train import evaluate_only, train
 
     settings = run_description.settings
     set_up_process(cfg, settings, args)
+    for record in held:  # said before there was a log file
+        logging.getLogger(record.name).handle(record)
     options = {"resume_last": args.resume, "ema": args.ema}
     if args.eval_only:
         scores = evaluate_only(run_description, **options, random_weights=_asks_for_random_weights(args.opts))
@@ -131,9 +138,7 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run") -> No
 def _asks_for_random_weights(overrides: Sequence[str]) -> bool:
     """Whether the command line itself, not a config's default, names an empty checkpoint."""
     text = [override.strip() for override in overrides]
-    empty = ("", "''", '""', "null", "None")
-    lazy = any(key == "train.init_checkpoint" and value in empty for key, _, value in (o.partition("=") for o in text))
-    return lazy or any(key == "MODEL.WEIGHTS" and value in empty for key, value in pairwise(text))
+    return "train.init_checkpoint=" in text or ("MODEL.WEIGHTS", "") in pairwise(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from sparse_detr import train
+from sparse_detr.cli.demo import preprocessing
+from sparse_detr.config import load_config
 from sparse_detr.engine import replay
 
 LAZY = """
@@ -162,7 +164,7 @@ def test_missing_config_is_one_line(capsys):
     ("overrides", "asked"),
     [
         (["train.init_checkpoint="], True),
-        (["train.init_checkpoint=''"], True),
+        (["train.init_checkpoint=''"], False),
         (["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""], True),
         (["train.init_checkpoint=a.pth"], False),
         (["MODEL.WEIGHTS", "a.pth"], False),
@@ -179,3 +181,21 @@ def test_evaluating_without_weights_is_one_line_and_leaves_the_config_of_the_tra
     assert main([*lazy, *data, "--eval-only"]) == 2
     assert "no weights to evaluate are named" in capsys.readouterr().err
     assert (tmp_path / "out" / "config.yaml").read_text() == "of a training"
+
+
+def test_warnings_about_own_data_are_in_the_log_file_and_masks_and_preprocessing_in_the_config(tmp_path, data, lazy):
+    file = tmp_path / "own.json"
+    coco = json.loads(file.read_text())
+    coco["annotations"] += [coco["annotations"][0] | {"id": 10 + n, "bbox": [n, n, 9, 9]} for n in range(6)]
+    box = coco["annotations"][1].pop("bbox")
+    coco["annotations"][1]["segmentation"] = [[box[0], box[1], box[0] + box[2], box[1] + box[3]]]
+    file.write_text(json.dumps(coco))
+
+    assert main([*lazy, *data[:4], "--boxes-from-masks"]) == 0
+
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("were given the box around their mask") == 1
+    assert log.count("more boxes than the model's 5 queries") == 1
+    saved = str(tmp_path / "out" / "config.yaml")
+    assert preprocessing(load_config(saved))({"file_name": str(tmp_path / "images" / "1.png")})["image"].shape[0] == 3
+    assert main(["--config-file", saved, "--resume", "train.max_iter=3"]) == 0

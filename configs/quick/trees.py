@@ -1,5 +1,7 @@
 """What the quick models share: sizes, sample data (aerial tiles, tree crowns), schedule. Minutes on two CPU cores."""
 
+from detectron2.config import LazyCall as L
+
 from sparse_detr.data.sample import WEIGHTS_FILE, register_sample_data, sample_folder
 
 from ..common.coco import dataloader, optimizer, train
@@ -8,6 +10,8 @@ from ..common.schedule import cosine as lr_multiplier
 SIZES = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=256, num_levels=3, num_queries=100)
 
 register_sample_data()
+# Done again when the config.yaml of a run is loaded, which names the data sets but not this file.
+dataloader.register = [L(register_sample_data)(root=str(sample_folder()))]
 dataloader.train.dataset.names, dataloader.test.dataset.names = "trees_train", "trees_val"
 dataloader.train.mapper.augmentations.update(
     short_sizes=[384],

@@ -1,14 +1,34 @@
 """Report what is wrong with a data set in COCO format before training on it."""
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
+
+from sparse_detr.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the data are and how strict to be."""
     parser.add_argument("--json", required=True, metavar="FILE", help="COCO annotation file")
     parser.add_argument("--images", required=True, metavar="DIR", help="folder that its file names refer to")
-    parser.add_argument("--num-queries", type=int, default=300, help="queries of the model (default: %(default)s)")
+    parser.add_argument("--validation", action="store_true", help="the file is evaluated on only, not trained on")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="config of the model: its queries and so on (it is code)",
+    )
+    parser.add_argument("--num-queries", type=int, help="queries of the model (default: those of the config, or 300)")
+    parser.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of black and white of gray images of more than 8 bits (default: as in training)",
+    )
+    parser.add_argument(
+        "--boxes-from-masks", action="store_true", help="give annotations without a box the one around their mask"
+    )
     parser.add_argument(
         "--max-bad-share",
         type=float,
@@ -24,14 +44,54 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 1 if training would stop, or with `--strict` if anything is odd, else 0."""
     from sparse_detr.data.check import check_data
 
+    given = _settings(args.config_file) if args.config_file else {"num_queries": 300}
+    if args.num_queries is not None:
+        given["num_queries"] = args.num_queries
+    if args.value_range is not None:
+        given["value_range"] = args.value_range
     report = check_data(
         args.json,
         args.images,
-        num_queries=args.num_queries,
+        **given,
+        for_validation=args.validation,
+        boxes_from_masks=args.boxes_from_masks,
         decode_images=not args.no_image_decode,
         max_bad_share=args.max_bad_share,
     )
-    print(report)
+    print(_printable(str(report)))
     if args.report:
-        Path(args.report).write_text(report.to_json() + "\n", encoding="utf-8")
+        _write(Path(args.report), report.to_json() + "\n")
     return int(report.stops_training or (args.strict and bool(report.findings)))
+
+
+def _settings(config_file: str) -> dict[str, Any]:
+    """What a config says of the boxes and values of its data."""
+    from detectron2.config import CfgNode
+    from omegaconf import OmegaConf
+
+    import sparse_detr.recipes  # noqa: F401 registers the names for yaml
+    from sparse_detr.config import load_config
+    from sparse_detr.config.limits import limits_of
+
+    cfg = load_config(config_file)
+    limits = limits_of(cfg)
+    is_yacs = isinstance(cfg, CfgNode)
+    value_range = cfg.INPUT.VALUE_RANGE if is_yacs else OmegaConf.select(cfg, "dataloader.train.mapper.value_range")
+    return {
+        "num_queries": limits.num_queries,
+        "num_detections": limits.num_detections,
+        "value_range": value_range,
+    }
+
+
+def _printable(text: str) -> str:
+    """Without the characters that the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--report {path}: {error.strerror}; name a file in a folder that you may write to") from None

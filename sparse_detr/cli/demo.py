@@ -124,7 +124,7 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
     drawn = 0
     for file_name, stem in zip(tqdm(files, desc="drawing", unit="image"), unique_stems(files), strict=True):
         try:
-            image = read_image(file_name)
+            image = read_image(file_name, value_range=getattr(detector.mapper, "value_range", None))
         except BadImageError as error:
             tqdm.write(f"Skipped an image: {error}")
             continue

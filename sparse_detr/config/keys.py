@@ -26,6 +26,7 @@ def add_detr_config(cfg: CfgNode) -> None:
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
+    cfg.DATASETS.OWN.BOXES_FROM_MASKS = False  # of annotations without a box
 
 
 def _add_solver_keys(solver: CfgNode) -> None:

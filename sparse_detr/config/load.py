@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.check import check_settings
 from sparse_detr.config.keys import add_detr_config
+from sparse_detr.config.building import build_part
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
-from sparse_detr.data.sample import register_sample_data
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -31,10 +31,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file cannot be read or run, or a setting in it or in `overrides` cannot be used.
     """
-    register_sample_data()  # the config.yaml of a run names the data, but no longer the file that registered them
     kind = config_kind(path)
     cfg: Config = _load_yacs(path, overrides) if kind == "yacs" else _load_lazy(path, kind, overrides)
     check_settings(cfg)
+    if kind != "yacs":
+        _register_data(cfg)
     return cfg
 
 
@@ -102,6 +103,12 @@ def _load_lazy(path: str, kind: str, overrides: Sequence[str]) -> DictConfig:
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds no config; give a LazyConfig in Python or yaml")
     return apply_to_lazy(cfg, path, overrides)
+
+
+def _register_data(cfg: DictConfig) -> None:
+    """Call what the config itself names to register its data sets; those of a quick config do not replace others."""
+    if OmegaConf.select(cfg, "dataloader.register"):
+        build_part(cfg, "dataloader.register")
 
 
 def _described(error: Exception, path: str) -> str:

@@ -1,47 +1,61 @@
 """A user's own data in COCO format, from the command line or from the config of an earlier run."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from omegaconf import OmegaConf
 
+from sparse_detr.config.limits import limits_of
 from sparse_detr.config.load import Config
 from sparse_detr.errors import UserError
 
 OWN_DATA_KEYS = ("train_json", "train_images", "val_json", "val_images")
+BOXES_FROM_MASKS = "boxes_from_masks"
 
 
-def use_own_data(cfg: Config, paths: Mapping[str, str | None], overrides: Sequence[str] = ()) -> None:
+def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Register the data sets and write their names and number of classes into `cfg`.
 
     The paths are kept in `cfg`, so that the `config.yaml` of a run is complete: without new `paths`, those in `cfg`
     are registered.
 
     Args:
-        paths: values for OWN_DATA_KEYS, from the command line; missing ones are None or "".
+        paths: values for OWN_DATA_KEYS, from the command line; missing ones are None or "". With "boxes_from_masks"
+            true, annotations without a box get the one around their mask.
         overrides: the command line's, to refuse a `num_classes` there that contradicts the data.
     """
-    paths = {key: paths.get(key) for key in OWN_DATA_KEYS if paths.get(key)} or _stored_paths(cfg)
-    if not paths:
+    given = {key: value for key in OWN_DATA_KEYS if (value := paths.get(key))}
+    masks = {BOXES_FROM_MASKS: True} if paths.get(BOXES_FROM_MASKS) else {}
+    if not (paths := given or _stored_paths(cfg)):
+        if masks:
+            raise UserError("--boxes-from-masks is about own data: name them with --train-json and --train-images")
         return
+    paths |= masks
     _check_complete(paths)
     from sparse_detr.data.register import register_own_data
 
-    own = register_own_data(**{key: paths.get(key) for key in OWN_DATA_KEYS})
+    limits, from_masks = limits_of(cfg), bool(paths.get(BOXES_FROM_MASKS))
+    own = register_own_data(
+        **{key: paths.get(key) for key in OWN_DATA_KEYS},
+        boxes_from_masks=from_masks,
+        num_queries=limits.num_queries,
+        num_detections=limits.num_detections,
+    )
     _refuse_other_number(cfg, own.num_classes, paths["train_json"], overrides)
     _write_yacs(cfg, own, paths) if isinstance(cfg, CfgNode) else _write_lazy(cfg, own, paths)
 
 
-def _check_complete(paths: Mapping[str, str]) -> None:
+def _check_complete(paths: Mapping[str, Any]) -> None:
     if "train_json" not in paths or "train_images" not in paths:
         raise UserError("own data need --train-json and --train-images (the classes come from the training file)")
     if ("val_json" in paths) != ("val_images" in paths):
         raise UserError("--val-json and --val-images go together")
 
 
-def _stored_paths(cfg: Config) -> dict[str, str]:
+def _stored_paths(cfg: Config) -> dict[str, Any]:
     if isinstance(cfg, CfgNode):
-        stored = {key: cfg.DATASETS.OWN[key.upper()] for key in OWN_DATA_KEYS} if "OWN" in cfg.DATASETS else {}
+        stored = {key.lower(): value for key, value in cfg.DATASETS.OWN.items()} if "OWN" in cfg.DATASETS else {}
     else:
         stored = OmegaConf.select(cfg, "train.own_data") or {}
     return {key: value for key, value in stored.items() if value}
@@ -61,7 +75,7 @@ def _refuse_other_number(cfg: Config, num_classes: int, train_json: str, overrid
         )
 
 
-def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, str]) -> None:
+def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, Any]) -> None:
     cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.CLASS_CHANNELS = own.num_classes, None
     cfg.DATASETS.TRAIN = (own.train_name,)
     cfg.DATASETS.TEST = (own.val_name,) if own.val_name else ()
@@ -69,12 +83,15 @@ def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, str]) -> None:
         cfg.DATASETS.OWN[key.upper()] = value
 
 
-def _write_lazy(cfg, own, paths: Mapping[str, str]) -> None:
+def _write_lazy(cfg, own, paths: Mapping[str, Any]) -> None:
     cfg.model.num_classes, cfg.model.class_channels = own.num_classes, None
     cfg.dataloader.train.dataset.names = own.train_name
     if own.val_name:
+        if "evaluator" not in cfg.dataloader:
+            raise UserError("this config comes from a run without --val-json; name the config that the run began with")
         cfg.dataloader.test.dataset.names = own.val_name
     else:
-        cfg.dataloader.pop("test", None)
-        cfg.dataloader.pop("evaluator", None)
+        cfg.dataloader.pop("evaluator", None)  # dataloader.test stays: its mapper is the preprocessing of the demo
+        if "test" in cfg.dataloader:
+            cfg.dataloader.test.dataset.names = own.train_name  # whose classes the demo names
     cfg.train.own_data = dict(paths)

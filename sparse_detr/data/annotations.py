@@ -455,7 +455,7 @@ def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     None unless nearly all boxes are possible as corners: of real widths, many are smaller than their box's x.
     """
     possible = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= size + 1)).all(axis=1)
-    found = (boxes[:, :2] + boxes[:, 2:] > 1.1 * size).any(axis=1) & possible
+    found = (boxes[:, 2:] > 1.1 * size - boxes[:, :2]).any(axis=1) & possible
     return found & (possible.sum() >= 0.98 * len(boxes)) & (found.sum() >= 0.05 * len(boxes))
 
 

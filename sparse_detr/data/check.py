@@ -171,7 +171,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
         low, high = min(image.low for image in found), max(image.high for image in found)
         used = value_range or found[0].depth.default_range  # type: ignore[union-attr]
         kept = [image for image in found if not image.fault]
-        if used and kept and high - low < (used[1] - used[0]) / 4:
+        if value_range is None and used and kept and high < used[1] / 4 and _rounded_up(high) < used[1]:
             yield from Rule(
                 "dark-images",
                 f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "

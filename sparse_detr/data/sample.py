@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from PIL import Image
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ROOT = "datasets/sample"
 ROOT_VARIABLE = "SPARSE_DETR_SAMPLE"
@@ -134,7 +137,8 @@ def register_sample_data(root: str | Path | None = None) -> None:
     """Register `trees_train` and `trees_val` with Detectron2; the files are read when a data set is first used.
 
     Args:
-        root: folder of `prepare_sample_data`; by default `sample_folder()`. A later call replaces an earlier one.
+        root: folder of `prepare_sample_data`; by default `sample_folder()`. A later call replaces an earlier one, but
+            never a data set of another origin: that one stays, with a warning.
     """
     require_detectron2()
     from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -143,6 +147,9 @@ def register_sample_data(root: str | Path | None = None) -> None:
     for split in SPLITS:
         name, annotations = f"trees_{split}", folder / f"{split}.json"
         if name in DatasetCatalog:
+            if not _is_sample_reader(DatasetCatalog[name]):
+                logger.warning("%s is a data set of yours and stays; the sample data need another name for it", name)
+                continue
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
         DatasetCatalog.register(name, _coco_reader(name, annotations, folder / split))
@@ -152,6 +159,11 @@ def register_sample_data(root: str | Path | None = None) -> None:
             evaluator_type="coco",
             thing_classes=[CATEGORY["name"]],
         )
+
+
+def _is_sample_reader(reader: Callable) -> bool:
+    """Whether `_coco_reader` made it."""
+    return getattr(reader, "__qualname__", "").startswith(f"{_coco_reader.__name__}.")
 
 
 def _coco_reader(name: str, annotations: Path, images: Path) -> Callable[[], list[dict[str, Any]]]:
@@ -372,7 +384,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of `root`, empty if there is none or it is damaged."""
     try:
         manifest = json.loads((root / MANIFEST_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 
@@ -380,16 +392,31 @@ def _read_manifest(root: Path) -> dict[str, Any]:
 def _is_complete(root: Path, tiling: Tiling) -> bool:
     manifest = _read_manifest(root)
     files = manifest.pop("files", None)
-    if not files or manifest != _recipe(tiling):
+    if not files or not isinstance(files, dict) or manifest != _recipe(tiling):
         return False
     return all((root / name).is_file() and _sha256(root / name) == checksum for name, checksum in files.items())
 
 
 def _remove_previous(root: Path) -> None:
     """Remove the files that an earlier call with other arguments wrote, and nothing else."""
-    for name in _read_manifest(root).get("files", {}):
-        (root / name).unlink(missing_ok=True)
+    files = _read_manifest(root).get("files", {})
+    for name in files if isinstance(files, dict) else []:
+        if _is_inside(root, name):
+            (root / name).unlink(missing_ok=True)
+        else:
+            print(f"Sample data: {root / MANIFEST_FILE} names {name}, which is not a file in this folder; it stays.")
     (root / MANIFEST_FILE).unlink(missing_ok=True)
+
+
+def _is_inside(root: Path, name: str) -> bool:
+    """Whether `name` is a file, or a link, in the folder itself: no `..`, no link on the way leads out of it."""
+    path = root / name
+    return (
+        "\0" not in name
+        and root.resolve() in path.parent.resolve().joinpath(path.name).parents
+        and path.name not in ("", ".", "..")
+        and not path.is_dir()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

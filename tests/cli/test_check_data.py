@@ -3,6 +3,7 @@ import json
 import pytest
 
 from sparse_detr.cli.main import main
+from sparse_detr.model_zoo import get_config_file
 from tests.data.conftest import coco_content, write_coco
 
 
@@ -60,3 +61,15 @@ def test_a_missing_file_is_an_error_without_a_traceback(tmp_path, capsys):
 
     assert code == 2
     assert "There is no annotation file" in capsys.readouterr().err
+
+
+def test_the_queries_are_those_of_the_config_unless_given(tmp_path, capsys):
+    content = coco_content()
+    box = content["annotations"][0]
+    content["annotations"] += [box | {"id": 10 + n, "bbox": [n % 30, n % 20, 5, 5 + n % 4]} for n in range(120)]
+    config = ["--config-file", get_config_file("quick/sparse_detr_mnv2.py")]
+
+    run(tmp_path, content, *config)
+    assert "more boxes than the model's 100 queries" in capsys.readouterr().out
+    run(tmp_path, content, *config, "--num-queries", "500")
+    assert "queries" not in capsys.readouterr().out

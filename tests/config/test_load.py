@@ -1,5 +1,8 @@
 """Configs of every kind are told apart by content and take overrides of their own style."""
 
+import subprocess
+import sys
+
 import pytest
 from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig
@@ -153,3 +156,31 @@ def test_yaml_of_the_wrong_form_is_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match="x.yaml"):
         load_config(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("kind", ["lazy", "yacs", "quick", "dump"])
+def test_loading_a_config_never_replaces_a_data_set_of_the_user(files, tmp_path, kind):
+    from detectron2.config import LazyConfig
+    from detectron2.data import DatasetCatalog
+
+    from sparse_detr.model_zoo import get_config_file
+
+    quick, saved = get_config_file("quick/sparse_detr_mnv2.py"), str(tmp_path / "config.yaml")
+    LazyConfig.save(load_config(quick), saved)
+    before = DatasetCatalog["trees_train"]
+    DatasetCatalog.remove("trees_train")
+    DatasetCatalog.register("trees_train", lambda: ["mine"])
+    try:
+        load_config({**files, "quick": quick, "dump": saved}[kind])
+        assert DatasetCatalog.get("trees_train") == ["mine"]
+    finally:
+        DatasetCatalog.remove("trees_train")
+        DatasetCatalog.register("trees_train", before)
+
+
+def test_a_config_that_does_not_name_the_sample_data_leaves_them_unregistered(files):
+    script = (
+        "import sys; from sparse_detr.config import load_config; load_config(sys.argv[1]);"
+        "from detectron2.data import DatasetCatalog; sys.exit('trees_train' in DatasetCatalog)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(files["yacs"])], check=False).returncode == 0

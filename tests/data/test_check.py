@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sparse_detr.data.annotations import read_coco_file
 from sparse_detr.data.check import check_data
 from sparse_detr.errors import UserError
 from tests.data.conftest import coco_content, write_coco
@@ -164,3 +165,77 @@ def test_no_content_makes_the_check_itself_fail(data, tmp_path_factory):
     for finding in check_data(path, path.parent, decode_images=False).findings:
         assert finding.count >= max(1, len(finding.examples))
         assert str(finding)
+
+
+def without_boxes(segmentation):
+    content = coco_content()
+    for annotation in content["annotations"]:
+        del annotation["bbox"]
+        annotation["segmentation"] = segmentation
+    return content
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[2, 3, 12, 3, 12, 11]],
+        [2, 3, 12, 3, 12, 11, 2, 11],
+        [[2, 3, 4, 3, 4, 5], [12, 11, 5, 5, 6, 6]],
+        {"size": [30, 40], "counts": [63, *[8, 22] * 9, 8, 859]},
+    ],
+)
+def test_boxes_are_taken_from_masks_when_asked_for_and_counted(tmp_path, segmentation):
+    path = write_coco(tmp_path, without_boxes(segmentation))
+
+    assert "--boxes-from-masks" in str(check_data(path, tmp_path))
+    report = check_data(path, tmp_path, boxes_from_masks=True)
+
+    assert read_coco_file(path, boxes_from_masks=True).boxes.tolist() == [[2, 3, 10, 8]] * 3
+    assert report.facts["boxes to train on"] == 3
+    assert "3 annotations have no 'bbox' and were given the box around their mask" in str(report)
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[], [[1]], {"size": [1, 1], "counts": [1]}, {"size": [30, 40], "counts": "oo"}]
+)
+def test_a_mask_that_gives_no_box_stays_an_error(tmp_path, segmentation):
+    assert check(tmp_path, without_boxes(segmentation), boxes_from_masks=True).stops_training
+
+
+def test_boxes_in_other_units_are_told_with_the_remedy(tmp_path):
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.2, 0.1, 0.5, 0.4]
+    assert "multiply by the image's width and height" in str(check(tmp_path, content))
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [20, 15, 38, 28]
+    assert "write x1, y1, x2 - x1, y2 - y1" in str(check(tmp_path, content))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_read(tmp_path, encoding):
+    path = write_coco(tmp_path, coco_content())
+    path.write_bytes(path.read_text().encode(encoding))
+
+    assert check_data(path, tmp_path).findings == []
+
+
+def test_another_encoding_and_too_large_numbers_are_named(tmp_path):
+    path = write_coco(tmp_path, coco_content())
+    path.write_bytes(path.read_text().replace("class 1", "ch\xe4t").encode("latin-1"))
+    with pytest.raises(UserError, match="is 0xe4.*save it as UTF-8"):
+        check_data(path, tmp_path)
+    content = coco_content()
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = 2**53
+
+    report = check(tmp_path, content)
+
+    assert "2^53" in str(report)
+    assert "annotation-fields" not in codes(report)
+
+
+def test_a_file_without_usable_categories_is_described(tmp_path):
+    for categories in ([], [{"id": "1"}], [None]):
+        report = check(tmp_path, coco_content() | {"categories": categories})
+        assert report.stops_training
+        assert "categor" in str(report)

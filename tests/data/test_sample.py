@@ -182,3 +182,19 @@ def test_the_folder_is_that_of_the_environment_variable_if_set(monkeypatch, tmp_
     assert sample.sample_folder() == tmp_path
     monkeypatch.delenv(sample.ROOT_VARIABLE)
     assert sample.sample_folder() == Path("datasets/sample")
+
+
+@pytest.mark.parametrize("kind", ["absolute", "parent", "link"])
+def test_the_clean_up_deletes_nothing_outside_of_its_folder_whatever_the_manifest_names(wheels, tmp_path, kind, capsys):
+    root, other = tmp_path / "out", tmp_path / "other"
+    root.mkdir()
+    other.mkdir()
+    (other / "mine.txt").write_text("a file of the user")
+    (root / "link").symlink_to(other)
+    name = {"absolute": str(other / "mine.txt"), "parent": "../other/mine.txt", "link": "link/mine.txt"}[kind]
+    (root / sample.MANIFEST_FILE).write_text(json.dumps({"files": {name: "0", "train": "0"}}))
+
+    sample.prepare_sample_data(root, tiling=TILING, offline_wheels=wheels)
+
+    assert (other / "mine.txt").exists()
+    assert f"{name}, which is not a file in this folder" in capsys.readouterr().out
