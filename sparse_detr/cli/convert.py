@@ -7,11 +7,14 @@ position embedding the file needs and, with `--config-file`, how it fits that mo
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport, convert_checkpoint, load_file, match_report
+from sparse_detr.checkpoint.convert import has_our_names
 from sparse_detr.checkpoint.layouts import LAYOUTS
+from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_atomically
 
@@ -57,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--min-match {args.min_match:g} is no share; give a number from 0 to 1")
     checkpoint = load_file(args.input)
     make_folder(args.output.parent)
+    if args.ema and has_our_names(averaged := unwrap(checkpoint, averaged=True).weights):
+        _save(args.output, {"model": averaged})
+        print(f"wrote the averaged weights alone, whose names are this project's: {args.output}")
+        return 0
     converted = convert_checkpoint(checkpoint, source=args.source, num_classes=args.classes, ema=args.ema)
     print(converted)
     if not _matches(converted, args):
@@ -119,5 +126,9 @@ def _write(converted: ConvertedCheckpoint, path: Path) -> None:
         "arguments": converted.description.arguments,
         "overrides": converted.description.overrides,
     }
-    weights = {name: value.contiguous().clone() for name, value in converted.state_dict.items()}
-    write_atomically(path, lambda file: torch.save({"model": weights, "metadata": metadata}, file))
+    _save(path, {"model": converted.state_dict, "metadata": metadata})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    weights = {name: value.contiguous().clone() for name, value in content["model"].items()}
+    write_atomically(path, lambda file: torch.save({**content, "model": weights}, file))

@@ -75,6 +75,7 @@ def _write_lazy(cfg, own, paths: Mapping[str, str]) -> None:
     if own.val_name:
         cfg.dataloader.test.dataset.names = own.val_name
     else:
-        cfg.dataloader.pop("test", None)
         cfg.dataloader.pop("evaluator", None)
+        if "test" in cfg.dataloader:  # its mapper stays, which prepares images for the demo
+            cfg.dataloader.test.pop("dataset", None)
     cfg.train.own_data = dict(paths)

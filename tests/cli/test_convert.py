@@ -63,6 +63,14 @@ def test_averaged_weights_are_converted_where_they_are_asked_for(public_file, tm
     assert all(torch.equal(averaged[name], value + 1) for name, value in plain.items())
 
 
+def test_averaged_weights_of_a_training_here_are_written_alone(tmp_path):
+    plain = {"tokenizer.level_embed": torch.zeros(1, 2)}
+    averaged = {"n_averaged": torch.tensor(2), "module.tokenizer.level_embed": torch.ones(1, 2)}
+    torch.save({"model": plain, "ema": averaged, "iteration": 7}, tmp_path / "model_final.pth")
+    assert run(tmp_path / "model_final.pth", tmp_path / "averaged.pth", "--ema") == 0
+    assert load_file(tmp_path / "averaged.pth")["model"]["tokenizer.level_embed"].tolist() == [[1, 1]]
+
+
 @pytest.mark.parametrize(
     ("output", "words"),
     [

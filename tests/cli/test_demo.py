@@ -12,6 +12,8 @@ from PIL import Image
 from sparse_detr.cli.demo import find_images, unique_stems
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
+from sparse_detr.config.own_data import use_own_data
+from sparse_detr.config.run import make_run
 
 COMMON = Path(__file__).parents[2] / "configs" / "common"
 KINDS = {"detections", "tokens", "scores", "attention", "overview"}
@@ -109,6 +111,23 @@ def test_the_config_of_a_run_serves_as_well(folder):
     arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
     assert main(["demo", "--config-file", "config.yaml", *arguments]) == 0
     assert written(folder, "wide") == KINDS
+
+
+def test_the_config_of_a_training_without_validation_serves_as_well(folder):
+    from detectron2.config import LazyConfig
+
+    image = {"id": 1, "file_name": "wide.png", "width": 96, "height": 64}
+    box = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    categories = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]
+    Path("own.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    cfg = load_config("sparse.py")
+    own = {"train_json": "own.json", "train_images": "images", "val_json": None, "val_images": None}
+    use_own_data(cfg, own, [])
+    assert make_run(cfg).evaluation_sets == []
+    LazyConfig.save(cfg, "config.yaml")
+    arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
+    assert main(["demo", "--config-file", "config.yaml", *arguments]) == 0
+    assert json.loads((folder / "out" / "wide.json").read_text())["class_names"] == ["cat", "dog"]
 
 
 def test_a_yaml_config_of_the_same_model_takes_the_same_weights(folder):
