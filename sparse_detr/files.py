@@ -15,14 +15,15 @@ from typing import BinaryIO, cast
 from sparse_detr.errors import UserError
 
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
-_FULL = {
+DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
     errno.EFBIG: "the file is larger than this system allows",
 }
 _REASONS = {
-    **{code: f"{what}; free some space or choose another folder" for code, what in _FULL.items()},
+    **{code: f"{what}; free some space or choose another folder" for code, what in DISK_ERRORS.items()},
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ESTALE: "its network folder is gone; mount it again or choose another folder",
     errno.EACCES: "it is not allowed; choose another folder or change its permissions",
     errno.EPERM: "it is not allowed; choose another folder or change its permissions",
     errno.ENOENT: "its folder is gone; make it again or choose another folder",
@@ -31,6 +32,10 @@ _REASONS = {
     errno.EISDIR: "a folder has this name; remove it or choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
+
+
+class CannotWrite(UserError):
+    """A file or folder cannot be written."""
 
 
 class _RememberingFile:
@@ -57,7 +62,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     A link stays and its target is replaced; what is no regular file (a pipe, `/dev/stdout`) is written in place.
 
     Raises:
-        UserError: the file cannot be written; an old file at `path` is as it was.
+        CannotWrite: a `UserError`; an old file at `path` is as it was.
     """
     path = Path(path)
     try:
@@ -121,11 +126,11 @@ def make_folder(path: str | os.PathLike) -> Path:
     """Make a folder and those above it, if need be, and check that files can be written into it.
 
     Raises:
-        UserError: the path is a file, or the folder cannot be made or written into.
+        CannotWrite: a `UserError`: the path is a file, or the folder cannot be made or written into.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, but a folder is needed; remove it or choose another folder")
+        raise CannotWrite(f"{path} is a file, but a folder is needed; remove it or choose another folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{os.urandom(8).hex()}.part"
@@ -148,7 +153,7 @@ def remove_leftovers(folder: str | os.PathLike) -> list[str]:
     return names
 
 
-def cannot_write(path: str | os.PathLike, error: OSError, *, what: str = "file") -> UserError:
+def cannot_write(path: str | os.PathLike, error: OSError, *, what: str = "file") -> CannotWrite:
     """The error for a user who wanted `path` written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-    return UserError(f"cannot write the {what} {os.fspath(path)}: {reason}")
+    return CannotWrite(f"cannot write the {what} {os.fspath(path)}: {reason}")

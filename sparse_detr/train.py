@@ -4,9 +4,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
+
+if TYPE_CHECKING:
+    from sparse_detr.config.load import Config
+    from sparse_detr.config.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", required=True, metavar="FILE", help="lazy .py, yacs .yaml or config.yaml of a run"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last whole checkpoint in the output folder, with the settings of this command",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of the checkpoint that the config names"
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="short for the config's output folder")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (on the CPU without GPUs)")
     parser.add_argument("--num-machines", type=int, default=1)
@@ -85,25 +99,42 @@ def run_in_process(args: argparse.Namespace) -> None:
 
 
 def _train_or_evaluate(args: argparse.Namespace) -> None:
-    from detectron2.engine import default_setup
-    from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
-
     from sparse_detr.config.run import make_run
-    from sparse_detr.config.settings import set_output_dir, share_seed
-    from sparse_detr.engine.report import report_results
-    from sparse_detr.engine.train import evaluate_only, train
+    from sparse_detr.config.settings import expand_output_dir, set_output_dir, share_seed
+    from sparse_detr.engine.output import disk_errors_for_users, hold_folder
 
     cfg = _prepare(args)
     if args.output_dir:
         set_output_dir(cfg, args.output_dir)
+    expand_output_dir(cfg)
     share_seed(cfg)
-    default_setup(cfg, args)
     run_description = make_run(cfg)
-    setup_logger(run_description.settings.output_dir, distributed_rank=comm.get_rank(), name="sparse_detr")
-    work = evaluate_only if args.eval_only else train
-    scores = work(run_description, resume_last=args.resume)
-    report_results(scores, run_description.settings, trained=not args.eval_only)
+    folder = run_description.settings.output_dir
+    with hold_folder(folder, alone=not args.eval_only), disk_errors_for_users(folder):
+        _work(args, cfg, run_description)
+
+
+def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run") -> None:
+    from sparse_detr.engine.report import report_results
+    from sparse_detr.engine.setup import set_up_process
+    from sparse_detr.engine.train import evaluate_only, train
+
+    settings = run_description.settings
+    set_up_process(cfg, settings, args)
+    options = {"resume_last": args.resume, "ema": args.ema}
+    if args.eval_only:
+        scores = evaluate_only(run_description, **options, random_weights=_asks_for_random_weights(args.opts))
+    else:
+        scores = train(run_description, **options)
+    report_results(scores, settings, trained=not args.eval_only)
+
+
+def _asks_for_random_weights(overrides: Sequence[str]) -> bool:
+    """Whether the command line itself, not a config's default, names an empty checkpoint."""
+    text = [override.strip() for override in overrides]
+    empty = ("", "''", '""', "null", "None")
+    lazy = any(key == "train.init_checkpoint" and value in empty for key, _, value in (o.partition("=") for o in text))
+    return lazy or any(key == "MODEL.WEIGHTS" and value in empty for key, value in pairwise(text))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_intermixed_args(argv))
+        return run(parse_arguments(parser, list(sys.argv[1:] if argv is None else argv)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

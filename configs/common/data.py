@@ -16,6 +16,7 @@ dataloader = dict(
             is_train=True,
             augmentations=L(train_augmentations)(),
             image_format="RGB",
+            value_range=None,  # [black, white] of gray images of more than 8 bits
         ),
         total_batch_size=16,
         num_workers=4,
@@ -27,6 +28,7 @@ dataloader = dict(
             is_train=False,
             augmentations=L(test_augmentations)(),
             image_format="${...train.mapper.image_format}",
+            value_range="${...train.mapper.value_range}",
         ),
         batch_size=1,
         num_workers=4,

@@ -28,14 +28,26 @@ inline void check_sizes(const Tensor& tensor, std::initializer_list<int64_t> siz
   STD_TORCH_CHECK(equal, name, " must be ", letters, " with the sizes of the other arguments");
 }
 
-// (B, N) of what `spatial_shapes` describe.
+// Tokens of an image stay below this, so that a cell, also one just outside of its level, is a number of 32 bits.
+constexpr int64_t kMaxTokens = int64_t{1} << 28;
+
+// Sizes of which a product is taken somewhere: with each below 2^31, no product of two of them overflows.
+inline void check_product(int64_t a, int64_t b, const char* what) {
+  STD_TORCH_CHECK(a <= INT32_MAX && b <= INT32_MAX && a * b <= INT32_MAX, what, " must be fewer than 2^31, got ", a,
+                  " x ", b);
+}
+
+// N of what `spatial_shapes` describe.
 inline int64_t count_tokens(const Shapes& spatial_shapes, int64_t levels) {
   STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, "spatial_shapes must have (h, w) of ",
                   levels, " levels, got ", spatial_shapes.size(), " numbers");
   int64_t tokens = 0;
   for (int64_t level = 0; level < levels; ++level) {
     const int64_t height = spatial_shapes[2 * level], width = spatial_shapes[2 * level + 1];
-    STD_TORCH_CHECK(height >= 0 && width >= 0, "spatial_shapes must not be negative, got ", height, " x ", width);
+    STD_TORCH_CHECK(height >= 1 && width >= 1, "spatial_shapes must be at least 1, got ", height, " x ", width);
+    STD_TORCH_CHECK(height < kMaxTokens && width < kMaxTokens && tokens + height * width < kMaxTokens,
+                    "spatial_shapes must add up to fewer than ", kMaxTokens, " tokens, got ", height, " x ", width,
+                    " at level ", level);
     tokens += height * width;
   }
   return tokens;
@@ -45,6 +57,9 @@ inline int64_t count_tokens(const Shapes& spatial_shapes, int64_t levels) {
 inline void check_samples(const Tensor& points, const Tensor& weights, ScalarType type) {
   STD_TORCH_CHECK(points.dim() == 6 && points.size(5) == 2 && points.size(3) > 0 && points.size(4) > 0,
                   "points must be (B, Q, M, L, P, 2) with at least one level and point");
+  check_product(points.size(3), points.size(4), "samples of a query and head");
+  check_product(points.size(1), 1, "queries");
+  check_product(points.size(0), points.size(2), "heads of all images");
   check_sizes(weights, {points.size(0), points.size(1), points.size(2), points.size(3), points.size(4)}, "weights",
               "(B, Q, M, L, P)");
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "points must be float32 or float64");
@@ -58,6 +73,7 @@ inline void check_attention(const Tensor& value, const Tensor& points, const Ten
   check_samples(points, weights, geometry_type(value));
   STD_TORCH_CHECK(value.dim() == 4 && value.size(0) == points.size(0) && value.size(2) == points.size(2),
                   "value must be (B, N, M, D) with the images and heads of points");
+  check_product(value.size(2), value.size(3), "channels of all heads");
   const int64_t tokens = count_tokens(spatial_shapes, points.size(3));
   STD_TORCH_CHECK(tokens == value.size(1), "spatial_shapes add up to ", tokens, " tokens, and value has ",
                   value.size(1));

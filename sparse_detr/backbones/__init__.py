@@ -6,5 +6,6 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from sparse_detr.backbones.mobilenet import MobileNetV2
+from sparse_detr.backbones.swin import SwinTransformer
 
-__all__ = ["MobileNetV2"]
+__all__ = ["MobileNetV2", "SwinTransformer"]

@@ -7,6 +7,7 @@ asked for.
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +20,7 @@ from sparse_detr._detectron2 import HOW_TO_INSTALL
 from sparse_detr.errors import UserError
 
 USAGE_ERROR = 2
+OPTION = re.compile(r"-(?!\.?\d)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, with config overrides between and behind the options, which argparse cannot do for subcommands."""
+    """Parse, with config overrides between and behind the options, which argparse cannot do by itself.
+
+    A word that begins with a minus and a digit is a value of an override, not an option.
+    """
     args, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(args, "opts") or any(word.startswith("-") for word in rest)):
+    if rest and (not hasattr(args, "opts") or any(OPTION.match(word) for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.opts = [*args.opts, *rest]

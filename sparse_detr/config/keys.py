@@ -21,7 +21,9 @@ def add_detr_config(cfg: CfgNode) -> None:
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _add_solver_keys(cfg.SOLVER)
+    cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model, and the evaluator's limit; None is what the recipe says
     cfg.TEST.BEST_METRIC = "bbox/AP"  # which score chooses model_best.pth
+    cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
 
@@ -36,5 +38,6 @@ def _add_solver_keys(solver: CfgNode) -> None:
     # Of the whole model. Not CLIP_GRADIENTS.CLIP_TYPE: Detectron2's tools refuse a third value there.
     solver.CLIP_GRAD_NORM = 0.1
     solver.ACCUMULATE = 1
+    solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all
     solver.AMP.DTYPE = "bf16"
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})

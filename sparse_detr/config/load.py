@@ -1,18 +1,16 @@
 """Load a config of either kind and apply overrides in its own style."""
 
 import ast
-import difflib
-import inspect
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from sparse_detr.config.check import check_settings
 from sparse_detr.config.keys import add_detr_config
+from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
 from sparse_detr.data.sample import register_sample_data
 from sparse_detr.errors import UserError
 
@@ -29,81 +27,89 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
     Returns:
         DictConfig for both kinds of lazy config, CfgNode for yacs.
+
+    Raises:
+        UserError: the file cannot be read or run, or a setting in it or in `overrides` cannot be used.
     """
     register_sample_data()  # the config.yaml of a run names the data, but no longer the file that registered them
-    if not os.path.isfile(path):
-        raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
-    if config_kind(path) == "yacs":
-        return _load_yacs(path, overrides)
-    return _load_lazy(path, overrides)
+    kind = config_kind(path)
+    cfg: Config = _load_yacs(path, overrides) if kind == "yacs" else _load_lazy(path, kind, overrides)
+    check_settings(cfg)
+    return cfg
 
 
 def config_kind(path: str) -> str:
     """ "python", "dump" (a lazy config written as yaml) or "yacs", decided by what is in the file."""
-    with open(path) as file:
-        text = file.read()
+    text = _read(path)
     try:
         node = yaml.compose(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         node = None
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
-        return "yacs" if all(key.isupper() for key in keys) else "dump"
+        return "yacs" if all(isinstance(key, str) and key.isupper() for key in keys) else "dump"
     try:
         ast.parse(text)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} is neither yaml nor Python: {error}") from error
     return "python"
 
 
+def _read(path: str) -> str:
+    """The text of a config file, which must have one."""
+    if os.path.isdir(path):
+        raise UserError(f"config file {path!r} is a folder; name a file in it")
+    if not os.path.isfile(path):
+        raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"config file {path!r} cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise UserError(f"config file {path!r} is empty")
+    if text.startswith("\ufeff"):
+        raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
+    return text
+
+
 def _load_yacs(path: str, overrides: Sequence[str]) -> CfgNode:
-    for override in overrides[::2]:
-        if "=" in override:
-            key, _, value = override.partition("=")
-            raise UserError(f"{path} is a yacs config; write {key} {value} instead of {override}")
-    if len(overrides) % 2:
-        raise UserError(f"overrides of a yacs config come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+    from sparse_detr.recipes.meta_arch import RECIPES
+
     cfg = get_cfg()
     add_detr_config(cfg)
     try:
         cfg.merge_from_file(path)
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError, AssertionError) as error:  # yacs raises all three for wrong keys and types
-        raise UserError(f"{path}: {error.args[0]}") from error
+    except Exception as error:  # yaml and yacs raise what they like, and yaml may run code
+        raise UserError(f"{path}: {_described(error, path)}") from error
+    apply_to_yacs(cfg, path, overrides)
+    if cfg.MODEL.META_ARCHITECTURE not in RECIPES and cfg.TEST.DETECTIONS_PER_IMAGE is None:
+        cfg.TEST.DETECTIONS_PER_IMAGE = 100  # Detectron2's own models need a number
     return cfg
 
 
-def _load_lazy(path: str, overrides: Sequence[str]) -> DictConfig:
-    _check_lazy_style(path, overrides)
-    cfg = LazyConfig.load(path)
-    for override in overrides:
-        _check_key(cfg, override.partition("=")[0].strip())
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+def _load_lazy(path: str, kind: str, overrides: Sequence[str]) -> DictConfig:
+    endings = (".py",) if kind == "python" else (".yaml", ".yml")
+    if not path.endswith(endings):
+        what = "Python" if kind == "python" else "a lazy config written as yaml"
+        raise UserError(f"{path} holds {what}; let its name end in {' or '.join(endings)}")
+    try:
+        cfg = LazyConfig.load(path)
+    except Exception as error:  # a config is code, which may raise anything
+        raise UserError(f"{path}: {_described(error, path)}") from error
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{path} holds no config; give a LazyConfig in Python or yaml")
+    return apply_to_lazy(cfg, path, overrides)
 
 
-def _check_lazy_style(path: str, overrides: Sequence[str]) -> None:
-    for index, override in enumerate(overrides):
-        if "=" not in override:
-            value = overrides[index + 1] if index + 1 < len(overrides) else "VALUE"
-            raise UserError(f"{path} is a lazy config; write {override}={value} instead of {override} {value}")
-
-
-def _check_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a key that would be added silently, unless it is an argument of the callable it is added to."""
-    parent_key, _, name = key.rpartition(".")
-    parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-    if isinstance(parent, DictConfig) and name not in parent and not _accepts(parent.get("_target_"), name):
-        known = [str(existing) for existing in parent if existing != "_target_"]
-        guess = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {guess[0]!r}?" if guess else f"there are {', '.join(sorted(known))}"
-        raise UserError(f"the config has no key {key!r}; {hint}")
-    if parent is None:
-        raise UserError(f"the config has no key {parent_key!r}, so {key!r} cannot be set")
-
-
-def _accepts(target: str | Callable | None, name: str) -> bool:
-    function: Any = locate(target) if isinstance(target, str) else target
-    if not callable(function):
-        return False
-    parameters = inspect.signature(function).parameters
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+def _described(error: Exception, path: str) -> str:
+    """An error of a config's code, with its line where it is in the file itself."""
+    line, trace = "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = f"line {trace.tb_lineno}: "
+        trace = trace.tb_next
+    reason = error.args[0] if isinstance(error, KeyError | ValueError | AssertionError) and error.args else error
+    return f"{line}{type(error).__name__}: {reason}"

@@ -62,7 +62,7 @@ def _refuse_other_number(cfg: Config, num_classes: int, train_json: str, overrid
 
 
 def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, str]) -> None:
-    cfg.MODEL.DETR.NUM_CLASSES = own.num_classes
+    cfg.MODEL.DETR.NUM_CLASSES, cfg.MODEL.DETR.CLASS_CHANNELS = own.num_classes, None
     cfg.DATASETS.TRAIN = (own.train_name,)
     cfg.DATASETS.TEST = (own.val_name,) if own.val_name else ()
     for key, value in paths.items():
@@ -70,7 +70,7 @@ def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, str]) -> None:
 
 
 def _write_lazy(cfg, own, paths: Mapping[str, str]) -> None:
-    cfg.model.num_classes = own.num_classes
+    cfg.model.num_classes, cfg.model.class_channels = own.num_classes, None
     cfg.dataloader.train.dataset.names = own.train_name
     if own.val_name:
         cfg.dataloader.test.dataset.names = own.val_name

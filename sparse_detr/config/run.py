@@ -6,15 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from sparse_detr.config.building import build_part, build_yacs
+from sparse_detr.config.check import check_settings
+from sparse_detr.config.limits import evaluation_limit
 from sparse_detr.config.load import Config
+from sparse_detr.config.overrides import accepts
 from sparse_detr.errors import UserError
 from sparse_detr.solver import detr_parameter_groups
+
+CHECKPOINTER = {"period": 5000, "max_to_keep": 10}
 
 Schedule = ParamScheduler | torch.optim.lr_scheduler.LRScheduler
 
@@ -32,7 +39,7 @@ class TrainSettings:
     clip_grad_norm: float | None = None
     accumulate: int = 1
     ema_decay: float | None = None
-    checkpointer: dict[str, Any] = field(default_factory=lambda: {"period": 5000})
+    checkpointer: dict[str, Any] = field(default_factory=lambda: dict(CHECKPOINTER))
     eval_period: int = 5000
     log_period: int = 20
     best_metric: str = "bbox/AP"
@@ -68,7 +75,8 @@ class Run:
 
 
 def make_run(cfg: Config) -> Run:
-    """Describe the training that `cfg` asks for."""
+    """Describe the training that `cfg` asks for; raises `UserError` for settings that cannot be used."""
+    check_settings(cfg)
     return _run_from_yacs(cfg) if isinstance(cfg, CfgNode) else _run_from_lazy(cfg)
 
 
@@ -84,7 +92,7 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
     def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
         cfg.optimizer.params.model = model
         try:
-            return instantiate(cfg.optimizer)
+            return build_part(cfg, "optimizer")
         finally:
             del cfg.optimizer.params.model
 
@@ -93,17 +101,22 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
         settings=_lazy_settings(cfg.train),
         train_names=_names(OmegaConf.select(cfg, "dataloader.train.dataset.names")),
         evaluation_sets=_lazy_evaluation_sets(cfg),
-        build_model=lambda: instantiate(cfg.model).to(cfg.train.device),
+        build_model=lambda: build_part(cfg, "model").to(cfg.train.device),
         build_optimizer=build_optimizer,
-        build_schedule=lambda optimizer: instantiate(cfg.lr_multiplier),
-        build_train_loader=lambda: instantiate(cfg.dataloader.train),
+        build_schedule=lambda optimizer: build_part(cfg, "lr_multiplier"),
+        build_train_loader=lambda: build_part(cfg, "dataloader.train"),
     )
 
 
 def _lazy_settings(train: DictConfig) -> TrainSettings:
     """Settings from `cfg.train`; keys that Detectron2's own configs lack keep their defaults."""
     values = OmegaConf.to_container(train, resolve=True)
+    for key in ("output_dir", "max_iter", "device"):
+        if key not in values:
+            raise UserError(f"the lazy config has no train.{key}; it is needed to train or evaluate")
     amp, ema = values.get("amp", {}), values.get("ema", {})
+    values["init_checkpoint"] = os.path.expanduser(values.get("init_checkpoint") or "")
+    values["checkpointer"] = {**CHECKPOINTER, **values.get("checkpointer", {})}
     plain = {name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values}
     return TrainSettings(
         **plain,
@@ -118,10 +131,33 @@ def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
     return [
         EvaluationSet(
             names=_names(OmegaConf.select(cfg, "dataloader.test.dataset.names")),
-            build_loader=lambda: instantiate(cfg.dataloader.test),
-            build_evaluator=lambda: instantiate(cfg.dataloader.evaluator),
+            build_loader=lambda: build_part(cfg, "dataloader.test"),
+            build_evaluator=lambda: _lazy_evaluator(cfg),
         )
     ]
+
+
+def _lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
+    """The config's evaluator; COCO's with the limit on detections that the data need."""
+    evaluator = cfg.dataloader.evaluator
+    if not _is_coco_evaluator(evaluator):
+        return build_part(cfg, "dataloader.evaluator")
+    limit = evaluation_limit(evaluator.dataset_name, cfg)
+    if evaluator.get("max_dets_per_image") is not None:
+        return build_part(cfg, "dataloader.evaluator")
+    evaluator.max_dets_per_image = limit
+    try:
+        return build_part(cfg, "dataloader.evaluator")
+    finally:
+        del evaluator.max_dets_per_image
+
+
+def _is_coco_evaluator(evaluator: Any) -> bool:
+    """Whether it is COCO's for one data set, or a kind of it that takes the same limit."""
+    target = evaluator.get("_target_") if OmegaConf.is_dict(evaluator) else None
+    kind = locate(target) if isinstance(target, str) else target
+    is_coco = isinstance(kind, type) and issubclass(kind, COCOEvaluator) and accepts(kind, "max_dets_per_image")
+    return is_coco and isinstance(evaluator.get("dataset_name"), str)
 
 
 def _run_from_yacs(cfg: CfgNode) -> Run:
@@ -133,9 +169,9 @@ def _run_from_yacs(cfg: CfgNode) -> Run:
         settings=_yacs_settings(cfg),
         train_names=list(cfg.DATASETS.TRAIN),
         evaluation_sets=[_yacs_evaluation_set(cfg, name) for name in cfg.DATASETS.TEST],
-        build_model=lambda: build_model(cfg),
+        build_model=lambda: build_yacs("the model", build_model, cfg),
         build_optimizer=lambda model: build_yacs_optimizer(cfg, model),
-        build_schedule=lambda optimizer: build_lr_scheduler(cfg, optimizer),
+        build_schedule=lambda optimizer: build_yacs("the learning-rate schedule", build_lr_scheduler, cfg, optimizer),
         build_train_loader=lambda: _yacs_train_loader(cfg),
     )
 
@@ -151,13 +187,13 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         output_dir=cfg.OUTPUT_DIR,
         max_iter=solver.MAX_ITER,
         device=cfg.MODEL.DEVICE,
-        init_checkpoint=cfg.MODEL.WEIGHTS,
+        init_checkpoint=os.path.expanduser(cfg.MODEL.WEIGHTS or ""),
         seed=cfg.SEED,
         precision=solver.AMP.DTYPE if solver.AMP.ENABLED else "off",
         clip_grad_norm=solver.CLIP_GRAD_NORM or None,
         accumulate=solver.ACCUMULATE,
         ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
-        checkpointer={"period": solver.CHECKPOINT_PERIOD},
+        checkpointer={"period": solver.CHECKPOINT_PERIOD, "max_to_keep": solver.MAX_TO_KEEP},
         eval_period=cfg.TEST.EVAL_PERIOD,
         best_metric=cfg.TEST.BEST_METRIC,
     )
@@ -170,8 +206,6 @@ def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimize
     solver = cfg.SOLVER
     if solver.OPTIMIZER == "SGD":
         return build_optimizer(cfg, model)
-    if solver.OPTIMIZER != "ADAMW":
-        raise UserError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; choose ADAMW or SGD")
     groups = detr_parameter_groups(
         model,
         base_lr=solver.BASE_LR,
@@ -209,5 +243,7 @@ def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
     return EvaluationSet(
         names=[name],
         build_loader=build_loader,
-        build_evaluator=lambda: COCOEvaluator(name, tasks=("bbox",), output_dir=output_dir),
+        build_evaluator=lambda: COCOEvaluator(
+            name, tasks=("bbox",), output_dir=output_dir, max_dets_per_image=evaluation_limit(name, cfg)
+        ),
     )

@@ -1,10 +1,11 @@
 """What is wrong with a COCO annotation file, said the same way by training and by `check-data`."""
 
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from sparse_detr.data.boxes import BoxFaults, find_box_faults
+from sparse_detr.data.boxes import BoxFaults, corners_of, find_box_faults, read_flag
+from sparse_detr.data.masks import box_of_mask
 from sparse_detr.errors import UserError
 
 NUM_EXAMPLES = 5
+MAX_ID = 2**53  # many tools keep the numbers of a JSON file as float64
 
 T = TypeVar("T", bound=Hashable)
 
@@ -60,12 +63,16 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The three lists of a COCO file, and the entries of each that the later checks can use."""
+    """The three lists of a COCO file, and the entries of each that training and evaluation use.
+
+    `boxes_from_masks` is how many annotations without a box were given that of their mask.
+    """
 
     path: Path
     images: list[Any]
     annotations: list[Any]
     categories: list[Any]
+    boxes_from_masks: int = 0
 
     @cached_property
     def sound_images(self) -> dict[int, dict[str, Any]]:
@@ -91,30 +98,42 @@ class CocoFile:
     @cached_property
     def boxes(self) -> np.ndarray:
         """(T, 4) x, y, width, height in pixels of `sound_annotations`."""
-        return np.array([item["bbox"] for item in self.sound_annotations], dtype=np.float64).reshape(-1, 4)
+        boxes = [[_to_float(number) for number in item["bbox"]] for item in self.sound_annotations]
+        return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
     @cached_property
     def box_faults(self) -> BoxFaults:
         """Of `sound_annotations`."""
         images = [self.sound_images[item["image_id"]] for item in self.sound_annotations]
         height, width = (np.array([image[side] for image in images], dtype=np.float64) for side in ("height", "width"))
-        corners = np.concatenate([self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]], axis=1)
-        return find_box_faults(corners, height, width)
+        return find_box_faults(corners_of(self.boxes), height, width)
+
+    @cached_property
+    def crowd(self) -> np.ndarray:
+        """(T,) mask of `sound_annotations`."""
+        return np.array([bool(read_flag(item.get("iscrowd"))) for item in self.sound_annotations], dtype=bool)
+
+    def is_target(self, unusable: Collection[str] = ()) -> np.ndarray:
+        """(T,) mask of the `sound_annotations` that are trained on.
+
+        Args:
+            unusable: file names of images that are missing or damaged.
+        """
+        names = (self.sound_images[item["image_id"]]["file_name"] for item in self.sound_annotations)
+        return self.box_faults.usable & ~self.crowd & np.array([name not in unusable for name in names], dtype=bool)
 
 
-def read_coco_file(path: str | Path) -> CocoFile:
-    """Read a COCO annotation file.
+def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoFile:
+    """Read a COCO annotation file, as UTF-8 with or without a byte order mark, UTF-16 or UTF-32.
+
+    Args:
+        boxes_from_masks: give annotations without a `bbox` the box around their `segmentation`.
 
     Raises:
         UserError: no such file, not complete JSON, or not COCO's three lists.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no annotation file {path}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not complete JSON: {error}. Is the file truncated? Write it again.") from None
+    content = _read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, not COCO's object with 'images' and so on.")
     keys = ("images", "annotations", "categories")
@@ -124,13 +143,122 @@ def read_coco_file(path: str | Path) -> CocoFile:
             f"{path} has no list {' and no list '.join(map(repr, wrong))}; a COCO file has {', '.join(keys)} "
             "(an empty list is fine for annotations)."
         )
-    return CocoFile(path, *(content[key] for key in keys))
+    coco = CocoFile(path, *(content[key] for key in keys))
+    return _with_boxes_of_masks(coco) if boxes_from_masks else coco
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"There is no annotation file {path}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name a COCO file that you may read") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not complete JSON in UTF-8: its byte {error.start} is 0x{error.object[error.start]:02x}, "
+            "of another encoding or of no text at all; save it as UTF-8"
+        ) from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not complete JSON: {error}. Is the file truncated? Write it again.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path} holds a number that cannot be read: {error}") from None
+
+
+def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
+    annotations = [_with_box_of_mask(item, coco.sound_images) for item in coco.annotations]
+    added = sum(new is not old for new, old in zip(annotations, coco.annotations))
+    return replace(coco, annotations=annotations, boxes_from_masks=added)
+
+
+def _with_box_of_mask(item: Any, images: Mapping[int, dict[str, Any]]) -> Any:
+    """`item` itself if it has a box, or no mask that gives one."""
+    if not _needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
+        return item
+    image = images[item["image_id"]]
+    box = box_of_mask(item.get("segmentation"), image["height"], image["width"])
+    return {**item, "bbox": box} if box else item
+
+
+def _needs_box(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("bbox") in (None, [])
 
 
 def check_annotations(coco: CocoFile) -> list[Finding]:
     """Everything that can be said without looking at the image files, errors first."""
-    checks = (_check_categories, _check_images, _check_annotation_entries, _check_boxes)
-    return sorted((finding for check in checks for finding in check(coco)), key=lambda finding: not finding.is_error)
+    checks = (_check_categories, _check_images, _check_ids, _check_annotation_entries, _check_boxes, _check_units)
+    return errors_first(finding for check in checks for finding in check(coco))
+
+
+def errors_first(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: not finding.is_error)
+
+
+def check_targets(coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False) -> list[Finding]:
+    """Whether there is something to train on, or to judge by, in the file and for each of its classes.
+
+    Args:
+        unusable: file names of images that are missing or damaged.
+        for_validation: the file is evaluated on only; what stops a training is a warning then.
+    """
+    is_target = coco.is_target(unusable)
+    if not is_target.any():
+        use = "judge by, so the AP is not defined" if for_validation else "train on"
+        return [_without_targets(coco, is_target, unusable, use, for_validation)]
+    classes = [item["category_id"] for item in coco.sound_annotations]
+    left = {number for number, used in zip(classes, is_target) if used}
+    empty = [number for number in coco.class_names if number in set(classes) - left]
+    use = "judge by; their AP is not defined" if for_validation else "train on; mend them or remove the class"
+    return Rule("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
+        [f"{coco.class_names[number]}: {_causes(coco, unusable, number)}" for number in empty]
+    )
+
+
+def _without_targets(
+    coco: CocoFile, is_target: np.ndarray, unusable: Collection[str], use: str, for_validation: bool
+) -> Finding:
+    remedy = "; set iscrowd to 0 where it is a single object" if coco.crowd.any() else ""
+    causes = _causes(coco, unusable) or "the list of annotations is empty"
+    return Finding("no-boxes", not for_validation, 1, f"annotation file leaves no box to {use}: {causes}{remedy}")
+
+
+def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None = None) -> str:
+    """Why annotations are not trained on, of one class or of all: "3 are crowds, 1 has no area"."""
+    chosen = np.array([category_id in (None, item["category_id"]) for item in coco.sound_annotations], dtype=bool)
+    faults = coco.box_faults
+    in_bad_image = ~coco.is_target(unusable) & coco.is_target()
+    unknown = len(coco.annotations) - len(coco.sound_annotations) if category_id is None else 0
+    counts = {
+        "crowds (iscrowd 1)": int((chosen & coco.crowd & faults.usable).sum()),
+        "without area or not finite": int((chosen & faults.degenerate).sum()),
+        "outside their image": int((chosen & faults.outside).sum()),
+        "in images that are missing or damaged": int((chosen & in_bad_image).sum()),
+        "unusable entries or of unknown images": unknown,
+    }
+    return ", ".join(f"{count} {cause}" for cause, count in counts.items() if count)
+
+
+def check_box_counts(
+    coco: CocoFile, unusable: Collection[str] = (), *, num_queries: int | None, num_detections: int | None = None
+) -> list[Finding]:
+    """Images with more boxes than a model has queries, or than detections of an image are kept; None for no limit."""
+    per_image = boxes_per_image(coco, unusable)
+
+    def above(limit: int | None) -> list[str]:
+        names = coco.sound_images
+        return [f"{names[key]['file_name']}: {n}" for key, n in per_image.items() if limit is not None and n > limit]
+
+    queries = f"images have more boxes than the model's {num_queries} queries; it cannot detect them all"
+    kept = f"images have more boxes than the {num_detections} detections that are kept of an image; raise that limit"
+    return [
+        *Rule("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
+        *Rule("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
+    ]
+
+
+def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
+    """Boxes to train on by image id; images without one are left out."""
+    return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
 
 
 def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
@@ -142,15 +270,21 @@ def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
     return [name for name in names if not os.path.isfile(folder / name)]  # no exception for impossible names
 
 
+def num_images_of(coco: CocoFile, file_names: Collection[str]) -> int:
+    """How many images have one of the names; several may share a file."""
+    names = set(file_names)
+    return sum(image["file_name"] in names for image in coco.sound_images.values())
+
+
 def is_category(item: Any) -> bool:
-    return isinstance(item, dict) and _is_id(item.get("id")) and isinstance(item.get("name"), str)
+    return isinstance(item, dict) and _is_id(item.get("id")) and _is_text(item.get("name"))
 
 
 def is_image(item: Any) -> bool:
     return (
         isinstance(item, dict)
         and _is_id(item.get("id"))
-        and isinstance(item.get("file_name"), str)
+        and _is_text(item.get("file_name"))
         and all(_is_id(item.get(side)) and item[side] > 0 for side in ("width", "height"))
     )
 
@@ -163,12 +297,39 @@ def is_annotation(item: Any) -> bool:
     )
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+    return _is_integer(value) and abs(value) < MAX_ID
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be printed and written: JSON can hold halves of characters, which UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(x, float) or _is_id(x) for x in value)
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(x, float) or _is_integer(x) for x in value)
+
+
+def _to_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _has_huge_id(item: Any) -> bool:
+    keys = ("id", "image_id", "category_id", "width", "height")
+    return isinstance(item, dict) and any(_is_integer(item.get(key)) and abs(item[key]) >= MAX_ID for key in keys)
+
+
+def _check_ids(coco: CocoFile) -> list[Finding]:
+    entries = [*coco.images, *coco.annotations, *coco.categories]
+    message = f"entries have a number of {MAX_ID} (2^53) or more, which many tools round: number them anew from 1"
+    return Rule("huge-id", message).findings([_shorten(item) for item in entries if _has_huge_id(item)])
 
 
 def _check_categories(coco: CocoFile) -> list[Finding]:
@@ -176,7 +337,7 @@ def _check_categories(coco: CocoFile) -> list[Finding]:
     used = {item["category_id"] for item in coco.sound_annotations}
     return [
         *Rule("category-fields", "categories need an integer 'id' and a text 'name'").findings(
-            [_shorten(item) for item in coco.categories if not is_category(item)]
+            [_shorten(item) for item in coco.categories if not is_category(item) and not _has_huge_id(item)]
         ),
         *Rule("no-categories", "list of categories is empty: name the classes there").findings(
             [] if coco.categories else [str(coco.path)]
@@ -198,7 +359,7 @@ def _check_images(coco: CocoFile) -> list[Finding]:
     return [
         *Rule(
             "image-fields", "images need an integer 'id', a 'file_name' and a positive integer 'width' and 'height'"
-        ).findings([_shorten(item) for item in coco.images if not is_image(item)]),
+        ).findings([_shorten(item) for item in coco.images if not is_image(item) and not _has_huge_id(item)]),
         *Rule("no-images", "list of images is empty: there is nothing to train or test on").findings(
             [] if coco.images else [str(coco.path)]
         ),
@@ -213,11 +374,16 @@ def _check_images(coco: CocoFile) -> list[Finding]:
 
 def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.annotations if is_annotation(item)]
+    faulty = [item for item in coco.annotations if not is_annotation(item) and not _has_huge_id(item)]
+    masked = [item for item in faulty if _needs_box(item) and item.get("segmentation")]
+    from_masks = "annotations have no 'bbox' and were given the box around their mask"
     return [
         *Rule(
             "annotation-fields",
-            "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers",
-        ).findings([_shorten(item) for item in coco.annotations if not is_annotation(item)]),
+            "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers"
+            + ("; --boxes-from-masks takes the boxes from 'segmentation'" if masked else ""),
+        ).findings([_shorten(item) for item in faulty]),
+        *([Finding("boxes-from-masks", False, coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
         *Rule("no-annotations", "list of annotations is empty: every image is a negative", is_error=False).findings(
             [] if coco.annotations else [str(coco.path)]
         ),
@@ -227,17 +393,17 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
         *Rule("unknown-category", "annotations have a category_id that is not in 'categories': add it there").findings(
             [f"{_name(item)}: {item['category_id']}" for item in sound if item["category_id"] not in coco.class_names]
         ),
+        *Rule("crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)").findings(
+            [f"{_name(item)}: {_shorten(item['iscrowd'])}" for item in sound if read_flag(item.get("iscrowd")) is None]
+        ),
         *Rule("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
-            [_name(item) for item in sound if item.get("ignore")]
+            [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
         *Rule(
             "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", False
         ).findings(
             [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
         ),
-        *Rule(
-            "bad-polygon", "annotations have a polygon of less than three points; they are dropped", is_error=False
-        ).findings([_name(item) for item in sound if _has_bad_polygon(item.get("segmentation"))]),
     ]
 
 
@@ -261,11 +427,36 @@ def _check_boxes(coco: CocoFile) -> list[Finding]:
     ]
 
 
-def _has_bad_polygon(segmentation: Any) -> bool:
-    """Whether Detectron2 finds no valid polygon in it, and therefore drops the annotation with its box."""
-    if not isinstance(segmentation, list) or not segmentation:
-        return False
-    return not any(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation)
+def _check_units(coco: CocoFile) -> list[Finding]:
+    """Boxes in other units than pixels, or as other numbers than x, y, width and height."""
+    images = [coco.sound_images[item["image_id"]] for item in coco.sound_annotations]
+    size = np.array([[image["width"], image["height"]] for image in images], dtype=np.float64).reshape(-1, 2)
+    as_shares, as_corners = _look_like_shares(coco.boxes, size), _look_like_corners(coco.boxes, size)
+    read = "but are read as x, y, width, height in pixels"
+    return [
+        *_units("boxes-as-shares", as_shares, f"from 0 to 1, {read}: multiply by the image's width and height"),
+        *_units("boxes-as-corners", as_corners, f"x1, y1, x2, y2, {read}: write x1, y1, x2 - x1, y2 - y1"),
+    ]
+
+
+def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
+    return [Finding(code, False, int(found.sum()), f"boxes look like {what}")] if found.any() else []
+
+
+def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(T,) mask of the boxes of less than a pixel with all numbers from 0 to 1; none unless half of the boxes are."""
+    found = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1) & (size > 2).all(axis=1)
+    return found & (found.sum() * 2 >= len(boxes))
+
+
+def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """(T,) mask of the boxes that end far outside their image as x, y, width, height, and inside it as x1, y1, x2, y2.
+
+    None unless nearly all boxes are possible as corners: of real widths, many are smaller than their box's x.
+    """
+    possible = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= size + 1)).all(axis=1)
+    found = (boxes[:, :2] + boxes[:, 2:] > 1.1 * size).any(axis=1) & possible
+    return found & (possible.sum() >= 0.98 * len(boxes)) & (found.sum() >= 0.05 * len(boxes))
 
 
 def _name(annotation: dict[str, Any]) -> str:

@@ -1,9 +1,14 @@
-"""What is wrong with annotated boxes, for the mapper, the loader and `check-data` alike."""
+"""What is wrong with annotated boxes and which are crowds, for the mapper, the loader and `check-data` alike."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.structures import BoxMode
+
+from sparse_detr.errors import UserError
+
+FLAG_TEXTS = {"0": False, "0.0": False, "false": False, "no": False, "1": True, "1.0": True, "true": True, "yes": True}
 
 
 class BoxFaults(NamedTuple):
@@ -45,7 +50,46 @@ def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
     return np.clip(boxes, 0.0, size)
 
 
+def corners_of(boxes: np.ndarray) -> np.ndarray:
+    """Corners of (T, 4) x, y, width, height boxes, as x1, y1, x2, y2.
+
+    Rounded to float32, as Detectron2 rounds them: a box that has no area then has none in training.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).astype(np.float32)
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float64)
+
+
 def annotated_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     """(T, 4) boxes, x1, y1, x2, y2 in pixels, of annotations in Detectron2's format."""
+    if all(item["bbox_mode"] == BoxMode.XYWH_ABS for item in annotations):
+        return corners_of(np.array([item["bbox"] for item in annotations], dtype=np.float64))
     boxes = [BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def read_flag(value: Any) -> bool | None:
+    """What a 0 or 1 of an annotation file means, text such as "0", "false" or "yes" included.
+
+    Returns:
+        None for a value that means neither; a missing value (None) is False.
+    """
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return FLAG_TEXTS.get(value.strip().lower())
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation marks a crowd, which is neither trained on nor counted as missed.
+
+    Raises:
+        UserError: its `iscrowd` means neither yes nor no.
+    """
+    crowd = read_flag(annotation.get("iscrowd"))
+    if crowd is None:
+        raise UserError(f"iscrowd is {annotation['iscrowd']!r}, but must be 0 (one object) or 1 (a crowd)")
+    return crowd

@@ -1,10 +1,11 @@
 """A report on a COCO data set: what training will drop, skip or refuse, and what the data are like."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,28 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from sparse_detr.data.annotations import CocoFile, Finding, Rule, check_annotations, missing_files, read_coco_file
-from sparse_detr.data.images import BadImageError, read_recorded_image, too_many_bad
+from sparse_detr.data.annotations import (
+    CocoFile,
+    Finding,
+    Rule,
+    boxes_per_image,
+    check_annotations,
+    check_box_counts,
+    check_targets,
+    errors_first,
+    missing_files,
+    num_images_of,
+    read_coco_file,
+)
+from sparse_detr.data.images import (
+    BadImageError,
+    Depth,
+    check_value_range,
+    image_depth,
+    read_recorded_image,
+    read_values,
+    too_many_bad,
+)
 
 # COCO's limits between small, medium and large, as area in pixels.
 _SIZE_LIMITS = (32**2, 96**2)
@@ -29,7 +50,7 @@ class Report:
         findings: the faults, errors first.
     """
 
-    facts: dict[str, int]
+    facts: dict[str, float]
     boxes_per_class: dict[str, int]
     findings: list[Finding]
 
@@ -43,7 +64,7 @@ class Report:
     def __str__(self) -> str:
         tables = [
             tabulate(self.facts.items(), headers=["data set", "number"]),
-            tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=[0]),
+            tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=True),
         ]
         lines = [f"{'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
         return "\n\n".join([*tables, "\n".join(lines or ["Nothing is wrong."])])
@@ -53,58 +74,142 @@ def check_data(
     json_file: str | Path,
     images: str | Path,
     *,
-    num_queries: int = 300,
+    num_queries: int | None = 300,
+    num_detections: int | None = None,
     decode_images: bool = True,
     max_bad_share: float = 0.01,
+    for_validation: bool = False,
+    boxes_from_masks: bool = False,
+    value_range: Sequence[float] | None = None,
 ) -> Report:
     """Check a COCO data set.
 
     Args:
         json_file: the annotation file.
         images: the folder that its file names refer to.
-        num_queries: of the model; an image with more boxes cannot have them all detected.
+        num_queries: of the model; an image with more boxes cannot have them all detected. None: any number.
+        num_detections: that the model keeps of an image; None: any number.
         decode_images: read every image fully; else only look whether the files exist.
         max_bad_share: the training stops when more than this share of the images cannot be used.
+        for_validation: the file is not trained on, so that it may be without boxes.
+        boxes_from_masks: give annotations without a box the one around their mask, as the training can.
+        value_range: of gray images of more than 8 bits, as in `read_image`.
 
     Raises:
         UserError: there is no such file or folder, or the file is not a COCO file.
     """
-    coco = read_coco_file(json_file)
+    value_range = check_value_range(value_range)
+    coco = read_coco_file(json_file, boxes_from_masks=boxes_from_masks)
     missing = missing_files(coco, images)
-    findings = [*check_annotations(coco), *_check_box_counts(coco, num_queries)]
-    findings += Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing)
-    damaged = _damaged_images(coco, Path(images), set(missing)) if decode_images else []
-    findings += _check_damaged(damaged)
-    findings += _check_share(len(missing) + len(damaged), len(coco.sound_images), max_bad_share)
-    findings.sort(key=lambda finding: not finding.is_error)
-    return Report(_facts(coco), _boxes_per_class(coco), findings)
-
-
-def _damaged_images(coco: CocoFile, folder: Path, missing: set[str]) -> list[BadImageError]:
-    """Read all images, in threads since Pillow decodes outside Python's lock."""
-    records = [
-        {**image, "file_name": str(folder / image["file_name"])}
-        for image in coco.sound_images.values()
-        if image["file_name"] not in missing
+    images_read = _read_all(coco, Path(images), set(missing), value_range) if decode_images else []
+    damaged = [image.fault for image in images_read if image.fault]
+    unusable = {*missing, *(image.file_name for image in images_read if image.fault)}
+    findings = [
+        *check_annotations(coco),
+        *_check_targets(coco, missing, unusable, for_validation),
+        *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
+        *Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
+        *_check_damaged(damaged),
+        *_check_share(num_images_of(coco, unusable), len(coco.sound_images), max_bad_share),
+        *_check_depths(images_read, value_range),
     ]
+    facts = {**_facts(coco, unusable), **_depth_facts(images_read)}
+    return Report(facts, _boxes_per_class(coco, unusable), errors_first(findings))
+
+
+@dataclass(frozen=True)
+class _ImageRead:
+    """What reading one image told: `low` and `high` are the values of one of more than 8 bits."""
+
+    file_name: str
+    fault: BadImageError | None = None
+    depth: Depth | None = None
+    low: float = 0.0
+    high: float = 0.0
+
+
+def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequence[float] | None) -> list[_ImageRead]:
+    """Read all images, in threads since Pillow decodes outside Python's lock."""
+    images = [image for image in coco.sound_images.values() if image["file_name"] not in missing]
     with ThreadPoolExecutor() as executor:
-        results: Iterable[BadImageError | None] = executor.map(_image_fault, records)
-        progress = tqdm(results, total=len(records), desc="Reading images", unit="image")
-        return [fault for fault in progress if fault is not None]
+        results: Iterable[_ImageRead] = executor.map(lambda image: _read(image, folder, value_range), images)
+        return list(tqdm(results, total=len(images), desc="Reading images", unit="image"))
 
 
-def _image_fault(record: dict[str, Any]) -> BadImageError | None:
+def _read(image: dict[str, Any], folder: Path, value_range: Sequence[float] | None) -> _ImageRead:
+    name, path = image["file_name"], str(folder / image["file_name"])
     try:
-        read_recorded_image(record)
+        read_recorded_image({**image, "file_name": path}, value_range=value_range)
+        fault = None
     except BadImageError as error:
-        return error
-    return None
+        if error.kind != "value range":
+            return _ImageRead(name, error)
+        fault = error
+    depth = image_depth(path)
+    if depth is None:
+        return _ImageRead(name)
+    values = read_values(path)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return _ImageRead(name, fault, depth, low, high)
+
+
+def _check_targets(
+    coco: CocoFile, missing: Sequence[str], unusable: set[str], for_validation: bool
+) -> Iterator[Finding]:
+    """As the training does, which learns of damaged images only when it reads them."""
+    findings = check_targets(coco, missing, for_validation=for_validation)
+    yield from findings
+    for finding in check_targets(coco, unusable, for_validation=for_validation):
+        if finding.code not in {known.code for known in findings}:
+            yield replace(finding, is_error=finding.is_error and finding.code == "no-boxes")
+
+
+def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | None) -> Iterator[Finding]:
+    """Whether the values of the images use the range that they are read with."""
+    for name, found in _by_depth(images).items():
+        low, high = min(image.low for image in found), max(image.high for image in found)
+        used = value_range or found[0].depth.default_range  # type: ignore[union-attr]
+        kept = [image for image in found if not image.fault]
+        if used and kept and high - low < (used[1] - used[0]) / 4:
+            yield from Rule(
+                "dark-images",
+                f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "
+                f"to white; if that is too dark, set value_range, such as [0,{_rounded_up(high):g}]",
+                is_error=False,
+            ).findings([image.file_name for image in kept])
+
+
+def _rounded_up(high: float) -> float:
+    """The largest value of the fewest bits that hold `high`."""
+    return 2.0 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else 1.0
+
+
+def _depth_facts(images: Iterable[_ImageRead]) -> dict[str, float]:
+    facts: dict[str, float] = {}
+    for name, found in _by_depth(images).items():
+        facts |= {
+            f"{name} gray images": len(found),
+            f"lowest value of {name} images": min(image.low for image in found),
+            f"highest value of {name} images": max(image.high for image in found),
+        }
+    return facts
+
+
+def _by_depth(images: Iterable[_ImageRead]) -> dict[str, list[_ImageRead]]:
+    groups: dict[str, list[_ImageRead]] = {}
+    for image in images:
+        if image.depth:
+            groups.setdefault(image.depth.name, []).append(image)
+    return groups
 
 
 def _check_damaged(damaged: list[BadImageError]) -> Iterator[Finding]:
     rules = {
         "corrupt": Rule("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
         "another size": Rule("image-size", "image files have another size than recorded; they are skipped", False),
+        "too large": Rule("large-image", "image files have too many pixels; they are skipped", False),
+        "value range": Rule("value-range", "images have values that no setting explains"),
     }
     for kind, rule in rules.items():
         yield from rule.findings([str(error) for error in damaged if error.kind == kind])
@@ -117,39 +222,15 @@ def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:
     return [Finding("bad-share", True, bad, message)] if bad else []
 
 
-def _check_box_counts(coco: CocoFile, num_queries: int) -> list[Finding]:
-    rule = Rule(
-        "too-many-boxes",
-        f"images have more boxes than the model's {num_queries} queries; it cannot detect them all",
-        is_error=False,
-    )
-    return rule.findings(
-        [
-            f"{coco.sound_images[number]['file_name']}: {count}"
-            for number, count in _boxes_per_image(coco).items()
-            if count > num_queries
-        ]
-    )
-
-
-def _is_target(coco: CocoFile) -> np.ndarray:
-    """(T,) mask of the sound annotations that training uses."""
-    crowd = np.array([bool(item.get("iscrowd")) for item in coco.sound_annotations], dtype=bool)
-    return coco.box_faults.usable & ~crowd
-
-
-def _boxes_per_image(coco: CocoFile) -> Counter[int]:
-    return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, _is_target(coco)) if used)
-
-
-def _boxes_per_class(coco: CocoFile) -> dict[str, int]:
-    counts = Counter(item["category_id"] for item, used in zip(coco.sound_annotations, _is_target(coco)) if used)
+def _boxes_per_class(coco: CocoFile, unusable: set[str]) -> dict[str, int]:
+    targets = coco.is_target(unusable)
+    counts = Counter(item["category_id"] for item, used in zip(coco.sound_annotations, targets) if used)
     return {f"{name} (id {number})": counts[number] for number, name in coco.class_names.items()}
 
 
-def _facts(coco: CocoFile) -> dict[str, int]:
-    is_target = _is_target(coco)
-    per_image = _boxes_per_image(coco)
+def _facts(coco: CocoFile, unusable: set[str]) -> dict[str, float]:
+    is_target = coco.is_target(unusable)
+    per_image = boxes_per_image(coco, unusable)
     areas = coco.boxes[is_target, 2] * coco.boxes[is_target, 3]
     small, medium, large = np.bincount(np.digitize(areas, _SIZE_LIMITS), minlength=3).tolist()
     ids = list(coco.class_names)
@@ -159,7 +240,7 @@ def _facts(coco: CocoFile) -> dict[str, int]:
         "classes": len(ids),
         "class ids left out between the first and the last": ids[-1] - ids[0] + 1 - len(ids) if ids else 0,
         "annotations": len(coco.annotations),
-        "crowds, which training leaves out": sum(bool(item.get("iscrowd")) for item in coco.sound_annotations),
+        "crowds, which training leaves out": int(coco.crowd.sum()),
         "boxes to train on": int(is_target.sum()),
         "most boxes of an image": max(per_image.values(), default=0),
         "small boxes (area below 32^2 pixels)": small,

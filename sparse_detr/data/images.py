@@ -1,15 +1,20 @@
 """Reading one image, or saying why it cannot be used."""
 
 import logging
+import math
+import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
+
+from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +22,15 @@ logger = logging.getLogger(__name__)
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
+# Pixels above which an image is refused, in place of Pillow's own limit against files that fill the memory.
+MAX_PIXELS_VARIABLE = "SPARSE_DETR_MAX_PIXELS"
+
+
 class BadImageError(Exception):
     """An image that cannot be used; the message names the file and the reason.
 
-    `kind` is "missing", "corrupt" (or truncated, or no image at all) or "another size" than recorded.
+    `kind` is "missing", "corrupt" (or truncated, or no image at all), "another size" than recorded, "too large" for
+    Pillow, or "value range": nothing says which of its values are black and white.
     """
 
     def __init__(self, message: str, kind: str):
@@ -28,40 +38,110 @@ class BadImageError(Exception):
         self.kind = kind
 
 
-def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
+class Depth(NamedTuple):
+    """What the values of a gray image of more than 8 bits are.
+
+    `default_range` holds the values of black and white where nothing else is said; None if they must be said.
+    """
+
+    name: str
+    default_range: tuple[float, float] | None
+
+
+def read_image(file_name: str, image_format: str = "RGB", value_range: Sequence[float] | None = None) -> np.ndarray:
     """Read an image with its EXIF orientation applied, as Detectron2 does.
 
-    Gray images of more than 8 bits, which Pillow would cut off at 255, are scaled down to 8 bits.
+    Gray images of more than 8 bits, which Pillow would cut off at 255, are scaled down to 8 bits. The scale is that of
+    the file's mode, or `value_range`, and never depends on the image's own values.
 
     Args:
         file_name: path or URI that iopath knows.
         image_format: "RGB" or "BGR".
+        value_range: the values of black and white of images of more than 8 bits, such as (0, 4095) for 12 bits; what
+            lies beyond is cut off. By default 0 and 65535 for 16 bits, 0 and 1 for floats.
 
     Returns:
         (height, width, 3) uint8.
 
     Raises:
-        BadImageError: missing, truncated, corrupt, or not an image.
+        BadImageError: missing, truncated, corrupt, not an image, or its values lie beyond the default range.
     """
     try:
-        with PathManager.open(str(file_name), "rb") as file, Image.open(file) as header:
-            is_deep = header.mode == "F" or header.mode.startswith("I")
-        if is_deep:
-            return _to_8_bits(detection_utils.read_image(str(file_name), None))
+        depth = image_depth(file_name)
+        if depth is not None:
+            return _to_8_bits(file_name, read_values(file_name), depth, value_range)
         # Pillow's own memory is read-only, of which PyTorch warns when an augmentation takes it.
         return np.require(detection_utils.read_image(str(file_name), image_format), requirements="W")
+    except UserError:  # a ValueError too
+        raise
     except _DECODING_ERRORS as error:
-        kind = "missing" if isinstance(error, FileNotFoundError) else "corrupt"
-        raise BadImageError(f"{file_name}: {_reason(file_name, error)}", kind) from error
+        raise BadImageError(f"{file_name}: {_reason(file_name, error)}", _kind(error)) from error
 
 
-def read_recorded_image(record: dict[str, Any], image_format: str = "RGB") -> np.ndarray:
+def image_depth(file_name: str) -> Depth | None:
+    """What a file's header says of its values; None for 8 bits or less.
+
+    Raises:
+        one of what Pillow raises if it is not an image.
+    """
+    _set_max_pixels()
+    with PathManager.open(str(file_name), "rb") as file, Image.open(file) as header:
+        mode, file_format = header.mode, header.format
+    if mode == "F":
+        return Depth("float", (0.0, 1.0))
+    if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):  # which have no 32 bits
+        return Depth("16-bit", (0.0, 65535.0))
+    return Depth("32-bit", None) if mode.startswith("I") else None
+
+
+def read_values(file_name: str) -> np.ndarray:
+    """(height, width) float64 values of a gray image of more than 8 bits as they are in the file, NaN where none is."""
+    return detection_utils.read_image(str(file_name), None).astype(np.float64)
+
+
+def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
+    """The range as two floats, None if there is none.
+
+    Raises:
+        UserError: it is not two rising finite numbers.
+    """
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(value) for value in value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(
+            f"value_range is {value_range}, but must be the values of black and white, such as [0,4095] for 12 bits"
+        )
+    return low, high
+
+
+def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str | None:
+    """How an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
+    try:
+        depth = image_depth(file_name)
+    except _DECODING_ERRORS:
+        return None
+    used = value_range or (depth and depth.default_range)
+    if depth is None or used is None:
+        return None
+    return (
+        f"{depth.name} gray images are read with {used[0]:g} as black and {used[1]:g} as white "
+        "(dataloader.train.mapper.value_range, INPUT.VALUE_RANGE); check-data tells the values in the files"
+    )
+
+
+def read_recorded_image(
+    record: dict[str, Any], image_format: str = "RGB", value_range: Sequence[float] | None = None
+) -> np.ndarray:
     """`read_image` of a Detectron2 record, which must have the recorded size.
 
     Raises:
         BadImageError: as `read_image`, or of another size.
     """
-    image = read_image(record["file_name"], image_format)
+    image = read_image(record["file_name"], image_format, value_range)
     size = image.shape[1], image.shape[0]
     recorded = record.get("width", size[0]), record.get("height", size[1])
     if size != recorded:
@@ -79,17 +159,55 @@ def too_many_bad(bad: int, total: int, max_bad_share: float) -> bool:
     return bad > max(int(max_bad_share * total), 1 if max_bad_share > 0 else 0)
 
 
-def _to_8_bits(image: np.ndarray) -> np.ndarray:
-    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8; beyond 255 the range is that of 16 bits."""
-    image = np.nan_to_num(image.astype(np.float64))
-    if image.max(initial=0) > 255:
-        image = image / 257
-    return np.repeat(np.clip(image + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
+    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8."""
+    low, high = check_value_range(value_range) or depth.default_range or (math.nan, math.nan)
+    if value_range is None:
+        _refuse_values_beyond(file_name, values, depth)
+    with np.errstate(over="ignore"):
+        scaled = np.nan_to_num((values - low) / ((high - low) / 255))
+    return np.repeat(np.clip(scaled + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _refuse_values_beyond(file_name: str, values: np.ndarray, depth: Depth) -> None:
+    """Refuse an image whose values say that the default range is not the data set's."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    if depth.default_range is None or low < depth.default_range[0] - 1e-3 or high > depth.default_range[1] + 1e-3:
+        expected = (
+            "" if depth.default_range is None else f", not {depth.default_range[0]:g} to {depth.default_range[1]:g}"
+        )
+        raise BadImageError(
+            f"{file_name}: a {depth.name} image with values from {low:g} to {high:g}{expected}; say which of the data "
+            "set's values are black and white: dataloader.train.mapper.value_range=[LOW,HIGH] (lazy config), "
+            "INPUT.VALUE_RANGE [LOW,HIGH] (yaml), --value-range LOW HIGH (check-data)",
+            "value range",
+        )
+
+
+def _set_max_pixels() -> None:
+    limit = os.environ.get(MAX_PIXELS_VARIABLE)
+    if not limit:
+        return
+    if not limit.isdecimal() or int(limit) == 0:
+        raise UserError(f"{MAX_PIXELS_VARIABLE} is {limit!r}, but must be a number of pixels, such as 400000000")
+    Image.MAX_IMAGE_PIXELS = -(-int(limit) // 2)  # Pillow warns above it and refuses above twice as much
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large"
+    return "missing" if isinstance(error, FileNotFoundError) else "corrupt"
 
 
 def _reason(file_name: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the most that are read; cut it into tiles, or "
+            f"set the environment variable {MAX_PIXELS_VARIABLE} to a larger number if the memory suffices"
+        )
     if "://" not in str(file_name) and Path(file_name).is_file() and Path(file_name).stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):

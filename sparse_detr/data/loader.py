@@ -1,9 +1,12 @@
 """Train and test loaders, built by Detectron2 from our order of the data."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import get_detection_dataset_dicts
@@ -13,8 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch.utils.data import DataLoader, Dataset
 
-from sparse_detr.data.boxes import annotated_boxes, find_box_faults
-from sparse_detr.data.images import too_many_bad
+from sparse_detr.data.boxes import BoxFaults, annotated_boxes, find_box_faults, is_crowd
+from sparse_detr.data.images import describe_depth, too_many_bad
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.data.stream import (
     REPLACEMENT,
@@ -55,7 +58,7 @@ class TrainSamples(Dataset):
             if sample is not None:
                 return sample
             self.is_bad[index] = True
-            if self.has_too_many_bad():
+            if self.must_stop():
                 break
         raise self.too_many_bad_error()
 
@@ -63,12 +66,28 @@ class TrainSamples(Dataset):
         """Images found unusable so far by any worker of this process."""
         return int(self.is_bad.sum())
 
-    def has_too_many_bad(self) -> bool:
+    def must_stop(self) -> bool:
+        """Whether too many images are unusable, or all that have boxes to train on."""
         bad = self.num_bad()
-        return bad == len(self) or too_many_bad(bad, len(self), self.max_bad_share)
+        return bad == len(self) or self.has_lost_boxes() or too_many_bad(bad, len(self), self.max_bad_share)
+
+    @cached_property
+    def has_boxes(self) -> torch.Tensor:
+        """(images,) mask of those with a box to train on."""
+        records = (self.records[index] for index in range(len(self)))
+        return torch.tensor([bool(_targets(record).any()) for record in records], dtype=torch.bool)
+
+    def has_lost_boxes(self) -> bool:
+        """Whether every image that has boxes was found unusable."""
+        return bool(self.is_bad.any()) and not bool((self.has_boxes & ~self.is_bad).any())
 
     def too_many_bad_error(self) -> UserError:
         examples = [self.records[int(index)].get("file_name", "?") for index in self.is_bad.nonzero()[:3]]
+        if self.has_lost_boxes() and self.num_bad() < len(self):
+            return UserError(
+                f"the {self.num_bad()} images that cannot be used hold all boxes, so none is left to train on: "
+                f"{', '.join(examples)}; run `sparse-detr check-data`, then mend these images"
+            )
         return UserError(
             f"{self.num_bad()} of {len(self)} images cannot be used, more than the allowed share of "
             f"{self.max_bad_share:.2%}: {', '.join(examples)}, ... The log names each with its reason. Run "
@@ -95,7 +114,7 @@ class TrainLoader:
                 self._report_bad_images()
                 yield batch
         except UserError as error:
-            if self.samples.has_too_many_bad():  # said without the traceback that a worker process adds
+            if self.samples.must_stop():  # said without the traceback that a worker process adds
                 error.__traceback__ = None  # its frames refer to it and would keep the workers alive
                 raise self.samples.too_many_bad_error() from None
             raise
@@ -150,7 +169,8 @@ def build_train_loader(
     world_size = comm.get_world_size()
     _check_arguments(dataset, total_batch_size, world_size)
     seed = seed if seed >= 0 else comm.shared_random_seed()
-    _log_unusable_boxes(dataset)
+    _check_boxes(dataset)
+    _log_depth(dataset, mapper)
     stream = BatchStream(groups=_groups(dataset, aspect_ratio_grouping), batch_size=total_batch_size, seed=seed)
     sampler = StreamSampler(stream=stream, rank=comm.get_rank(), world_size=world_size)
     samples = TrainSamples(records=dataset, mapper=mapper, seed=seed, max_bad_share=max_bad_share)
@@ -222,12 +242,46 @@ def _groups(dataset: list[Record], aspect_ratio_grouping: bool) -> list[int]:
     return [int(aspect_ratio_grouping and record.get("width", 0) > record.get("height", 0)) for record in dataset]
 
 
-def _log_unusable_boxes(dataset: list[Record]) -> None:
-    degenerate = outside = 0
+def _check_boxes(dataset: list[Record]) -> None:
+    """Say how many boxes are left out; refuse data that leave none. Records without the key are a mapper's own."""
+    degenerate = outside = crowds = targets = total = 0
     for record in dataset:
-        if record.get("annotations") and "height" in record and "width" in record:
-            faults = find_box_faults(annotated_boxes(record["annotations"]), record["height"], record["width"])
-            degenerate += int(faults.degenerate.sum())
-            outside += int(faults.outside.sum())
+        faults, crowd = _box_faults(record), _crowds(record)
+        degenerate += int(faults.degenerate.sum())
+        outside += int(faults.outside.sum())
+        crowds += int((crowd & faults.usable).sum())
+        targets += int((faults.usable & ~crowd).sum())
+        total += len(crowd)
     if degenerate or outside:
         logger.warning("Dropped boxes: %d without area or not finite, %d outside their image", degenerate, outside)
+    if not targets and any("annotations" in record for record in dataset):
+        raise UserError(
+            f"the training data leave no box to train on: of {total} boxes {crowds} are crowds, {degenerate} without "
+            f"area or not finite, {outside} outside their image; "
+            "check the annotation file with `sparse-detr check-data`"
+        )
+
+
+def _annotations(record: Record) -> list[dict[str, Any]]:
+    return record.get("annotations") or []
+
+
+def _box_faults(record: Record) -> BoxFaults:
+    size = record.get("height", math.inf), record.get("width", math.inf)
+    return find_box_faults(annotated_boxes(_annotations(record)), *size)
+
+
+def _crowds(record: Record) -> np.ndarray:
+    return np.array([is_crowd(item) for item in _annotations(record)], dtype=bool)
+
+
+def _targets(record: Record) -> np.ndarray:
+    """(T,) mask of the annotations that are trained on."""
+    return _box_faults(record).usable & ~_crowds(record)
+
+
+def _log_depth(dataset: list[Record], mapper: Mapper) -> None:
+    """Say once how images of more than 8 bits are read, by the first image."""
+    first = dataset[0].get("file_name") if dataset else None
+    if first and isinstance(mapper, DetrDatasetMapper) and (text := describe_depth(first, mapper.value_range)):
+        logger.info(text)

@@ -11,9 +11,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from sparse_detr.data.augmentation import test_augmentations, train_augmentations
-from sparse_detr.data.boxes import annotated_boxes, clip_boxes, find_box_faults
-from sparse_detr.data.images import BadImageError, read_recorded_image
-from sparse_detr.errors import UserError
+from sparse_detr.data.boxes import annotated_boxes, clip_boxes, find_box_faults, is_crowd
+from sparse_detr.data.images import BadImageError, check_value_range, read_recorded_image
+from sparse_detr.errors import UserError, WorkerError
 
 logger = logging.getLogger(__name__)
 
@@ -29,31 +29,50 @@ class DetrDatasetMapper:
 
     @configurable
     def __init__(
-        self, *, is_train: bool, augmentations: Sequence[T.Augmentation | T.Transform], image_format: str = "RGB"
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation | T.Transform],
+        image_format: str = "RGB",
+        value_range: Sequence[float] | None = None,
     ):
         """
         Args:
             is_train: whether to give `instances`.
             augmentations: Detectron2's, applied in order.
             image_format: "RGB" or "BGR", as the model's pixel statistics are.
+            value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12
+                bits; by default 0 and 65535 for 16 bits, 0 and 1 for floats.
         """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format is {image_format!r}, but must be RGB or BGR.")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.value_range = check_value_range(value_range)
         self._logged: set[str] = set()
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict[str, Any]:
         augmentations = _train_augmentations(cfg.INPUT) if is_train else _test_augmentations(cfg.INPUT)
-        return {"is_train": is_train, "augmentations": augmentations, "image_format": cfg.INPUT.FORMAT}
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "value_range": cfg.INPUT.get("VALUE_RANGE"),  # not among Detectron2's own keys
+        }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """Map a record, which stays as it is."""
+        """Map a record, which stays as it is.
+
+        Raises:
+            UserError: nothing says which values of the image are black and white, or its `iscrowd` is no 0 or 1.
+        """
         try:
-            image = read_recorded_image(record, self.image_format)
+            image = read_recorded_image(record, self.image_format, self.value_range)
         except BadImageError as error:
+            if error.kind == "value range":
+                raise WorkerError(message=str(error)) from None
             self._log_once(record["file_name"], f"Skipped an image: {error}")
             return None
         augmented = T.AugInput(image)
@@ -77,7 +96,7 @@ def _instances(
     annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
 ) -> Instances:
     """Boxes and classes that are left inside an image of `new_size` (height, width) after `transforms`."""
-    annotations = [item for item in annotations if not item.get("iscrowd", 0)]
+    annotations = [item for item in annotations if not is_crowd(item)]
     boxes = annotated_boxes(annotations)
     usable = find_box_faults(boxes, *size).usable
     boxes = clip_boxes(boxes[usable], *size)

@@ -1,16 +1,29 @@
 """A user's own COCO files as Detectron2 data sets."""
 
+import atexit
+import json
 import logging
+import re
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
-from sparse_detr.data.annotations import NUM_EXAMPLES, CocoFile, check_annotations, missing_files, read_coco_file
-from sparse_detr.data.boxes import annotated_boxes, find_box_faults
+from sparse_detr.data.annotations import (
+    NUM_EXAMPLES,
+    CocoFile,
+    Finding,
+    check_annotations,
+    check_box_counts,
+    check_targets,
+    missing_files,
+    num_images_of,
+    read_coco_file,
+)
 from sparse_detr.data.images import too_many_bad
+from sparse_detr.data.records import ground_truth, is_fit_for_evaluation, training_records
 from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +45,9 @@ def register_own_data(
     val_json: str | Path | None = None,
     val_images: str | Path | None = None,
     max_bad_share: float = 0.01,
+    boxes_from_masks: bool = False,
+    num_queries: int | None = None,
+    num_detections: int | None = None,
 ) -> OwnData:
     """Check COCO files, log what is odd about them and register them; again is harmless.
 
@@ -41,43 +57,54 @@ def register_own_data(
         train_json, val_json: COCO annotation files.
         train_images, val_images: the folders that their file names refer to.
         max_bad_share: refuse data of which more than this share of the image files is missing.
+        boxes_from_masks: give annotations without a box the one around their mask.
+        num_queries, num_detections: of the model, to warn of images with more boxes; None for no warning.
 
     Raises:
         UserError: a file cannot be used, or the two files differ in their classes; it says what to mend.
     """
     if (val_json is None) != (val_images is None):
         raise UserError("A validation set needs both, its annotation file and its image folder.")
-    train = _read_sound_file(train_json, train_images, max_bad_share)
-    train_name = _register("own_train", train, train_images)
+    limits = {"num_queries": num_queries, "num_detections": num_detections}
+    train = read_coco_file(train_json, boxes_from_masks=boxes_from_masks)
+    _check(train, train_images, max_bad_share, limits, for_validation=False)
     val_name = None
     if val_json is not None and val_images is not None:
-        val = _read_sound_file(val_json, val_images, max_bad_share)
+        val = read_coco_file(val_json, boxes_from_masks=boxes_from_masks)
+        _check(val, val_images, max_bad_share, limits, for_validation=True)
         _refuse_other_classes(train, val)
         val_name = _register("own_val", val, val_images)
+    train_name = _register("own_train", train, train_images)
     return OwnData(train_name, val_name, len(train.class_names), list(train.class_names.values()))
 
 
-def _read_sound_file(path: str | Path, images: str | Path, max_bad_share: float) -> CocoFile:
-    """Read a file, log its warnings, refuse its errors all at once."""
-    coco = read_coco_file(path)
-    findings = check_annotations(coco)
-    for finding in findings:
-        if not finding.is_error:
-            logger.warning("%s: %s", path, finding)
+def _check(
+    coco: CocoFile, images: str | Path, max_bad_share: float, limits: dict[str, int | None], *, for_validation: bool
+) -> None:
+    """Log the warnings of a file, refuse its errors all at once."""
+    entries = check_annotations(coco)
+    _refuse(coco, entries)
+    missing = missing_files(coco, images)
+    _check_files(coco, images, missing, max_bad_share)
+    targets = check_targets(coco, set(missing), for_validation=for_validation)
+    _refuse(coco, targets)
+    for finding in [*entries, *targets, *check_box_counts(coco, set(missing), **limits)]:
+        logger.warning("%s: %s", coco.path, finding)
+
+
+def _refuse(coco: CocoFile, findings: list[Finding]) -> None:
     errors = [str(finding) for finding in findings if finding.is_error]
     if errors:
-        raise UserError(f"{path} cannot be used:\n  " + "\n  ".join(errors))
-    _check_files(coco, images, max_bad_share)
-    return coco
+        raise UserError(f"{coco.path} cannot be used:\n  " + "\n  ".join(errors))
 
 
-def _check_files(coco: CocoFile, images: str | Path, max_bad_share: float) -> None:
-    missing = missing_files(coco, images)
+def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad_share: float) -> None:
     if not missing:
         return
     examples = ", ".join(missing[:NUM_EXAMPLES])
-    message = f"{len(missing)} of the {len(coco.images)} images of {coco.path} are not in {images}: {examples}"
-    if len(missing) == len(coco.images) or too_many_bad(len(missing), len(coco.images), max_bad_share):
+    bad, total = num_images_of(coco, missing), len(coco.images)
+    message = f"{bad} of the {total} images of {coco.path} are not in {images}: {examples}"
+    if bad == total or too_many_bad(bad, total, max_bad_share):
         raise UserError(f"{message}. Is it the right folder?")
     logger.warning("%s. They are left out.", message)
 
@@ -99,44 +126,41 @@ def _quoted(names: dict[int, str], number: int) -> str:
 
 def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:
     """Register under a name that depends on the content, so that a changed file never meets old metadata or caches."""
-    path, images = str(coco.path.resolve()), str(Path(images).resolve())
-    checksum = zlib.crc32(coco.path.read_bytes(), zlib.crc32(f"{path}\n{images}".encode()))
-    name = f"{prefix}_{coco.path.stem}_{checksum:08x}"
+    path, folder = coco.path.resolve(), str(Path(images).resolve())
+    origin = f"{path}\n{folder}" + "\nboxes from masks" * bool(coco.boxes_from_masks)
+    checksum = zlib.crc32(path.read_bytes(), zlib.crc32(origin.encode(errors="surrogateescape")))
+    name = f"{prefix}_{re.sub(r'[^A-Za-z0-9.-]', '_', path.stem)}_{checksum:08x}"
     if name in DatasetCatalog.list():
         return name
-    DatasetCatalog.register(name, lambda: load_usable_boxes(path, images, name))
-    metadata = MetadataCatalog.get(name)
-    metadata.set(
-        image_root=images,
+    from_masks = bool(coco.boxes_from_masks)
+    DatasetCatalog.register(name, lambda: load_usable_boxes(path, folder, boxes_from_masks=from_masks))
+    MetadataCatalog.get(name).set(
+        image_root=folder,
         evaluator_type="coco",
         thing_classes=list(coco.class_names.values()),
         thing_dataset_id_to_contiguous_id={number: index for index, number in enumerate(coco.class_names)},
+        json_file=_evaluation_file(coco, name),
     )
-    if _is_fit_for_evaluation(coco):
-        metadata.set(json_file=path)
     return name
 
 
-def load_usable_boxes(path: str, images: str, name: str) -> list[dict[str, Any]]:
+def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool = False) -> list[dict[str, Any]]:
     """Detectron2's records of a COCO file, without the boxes that have no area inside their image."""
-    records = load_coco_json(path, images, name)
-    dropped = 0
-    for record in records:
-        boxes = annotated_boxes(record["annotations"])
-        usable = find_box_faults(boxes, record["height"], record["width"]).usable
-        dropped += int((~usable).sum())
-        record["annotations"] = [item for item, keep in zip(record["annotations"], usable) if keep]
+    coco = read_coco_file(path, boxes_from_masks=boxes_from_masks)
+    records = training_records(coco, images)
+    dropped = int((~coco.box_faults.usable).sum())
     if dropped:
         logger.info("%s: dropped %d boxes without area inside their image", path, dropped)
     return records
 
 
-def _is_fit_for_evaluation(coco: CocoFile) -> bool:
-    """Whether pycocotools can judge by this file; else Detectron2's evaluator writes its own from our records.
-
-    pycocotools needs `area` and `iscrowd`, takes an annotation with id 0 for never found, and drops no faulty box.
-    """
-    return bool(coco.box_faults.usable.all()) and all(
-        item["id"] != 0 and isinstance(item.get("area"), (int, float)) and item.get("iscrowd") in (0, 1)
-        for item in coco.annotations
-    )
+def _evaluation_file(coco: CocoFile, name: str) -> str:
+    """The file that pycocotools shall judge by: the given one, or one of this process that holds its boxes only."""
+    truth = ground_truth(coco)
+    if is_fit_for_evaluation(coco, truth):
+        return str(coco.path.resolve())
+    folder = tempfile.TemporaryDirectory(prefix="sparse_detr_")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / f"{name}.json"
+    path.write_text(json.dumps(truth))
+    return str(path)

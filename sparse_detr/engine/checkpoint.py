@@ -1,42 +1,229 @@
-"""Checkpoints that a training resumes from bit for bit."""
+"""Checkpoints that a training resumes from bit for bit, and the search for the one to resume from."""
 
 import logging
+import os
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.utils import comm
+from torch import nn
 
+from sparse_detr.checkpoint import MatchReport, load_file
+from sparse_detr.engine.config_changes import log_changes
+from sparse_detr.engine.distributed import on_main_process
 from sparse_detr.engine.random_state import random_state
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import SafeCheckpointer
+from sparse_detr.errors import UserError
+from sparse_detr.files import write_atomically, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
 BEST_PREFIX = "model_best"
+FINAL = "model_final.pth"
+POINTER = "last_checkpoint"
+_NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
 class TrainingCheckpointer(SafeCheckpointer):
-    """A checkpointer that also saves the random state of every rank.
+    """A checkpointer that also saves the random state of every rank, and never leaves half a file.
 
     `save` must be called by every rank, since each contributes its random state; the main process writes.
+
+    Args:
+        config: values of the config by name, put into each file to compare them at a resume.
+        checkpointables: their states are saved too.
     """
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, config: dict[str, str] | None = None, **checkpointables: Any
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.config = config or {}
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write `<name>.pth` and remember it as the last checkpoint.
+
+        Args:
+            extra: more entries of the file; they replace the checkpointer's own of the same name, None removes one.
+
+        Raises:
+            UserError: on the main process, if the file cannot be written; the other ranks exit.
+        """
         states = comm.gather(random_state())
-        super().save(name, random_states=states, **kwargs)
+        on_main_process(lambda: self._write(name, {"random_states": states, **extra}))
+
+    def _write(self, name: str, extra: dict[str, Any]) -> None:
+        if not self.save_dir:
+            return
+        own = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **own, "config": self.config, **extra}
+        content = {key: value for key, value in content.items() if value is not None}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info(f"Saving checkpoint to {path}")
+        write_atomically(path, lambda file: torch.save(content, file))
+        self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Remember where to resume; the best model so far is not such a place."""
         if not last_filename_basename.startswith(BEST_PREFIX):
-            super().tag_last_checkpoint(last_filename_basename)
+            write_text_atomically(os.path.join(self.save_dir, POINTER), last_filename_basename)
+
+    def _check_fit(self, report: MatchReport, *rest: Any) -> None:
+        """Refuse what has more or fewer entries than the model: its training cannot go on in this one."""
+        super()._check_fit(report, *rest)
+        if report.missing or report.unexpected:
+            raise UserError(
+                "the checkpoint is of another model, so that its training cannot go on; use the old model settings, or "
+                f"start a new training from its weights (train.init_checkpoint, MODEL.WEIGHTS).\n{report}"
+            )
 
 
-def resume(checkpointer: TrainingCheckpointer, trainer: Trainer) -> int:
-    """Load the last checkpoint into model, optimiser, scaler, hooks and random generators.
+@dataclass(frozen=True)
+class LastCheckpoint:
+    """Where a training goes on: `path` ("" without any checkpoint), and why the files passed over were not used."""
+
+    path: str = ""
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+    def describe_passed_over(self) -> str:
+        return "\n".join(f"  {name}: {reason}" for name, reason in self.passed_over.items())
+
+
+def find_last_checkpoint(folder: str) -> LastCheckpoint:
+    """The newest whole checkpoint of a folder; every rank must call it, the main process looks.
+
+    That is the one that `last_checkpoint` names, or, if this is none, the one of the latest iteration.
+
+    Raises:
+        UserError: there are checkpoints, but all of them are broken (the other ranks exit).
+    """
+    last = on_main_process(lambda: _find_last_checkpoint(Path(folder)))
+    if last.path and last.passed_over:
+        logger.warning(f"Going on from {last.path}; passed over:\n{last.describe_passed_over()}")
+    elif last.passed_over:
+        logger.warning(f"No checkpoint lies in {folder}; passed over:\n{last.describe_passed_over()}")
+    return last
+
+
+def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
+    passed_over: dict[str, str] = {}
+    named = _read_pointer(folder, passed_over)
+    files = _checkpoints_newest_first(folder)
+    if named and _iteration(folder / named, passed_over) is not None:
+        return LastCheckpoint(str(folder / named), passed_over)
+    # the final one says only inside how new it is
+    whole: dict[str, int] = {}
+    for name in files:
+        if name not in passed_over and (iteration := _iteration(folder / name, passed_over)) is not None:
+            whole[name] = iteration
+            if name != FINAL:
+                break
+    if files and not whole:
+        reasons = LastCheckpoint("", passed_over).describe_passed_over()
+        raise UserError(
+            f"{folder} has no whole checkpoint to resume from:\n{reasons}\n"
+            "remove these files to start at iteration 0, or choose another output folder"
+        )
+    if not whole:
+        return LastCheckpoint("", passed_over)
+    newest = max(whole, key=lambda name: (whole[name], name == FINAL))
+    return LastCheckpoint(str(folder / newest), passed_over)
+
+
+def _checkpoints_newest_first(folder: Path) -> list[str]:
+    """The final checkpoint, then the numbered ones from the latest iteration down."""
+    names = {path.name for path in folder.glob("model_*.pth")}
+    numbers = {name: int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))}
+    final = [FINAL] if FINAL in names else []
+    return final + sorted(numbers, key=lambda name: numbers[name], reverse=True)
+
+
+def _read_pointer(folder: Path, passed_over: dict[str, str]) -> str:
+    """The file name in `last_checkpoint`, or "" and the reason why it names none."""
+    try:
+        text = (folder / POINTER).read_bytes().decode("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        if _checkpoints_newest_first(folder):
+            passed_over[POINTER] = "it is missing"
+        return ""
+    except UnicodeDecodeError:
+        passed_over[POINTER] = "it is no text"
+        return ""
+    except OSError as error:
+        passed_over[POINTER] = f"it cannot be read ({error.strerror})"
+        return ""
+    reason = _fault_of_name(folder, text)
+    if reason:
+        passed_over[POINTER] = reason
+    return "" if reason else text
+
+
+def _fault_of_name(folder: Path, name: str) -> str:
+    """Why `name`, as read from `last_checkpoint`, can be no checkpoint of the folder; "" if it can."""
+    if not name:
+        return "it is empty"
+    shown = repr(name if len(name) <= 80 else name[:80] + "...")
+    if not name.isprintable() or len(name) > 255:
+        return f"it names no file: {shown}"
+    if name != os.path.basename(name) or name in (".", ".."):
+        return f"it names {shown}, which is not a file of this folder"
+    if name.startswith(BEST_PREFIX):
+        return f"it names {shown}, which is the best model, not the last"
+    if not name.endswith(".pth"):
+        return f"it names {shown}, which is no checkpoint"
+    return "" if (folder / name).is_file() else f"it names {shown}, which does not exist"
+
+
+def _iteration(path: Path, passed_over: dict[str, str]) -> int | None:
+    """Last iteration of a whole checkpoint, or None and the reason why it is none."""
+    try:
+        checkpoint = load_file(path)
+    except UserError as error:
+        passed_over[path.name] = str(error)
+        return None
+    if _has_other_bytes(path):
+        passed_over[path.name] = "its checksum is wrong: bytes have changed since it was written"
+        return None
+    trainer = checkpoint.get("trainer")
+    if isinstance(checkpoint.get("model"), dict) and isinstance(trainer, dict) and "optimizer" in trainer:
+        return int(trainer["iteration"])
+    passed_over[path.name] = "it holds no state of a training"
+    return None
+
+
+def _has_other_bytes(path: Path) -> bool:
+    """Whether a checksum differs, which torch does not look at for tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, OSError):
+        return True
+
+
+def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, path: str, *, max_iter: int) -> int:
+    """Load a checkpoint into model, optimiser, scaler, hooks and random generators; the settings stay the config's.
 
     Returns:
-        int: the iteration to go on with.
+        int: the iteration to go on with, at most `max_iter`.
+
+    Raises:
+        UserError: the checkpoint is of another model, another kind of optimiser, or beyond the last iteration.
     """
-    extra = checkpointer.load(checkpointer.get_checkpoint_file())
+    extra = checkpointer.load(path)
+    if trainer.iter + 1 > max_iter:
+        raise UserError(
+            f"{path} has {trainer.iter + 1} iterations, more than the {max_iter} of the config; raise train.max_iter "
+            "(SOLVER.MAX_ITER), or choose another output folder to train anew"
+        )
+    _log_average(checkpointer, extra)
+    log_changes(extra.get("config"), checkpointer.config)
     states = extra.get("random_states", [])
     if comm.get_rank() < len(states) == comm.get_world_size():
         trainer.resume_random_state(states[comm.get_rank()])
@@ -46,3 +233,23 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer) -> int:
             "the random numbers start anew, so the result differs slightly from an uninterrupted training."
         )
     return trainer.iter + 1
+
+
+def _log_average(checkpointer: TrainingCheckpointer, extra: dict[str, Any]) -> None:
+    if "ema" in extra:  # a part that was loaded is not among the rest
+        logger.warning("The checkpoint has averaged weights and the config averages none: they are dropped")
+    elif "ema" in checkpointer.checkpointables and checkpointer.checkpointables["ema"].n_averaged == 0:
+        logger.warning("The checkpoint has no averaged weights: the average starts with the next iteration")
+
+
+def complete(checkpointer: TrainingCheckpointer, path: str) -> None:
+    """Make the checkpoint of the last iteration the final one, if a training stopped between the two."""
+    if os.path.basename(path) != FINAL:
+        on_main_process(lambda: _copy_as_final(checkpointer, path))
+
+
+def _copy_as_final(checkpointer: TrainingCheckpointer, path: str) -> None:
+    final = os.path.join(checkpointer.save_dir, FINAL)
+    logger.info(f"Writing {final}: it was missing or broken, and {path} is of the last iteration")
+    write_atomically(final, lambda file: file.write(Path(path).read_bytes()))
+    checkpointer.tag_last_checkpoint(FINAL)

@@ -1,5 +1,6 @@
 """Agreement between the processes of one training."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from sparse_detr.errors import UserError
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:
@@ -22,6 +25,28 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
 def from_main_process(value: Any) -> Any:
     """What the main process holds as `value`; every process must call it."""
     return comm.all_gather(value)[0]
+
+
+def on_main_process(work: Callable[[], Any]) -> Any:
+    """What `work()` returns on the main process, on every process; every process must call it.
+
+    Raises:
+        UserError: on the main process, if `work` raises it; the others exit with the same code in silence.
+    """
+    if comm.get_world_size() == 1:
+        return work()
+    result, error = None, None
+    if comm.is_main_process():
+        try:
+            result = work()
+        except UserError as raised:
+            error = raised
+    result, failed = from_main_process((result, error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result
 
 
 def unwrap(model: nn.Module) -> nn.Module:

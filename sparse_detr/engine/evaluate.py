@@ -14,6 +14,8 @@ from sparse_detr.engine.distributed import unwrap
 
 logger = logging.getLogger(__name__)
 
+AVERAGE_PREFIX = "ema/"
+
 
 def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None = None) -> dict[str, Any]:
     """Scores of `model` on every evaluation set: {"bbox": {"AP": ...}} for one, else a level of names above.
@@ -44,5 +46,5 @@ def evaluate_with_average(
     """Scores of the model and, named "ema/...", those of the averaged weights, so that neither hides the other."""
     results = dict(evaluate(run, model, before_image))
     if average is not None:
-        results |= {f"ema/{name}": scores for name, scores in evaluate(run, average, before_image).items()}
+        results |= {f"{AVERAGE_PREFIX}{name}": scores for name, scores in evaluate(run, average, before_image).items()}
     return results

@@ -1,7 +1,7 @@
 """Hooks that Detectron2 lacks or that differ from its own."""
 
-import json
 import logging
+import math
 import os
 import signal
 import time
@@ -14,8 +14,10 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sparse_detr.engine.best import best_score, remove_score, write_score
 from sparse_detr.engine.checkpoint import BEST_PREFIX, TrainingCheckpointer
-from sparse_detr.engine.distributed import from_main_process, largest_of_ranks
+from sparse_detr.engine.distributed import from_main_process, largest_of_ranks, on_main_process
+from sparse_detr.engine.evaluate import AVERAGE_PREFIX
 from sparse_detr.engine.random_state import keep_random_state
 
 logger = logging.getLogger(__name__)
@@ -57,40 +59,64 @@ class Evaluate(hooks.EvalHook):
             super().after_train()
 
 
-class KeepBest(hooks.BestCheckpointer):
-    """Detectron2's BestCheckpointer whose best score survives a resume.
+class KeepBest(HookBase):
+    """Keep the weights with the best score in `model_best.pth`, with the score in it, so that none outlives the other.
 
-    The score is kept beside the weights that it belongs to, in `model_best.json`: a checkpoint may be older than
-    the last evaluation.
+    `model_best.json` repeats the score for people.
+
+    Args:
+        period: iterations between two evaluations, as of `Evaluate`, which must come before.
+        checkpointer: writes the file.
+        metric: larger is better; a name that starts with "ema/" is the score of the averaged weights.
+        average: the averaged weights; with such a metric they are the file's weights.
     """
 
-    def __init__(self, *, period: int, checkpointer: TrainingCheckpointer, metric: str) -> None:
-        super().__init__(period, checkpointer, metric, file_prefix=BEST_PREFIX)
-        self._score_file = os.path.join(checkpointer.save_dir, f"{BEST_PREFIX}.json")
+    def __init__(
+        self, *, period: int, checkpointer: TrainingCheckpointer, metric: str, average: nn.Module | None = None
+    ) -> None:
+        self._period = period
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._average = average if metric.startswith(AVERAGE_PREFIX) else None
+        self._best: float | None = None
 
     def before_train(self) -> None:
         """Read the best score when a training goes on; a fresh one in the same folder starts without."""
-        score = from_main_process(self._read_score() if self.trainer.start_iter > 0 else None)
-        if score is not None:
-            self.best_metric, self.best_iter = score["value"], score["iteration"]
+        folder, start = self._checkpointer.save_dir, self.trainer.start_iter
+        self._best = on_main_process(lambda: best_score(folder, self._metric, start) if start > 0 else None)
 
-    def _read_score(self) -> dict[str, Any] | None:
-        if not os.path.exists(self._score_file):
-            return None
-        with open(self._score_file) as file:
-            score = json.load(file)
-        return score if score["metric"] == self._val_metric else None
-
-    def _update_best(self, val: float, iteration: int) -> bool:
-        updated = super()._update_best(val, iteration)
-        if updated and comm.is_main_process():
-            with open(self._score_file, "w") as file:
-                json.dump({"metric": self._val_metric, "value": val, "iteration": iteration}, file)
-        return updated
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self._keep_if_best()
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
-            super().after_train()
+            self._keep_if_best()
+
+    def _keep_if_best(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._metric, (None, 0))
+        if value is None:
+            logger.warning(f"{self._metric} was not evaluated, so no best model is kept; see the names of the scores")
+        elif not math.isfinite(value) or (self._best is not None and value <= self._best):
+            logger.info(f"{self._metric} is {value:.5f}; the best is {self._best}")
+        else:
+            self._save(value, iteration)
+
+    def _save(self, value: float, iteration: int) -> None:
+        score = {"metric": self._metric, "value": value, "iteration": iteration}
+        weights = {"weights": "plain"} if self._average is None else averaged_weights(self._average)
+        folder = self._checkpointer.save_dir
+        on_main_process(lambda: remove_score(folder))
+        self._checkpointer.save(BEST_PREFIX, iteration=iteration, best=score, **weights)
+        on_main_process(lambda: write_score(folder, score))
+        logger.info(f"Best model so far: {self._metric} is {value:.5f} after iteration {iteration}")
+        self._best = value
+
+
+def averaged_weights(average: nn.Module) -> dict[str, Any]:
+    """Entries of a checkpoint whose model is the average; no training can go on from it."""
+    return {"weights": "averaged", "model": average.state_dict(), "trainer": None}
 
 
 class StopOnSignal(HookBase):

@@ -41,8 +41,19 @@ def start_processes(
         _pass_signals_on()
     try:
         launch(_limit_threads_and_run, num_gpus, num_machines, machine_rank, dist_url, args=(main, num_gpus, args))
-    except mp.ProcessExitedException as error:  # a stop on a signal: the process has said why
+    except mp.ProcessExitedException as error:
+        if error.exit_code < 0:  # else the process itself has said why
+            print(f"error: {_say_who_was_killed(error)}", file=sys.stderr)
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _say_who_was_killed(error: mp.ProcessExitedException) -> str:
+    guess = {
+        "SIGKILL": "out of memory? Lower the batch size, the image sizes or the number of workers",
+        "SIGTERM": "someone has ended it",
+        "SIGINT": "someone has ended it",
+    }.get(str(error.signal_name), "a crash of native code?")
+    return f"process {error.error_index} was killed by {error.signal_name}; {guess}; the last checkpoint is kept"
 
 
 def _check_arguments(num_gpus: int, num_machines: int, dist_url: str) -> None:

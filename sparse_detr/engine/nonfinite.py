@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from sparse_detr.engine.random_state import set_random_state
+from sparse_detr.files import CannotWrite, write_atomically
 from sparse_detr.modeling.distributed import alone
 
 logger = logging.getLogger(__name__)
@@ -169,18 +170,16 @@ def _unpack(value: Any) -> Any:
 def write_bundle(failure: Failure, path: str, *, config_text: str, message: str) -> None:
     """Write all that a replay needs. BatchNorm's running statistics have already seen the batch; they play no part
     in a forward pass in training mode."""
-    torch.save(
-        {
-            "iteration": failure.iteration,
-            "message": message,
-            "precision": failure.precision,
-            "batch": pack_batch(failure.batch),
-            "model": {name: tensor.cpu() for name, tensor in failure.model_state.items()},
-            "random_state": failure.random_state,
-            "config": config_text,
-        },
-        path,
-    )
+    bundle = {
+        "iteration": failure.iteration,
+        "message": message,
+        "precision": failure.precision,
+        "batch": pack_batch(failure.batch),
+        "model": {name: tensor.cpu() for name, tensor in failure.model_state.items()},
+        "random_state": failure.random_state,
+        "config": config_text,
+    }
+    write_atomically(path, lambda file: torch.save(bundle, file))
 
 
 def stop_training(failure: Failure, *, directory: str, config_text: str, all_ranks: bool) -> NoReturn:
@@ -193,8 +192,11 @@ def stop_training(failure: Failure, *, directory: str, config_text: str, all_ran
     if failure.what and directory:
         suffix = f"_rank{comm.get_rank()}" if comm.get_world_size() > 1 else ""
         path = os.path.join(directory, f"nonfinite_iter_{failure.iteration:07d}{suffix}.pth")
-        write_bundle(failure, path, config_text=config_text, message=own)
-        own += f"; run it again with: python -m sparse_detr.engine.replay {path}"
+        try:
+            write_bundle(failure, path, config_text=config_text, message=own)
+            own += f"; run it again with: python -m sparse_detr.engine.replay {path}"
+        except CannotWrite as error:  # must not hide what has happened
+            own += f"; {error}"
     reports = comm.all_gather(own) if all_ranks else [own]
     lines = "\n".join(report for report in reports if report)
     raise NonFiniteError(f"stopped at iteration {failure.iteration} before the optimiser step.\n{lines}\n{_ADVICE}")

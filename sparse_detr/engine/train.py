@@ -1,35 +1,69 @@
 """The one training function: from a `Run` to a trained model."""
 
+import copy
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from sparse_detr.checkpoint import load_file
 from sparse_detr.config.classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
-from sparse_detr.engine.checkpoint import TrainingCheckpointer, resume
-from sparse_detr.engine.distributed import unwrap, wrap_for_ranks
+from sparse_detr.engine.checkpoint import (
+    LastCheckpoint,
+    TrainingCheckpointer,
+    complete,
+    find_last_checkpoint,
+    resume,
+)
+from sparse_detr.engine.config_changes import flat_config, write_config
+from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
 from sparse_detr.engine.evaluate import evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
+from sparse_detr.engine.output import (
+    WriteMetrics,
+    disk_error,
+    disk_errors_for_users,
+    hold_folder,
+    one_line_errors,
+    what_is_saved,
+)
 from sparse_detr.engine.trainer import Trainer
-from sparse_detr.engine.weights import load_weights
+from sparse_detr.engine.weights import check_finite_weights, load_weights
+from sparse_detr.errors import UserError
+from sparse_detr.files import CannotWrite, make_folder
 
 logger = logging.getLogger(__name__)
 
 
-def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
-    """Train, evaluate and checkpoint as `run` says.
+def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str, Any]:
+    """Train, evaluate and checkpoint as `run` says; no other training may use its output folder meanwhile.
 
     Args:
-        resume_last: go on from the last checkpoint in the output folder, if there is one.
+        resume_last: go on from the last whole checkpoint in the output folder, if there is one.
+        ema: start from the averaged weights of the checkpoint that the config names.
 
     Returns:
         dict: the scores after the last iteration.
+
+    Raises:
+        UserError: something that the user can mend, such as a full disk; it says where the training is saved.
     """
+    folder = run.settings.output_dir
+    with hold_folder(folder), disk_errors_for_users(folder):
+        _check_folders(run)
+        # Before what takes long, such as the model: a broken checkpoint is known at once.
+        last = find_last_checkpoint(folder) if resume_last else LastCheckpoint()
+        return _train(run, last, resume_last=resume_last, ema=ema)
+
+
+def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     model = run.build_model()
     optimizer = run.build_optimizer(model)
@@ -37,13 +71,15 @@ def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
     check_num_classes(model, run.train_names)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
-    checkpointer = TrainingCheckpointer(model, settings.output_dir, trainer=trainer, **averaged)
+    averaged_model = average.average.module if average else None
+    checkpointer = TrainingCheckpointer(
+        model, settings.output_dir, config=flat_config(run), trainer=trainer, **averaged
+    )
     stop = StopOnSignal(checkpointer=checkpointer)
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
         scores.clear()
-        averaged_model = average.average.module if average else None
         scores.update(evaluate_with_average(run, model, averaged_model, stop.interrupt_evaluation))
         return scores
 
@@ -54,30 +90,86 @@ def train(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
             average,
             # Before evaluating, so that a crash of the evaluation loses nothing.
             hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings)),
-            *_evaluation_hooks(settings, checkpointer, evaluate_now if run.evaluation_sets else None),
+            *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
             stop,
             *_writer_hooks(settings),
         ]
     )
-    trainer.train(_load(settings, checkpointer, trainer, resume_last=resume_last), settings.max_iter)
+    if last.path:
+        start = _resume(settings, checkpointer, trainer, last.path)
+    else:
+        if resume_last:
+            logger.warning(f"No checkpoint in {settings.output_dir}: the training starts at iteration 0")
+        load_weights(model, settings.init_checkpoint, skip_other_classes=True, ema=ema)
+        start = 0
+    on_main_process(lambda: write_config(run))
+    with one_line_errors(settings.output_dir), _say_what_is_saved(settings.output_dir):
+        trainer.train(start, settings.max_iter)
     return scores
 
 
-def evaluate_only(run: Run, *, resume_last: bool = False) -> dict[str, Any]:
+def evaluate_only(
+    run: Run, *, resume_last: bool = False, ema: bool = False, random_weights: bool = False
+) -> dict[str, Any]:
     """Scores of the checkpoint that the config names, or of the last one in the output folder.
 
     The averaged weights in it are evaluated too where the config turns them on.
+
+    Args:
+        resume_last: take the last whole checkpoint in the output folder, if there is one.
+        ema: evaluate the averaged weights alone.
+        random_weights: evaluate an untrained model if no checkpoint is named.
+
+    Raises:
+        UserError: there are no data to evaluate on, no weights, or broken ones.
     """
+    if not run.evaluation_sets:
+        raise UserError(
+            "there is nothing to evaluate on: the config names no validation data; add --val-json and --val-images, or "
+            "dataloader.test and dataloader.evaluator (lazy), DATASETS.TEST (yaml)"
+        )
+    last = find_last_checkpoint(run.settings.output_dir) if resume_last else LastCheckpoint()
+    path = last.path or run.settings.init_checkpoint
+    if not path and not random_weights:
+        raise UserError(
+            "no weights to evaluate are named; give train.init_checkpoint=FILE (lazy) or MODEL.WEIGHTS FILE (yaml), or "
+            "--resume for the last checkpoint of the output folder"
+        )
     model = run.build_model()
-    average = AverageWeights(model=model, decay=run.settings.ema_decay).average if run.settings.ema_decay else None
-    averaged = {"ema": average} if average else {}
-    checkpointer = TrainingCheckpointer(model, run.settings.output_dir, **averaged)
-    use_last = resume_last and checkpointer.has_checkpoint()
-    path = checkpointer.get_checkpoint_file() if use_last else run.settings.init_checkpoint
     if not path:
-        logger.warning("No checkpoint is named (train.init_checkpoint or MODEL.WEIGHTS): random weights are evaluated.")
-    checkpointer.load(path)
-    return evaluate_with_average(run, model, average.module if average and average.n_averaged > 0 else None)
+        logger.warning("NO CHECKPOINT IS NAMED: the scores below are those of random weights")
+    load_weights(model, path, skip_other_classes=False, ema=ema)
+    check_finite_weights(model, path)
+    with disk_errors_for_users(run.settings.output_dir):
+        return evaluate_with_average(run, model, None if ema else _average_of(run, model, path))
+
+
+def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
+    """The averaged weights in a checkpoint of a training, if the config averages."""
+    if not run.settings.ema_decay or not os.path.isfile(path) or "ema" not in load_file(path):
+        return None
+    average = copy.deepcopy(model)
+    load_weights(average, path, skip_other_classes=False, ema=True)
+    check_finite_weights(average, path)
+    return average
+
+
+def _check_folders(run: Run) -> None:
+    """Fail now rather than at the first evaluation."""
+    if run.settings.output_dir and run.evaluation_sets:
+        on_main_process(lambda: str(make_folder(os.path.join(run.settings.output_dir, "inference"))))
+
+
+@contextmanager
+def _say_what_is_saved(folder: str) -> Iterator[None]:
+    """Add to an error of the disk where the training can go on."""
+    try:
+        yield
+    except (OSError, RuntimeError, UserError) as error:
+        known = disk_error(error, folder)
+        if known is None:
+            raise
+        raise CannotWrite(f"{known}; {what_is_saved(folder)}") from error
 
 
 def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:
@@ -100,31 +192,33 @@ def _checkpoint_options(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _evaluation_hooks(
-    settings: TrainSettings, checkpointer: TrainingCheckpointer, evaluate_now: Callable[[], dict[str, Any]] | None
+    settings: TrainSettings,
+    checkpointer: TrainingCheckpointer,
+    average: nn.Module | None,
+    evaluate_now: Callable[[], dict[str, Any]] | None,
 ) -> list[HookBase]:
     if evaluate_now is None:
         return []
+    period, metric = settings.eval_period, settings.best_metric
     return [
-        Evaluate(period=settings.eval_period, evaluate=evaluate_now),
-        KeepBest(period=settings.eval_period, checkpointer=checkpointer, metric=settings.best_metric),
+        Evaluate(period=period, evaluate=evaluate_now),
+        KeepBest(period=period, checkpointer=checkpointer, metric=metric, average=average),
     ]
 
 
 def _writer_hooks(settings: TrainSettings) -> list[HookBase]:
     if not comm.is_main_process():
         return []
-    writers = default_writers(settings.output_dir, settings.max_iter)
-    return [hooks.PeriodicWriter(writers, period=settings.log_period)]
+    return [WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)]
 
 
-def _load(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, *, resume_last: bool) -> int:
-    """Load what the training starts from; returns the first iteration."""
-    if resume_last and checkpointer.has_checkpoint():
-        start = resume(checkpointer, trainer)
-        _start_data_at(trainer.data_loader, start * settings.accumulate)
-        return start
-    load_weights(unwrap(trainer.model), settings.init_checkpoint, skip_other_classes=True)
-    return 0
+def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, path: str) -> int:
+    """Load the training of a checkpoint; returns the iteration to go on with."""
+    start = resume(checkpointer, trainer, path, max_iter=settings.max_iter)
+    if start == settings.max_iter:
+        complete(checkpointer, path)
+    _start_data_at(trainer.data_loader, start * settings.accumulate)
+    return start
 
 
 def _start_data_at(data_loader: Any, batch: int) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparse_detr.engine.distributed import largest_of_ranks, unwrap
 from sparse_detr.engine.memory import out_of_memory_message
 from sparse_detr.engine.nonfinite import Failure, stop_training
+from sparse_detr.engine.optimizer_state import carry_over, describe_optimizer, restart_schedule
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import random_state, set_random_state
 from sparse_detr.errors import UserError
@@ -63,6 +64,11 @@ class Trainer(SimpleTrainer):
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state)
 
+    def after_train(self) -> None:
+        """Also of a training that was resumed after its last iteration, which Detectron2's loop counts once more."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def run_step(self) -> None:
         """Forward and backward over `accumulate` batches, the checks, one optimiser step."""
         assert self.model.training, "the model was left in eval mode"
@@ -100,6 +106,8 @@ class Trainer(SimpleTrainer):
         self._random_state = random_state()
         try:
             losses = self.compute_losses(self.model, batch)
+        except UserError:  # a wrong batch, named already
+            raise
         except (ValueError, FloatingPointError) as error:  # a part that refuses NaN, such as the matcher
             self._stop_if_nonfinite_forward(batch, error)
             raise
@@ -146,11 +154,21 @@ class Trainer(SimpleTrainer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """SimpleTrainer's state and the loss scaler's."""
-        return {**super().state_dict(), "grad_scaler": self.precision.scaler.state_dict()}
+        """SimpleTrainer's state, the loss scaler's and the names of the optimiser's parameters."""
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.precision.scaler.state_dict(),
+            "optimizer_description": describe_optimizer(unwrap(self.model), self.optimizer),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        """Take the place in the training, momenta and loss scale of a checkpoint; the settings stay the config's."""
+        described = state_dict.get("optimizer_description")
+        optimizer_state = carry_over(state_dict["optimizer"], described, unwrap(self.model), self.optimizer)
+        super().load_state_dict({**state_dict, "optimizer": optimizer_state})
+        for hook in self._hooks:
+            if isinstance(hook, hooks.LRScheduler):
+                restart_schedule(hook.scheduler, self.optimizer)
         if self.precision.scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.precision.scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,11 @@ class MLP(nn.Module):
     def linears(self) -> list[nn.Linear]:
         """The layers, typed."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.linears[0].weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         *hidden, last = self.layers

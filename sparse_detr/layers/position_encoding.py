@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import Pyramid, geometry_dtype
 
 
 def sine_embedding(x: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
@@ -28,16 +28,25 @@ def embed_tokens(
     """Sine embedding of every token's row and column, counted from 1 and scaled to 2 pi of the unpadded level.
 
     Args:
+        dtype: of the result; half precision is rounded at the end, for its angles would be off by whole cells.
         offset: added to the count: -0.5 is the token's centre (Deformable DETR), 0 its far edge (DETR).
 
     Returns:
         (B, N, embed_dim), the row in the first half of the channels, the column in the second.
     """
-    counts = pyramid.cells[None, :, 1:].to(dtype) + 1 + offset
-    angles = counts / (pyramid.token_valid_sizes.to(dtype) + 1e-6) * (2 * math.pi)
-    return sine_embedding(angles, embed_dim // 2, temperature).flatten(-2)
+    wide = geometry_dtype(dtype)
+    counts = pyramid.cells[None, :, 1:].to(wide) + 1 + offset
+    angles = counts / (pyramid.token_valid_sizes.to(wide) + 1e-6) * (2 * math.pi)
+    return sine_embedding(angles, embed_dim // 2, temperature).flatten(-2).to(dtype)
 
 
-def embed_boxes(boxes: Tensor, num_features: int) -> Tensor:
-    """Sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h: (..., 4 * num_features)."""
-    return sine_embedding(boxes * (2 * math.pi), num_features).flatten(-2)
+def embed_boxes(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
+    """Sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h.
+
+    Args:
+        dtype: of the result, as of the weights that read it; the boxes may have more bits.
+
+    Returns:
+        (..., 4 * num_features).
+    """
+    return sine_embedding(boxes * (2 * math.pi), num_features).flatten(-2).to(dtype)

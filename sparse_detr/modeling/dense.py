@@ -221,12 +221,13 @@ class ModulatedBoxPosition(nn.Module):
         self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
         """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
-        embedding = embed_rows_first(reference_points, self.num_features)
+        embedding = embed_rows_first(reference_points, self.num_features, dtype=self.mlp.dtype)
         spatial = embedding[..., : 2 * self.num_features]
         if self.scale is not None:
             spatial = spatial * self.scale(content, layer)
         factors = self.size(content).sigmoid() / reference_points[..., 2:].clamp(min=self.min_size)
-        spatial = spatial * factors.flip(-1).repeat_interleave(self.num_features, -1)  # (w, h) -> rows, columns
+        factors = factors.flip(-1).repeat_interleave(self.num_features, -1)  # (w, h) -> rows, columns
+        spatial = (spatial * factors).to(self.mlp.dtype)
         return QueryPosition(position=self.mlp(embedding), reference_points=reference_points, spatial=spatial)
 
 

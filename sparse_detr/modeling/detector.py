@@ -20,8 +20,9 @@ from detectron2.structures import ImageList, Instances
 
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
+from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
 from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Targets, TokenSelection, geometry_dtype
 
 
 class GeneralizedDETR(nn.Module):
@@ -136,8 +137,9 @@ class GeneralizedDETR(nn.Module):
         """Weighted losses by name, in either mode; their sum is what training minimises.
 
         Raises:
-            ValueError: an image comes without `instances`, or with a class that the model does not have.
+            UserError: an image or its `instances` cannot be right; see `sparse_detr.modeling.inputs`.
         """
+        check_images(batched_inputs, len(self.pixel_mean))
         targets = [self._targets(image) for image in batched_inputs]
         images = self._preprocess(batched_inputs)
         output = self._run(images, targets, supervised=True, attention_map=self.supervision.needs_attention_map)
@@ -148,7 +150,13 @@ class GeneralizedDETR(nn.Module):
             return self.criterion(output.groups, targets) | self.supervision(output, targets)
 
     def detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detections, scaled to `height` and `width` of every image and clipped to it."""
+        """Detections, scaled to `height` and `width` of every image and clipped to it.
+
+        Raises:
+            UserError: an image cannot be right; see `sparse_detr.modeling.inputs`.
+        """
+        check_images(batched_inputs, len(self.pixel_mean))
+        check_sizes(batched_inputs)
         images = self._preprocess(batched_inputs)
         output = self._run(images, None, supervised=False, attention_map=False)
         return self.detections(output, batched_inputs)
@@ -171,6 +179,7 @@ class GeneralizedDETR(nn.Module):
             batched_inputs: as for `forward`; `instances` are not looked at.
             attention_map: compute the decoder attention map.
         """
+        check_images(batched_inputs, len(self.pixel_mean))
         return self._run(self._preprocess(batched_inputs), None, supervised=True, attention_map=attention_map)
 
     def _run(
@@ -224,17 +233,13 @@ class GeneralizedDETR(nn.Module):
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def _targets(self, image: dict[str, Any]) -> Targets:
-        if "instances" not in image:
-            name = image.get("file_name", "an image")
-            raise ValueError(f"{name} has no `instances` to learn from; for detections call `model.eval()` first")
+        known = self.num_classes if self.class_channels is None else len(self.class_channels)
+        check_targets(image, known)
         instances = image["instances"]
         height, width = instances.image_size
-        scale = self.pixel_mean.new_tensor([width, height, width, height])
+        scale = self.pixel_mean.new_tensor([width, height, width, height], dtype=geometry_dtype(self.pixel_mean.dtype))
         boxes = box_convert(instances.gt_boxes.tensor.to(scale), "xyxy", "cxcywh") / scale
-        labels = instances.gt_classes
-        known = self.num_classes if self.class_channels is None else len(self.class_channels)
-        if labels.numel() and int(labels.max()) >= known:  # where the data are: no round trip to a GPU
-            raise ValueError(f"class {int(labels.max())} of a true box is not below the {known} classes of the model")
+        labels = instances.gt_classes.long()
         if self.class_channels is not None:
             labels = torch.tensor(self.class_channels, device=labels.device)[labels]
         return Targets(labels=labels.to(self.device), boxes=boxes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.encoder import EncoderLayer, TokenRows
 from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import Pyramid, geometry_dtype
 
 
 class DualAttentionLayer(EncoderLayer):
@@ -56,13 +56,10 @@ class DualAttentionLayer(EncoderLayer):
         dtype = head.class_embed.weight.dtype
         with torch.autocast(rows.content.device.type, enabled=False):  # half precision would be full of ties
             best_class = head.class_embed(rows.content.to(dtype)).amax(-1)
-        if self.object_score == "logit_product":
-            score = rows.scores * best_class
-        else:
-            score = rows.scores.sigmoid() * best_class.sigmoid()
-        left_out = (
-            rows.scores.isneginf()
-        )  # padding, ranked behind everything: times a negative logit it would come first
+        scores, best_class = (x.to(geometry_dtype(dtype)) for x in (rows.scores, best_class))
+        as_probabilities = self.object_score == "probability_product"
+        score = scores.sigmoid() * best_class.sigmoid() if as_probabilities else scores * best_class
+        left_out = scores.isneginf()  # padding, ranked behind everything: times a negative logit it would come first
         if self.surplus == "masked":
             left_out = left_out | ~rows.real
         score = score.masked_fill(left_out, float("-inf"))

@@ -94,7 +94,8 @@ class BoxPosition(nn.Module):
         self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
         """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
-        position = self.mlp(embed_rows_first(self._framed(reference_points, pyramid), self.num_features))
+        boxes = self._framed(reference_points, pyramid)
+        position = self.mlp(embed_rows_first(boxes, self.num_features, dtype=self.mlp.dtype))
         if self.scale is not None:
             position = position * self.scale(content, layer)
         return QueryPosition(position=position, reference_points=reference_points)
@@ -105,6 +106,6 @@ class BoxPosition(nn.Module):
         return boxes * pyramid.valid_ratios(boxes.dtype)[:, :1].repeat(1, 1, 2)
 
 
-def embed_rows_first(boxes: Tensor, num_features: int) -> Tensor:
+def embed_rows_first(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
     """Sine embedding of (..., 4) boxes in the order cy, cx, w, h: rows first, as in the embedding of tokens."""
-    return embed_boxes(boxes[..., [1, 0, 2, 3]], num_features)
+    return embed_boxes(boxes[..., [1, 0, 2, 3]], num_features, dtype=dtype)

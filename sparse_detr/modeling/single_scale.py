@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.layers.position_encoding import sine_embedding
 from sparse_detr.modeling.tokenizer import Padding, level_geometry
-from sparse_detr.structures import Pyramid, Tokens
+from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
 
 
 class SingleScaleTokenizer(nn.Module):
@@ -66,7 +66,9 @@ class SingleScaleTokenizer(nn.Module):
         decoders of the public implementations may look at padding.
         """
         real = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
-        counts = torch.stack([real.cumsum(1), real.cumsum(2)], -1).to(self.projection.weight.dtype)
+        dtype = self.projection.weight.dtype
+        counts = torch.stack([real.cumsum(1), real.cumsum(2)], -1).to(geometry_dtype(dtype))
         totals = torch.stack([counts[:, -1:, :, 0].expand_as(real), counts[:, :, -1:, 1].expand_as(real)], -1)
         angles = counts / (totals + 1e-6) * (2 * math.pi)
-        return sine_embedding(angles, self.embed_dim // 2, self.position_temperature).flatten(-2).flatten(1, 2)
+        embedding = sine_embedding(angles, self.embed_dim // 2, self.position_temperature)
+        return embedding.flatten(-2).flatten(1, 2).to(dtype)

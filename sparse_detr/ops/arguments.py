@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor
 HALF = (torch.bfloat16, torch.float16)
 VALUE_DTYPES = (torch.float32, torch.float64, *HALF)
 
+# Tokens of an image stay below this, so that kernels count cells in 32 bits; also in ops/csrc/checks.h.
+MAX_TOKENS = 2**28
+MAX_INT32 = 2**31 - 1
+
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -17,12 +22,36 @@ def flatten_shapes(spatial_shapes: Shapes, *, num_levels: int, samples_name: str
     """h0, w0, h1, w1, ..."""
     if isinstance(spatial_shapes, Tensor):
         raise ValueError("spatial_shapes must be pairs (h, w) of numbers, got a tensor; use its tolist() once a batch")
-    if any(len(pair) != 2 or pair[0] < 1 or pair[1] < 1 for pair in spatial_shapes):
+    if any(not hasattr(pair, "__len__") or len(pair) != 2 for pair in spatial_shapes):
+        raise ValueError(f"spatial_shapes must be pairs (h, w), got {list(spatial_shapes)}")
+    flat = [_whole_number(size) for pair in spatial_shapes for size in pair]
+    if any(size < 1 for size in flat):
         raise ValueError(f"spatial_shapes must be pairs (h, w) of at least 1, got {list(spatial_shapes)}")
+    check_token_limit(flat)
     if num_levels != len(spatial_shapes):
         raise ValueError(f"{samples_name} has {num_levels} levels, spatial_shapes has {len(spatial_shapes)}")
-    # A size of a tensor is a tensor while torch.jit traces, which takes no list of them.
-    return [int(size) if isinstance(size, Tensor) else size for pair in spatial_shapes for size in pair]
+    return flat
+
+
+def _whole_number(size: int | Tensor) -> int:
+    if isinstance(size, Tensor) and not size.dtype.is_floating_point and size.dtype != torch.bool:
+        return int(size)  # a size of a tensor while torch.jit traces, which takes no list of them
+    if isinstance(size, (int, torch.SymInt)) and not isinstance(size, bool):
+        return size
+    if hasattr(size, "__index__") and not isinstance(size, (bool, Tensor)):
+        return operator.index(size)
+    raise ValueError(f"spatial_shapes must be pairs (h, w) of whole numbers, got {size!r}")
+
+
+def check_token_limit(flat_shapes: Sequence[int]) -> None:
+    """The tokens of an image are fewer than MAX_TOKENS. Sizes that a trace leaves open are checked when it runs."""
+    if any(not isinstance(size, int) for size in flat_shapes):
+        return
+    tokens = sum(height * width for height, width in as_pairs(flat_shapes))
+    if tokens >= MAX_TOKENS:
+        raise ValueError(
+            f"spatial_shapes must add up to fewer than {MAX_TOKENS} tokens, got {tokens} from {as_pairs(flat_shapes)}"
+        )
 
 
 def as_pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
@@ -94,6 +123,65 @@ def geometry(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Tensor:
             f"{name} must be {compute} or half precision where {like_name} is {like.dtype}, got {tensor.dtype}"
         )
     return tensor.to(compute)
+
+
+def check_kernel_attention(
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    padding_mask: Tensor | None,
+    spatial_shapes: Sequence[int],
+) -> None:
+    """What a kernel written in Python asks of an operator's arguments, as ops/csrc/checks.h does of native ones.
+
+    Who calls the operators themselves, an exported program for instance, has not been through the public functions.
+
+    Raises:
+        ValueError: an argument does not fit the others, or a launch would need numbers of more than 32 bits.
+    """
+    check_kernel_samples(points, weights, spatial_shapes)
+    check_value(value, as_pairs(spatial_shapes), points, "points")
+    geometry = {"points": points, "weights": weights, "reference_points": reference_points}
+    if reference_points is not None:
+        check_reference_points(reference_points, points)
+    check_padding_mask(padding_mask, value)
+    compute = torch.float64 if value.dtype == torch.float64 else torch.float32
+    for name, tensor in geometry.items():
+        if tensor is not None and tensor.dtype != compute:
+            raise ValueError(f"{name} must be {compute} where value is {value.dtype}, got {tensor.dtype}")
+        if tensor is not None:
+            check_device(name, tensor, value, "value")
+    _check_32_bits("channels of all heads", value.shape[2] * value.shape[3])
+
+
+def check_kernel_samples(points: Tensor, weights: Tensor, spatial_shapes: Sequence[int]) -> None:
+    """The part of `check_kernel_attention` that is about samples alone."""
+    check_samples(points, weights, "points", "weights")
+    check_device("weights", weights, points, "points")
+    if points.dtype not in (torch.float32, torch.float64) or weights.dtype != points.dtype:
+        raise ValueError(f"points and weights must be float32 or float64, got {points.dtype} and {weights.dtype}")
+    if len(spatial_shapes) % 2:
+        raise ValueError(f"spatial_shapes must be h, w of every level, got {list(spatial_shapes)}")
+    flatten_shapes(as_pairs(spatial_shapes), num_levels=points.shape[3], samples_name="points")
+    _check_32_bits("samples of an image", weights[:1].numel())
+    _check_32_bits("heads and queries of all images", points.shape[0] * points.shape[1] * points.shape[2])
+
+
+def check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> None:
+    """(B, Q, M * D), like the value."""
+    size = (points.shape[0], points.shape[1], value.shape[2] * value.shape[3])
+    if grad_output.shape != size or grad_output.dtype != value.dtype:
+        raise ValueError(
+            f"grad_output must be {value.dtype} of the shape {size}, got {grad_output.dtype} of "
+            f"{tuple(grad_output.shape)}"
+        )
+    check_device("grad_output", grad_output, value, "value")
+
+
+def _check_32_bits(what: str, count: int) -> None:
+    if count > MAX_INT32:
+        raise ValueError(f"the Triton kernels take fewer than 2^31 {what}, got {count}; split the batch")
 
 
 def check_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:

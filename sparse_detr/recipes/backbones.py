@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from detectron2.config import CfgNode, instantiate
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, ResNet, SwinTransformer
+from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.modeling.backbone import Backbone as D2Backbone
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 
-from sparse_detr.backbones import MobileNetV2
+from sparse_detr.backbones import MobileNetV2, SwinTransformer
 
 
 class Backbone(NamedTuple):

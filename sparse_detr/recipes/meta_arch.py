@@ -12,11 +12,12 @@ from typing import Any
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone as D2Backbone
 from torch import nn
 
 from sparse_detr.errors import UserError
-from sparse_detr.recipes.backbones import from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, swin_tiny
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
@@ -66,8 +67,8 @@ def recipe_options(name: str) -> list[str]:
     return [option for option in options if option not in RECIPES[name].fixed]
 
 
-def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
-    """Build a meta-architecture from yaml: Detectron2's backbone keys and `MODEL.DETR`.
+def recipe_config(name: str, cfg: CfgNode, backbone: Backbone) -> Any:
+    """The lazy config that a meta-architecture is built from; nothing is built.
 
     Raises:
         UserError: a key of `MODEL.DETR` is set that the recipe has no meaning for.
@@ -77,7 +78,28 @@ def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{keys} means nothing to {name}; remove it or choose another MODEL.META_ARCHITECTURE")
-    model = RECIPES[name].functions[0](backbone=from_module(build_backbone(cfg)), **given)
+    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(cfg))
+
+
+def _detections(cfg: CfgNode) -> dict[str, int]:
+    """The number of detections where Detectron2's key says it; refuse another one in ours."""
+    detections, own = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.DETR.NUM_DETECTIONS
+    if detections is None or own == detections:
+        return {}
+    if own is not None:
+        raise UserError(
+            f"TEST.DETECTIONS_PER_IMAGE is {detections} and MODEL.DETR.NUM_DETECTIONS is {own}; set one of them"
+        )
+    return {"num_detections": detections}
+
+
+def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
+    """Build a meta-architecture from yaml: Detectron2's backbone keys and `MODEL.DETR`.
+
+    Raises:
+        UserError: a key of `MODEL.DETR` is set that the recipe has no meaning for, or a value that it refuses.
+    """
+    model = recipe_config(name, cfg, from_module(build_backbone(cfg)))
     model.pixel_mean, model.pixel_std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
     return instantiate(model)
 
@@ -92,13 +114,13 @@ def _meta_architecture(name: str) -> Callable[[CfgNode], nn.Module]:
 
 
 @BACKBONE_REGISTRY.register()
-def build_swin_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+def build_swin_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
     """Swin-T for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
     return instantiate(swin_tiny(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 
 @BACKBONE_REGISTRY.register()
-def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
     """MobileNetV2 for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
     return instantiate(mobilenet_v2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 

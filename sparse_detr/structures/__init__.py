@@ -1,7 +1,7 @@
 """Frozen records that the parts of a detector hand to each other."""
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
-from sparse_detr.structures.pyramid import Pyramid, Tokens
+from sparse_detr.structures.pyramid import Pyramid, Tokens, geometry_dtype
 from sparse_detr.structures.selection import AllTokens, CascadedTokens, TokenSelection, TopKTokens
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "TokenSelection",
     "Tokens",
     "TopKTokens",
+    "geometry_dtype",
 ]

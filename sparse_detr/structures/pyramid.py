@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 
+def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of places, boxes and counts beside features of `dtype`: float32 where those are of half precision.
+
+    8 or 11 bits are too few for a place in a map of 100 cells, or for a box in an image of 1000 pixels.
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Pyramid:
     """Geometry of the feature levels of a padded batch.
@@ -78,12 +86,17 @@ class Pyramid:
         return (self.cells[None, :, 1:] >= self.token_valid_sizes).any(-1)
 
     def valid_ratios(self, dtype: torch.dtype) -> Tensor:
-        """(B, L, 2): unpadded share of every level as (w, h)."""
+        """(B, L, 2): unpadded share of every level as (w, h), in `geometry_dtype`."""
+        dtype = geometry_dtype(dtype)
         shapes = torch.tensor(self.spatial_shapes, device=self.device)
         return (self.valid_sizes.to(dtype) / shapes.to(dtype)).flip(-1)
 
     def centers(self, dtype: torch.dtype) -> Tensor:
-        """(B, N, 2): (x, y) of the token centres, in [0, 1] of the unpadded image; above 1 on padding."""
+        """(B, N, 2): (x, y) of the token centres, in [0, 1] of the unpadded image; above 1 on padding.
+
+        In `geometry_dtype`.
+        """
+        dtype = geometry_dtype(dtype)
         return ((self.cells[:, 1:].to(dtype) + 0.5) / self.token_valid_sizes.to(dtype)).flip(-1)
 
 

@@ -7,6 +7,21 @@ import pytest
 from detectron2.structures import BoxMode
 from PIL import Image
 
+# Values of fields that a box detector never reads, on which Detectron2's or pycocotools' readers stumble.
+NEVER_READ = [
+    *(("segmentation", value) for value in ([[0, 0, 5, 0, 5, 5]], {"counts": "abc", "size": [1, 1]}, [], None)),
+    *(
+        ("segmentation", value)
+        for value in ([[2, 3, 12, 11]], [[]], [2, 3, 12, 3, 12, 11], {"size": [30, 40]}, "abc", 7)
+    ),
+    *(("segmentation", value) for value in ({"counts": [10**12], "size": [30, 40]}, {"counts": ["a"], "size": 5})),
+    *(("keypoints", value) for value in (["1", "2", "2"], None, 5, [[1]], {"a": 1})),
+    *(("ignore", value) for value in (None, 0, False, "0")),
+    *(("score", value) for value in (None, "high")),
+    *(("area", value) for value in (None, "80", [], -5, float("nan"), 10**400)),
+    *(("num_keypoints", "x"), ("caption", {"a": None}), ("attributes", [1])),
+]
+
 
 def make_record(folder, image_id, *, width=40, height=30, boxes=((5.0, 5.0, 10.0, 8.0),)):
     """A record in Detectron2's format with a PNG of random pixels; boxes as x, y, width, height of class 0."""

@@ -65,7 +65,7 @@ def test_gaps_crowds_and_faulty_boxes_are_counted(tmp_path):
 
 
 def test_every_kind_of_unusable_image_is_told_with_its_file(tmp_path):
-    content = coco_content(num_images=5)
+    content = coco_content(num_images=5, num_categories=1)
     write_coco(tmp_path, content)
     (tmp_path / "1.png").unlink()
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:100])

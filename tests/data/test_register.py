@@ -1,5 +1,7 @@
 import json
 import logging
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
+from sparse_detr.data.check import check_data
 from sparse_detr.data.register import register_own_data
 from sparse_detr.errors import UserError
-from tests.data.conftest import coco_content, write_coco
+from tests.data.conftest import NEVER_READ, coco_content, write_coco
 
 
 def register(folder, train, val=None, **options):
@@ -19,6 +22,19 @@ def register(folder, train, val=None, **options):
     return register_own_data(
         train_json=write_coco(folder, train, "train.json"), train_images=folder, **val_options, **options
     )
+
+
+def ap_of_perfect_detections(own, folder):
+    """AP of one detection an image, on the first box of each in `coco_content`."""
+    evaluator = COCOEvaluator(own.val_name, tasks=["bbox"], distributed=False, output_dir=str(folder / "out"))
+    evaluator.reset()
+    for record in DatasetCatalog.get(own.val_name):
+        instances = Instances((30, 40))
+        instances.pred_boxes = Boxes(torch.tensor([[2.0, 3.0, 12.0, 11.0]]))
+        instances.scores = torch.ones(1)
+        instances.pred_classes = torch.tensor([record["annotations"][0]["category_id"]])
+        evaluator.process([record], [{"instances": instances}])
+    return evaluator.evaluate()["bbox"]["AP"]
 
 
 def test_classes_come_from_the_training_file_in_the_order_of_their_ids(tmp_path):
@@ -57,7 +73,7 @@ def test_registering_again_gives_the_same_names_until_the_file_changes(tmp_path)
 
 
 def test_unusable_boxes_are_left_out_and_counted(tmp_path, caplog):
-    content = coco_content()
+    content = coco_content(num_categories=1)
     content["annotations"][0]["bbox"] = [5, 5, 0, 3]
     content["annotations"][1]["bbox"] = [500, 5, 3, 3]
 
@@ -104,14 +120,14 @@ def test_a_class_without_boxes_is_kept_and_told(tmp_path, caplog):
     assert "unicorn" in caplog.text
 
 
-def test_files_without_any_annotation_are_allowed_with_a_warning(tmp_path, caplog):
-    content = coco_content()
-    content["annotations"] = []
+def test_a_validation_file_without_any_annotation_is_allowed_with_a_warning(tmp_path, caplog):
+    empty = coco_content() | {"annotations": []}
 
-    own = register(tmp_path, content, content)
+    own = register(tmp_path, coco_content(), empty)
 
-    assert [record["annotations"] for record in DatasetCatalog.get(own.train_name)] == [[], [], []]
+    assert [record["annotations"] for record in DatasetCatalog.get(own.val_name)] == [[], [], []]
     assert "every image is a negative" in caplog.text
+    assert "no box to judge by, so the AP is not defined" in caplog.text
 
 
 def test_a_wrong_image_folder_is_refused(tmp_path):
@@ -123,7 +139,7 @@ def test_a_wrong_image_folder_is_refused(tmp_path):
 
 
 def test_a_few_missing_images_are_told_and_many_are_refused(tmp_path, caplog):
-    write_coco(tmp_path, coco_content())
+    write_coco(tmp_path, coco_content(num_categories=1))
     path = tmp_path / "annotations.json"
     (tmp_path / "1.png").unlink()
     register_own_data(train_json=path, train_images=tmp_path)
@@ -160,21 +176,118 @@ def unchanged(annotations):
     pass
 
 
+def change_all(**values):
+    return lambda content: [item.update(values) for item in content["annotations"]]
+
+
+LEAVES_NO_BOX = {
+    "3 crowds (iscrowd 1)": [change_all(iscrowd=flag) for flag in (1, True, "1", "true", "Yes", 1.0, "1.0")],
+    "3 without area": [change_all(bbox=box) for box in ([1, 1, 0, 0], [1, 1, -5, 5], [float("nan"), 1, 2, 2])],
+    "3 outside their image": [change_all(bbox=[400, 1, 5, 5])],
+    "3 unusable entries or of unknown images": [change_all(image_id=99)],
+    "list of annotations is empty": [lambda content: content["annotations"].clear()],
+}
+
+
+@pytest.mark.parametrize(
+    ("cause", "damage"), [(cause, damage) for cause in LEAVES_NO_BOX for damage in LEAVES_NO_BOX[cause]]
+)
+def test_a_training_file_that_leaves_no_box_is_refused_with_the_cause(tmp_path, cause, damage):
+    content = coco_content()
+    damage(content)
+
+    with pytest.raises(UserError, match="no box to train on") as error:
+        register(tmp_path, content)
+    report = check_data(tmp_path / "train.json", tmp_path)
+
+    assert cause in str(error.value)
+    assert cause in next(finding.message for finding in report.findings if finding.code == "no-boxes")
+    assert report.stops_training
+    assert not check_data(tmp_path / "train.json", tmp_path, for_validation=True).stops_training
+
+
+def test_a_class_whose_boxes_are_all_left_out_is_refused_with_the_cause(tmp_path):
+    content = coco_content()
+    content["annotations"][1]["iscrowd"] = "true"
+
+    with pytest.raises(UserError, match=r"classes have no box left to train on.*class 2: 1 crowds"):
+        register(tmp_path, content)
+    assert check_data(tmp_path / "train.json", tmp_path).stops_training
+
+
+@pytest.mark.parametrize("flag", [0, "0", "false", "No", 0.0, False, None, "0.0", " 0 "])
+def test_a_crowd_flag_that_means_no_is_read_as_no_everywhere(tmp_path, flag):
+    content = coco_content()
+    change_all(iscrowd=flag)(content)
+
+    own = register(tmp_path, content, content)
+
+    assert [record["annotations"][0]["iscrowd"] for record in DatasetCatalog.get(own.train_name)] == [0, 0, 0]
+    assert check_data(tmp_path / "train.json", tmp_path).facts["boxes to train on"] == 3
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("flag", [2, -1, [1], {}, "2", "maybe", "", 0.5, float("nan")])
+def test_a_crowd_flag_that_means_neither_is_refused_by_its_value(tmp_path, flag):
+    content = coco_content()
+    change_all(iscrowd=flag)(content)
+
+    with pytest.raises(UserError, match="'iscrowd' that is neither 0") as error:
+        register(tmp_path, content)
+
+    assert json.dumps(flag) in str(error.value)
+    assert check_data(tmp_path / "train.json", tmp_path).stops_training
+
+
+def test_a_crowd_is_not_missed_by_the_evaluation_whatever_says_that_it_is_one(tmp_path):
+    content = coco_content()
+    content["annotations"].append(content["annotations"][0] | {"id": 9, "bbox": [0, 0, 30, 30], "iscrowd": "yes"})
+
+    own = register(tmp_path, content, content)
+
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("key", "value"), NEVER_READ)
+def test_a_box_counts_alike_everywhere_whatever_its_other_fields_hold(tmp_path, key, value):
+    content = coco_content()
+    change_all(**{key: value})(content)
+
+    own = register(tmp_path, content, content)
+
+    assert sum(len(record["annotations"]) for record in DatasetCatalog.get(own.train_name)) == 3
+    assert check_data(tmp_path / "train.json", tmp_path).facts["boxes to train on"] == 3
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+def test_a_validation_file_of_crowds_only_is_told_and_gives_no_ap(tmp_path, caplog):
+    val = coco_content()
+    change_all(iscrowd=1)(val)
+
+    own = register(tmp_path, coco_content(), val)
+
+    assert "no box to judge by, so the AP is not defined: 3 crowds (iscrowd 1)" in caplog.text
+    assert math.isnan(ap_of_perfect_detections(own, tmp_path))
+
+
+def test_the_area_of_a_mask_stays_when_another_box_of_the_file_is_faulty(tmp_path):
+    content = coco_content()
+    change_all(area=33.0)(content)
+    content["annotations"].append(content["annotations"][0] | {"id": 9, "bbox": [0, 0, 0, 0]})
+
+    own = register(tmp_path, content, content)
+
+    truth = json.loads(Path(MetadataCatalog.get(own.val_name).json_file).read_text())
+    assert [box["area"] for box in truth["annotations"]] == [33.0, 33.0, 33.0]
+
+
 @pytest.mark.parametrize("damage", [unchanged, without_area, numbered_from_zero, with_a_degenerate_box])
 def test_perfect_detections_have_an_ap_of_100_whatever_the_file_lacks(tmp_path, damage):
     content = coco_content()
     damage(content["annotations"])
     own = register(tmp_path, content, content)
-    evaluator = COCOEvaluator(own.val_name, tasks=["bbox"], distributed=False, output_dir=str(tmp_path / "out"))
-    evaluator.reset()
-    for record in DatasetCatalog.get(own.val_name):
-        instances = Instances((30, 40))
-        instances.pred_boxes = Boxes(torch.tensor([[2.0, 3.0, 12.0, 11.0]]))
-        instances.scores = torch.ones(1)
-        instances.pred_classes = torch.tensor([record["annotations"][0]["category_id"]])
-        evaluator.process([record], [{"instances": instances}])
 
-    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
 
 
 def test_the_registered_files_stay_as_they_are(tmp_path):

@@ -6,6 +6,8 @@ import logging
 import pytest
 import torch
 
+from sparse_detr.engine.best import best_score
+from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_weights
@@ -47,6 +49,12 @@ def assert_same_checkpoints(one, other):
                 assert_same_checkpoints(a, b)
         elif key != "numpy":  # a tuple with a tensor
             assert value == other[key], key
+
+
+@pytest.fixture
+def listen(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sparse_detr"), "propagate", True)
+    return caplog
 
 
 def final(folder):
@@ -122,12 +130,125 @@ def test_average_of_weights_follows_its_definition(tmp_path):
     torch.testing.assert_close(files[2]["ema"]["module.head.weight"], expected)
 
 
-def test_truncated_checkpoint_is_a_clear_error(tmp_path):
-    train(toy_run(tmp_path))
-    file = tmp_path / "model_final.pth"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(UserError, match="model_final.pth .* truncated"):
-        train(toy_run(tmp_path), resume_last=True)
+@pytest.fixture
+def trained(tmp_path):
+    """Folder of a training with three numbered checkpoints and a final one."""
+    train(toy_run(tmp_path / "out", max_iter=6))
+    return tmp_path / "out"
+
+
+def truncate(file, size=500):
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    weight = torch.load(file, weights_only=True)["model"]["head.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 255
+    file.write_bytes(content)
+
+
+BROKEN_POINTERS = {
+    "empty": b"",
+    "blank": b" \n",
+    "binary": bytes(range(256)),
+    "zeros": bytes(16),
+    "of another name": b"model_0009999.pth",
+    "of the best model": b"model_best.pth",
+    "of the config": b"config.yaml",
+    "outside": b"../other/model_final.pth",
+    "absolute": b"/tmp/model_final.pth",
+    "a folder": b".",
+    "very long": b"x" * 5000,
+}
+
+
+@pytest.mark.parametrize("pointer", [*BROKEN_POINTERS.values(), None], ids=[*BROKEN_POINTERS, "missing"])
+def test_a_broken_last_checkpoint_is_passed_over_for_the_newest_whole_file(trained, pointer):
+    file = trained / "last_checkpoint"
+    file.unlink() if pointer is None else file.write_bytes(pointer)
+    last = find_last_checkpoint(str(trained))
+    assert last.path == str(trained / "model_final.pth")
+    assert list(last.passed_over) == ["last_checkpoint"]
+
+
+def test_a_last_checkpoint_that_is_a_folder_is_passed_over(trained):
+    (trained / "last_checkpoint").unlink()
+    (trained / "last_checkpoint").mkdir()
+    assert find_last_checkpoint(str(trained)).path == str(trained / "model_final.pth")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lambda file: truncate(file, 0), lambda file: file.write_text("no")])
+def test_a_broken_newest_checkpoint_is_passed_over_and_named(trained, damage, listen):
+    damage(trained / "model_final.pth")
+    damage(trained / "model_0000005.pth")
+    last = find_last_checkpoint(str(trained))
+    assert last.path == str(trained / "model_0000003.pth")
+    assert list(last.passed_over) == ["model_final.pth", "model_0000005.pth"]
+    assert "Going on from" in listen.text
+    assert "model_0000005.pth: " in listen.text
+
+
+def test_weights_without_training_state_are_no_place_to_resume(trained):
+    torch.save({"model": final(trained)["model"], "iteration": 5}, trained / "model_final.pth")
+    last = find_last_checkpoint(str(trained))
+    assert last.path == str(trained / "model_0000005.pth")
+    assert last.passed_over == {"model_final.pth": "it holds no state of a training"}
+
+
+def test_a_final_checkpoint_of_an_earlier_end_is_older_than_a_later_numbered_one(trained):
+    train(toy_run(trained, max_iter=10, checkpointer={"period": 2}), resume_last=True)
+    (trained / "model_0000009.pth").rename(trained / "model_final.pth")
+    (trained / "model_0000005.pth").replace(trained / "model_final.pth")
+    (trained / "last_checkpoint").unlink()
+    assert find_last_checkpoint(str(trained)).path == str(trained / "model_0000007.pth")
+
+
+def test_an_older_checkpoint_that_last_checkpoint_names_is_where_a_training_goes_on(trained):
+    (trained / "last_checkpoint").write_text("model_0000001.pth\n")
+    assert find_last_checkpoint(str(trained)) == LastCheckpoint(str(trained / "model_0000001.pth"))
+
+
+def test_a_folder_with_only_broken_checkpoints_is_an_error_and_stays_as_it_is(trained):
+    for file in trained.glob("model_*.pth"):
+        truncate(file)
+    before = {file.name: file.stat().st_mtime_ns for file in trained.glob("model_*")}
+    with pytest.raises(UserError, match=r"(?s)no whole checkpoint.*model_final.pth .* truncated.*remove these files"):
+        train(toy_run(trained), resume_last=True)
+    assert {file.name: file.stat().st_mtime_ns for file in trained.glob("model_*")} == before
+
+
+def test_resuming_without_any_checkpoint_says_that_it_starts_anew(tmp_path, listen):
+    train(toy_run(tmp_path, max_iter=1), resume_last=True)
+    assert f"No checkpoint in {tmp_path}: the training starts at iteration 0" in listen.text
+
+
+@pytest.mark.parametrize("damage", [truncate, lambda file: file.unlink()])
+def test_a_final_checkpoint_that_was_lost_is_written_again(trained, damage):
+    whole = final(trained)
+    damage(trained / "model_final.pth")
+    train(toy_run(trained, max_iter=6), resume_last=True)
+    assert_same_checkpoints(whole, final(trained))
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_lost_final_and_lost_numbered_checkpoints_are_trained_again(trained):
+    whole = final(trained)
+    (trained / "model_final.pth").unlink()
+    truncate(trained / "model_0000005.pth")
+    train(toy_run(trained, max_iter=6), resume_last=True)
+    assert_same_checkpoints(whole, final(trained))
+
+
+def test_resuming_beyond_the_last_iteration_is_an_error_with_both_numbers(trained):
+    with pytest.raises(UserError, match="has 6 iterations, more than the 4 of the config; raise train.max_iter"):
+        train(toy_run(trained, max_iter=4), resume_last=True)
+
+
+def test_what_a_killed_write_has_left_is_removed_at_the_next_start(trained):
+    (trained / ".0123456789abcdef.part").write_bytes(b"half")
+    train(toy_run(trained, max_iter=6), resume_last=True)
+    assert not list(trained.glob(".*.part"))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -169,3 +290,83 @@ def test_resuming_with_another_number_of_classes_names_both(tmp_path):
 def test_a_checkpoint_that_is_not_there_is_named_with_the_remedy(path, remedy):
     with pytest.raises(UserError, match=f"no checkpoint '{path}'.*{remedy}"):
         load_weights(ToyWithClasses(num_classes=2), path, skip_other_classes=True)
+
+
+@pytest.mark.parametrize("loss", ["weights", "json", "json is damaged", "weights are damaged"])
+def test_a_best_score_counts_only_with_its_weights(tmp_path, monkeypatch, loss):
+    train_interrupted(toy_run(tmp_path, scores=[1.0, 9.0]), monkeypatch, before=5)
+    weights, beside = tmp_path / "model_best.pth", tmp_path / "model_best.json"
+    {
+        "weights": weights.unlink,
+        "json": beside.unlink,
+        "json is damaged": lambda: beside.write_bytes(b"\xff{"),
+        "weights are damaged": lambda: truncate(weights),
+    }[loss]()
+    train(toy_run(tmp_path, scores=[5.0, 6.0]), resume_last=True)
+    best = torch.load(weights, weights_only=True)["best"]
+    assert json.loads(beside.read_text()) == best
+    assert best["value"] == (9.0 if "json" in loss else 6.0)
+
+
+def test_a_score_beside_weights_of_another_iteration_counts_no_more(tmp_path):
+    checkpoint = {"model": {}, "iteration": 3}
+    torch.save(checkpoint, tmp_path / "model_best.pth")
+    for iteration, expected in ((3, 9.0), (1, None)):
+        score = {"metric": "bbox/AP", "value": 9.0, "iteration": iteration}
+        (tmp_path / "model_best.json").write_text(json.dumps(score))
+        assert best_score(str(tmp_path), "bbox/AP", 4) == expected
+
+
+def test_the_best_averaged_score_keeps_the_averaged_weights(tmp_path):
+    # scores of the plain weights and of the average, in turns
+    run = toy_run(tmp_path, scores=[1.0, 5.0, 9.0, 3.0, 1.0, 7.0, 1.0, 6.0], best_metric="ema/bbox/AP", **EMA)
+    train(run)
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    at_best = torch.load(tmp_path / "model_0000005.pth", weights_only=True)
+    assert best["best"] == {"metric": "ema/bbox/AP", "value": 7.0, "iteration": 5}
+    assert best["weights"] == "averaged"
+    for name, value in best["model"].items():
+        assert torch.equal(value, at_best["ema"][f"module.{name}"]), name
+    assert not torch.equal(best["model"]["head.weight"], at_best["model"]["head.weight"])
+    assert "trainer" not in best
+
+
+def test_the_best_plain_score_keeps_the_plain_weights(tmp_path):
+    train(toy_run(tmp_path, scores=[1.0, 5.0, 9.0, 3.0], **EMA))
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    plain = torch.load(tmp_path / "model_0000003.pth", weights_only=True)
+    assert best["weights"] == "plain"
+    assert_same_checkpoints(best["model"], plain["model"])
+
+
+def test_evaluation_without_data_or_weights_is_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="nothing to evaluate on.*--val-json"):
+        evaluate_only(toy_run(tmp_path))
+    with pytest.raises(UserError, match="no weights to evaluate.*train.init_checkpoint=FILE"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0]))
+
+
+def test_random_weights_are_evaluated_on_demand_and_said_aloud(tmp_path, listen):
+    assert evaluate_only(toy_run(tmp_path, scores=[1.0]), random_weights=True) == {"bbox": {"AP": 1.0}}
+    assert "NO CHECKPOINT IS NAMED" in listen.text
+
+
+def test_evaluating_weights_that_are_not_finite_names_the_tensor(tmp_path):
+    train(toy_run(tmp_path, max_iter=2))
+    broken = final(tmp_path)
+    broken["model"]["head.weight"][0, 0] = float("nan")
+    torch.save(broken, tmp_path / "nan.pth")
+    with pytest.raises(UserError, match="head.weight"):
+        evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "nan.pth")))
+
+
+def test_averaged_weights_alone_can_be_evaluated_and_trained_from(tmp_path):
+    train(toy_run(tmp_path / "a", **EMA))
+    file = str(tmp_path / "a" / "model_final.pth")
+    model = ToyDetector()
+    assert evaluate_only(toy_run(tmp_path, scores=[1.0], model=model, init_checkpoint=file, **EMA), ema=True)
+    assert torch.equal(model.head.weight, final(tmp_path / "a")["ema"]["module.head.weight"])
+    model, seen = ToyDetector(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.head.weight.detach().clone()))
+    train(toy_run(tmp_path / "b", model=model, init_checkpoint=file, max_iter=1), ema=True)
+    assert torch.equal(seen[0], final(tmp_path / "a")["ema"]["module.head.weight"])

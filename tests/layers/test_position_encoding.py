@@ -43,5 +43,5 @@ def test_padding_does_not_move_real_tokens():
 
 def test_boxes_are_embedded_one_coordinate_after_the_other():
     boxes = torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
-    embedding = embed_boxes(boxes, 2)
+    embedding = embed_boxes(boxes, 2, dtype=boxes.dtype)
     assert embedding.tolist() == pytest.approx([1, 0, 0, -1, -1, 0, 0, 1], abs=1e-12)

@@ -175,12 +175,16 @@ def test_a_box_is_embedded_rows_first_in_the_frame_of_the_image_or_of_the_padded
     own, padded = (BoxPosition(embed_dim=32, frame=frame).double() for frame in ("image", "padded"))
     padded.load_state_dict(own.state_dict())
     queries = make_queries(4)
-    assert_close(own(queries, boxes, queries.content, pyramid, layer=0).position, own.mlp(embed_rows_first(boxes, 16)))
+    assert_close(
+        own(queries, boxes, queries.content, pyramid, layer=0).position,
+        own.mlp(embed_rows_first(boxes, 16, dtype=torch.float64)),
+    )
     shrunk = boxes * torch.tensor([1, 0.5, 1, 0.5], dtype=torch.float64)
     assert_close(
-        padded(queries, boxes, queries.content, pyramid, layer=0).position, padded.mlp(embed_rows_first(shrunk, 16))
+        padded(queries, boxes, queries.content, pyramid, layer=0).position,
+        padded.mlp(embed_rows_first(shrunk, 16, dtype=torch.float64)),
     )
-    first_row = embed_rows_first(torch.tensor([0.0, 0.25, 0.0, 0.0], dtype=torch.float64), 4)
+    first_row = embed_rows_first(torch.tensor([0.0, 0.25, 0.0, 0.0], dtype=torch.float64), 4, dtype=torch.float64)
     assert first_row[:2].tolist() == pytest.approx([1.0, 0.0])  # sine and cosine of a quarter turn
     assert first_row[4:6].tolist() == pytest.approx([0.0, 1.0])
 

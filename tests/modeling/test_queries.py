@@ -92,7 +92,7 @@ def test_the_position_is_projected_from_the_boxes_embedding():
         head=PredictionHead(embed_dim=32, num_classes=3).double(),
     )
     projection = queries.start.position_projection
-    expected = projection.norm(projection.linear(embed_boxes(made.reference_points, 16)))
+    expected = projection.norm(projection.linear(embed_boxes(made.reference_points, 16, dtype=torch.float64)))
     assert torch.equal(made.position, expected)
     assert expected.shape == (1, 4, 32)
 

@@ -92,7 +92,7 @@ def test_proposals_double_in_size_with_every_level_and_are_as_good_as_infinite_o
 
 
 def test_box_embedding_interleaves_sine_and_cosine_of_four_coordinates():
-    embedding = embed_boxes(torch.tensor([0.0, 1.0, -1.0, 2.0], dtype=torch.float64).sigmoid(), 128)
+    embedding = embed_boxes(torch.tensor([0.0, 1.0, -1.0, 2.0]).double().sigmoid(), 128, dtype=torch.float64)
     expected = [-8.7e-08, -1.0, 0.4087512, -0.9929264, -0.1187316, 0.9929264, 0.9999998]
     assert embedding[[0, 1, 2, 128, 129, 256, 511]].tolist() == pytest.approx(expected, abs=5e-7)
 

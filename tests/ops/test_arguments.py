@@ -51,6 +51,17 @@ REFUSED = [
     (plain, {"spatial_shapes": SHAPES[:2]}, "sampling_locations has 3 levels, spatial_shapes has 2"),
     (plain, {"spatial_shapes": ((4, 6), (2, 3), (0, 1))}, r"spatial_shapes must be pairs \(h, w\) of at least 1"),
     (plain, {"spatial_shapes": ((4, 6), (2, 3), (1,))}, r"spatial_shapes must be pairs \(h, w\)"),
+    *[
+        (function, {"spatial_shapes": ((height, width), *SHAPES[1:])}, "fewer than 268435456 tokens, got")
+        for function in (plain, fused, splat)
+        for height, width in ((2**32, 2**32), (2**63 - 1, 2), (2**200, 1), (2**14, 2**14))
+    ],
+    (splat, {"spatial_shapes": ((2**27, 1), (2**27, 1), (1, 1))}, "fewer than 268435456 tokens, got 268435457"),
+    *[
+        (splat, {"spatial_shapes": (pair, *SHAPES[1:])}, r"spatial_shapes must be pairs \(h, w\)")
+        for pair in ((4.0, 6), (4, True), (None, 6), ("4", 6), (4, -6), (-(2**32), -(2**32)), 24, (), (4, 6, 1))
+    ],
+    (splat, {"spatial_shapes": ()}, "sampling_locations has 3 levels, spatial_shapes has 0"),
     (plain, {"spatial_shapes": torch.tensor(SHAPES)}, "spatial_shapes must be pairs .* got a tensor"),
     (plain, {"padding_mask": random_padding(SHAPES).float()}, r"padding_mask must be bool of the shape \(2, 31\)"),
     (plain, {"padding_mask": random_padding(SHAPES)[:, 1:]}, r"padding_mask must be bool of the shape \(2, 31\)"),

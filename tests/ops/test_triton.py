@@ -200,6 +200,45 @@ def test_the_formula_here_equals_plain_loops():
     assert_close(formula(value, locations, weights, None, None, SHAPES), attend(value, SHAPES, locations, weights))
 
 
+# ------------------------------------------------------------------------------------------------- wrong arguments
+
+TOO_MANY = "fewer than 268435456 tokens"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"spatial_shapes": [2**32, 2**32, 2, 3]}, TOO_MANY),
+        ({"spatial_shapes": [2**14, 2**14, 2, 3]}, TOO_MANY),
+        ({"spatial_shapes": [4, 6, 2]}, "spatial_shapes must be h, w of every level"),
+        ({"spatial_shapes": [4, 6]}, "points has 2 levels, spatial_shapes has 1"),
+        ({"spatial_shapes": [4, 6, 2, 4]}, "value has 30 tokens, but .* add up to 32"),
+        ({"spatial_shapes": [-4, -6, 2, 3]}, "at least 1"),
+        ({"points": torch.rand(1, 3, 1, 2, 2, 2).double()}, "points and weights must be float32 or float64"),
+        ({"weights": torch.rand(1, 3, 1, 2, 1)}, "weights must have the shape"),
+        ({"value": torch.rand(1, 30, 1, 5).double()}, "points must be torch.float64"),
+        ({"mask": torch.zeros(1, 30)}, "padding_mask must be bool"),
+        ({"grad_output": torch.rand(1, 3, 4)}, "grad_output must be"),
+    ],
+)
+def test_who_calls_the_operators_themselves_gets_an_error_not_anothers_memory(interpreter, changed, message):
+    names = ("value", "points", "weights", "reference_points", "mask", "spatial_shapes")
+    given = {**dict(zip(names, case())), "grad_output": torch.rand(1, 3, 5), **changed}
+    arguments = [given[name] for name in names]
+    with pytest.raises(ValueError, match=message):
+        interpreter("deformable_attention_backward", given["grad_output"], *arguments, **NEEDED)
+    if "grad_output" not in changed:
+        with pytest.raises(ValueError, match=message):
+            interpreter("deformable_attention", *arguments)
+
+
+@pytest.mark.parametrize("sizes", [[2**32, 2**32, 2, 3], [2**14, 2**14, 2, 3], [2**62, 4, 2, 3]])
+def test_a_map_of_too_many_tokens_is_refused(interpreter, sizes):
+    _, points, weights, *_ = case()
+    with pytest.raises(ValueError, match=TOO_MANY):
+        interpreter("splat_attention", points, weights, sizes, -0.5)
+
+
 # ---------------------------------------------------------------------------------------------------------- attention
 
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <new>
 
 #include "../arithmetic.h"
@@ -116,8 +117,7 @@ inline void write_row<Float16>(const float* from, int64_t count, Float16* to) {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlignment))) {}
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(::operator new(bytes(size), kAlignment))) {}
   ~Buffer() { ::operator delete(data_, kAlignment); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -125,6 +125,12 @@ class Buffer {
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  static std::size_t bytes(int64_t size) {
+    constexpr int64_t most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(T));
+    if (size < 0 || size > most) throw std::bad_alloc();
+    return static_cast<std::size_t>(size) * sizeof(T);
+  }
+
   static constexpr std::align_val_t kAlignment{64};
   T* data_;
 };

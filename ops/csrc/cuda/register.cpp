@@ -85,7 +85,8 @@ Problem describe(const Tensor& points, int64_t channels, const Shapes& spatial_s
   problem.queries = narrow(points.size(1), "queries");
   problem.heads = narrow(points.size(2), "heads");
   problem.channels = narrow(channels, "channels");
-  narrow(channels * problem.heads * int64_t{sizeof(double)}, "bytes in a token");
+  const int64_t row = int64_t{problem.channels} * problem.heads;
+  narrow(narrow(row, "channels of all heads") * int64_t{sizeof(double)}, "bytes in a token");
   problem.num_levels = static_cast<int32_t>(num_levels);
   problem.num_points = narrow(num_points, "points");
   narrow(num_levels * num_points, "samples of a query and head");

@@ -11,6 +11,7 @@ from sparse_detr.layers import inverse_sigmoid
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.queries.initializers import Queries
 from sparse_detr.modeling.queries.proposals import ProposalProjection, Proposals
+from sparse_detr.structures import geometry_dtype
 
 Start = Literal["normal", "uniform_centers", "uniform"]
 
@@ -114,7 +115,7 @@ class LearnedAnchors(nn.Module):
         content = logits.new_zeros(len(logits), self.embed_dim) if self.content is None else self.content.weight
         if self.patterns is not None:
             content = (self.patterns.weight[:, None] + content).flatten(0, 1)
-        boxes = logits.sigmoid().repeat(len(content) // len(logits), 1)
+        boxes = logits.to(geometry_dtype(logits.dtype)).sigmoid().repeat(len(content) // len(logits), 1)
         batch_size = memory.shape[0]
         return Queries(
             content=content.expand(batch_size, -1, -1),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.queries.proposals import ProposalProjection, Proposals
-from sparse_detr.structures import PredictionGroup
+from sparse_detr.structures import PredictionGroup, geometry_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,7 @@ class LearnedQueries(nn.Module):
     ) -> Queries:
         """Repeat the queries for every image; only the batch size of `memory` matters."""
         position, content = self.embedding.weight.expand(memory.shape[0], -1, -1).chunk(2, -1)
-        # Under autocast the layer gives half precision; points of an image need more than its 8 or 11 bits.
-        points = self.reference_points(position).to(position.dtype).sigmoid()
+        points = self.reference_points(position).to(geometry_dtype(position.dtype)).sigmoid()
         return Queries(content=content, position=position, reference_points=points)
 
 

@@ -45,8 +45,9 @@ class ProposalGenerator(nn.Module):
         self.border = border
 
     def forward(self, pyramid: Pyramid, dtype: torch.dtype) -> Proposals:
+        """Propose boxes beside features of `dtype`, in its `geometry_dtype`."""
         centers = pyramid.centers(dtype)
-        size = 0.05 * 2.0 ** pyramid.cells[:, :1].to(dtype)
+        size = 0.05 * 2.0 ** pyramid.cells[:, :1].to(centers.dtype)
         boxes = torch.cat([centers, size.expand_as(centers)], -1)
         padding = pyramid.padding_mask
         if self.border == "clamped":

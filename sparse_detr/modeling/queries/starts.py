@@ -28,7 +28,7 @@ class BoxEmbeddingProjection(nn.Module):
 
     def forward(self, boxes: Tensor) -> Tensor:
         """(B, Q, out_dim) of (B, Q, 4) boxes."""
-        return self.norm(self.linear(embed_boxes(boxes, self.num_features)))
+        return self.norm(self.linear(embed_boxes(boxes, self.num_features, dtype=self.linear.weight.dtype)))
 
 
 class BoxStart(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.queries import ProposalProjection, Proposals
-from sparse_detr.structures import PredictionGroup, Tokens
+from sparse_detr.structures import PredictionGroup, Tokens, geometry_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,8 @@ class ScoringNetwork(nn.Module):
         local, shared = nn.functional.gelu(self.embed(normed)).chunk(2, -1)
         if self.mean_over == "real":
             real = ~padding_mask[..., None]
-            mean = (shared * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+            total = (shared * real).sum(1, keepdim=True, dtype=geometry_dtype(shared.dtype))  # may be too much for half
+            mean = (total / real.sum(1, keepdim=True)).to(shared.dtype)
         else:
             mean = shared.mean(1, keepdim=True)
         features = torch.cat([local, mean.expand_as(local)], -1)
@@ -103,4 +104,5 @@ class RandomScorer(nn.Module):
     """Uniform noise, drawn anew for every batch."""
 
     def forward(self, tokens: Tokens, proposals: Proposals, projection: ProposalProjection | None) -> TokenScores:
-        return TokenScores(torch.rand_like(tokens.position[..., 0]))
+        position = tokens.position[..., 0]
+        return TokenScores(torch.rand_like(position, dtype=geometry_dtype(position.dtype)))

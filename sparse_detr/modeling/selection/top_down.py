@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.queries import ProposalProjection, Proposals
 from sparse_detr.modeling.selection.scorers import ScoringNetwork, TokenScores
-from sparse_detr.structures import Pyramid, Tokens
+from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
 
 
 class TopDownScorer(nn.Module):
@@ -78,10 +78,11 @@ def interpolate_real(values: Tensor, pyramid: Pyramid, source: int, target: int)
     Returns:
         (B, h' * w') for level `target`.
     """
-    rows, columns = (_weights(pyramid, source, target, axis, values.dtype) for axis in (0, 1))
+    dtype = geometry_dtype(values.dtype)
+    rows, columns = (_weights(pyramid, source, target, axis, dtype) for axis in (0, 1))
     with torch.autocast(values.device.type, enabled=False):
-        level_map = values.unflatten(1, pyramid.spatial_shapes[source])
-        return (rows @ level_map @ columns.transpose(1, 2)).flatten(1)
+        level_map = values.to(dtype).unflatten(1, pyramid.spatial_shapes[source])
+        return (rows @ level_map @ columns.transpose(1, 2)).flatten(1).to(values.dtype)
 
 
 def _weights(pyramid: Pyramid, source: int, target: int, axis: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,109 @@
+"""How many boxes a model can find in an image, and how many of them its evaluation counts."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from omegaconf import OmegaConf
+
+from sparse_detr.config.load import Config
+
+logger = logging.getLogger(__name__)
+
+COCO_LIMIT = 100
+"""Detections of a class in an image that COCO's scores count."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Boxes an image, at most; None where a config does not say.
+
+    Args:
+        num_queries: boxes that the model can learn.
+        num_detections: detections that it gives.
+    """
+
+    num_queries: int | None
+    num_detections: int | None
+
+
+def limits_of(cfg: Config) -> Limits:
+    """The limits of the model that `cfg` describes; builds nothing."""
+    model = _yacs_model(cfg) if isinstance(cfg, CfgNode) else OmegaConf.select(cfg, "model")
+    return Limits(num_queries=_num_queries(model), num_detections=_number(model, "postprocess.num_detections"))
+
+
+def _yacs_model(cfg: CfgNode) -> Any:
+    """Lazy config of the model with some backbone, which the limits do not depend on."""
+    from sparse_detr.recipes.backbones import resnet
+    from sparse_detr.recipes.meta_arch import RECIPES, recipe_config
+
+    name = cfg.MODEL.META_ARCHITECTURE
+    return recipe_config(name, cfg, resnet(50, num_maps=1)) if name in RECIPES else None
+
+
+def _num_queries(model: Any) -> int | None:
+    anchors, patterns = _number(model, "queries.anchors.num_anchors"), _number(model, "queries.num_patterns")
+    if anchors is not None:
+        return anchors * max(patterns or 0, 1)
+    return _number(model, "queries.num_queries")
+
+
+def _number(model: Any, key: str) -> int | None:
+    value = OmegaConf.select(model, key) if OmegaConf.is_dict(model) else None
+    return value if isinstance(value, int) else None
+
+
+def evaluation_limit(name: str, cfg: Config) -> int:
+    """Detections of a class in an image that the scores of a data set should count.
+
+    COCO's 100, unless the config names another number or an image has more boxes of a class: then all of them count.
+    Warns where the config's number, or the model's number of detections, is too small for the data.
+    """
+    chosen, given = _chosen_limit(cfg), limits_of(cfg).num_detections
+    of_class, of_image = _most_boxes(name)
+    if given is not None and of_image > given:
+        logger.warning(
+            f"an image of {name} has {of_image} boxes, but the model gives at most {given} detections; write "
+            f"{_assignment(cfg, 'TEST.DETECTIONS_PER_IMAGE', 'model.postprocess.num_detections', of_image)}"
+        )
+    if chosen is not None:
+        if of_class > chosen:
+            logger.warning(
+                f"an image of {name} has {of_class} boxes of a class, but the evaluation counts at most {chosen} "
+                "detections of a class; write "
+                f"{_assignment(cfg, 'TEST.DETECTIONS_PER_IMAGE', 'dataloader.evaluator.max_dets_per_image', of_class)}"
+            )
+        return chosen
+    if of_class <= COCO_LIMIT:
+        return COCO_LIMIT
+    limit = max(of_class, given or 0)
+    logger.warning(
+        f"an image of {name} has {of_class} boxes of a class, more than the {COCO_LIMIT} detections that COCO's scores "
+        f"count; {limit} are counted"
+    )
+    return limit
+
+
+def _chosen_limit(cfg: Config) -> int | None:
+    if isinstance(cfg, CfgNode):
+        chosen = cfg.TEST.DETECTIONS_PER_IMAGE
+        return None if chosen is None else max(chosen, COCO_LIMIT)
+    return OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image")
+
+
+def _assignment(cfg: Config, yacs_key: str, lazy_key: str, value: int) -> str:
+    return f"{yacs_key} {value}" if isinstance(cfg, CfgNode) else f"{lazy_key}={value}"
+
+
+def _most_boxes(name: str) -> tuple[int, int]:
+    """The largest numbers of boxes of one class, and of all, in an image of a data set; crowds do not count."""
+    most = of_image = 0
+    for record in DatasetCatalog.get(name) if name in DatasetCatalog else []:
+        boxes = [box for box in record.get("annotations", []) if not box.get("iscrowd")]
+        of_image = max(of_image, len(boxes))
+        most = max(most, *Counter(box["category_id"] for box in boxes).values(), 0)
+    return most, of_image

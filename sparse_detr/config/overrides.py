@@ -1,0 +1,151 @@
+"""Overrides of the command line, applied to a config of either kind."""
+
+import ast
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, LazyConfig
+from detectron2.utils.registry import locate
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sparse_detr.errors import UserError
+
+OVERRIDE_ERRORS = (
+    *(HydraException, OmegaConfBaseException),
+    *(
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        NotImplementedError,
+        RecursionError,
+        MemoryError,
+    ),
+)
+"""What hydra, omegaconf and yacs raise for keys and values that they cannot use."""
+
+
+def apply_to_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
+    """Set "PATH.KEY", "value" pairs in place; a value is taken as it stands where the key holds a text.
+
+    Raises:
+        UserError: an override is of the other style, or its key or value does not fit.
+    """
+    for override in overrides[::2]:
+        if "=" in override:
+            key, _, value = override.partition("=")
+            raise UserError(f"{path} is a yacs config; write {key} {value} instead of {override}")
+    if len(overrides) % 2:
+        raise UserError(f"overrides of a yacs config come in pairs KEY VALUE; {overrides[-1]!r} has no value")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        try:
+            _set_yacs(cfg, key, value)
+        except OVERRIDE_ERRORS as error:
+            raise UserError(f"{key} {value}: {_reason(error)}") from error
+
+
+def _set_yacs(cfg: CfgNode, key: str, value: str) -> None:
+    *parents, name = key.split(".")
+    node: Any = cfg
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, CfgNode) else None
+    current = node.get(name) if isinstance(node, CfgNode) else None
+    if isinstance(current, str):
+        node[name] = value
+    elif isinstance(current, float) and isinstance(_literal(value), int):
+        cfg.merge_from_list([key, float(value)])
+    else:
+        cfg.merge_from_list([key, value])
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def apply_to_lazy(cfg: DictConfig, path: str, overrides: Sequence[str]) -> DictConfig:
+    """Set "path.key=value" in place; a value is taken as it stands where the key holds a text, else it is hydra's.
+
+    Raises:
+        UserError: an override is of the other style, its key does not exist, or its value cannot be read.
+    """
+    for index, override in enumerate(overrides):
+        if "=" not in override:
+            value = overrides[index + 1] if index + 1 < len(overrides) else "VALUE"
+            raise UserError(f"{path} is a lazy config; write {override}={value} instead of {override} {value}")
+    for override in overrides:
+        try:
+            cfg = _set_lazy(cfg, override)
+        except OVERRIDE_ERRORS as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{override}: {_reason(error)}; quote the value if it is a text") from error
+    return cfg
+
+
+def _set_lazy(cfg: DictConfig, override: str) -> DictConfig:
+    key, _, value = override.partition("=")
+    key = key.strip()
+    _check_key(cfg, key)
+    if _holds_text(cfg, key) and not (key.endswith(".names") and value.startswith("[")):
+        OmegaConf.update(cfg, key, _as_text(cfg, key, value))
+        return cfg
+    return LazyConfig.apply_overrides(cfg, [override])
+
+
+def _holds_text(cfg: DictConfig, key: str) -> bool:
+    try:
+        return isinstance(OmegaConf.select(cfg, key), str)
+    except OmegaConfBaseException:  # an interpolation of what is not there
+        return False
+
+
+def _as_text(cfg: DictConfig, key: str, value: str) -> str:
+    """`value` such that omegaconf gives it back; `${...}` stays an interpolation where there is something to put in."""
+    if "${" not in value:
+        return value
+    probe = OmegaConf.create({"value": value})
+    probe._set_parent(cfg)
+    try:
+        if "${" + key + "}" not in value and probe.value is not None:
+            return value
+    except OmegaConfBaseException:
+        pass
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    """Refuse a key that would be added silently, unless it is an argument of the callable it is added to."""
+    parent_key, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
+    if isinstance(parent, DictConfig) and name not in parent and not accepts(parent.get("_target_"), name):
+        known = [str(existing) for existing in parent if existing != "_target_"]
+        guess = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {guess[0]!r}?" if guess else f"there are {', '.join(sorted(known))}"
+        raise UserError(f"the config has no key {key!r}; {hint}")
+    if parent is None:
+        raise UserError(f"the config has no key {parent_key!r}, so {key!r} cannot be set")
+
+
+def accepts(target: str | Callable | None, name: str) -> bool:
+    """Whether the callable that a config names takes an argument of this name."""
+    try:
+        function: Any = locate(target) if isinstance(target, str) else target
+        parameters = inspect.signature(function).parameters
+    except Exception:  # importing what a config names may raise anything; nothing is accepted then
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line; the rest is a drawing or a trace."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

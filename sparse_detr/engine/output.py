@@ -1,0 +1,207 @@
+"""The output folder of a training: one training at a time writes into it, and a disk that fails is one clear error."""
+
+import fcntl
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from detectron2.engine import default_writers, hooks
+from detectron2.utils.events import EventWriter
+
+from sparse_detr.engine.checkpoint import POINTER
+from sparse_detr.engine.distributed import on_main_process
+from sparse_detr.engine.nonfinite import NonFiniteError
+from sparse_detr.errors import UserError
+from sparse_detr.files import DISK_ERRORS, CannotWrite, cannot_write, make_folder, remove_leftovers
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".training.lock"
+_held: set[str] = set()
+
+
+@contextmanager
+def hold_folder(folder: str, *, alone: bool = True) -> Iterator[None]:
+    """Make the folder and keep every other training out of it; ends with the process, however that ends.
+
+    Every rank must call it.
+
+    Args:
+        alone: False only makes the folder, as for an evaluation.
+
+    Raises:
+        UserError: another training writes there, or the folder cannot be written into.
+    """
+    folder = os.path.realpath(folder) if folder else ""
+    if not alone and folder:
+        on_main_process(lambda: str(make_folder(folder)))
+    if folder in _held or not folder or not alone:
+        yield
+        return
+    locks: list[BinaryIO] = []
+    on_main_process(lambda: locks.append(_lock(folder)))
+    _held.add(folder)
+    try:
+        yield
+    finally:
+        _held.remove(folder)
+        for lock in locks:
+            lock.close()
+
+
+def _lock(folder: str) -> BinaryIO:
+    """A POSIX lock, which forked data-loading processes do not inherit: it would outlive a killed training."""
+    make_folder(folder)
+    file = open(os.path.join(folder, LOCK), "a+b")  # noqa: SIM115 stays open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read(200).decode("utf-8", "replace").strip()
+        file.close()
+        raise UserError(
+            f"another training writes into {folder} ({holder or 'of an unknown process'}); "
+            "wait for its end, stop it, or choose another output folder"
+        ) from error
+    except OSError as error:  # some network file systems
+        logger.warning(f"{folder} cannot be locked ({error.strerror}): start no second training in it")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+    file.flush()
+    for name in remove_leftovers(folder):
+        logger.info(f"Removed {os.path.join(folder, name)}, left by a write that was killed")
+    return file
+
+
+def disk_error(error: BaseException, folder: str) -> CannotWrite | None:
+    """The error for a user if `error` comes from a disk that is full, or from what lies in `folder`; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, CannotWrite):
+            return seen
+        if isinstance(seen, OSError) and (seen.errno in DISK_ERRORS or _inside(seen.filename, folder)):
+            return cannot_write(seen.filename if isinstance(seen.filename, str) else folder, seen)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _inside(path: Any, folder: str) -> bool:
+    return (
+        isinstance(path, str) and bool(folder) and Path(os.path.abspath(folder)) in Path(os.path.abspath(path)).parents
+    )
+
+
+@contextmanager
+def disk_errors_for_users(folder: str) -> Iterator[None]:
+    """Turn what a full or vanished disk raises, from whatever library, into one `UserError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, UserError) as error:
+        known = disk_error(error, folder)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def what_is_saved(folder: str) -> str:
+    """Where the training can go on after an error."""
+    try:
+        name = Path(folder, POINTER).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        name = ""
+    path = os.path.join(folder, name)
+    if name and os.path.isfile(path):
+        return f"the training up to {path} is saved; go on from there with --resume"
+    return "no checkpoint of this training is saved"
+
+
+class WriteMetrics(hooks.PeriodicWriter):
+    """Detectron2's writers of losses and scores; a disk that fails is one clear error."""
+
+    def __init__(self, *, folder: str, max_iter: int, period: int) -> None:
+        super().__init__(default_writers(folder, max_iter), period)
+        self._folder = folder
+
+    def after_step(self) -> None:
+        with disk_errors_for_users(self._folder):
+            super().after_step()
+
+    def after_train(self) -> None:
+        """Write and close all; an error must not hide the one that has ended the training."""
+        errors = [error for writer in self._writers if (error := _finish(writer)) is not None]
+        if errors and sys.exc_info()[0] is None:
+            raise disk_error(errors[0], self._folder) or errors[0]
+
+
+def _finish(writer: EventWriter) -> Exception | None:
+    first: Exception | None = None
+    for step in (writer.write, writer.close):
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 handed on by the caller
+            first = first or error
+    return first
+
+
+def survive_a_full_disk(*names: str) -> None:
+    """Let the log files of these loggers fall silent after one line when they cannot be written.
+
+    Python's own reaction is a traceback for every line of the log, and one more at the end of the process.
+    """
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
+                handler.handleError = _FallSilent(handler)  # type: ignore[method-assign]
+
+
+class _FallSilent:
+    def __init__(self, handler: logging.StreamHandler) -> None:
+        self._handler = handler
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(self._handler, record)
+            return
+        print(f"warning: the log ends here: {cannot_write(self._handler.stream.name, error)}", file=sys.stderr)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._handler.stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def one_line_errors(folder: str) -> Iterator[None]:
+    """Let Detectron2's loop log a known error as one line, without a traceback."""
+    loop, one_line = logging.getLogger("detectron2.engine.train_loop"), _OneLine(folder)
+    loop.addFilter(one_line)
+    try:
+        yield
+    finally:
+        loop.removeFilter(one_line)
+
+
+class _OneLine(logging.Filter):
+    """Leaves the traceback of known errors out of the log."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            known = disk_error(error, self._folder) or (error if _is_known(error) else None)
+            if known is not None:
+                record.msg, record.args, record.exc_info, record.exc_text = f"Training ends: {known}", (), None, None
+        return True
+
+
+def _is_known(error: BaseException) -> bool:
+    """Whether the message of an error says all that a user needs."""
+    return isinstance(error, (UserError, NonFiniteError))

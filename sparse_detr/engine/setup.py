@@ -1,0 +1,45 @@
+"""What each process of a run does first: logs, seeds, what is in the way."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
+
+from sparse_detr.config.load import Config
+from sparse_detr.config.run import TrainSettings
+from sparse_detr.engine.output import survive_a_full_disk
+
+logger = logging.getLogger(__name__)
+
+_LOGGERS = ("fvcore", "detectron2", "sparse_detr")
+
+
+def set_up_process(cfg: Config, settings: TrainSettings, args: argparse.Namespace) -> None:
+    """Detectron2's `default_setup` without `config.yaml`, which is written when it is sure that it will run.
+
+    Logs go to the terminal and to `log.txt` of the output folder; each rank seeds its own random numbers.
+    """
+    for name in _LOGGERS:
+        setup_logger(settings.output_dir or None, distributed_rank=comm.get_rank(), name=name)
+    survive_a_full_disk(*_LOGGERS)
+    logger.info(f"Rank of current process: {comm.get_rank()}. World size: {comm.get_world_size()}")
+    logger.info("Environment info:\n" + collect_env_info())
+    logger.info(f"Command line arguments: {args}")
+    text = Path(args.config_file).read_text(encoding="utf-8")
+    logger.info(f"Contents of args.config_file={args.config_file}:\n{text}")
+    seed_all_rng(None if settings.seed < 0 else settings.seed + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = _cudnn_benchmark(cfg)
+
+
+def _cudnn_benchmark(cfg: Config) -> bool:
+    if isinstance(cfg, CfgNode):
+        return cfg.CUDNN_BENCHMARK
+    return bool(OmegaConf.select(cfg, "train.cudnn_benchmark", default=False))

@@ -1,0 +1,128 @@
+"""A whole model in half precision, or under autocast, with images of different sizes: features are of few bits, places
+and boxes are not."""
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from torch.testing import assert_close
+
+from sparse_detr.layers import MaskedGroupNorm, embed_tokens
+from sparse_detr.modeling.selection.scorers import ScoringNetwork
+from sparse_detr.modeling.selection.top_down import interpolate_real
+from sparse_detr.recipes.backbones import swin
+from tests.modeling.tiny import MODELS, build, make_pyramid, picture
+
+HALF = [torch.bfloat16, torch.float16]
+BATCH = [picture(100, 130), picture(64, 96, seed=1)]
+# Median distance of a query's logits, which are about 5, from those of its counterpart. A query that starts from
+# another token, because two scores are equal in half precision, has none.
+WITHIN = {torch.bfloat16: 0.6, torch.float16: 0.03}
+
+
+def outputs(model):
+    torch.manual_seed(0)  # the random scorer draws
+    with torch.no_grad():
+        return model.outputs(BATCH)
+
+
+def median_distance(output, expected):
+    """From the queries of one output to the nearest of the other."""
+    return torch.cdist(output.predictions.logits.double(), expected.predictions.logits.double()).amin(-1).median()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("behavior", ["exact", "released"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_half_precision_detects_in_a_padded_batch_what_its_weights_detect_in_single(name, behavior, dtype):
+    model = build(name, dtype=dtype, behavior=behavior).eval()
+    found = outputs(model)
+    assert median_distance(found, outputs(model.float())) < WITHIN[dtype]
+    assert found.predictions.logits.dtype == dtype
+    assert found.predictions.boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_detects_in_a_padded_batch_what_single_precision_detects(name, dtype):
+    model = build(name, dtype=torch.float32).eval()
+    expected = outputs(model)
+    with torch.autocast("cpu", dtype=dtype):
+        found = outputs(model)
+    assert median_distance(found, expected) < WITHIN[dtype]
+    assert found.predictions.boxes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("half", ["model", "autocast"])
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_trains_on_a_padded_batch(name, half):
+    model = build(name, dtype=torch.bfloat16 if half == "model" else torch.float32).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half == "autocast"):
+        losses = model(BATCH)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_detections_of_half_precision_are_not_rounded_to_whole_pixels_of_eight(dtype):
+    """2000 pixels in bfloat16 would be multiples of 8."""
+    model = build("refined", dtype=dtype).eval()
+    with torch.no_grad():
+        (found,) = model([{"image": picture(64, 96)["image"], "height": 1333, "width": 2000}])
+    boxes = found["instances"].pred_boxes.tensor
+    assert boxes.dtype == torch.float32
+    assert (boxes % 1).count_nonzero() > boxes.numel() / 2
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_swin_of_half_precision_gives_maps_of_half_precision(dtype):
+    """Detectron2's own adds float32 masks to its attention and fails."""
+    torch.manual_seed(0)
+    config = swin().config
+    config.update(depths=[2, 2, 1, 1], embed_dim=24, drop_path_rate=0.0)
+    backbone = instantiate(config).to(dtype).eval()
+    image = torch.randn(1, 3, 80, 100).to(dtype)
+    with torch.no_grad():
+        maps = backbone(image)
+        expected = backbone.float()(image.float())
+    for name in maps:
+        assert maps[name].dtype == dtype
+        assert_close(maps[name].float(), expected[name], atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(("weights", "result"), [(torch.float16, torch.float16), (torch.float32, torch.float32)])
+def test_normalised_real_positions_are_as_the_weights_are(weights, result):
+    """Autocast normalises half precision maps with float32 weights."""
+    real = torch.ones(1, 3, 4, dtype=torch.bool)
+    x = torch.randn(1, 8, 3, 4).half()
+    norm = MaskedGroupNorm(4, 8).to(weights)
+    assert norm(x, real).dtype == result
+    assert_close(norm(x, real).float(), norm.float()(x.float()), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_positions_are_rounded_once(dtype):
+    pyramid = make_pyramid(((1, 300),), ((1, 300),), ((1, 170),))
+    exact = embed_tokens(pyramid, 64, dtype=torch.float32)
+    assert torch.equal(embed_tokens(pyramid, 64, dtype=dtype), exact.to(dtype))
+
+
+def test_the_mean_over_an_images_tokens_does_not_overflow():
+    torch.manual_seed(0)
+    network = ScoringNetwork(embed_dim=8).half()
+    with torch.no_grad():
+        network.embed.bias.fill_(30.0)  # 30 * 4000 is more than float16 holds
+    x, padding = torch.randn(1, 4000, 8).half(), torch.zeros(1, 4000, dtype=torch.bool)
+    padding[:, -1] = True
+    assert_close(network(x, padding).float(), network.float()(x.float(), padding), atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_scores_are_interpolated_between_the_right_tokens_of_a_wide_level(dtype):
+    pyramid = make_pyramid(((1, 400), (1, 200)))
+    values = torch.zeros(1, 200)
+    values[0, 190] = 1
+    expected = interpolate_real(values, pyramid, 1, 0)
+    assert torch.equal(interpolate_real(values.to(dtype), pyramid, 1, 0), expected.to(dtype))
