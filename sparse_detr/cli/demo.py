@@ -159,7 +159,7 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
     skipped: list[str] = []
     for file_name, stem in zip(tqdm(files, desc="drawing", unit="image"), unique_stems(files), strict=True):
         try:
-            image = read_image(file_name)
+            image = read_image(file_name, value_range=getattr(detector.mapper, "value_range", None))
             sample = detector.mapper({"file_name": file_name})
         except BadImageError as error:
             skipped.append(str(error))
