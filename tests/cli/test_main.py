@@ -95,3 +95,10 @@ def test_config_overrides_may_stand_between_and_behind_options(monkeypatch):
 def test_an_unknown_option_is_refused():
     with pytest.raises(SystemExit):
         cli.main(["train", "--config-file", "x.py", "--resme"])
+
+
+@pytest.mark.parametrize("command", ["demo", "convert", "train"])
+def test_help_says_that_a_config_is_code(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert "a config is code: load only configs you trust" in " ".join(capsys.readouterr().out.split())
