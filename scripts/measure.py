@@ -5,8 +5,11 @@
     python scripts/measure.py blood-cells-family --costs --iterations dense=500 rho30=500 dino=500 focus=500 \
         --seeds 0 1 2 --readme projects/FocusDETR/README.md -- --train-json A ...
 
-What follows `--` goes to `train_net.py` as it is. A run that is finished already is not repeated. The scores, and with
-`--picture` what the first seed's models see in an image and their training logs, go into `results/` beside the README.
+    python scripts/measure.py --redraw projects/FocusDETR/results/blood-cells-family.json
+
+The last one draws a plot again, from the numbers that are there. What follows `--` goes to `train_net.py` as it is. A
+run that is finished already is not repeated. The scores, and with `--picture` what the first seed's models see in an
+image and their training logs, go into `results/` beside the README.
 With `--costs` also FLOPs, times that all models are given in turn on the same images, the AP50 that non-maximum
 suppression would leave (what duplicates cost), and a plot of AP50 over FLOPs.
 """
@@ -16,12 +19,14 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,8 @@ import matplotlib.pyplot as plt
 import torch
 from costs import gigaflops, inference, seconds_in_turn, training_step
 from detectron2.data import MetadataCatalog
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -56,8 +63,12 @@ ROUNDS = 24  # images and batches that every model is timed on, after one to war
 
 
 def main() -> int:
-    """Run what is missing, then write JSON and table."""
+    """Run what is missing, then write JSON and table; or, with `--redraw`, draw the plot of a JSON again."""
     own, passed_on = split_arguments(sys.argv[1:])
+    if own[:1] == ["--redraw"]:
+        for path in own[1:]:
+            redraw(Path(path))
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the table, of its marker in the README and of its JSON file")
     parser.add_argument("--iterations", nargs="+", type=variant_and_iterations, required=True, metavar="VARIANT=N")
@@ -83,6 +94,12 @@ def main() -> int:
         text += "".join(illustrate(args, variant, folder) for variant, _ in args.iterations)
     fill_readme(args.readme, args.name, text)
     return 0
+
+
+def redraw(path: Path) -> None:
+    """Draw the plot beside the JSON file that it was made from."""
+    record = json.loads(path.read_text())
+    plot(path.with_suffix(".png"), record["results"], record["costs"])
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -239,18 +256,95 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
 def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
     """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    middle = statistics.mean(cost["encoder_gigaflops"] for cost in costs.values())
+    points, spreads, texts = [], [], []
     for variant, runs in results.items():
         scores = [run["AP50"] for run in runs]
-        spread = statistics.stdev(scores) if len(scores) > 1 else 0
-        position = costs[variant]["encoder_gigaflops"], statistics.mean(scores)
-        axes.errorbar(*position, yerr=spread, fmt="o", capsize=3)
-        side, offset = ("right", (-6, -11)) if position[0] > middle else ("left", (6, 4))
-        axes.annotate(VARIANTS[variant][0], position, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
-    axes.margins(x=0.2)
+        points.append((costs[variant]["encoder_gigaflops"], statistics.mean(scores)))
+        spreads.append(statistics.stdev(scores) if len(scores) > 1 else 0.0)
+        line, *_ = axes.errorbar(*points[-1], yerr=spreads[-1], fmt="o", capsize=3)
+        texts.append(axes.text(*points[-1], VARIANTS[variant][0], fontsize=8, color=line.get_color(), in_layout=False))
+    axes.margins(x=0.2, y=0.12)
     axes.set(xlabel="encoder GFLOPs of an image, selection included", ylabel="AP50")
     axes.grid(alpha=0.3)
+    place_texts(axes, texts, points, spreads)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def place_texts(axes: Axes, texts: list[Text], points: list[tuple[float, float]], spreads: list[float]) -> None:
+    """Move each text beside its point, off the other texts, the points with their bars, and the edges."""
+    axes.figure.draw_without_rendering()  # fixes the layout, and with it what is where in pixels
+    pixel = axes.figure.dpi / 72
+    to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
+    centers = [to_pixels(point) for point in points]
+    reach = [
+        to_pixels((x, y + spread))[1] - to_pixels((x, y))[1] for (x, y), spread in zip(points, spreads, strict=True)
+    ]
+    marks = [
+        (x - 5 * pixel, y - up - 5 * pixel, x + 5 * pixel, y + up + 5 * pixel)
+        for (x, y), up in zip(centers, reach, strict=True)
+    ]
+    sizes = [(text.get_window_extent().width, text.get_window_extent().height) for text in texts]
+    frame = axes.get_window_extent().extents
+    for text, corner in zip(texts, place_labels(centers, sizes, marks, frame), strict=True):
+        text.set(position=to_data(corner), va="bottom")
+
+
+Box = tuple[float, float, float, float]
+
+
+def place_labels(
+    points: Sequence[Sequence[float]],
+    sizes: Sequence[tuple[float, float]],
+    marks: Sequence[Box],
+    frame: Sequence[float],
+) -> list[tuple[float, float]]:
+    """Lower left corners of labels, each near its point, off the marks and other labels and inside of the frame.
+
+    One label after the other takes the nearest place that is free; if none is, the one that hides least.
+
+    Args:
+        points: (x, y) that the labels belong to.
+        sizes: (width, height) of the labels.
+        marks: (x0, y0, x1, y1) that no label should hide.
+        frame: (x0, y0, x1, y1) that the labels should stay in.
+    """
+    taken = list(marks)
+    corners = []
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+        places = [(left, bottom, left + width, bottom + height) for left, bottom in _places(x, y, width, height)]
+        hidden = [sum(_common(place, other) for other in taken) + _outside(place, frame) for place in places]
+        best = places[hidden.index(min(hidden))]
+        taken.append(best)
+        corners.append(best[:2])
+    return corners
+
+
+def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
+    """Lower left corners of a label round a point, the nearest first; those right and left of it before all."""
+    gap = height / 2
+    ups = [step * gap - height / 2 for step in range(-20, 21)]
+    asides = [-width / 2 + step * width / 4 for step in range(-6, 7)]
+    beside = [(x + 2 * gap, y - height / 2), (x - 2 * gap - width, y - height / 2)]
+    round_about = [(x + aside, y + up) for up in ups for aside in asides]
+
+    def distance(corner: tuple[float, float]) -> float:
+        left, bottom = corner
+        return math.dist((x, y), (min(max(x, left), left + width), min(max(y, bottom), bottom + height)))
+
+    return beside + sorted(round_about, key=distance)
+
+
+def _common(one: Box, other: Box) -> float:
+    """Area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _outside(place: Box, frame: Sequence[float]) -> float:
+    """Area of a box beyond the frame."""
+    return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
 
 
 def mean_and_spread(values: list[float]) -> str:

@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config.load import Config, load_config
-from sparse_detr.engine.weights import load_weights
+from sparse_detr.engine.weights import check_finite_weights, load_weights
 
 _PACKAGE = Path(__file__).parent
 
@@ -60,17 +60,26 @@ def get_config(config_path: str, trained: bool = False) -> Config:
     return load_config(get_config_file(config_path))
 
 
-def get(config_path: str, trained: bool = False, device: str | None = None, weights: str | None = None) -> nn.Module:
+def get(
+    config_path: str,
+    trained: bool = False,
+    device: str | None = None,
+    weights: str | None = None,
+    ema: bool = False,
+) -> nn.Module:
     """Build a model, in training mode, as Detectron2 does.
 
     Args:
         trained: raise as `get_checkpoint_url` does, unless `weights` is given.
         device: where to put it; None for what the config says.
         weights: checkpoint to load; without it nothing is loaded.
+        ema: load the averaged weights of the checkpoint.
 
     Raises:
-        UserError: there is no such config, or the checkpoint is of another model or number of classes.
+        UserError: there is no such config, or the checkpoint is of another model or number of classes, or has NaN.
     """
+    if ema and weights is None or weights is not None and not str(weights).strip():
+        raise UserError("no checkpoint is named; give weights=FILE")
     cfg = get_config(config_path, trained=trained and weights is None)
     if isinstance(cfg, CfgNode):
         if device is not None:
@@ -79,5 +88,6 @@ def get(config_path: str, trained: bool = False, device: str | None = None, weig
     else:
         model = instantiate(cfg.model).to(device or cfg.train.device)
     if weights is not None:
-        load_weights(model, weights, skip_other_classes=False)
+        load_weights(model, weights, skip_other_classes=False, ema=ema)
+        check_finite_weights(model, weights)
     return model

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   on your own COCO files:    --config-file X --train-json A --train-images DIR --val-json B --val-images DIR
   go on after a stop:        --config-file output/config.yaml --resume
   evaluate:                  --config-file X --eval-only train.init_checkpoint=model_final.pth
+a config is code: load only configs you trust
 """
 
 

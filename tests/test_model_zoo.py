@@ -57,3 +57,22 @@ def test_given_weights_are_loaded_unless_they_are_of_other_classes(tmp_path):
     torch.save({"model": weights}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="3 classes and the model 1"):
         model_zoo.get(QUICK, device="cpu", weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("options", [{"weights": ""}, {"ema": True}])
+def test_weights_without_a_name_are_no_untrained_model(options):
+    with pytest.raises(UserError, match="no checkpoint is named"):
+        model_zoo.get(QUICK, **options)
+
+
+def test_averaged_weights_are_loaded_if_asked_for_and_must_be_finite(tmp_path):
+    model = model_zoo.get(QUICK, device="cpu")
+    averaged = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
+    averaged["module.tokenizer.level_embed"].fill_(3)
+    torch.save({"model": model.state_dict(), "ema": averaged}, tmp_path / "both.pth")
+    loaded = model_zoo.get(QUICK, device="cpu", weights=str(tmp_path / "both.pth"), ema=True)
+    assert loaded.tokenizer.level_embed.unique().tolist() == [3]
+    averaged["module.tokenizer.level_embed"].fill_(float("inf"))
+    torch.save({"ema": averaged}, tmp_path / "infinite.pth")
+    with pytest.raises(UserError, match=r"infinite values in 1 of \d+ tensors: tokenizer.level_embed"):
+        model_zoo.get(QUICK, device="cpu", weights=str(tmp_path / "infinite.pth"), ema=True)

@@ -131,7 +131,10 @@ def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_
     assert main([*lazy, *data, *diverge]) == 3
     assert "before the optimiser step" in capsys.readouterr().err
     (bundle,) = (tmp_path / "out").glob("nonfinite_iter_*.pth")
-    assert replay.main([str(bundle)]) == 1
+    assert replay.main([str(bundle)]) == 2  # the config beside it is code
+    config = str(tmp_path / "out" / "config.yaml")
+    assert f"--config-file {config}" in capsys.readouterr().err
+    assert replay.main([str(bundle), "--config-file", config]) == 1
     assert "Again: " in capsys.readouterr().out
 
 

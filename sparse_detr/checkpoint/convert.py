@@ -99,6 +99,11 @@ def convert_checkpoint(
     )
 
 
+def has_our_names(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a training of this project, or `convert`, wrote them."""
+    return "tokenizer.level_embed" in weights
+
+
 def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
     if source in LAYOUTS:
         return LAYOUTS[source]
@@ -107,7 +112,7 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
     layout = next((layout for layout in LAYOUTS.values() if layout.recognises(weights)), None)
     if layout is not None:
         return layout
-    if "tokenizer.level_embed" in weights:
+    if has_our_names(weights):
         raise UserError("this checkpoint already has the names of this project; there is nothing to convert.")
     raise UserError(
         f"unknown kind of checkpoint: {len(weights)} entries, the first being {', '.join(list(weights)[:3])}. "

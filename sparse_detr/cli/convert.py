@@ -7,12 +7,16 @@ position embedding the file needs and, with `--config-file`, how it fits that mo
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport, convert_checkpoint, load_file, match_report
+from sparse_detr.checkpoint.convert import has_our_names
 from sparse_detr.checkpoint.layouts import LAYOUTS
+from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
+from sparse_detr.files import make_folder, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[91, 80],
         help="keep COCO's 91 ids, or take the rows of its 80 (default: as in the file)",
     )
-    parser.add_argument("--config-file", type=Path, help="check the result against this model")
+    parser.add_argument("--ema", action="store_true", help="convert the averaged weights of the file")
+    parser.add_argument(
+        "--config-file",
+        type=Path,
+        help="check the result against this model; a config is code: load only configs you trust",
+    )
     parser.add_argument(
         "--min-match",
         type=float,
@@ -47,7 +56,15 @@ def run(args: argparse.Namespace) -> int:
     """Convert; 0 if enough matched, else 1 and nothing is written."""
     if args.output.exists() and not args.force:
         raise UserError(f"{args.output} exists; give another name, or --force to overwrite it.")
-    converted = convert_checkpoint(load_file(args.input), source=args.source, num_classes=args.classes)
+    if not 0 <= args.min_match <= 1:
+        raise UserError(f"--min-match {args.min_match:g} is no share; give a number from 0 to 1")
+    checkpoint = load_file(args.input)
+    make_folder(args.output.parent)
+    if args.ema and has_our_names(averaged := unwrap(checkpoint, averaged=True).weights):
+        _save(args.output, {"model": averaged})
+        print(f"wrote the averaged weights alone, whose names are this project's: {args.output}")
+        return 0
+    converted = convert_checkpoint(checkpoint, source=args.source, num_classes=args.classes, ema=args.ema)
     print(converted)
     if not _matches(converted, args):
         return 1
@@ -102,7 +119,6 @@ def _model(config_file: Path) -> torch.nn.Module:
 
 def _write(converted: ConvertedCheckpoint, path: Path) -> None:
     """Write weights and origin so that `torch.load(weights_only=True)` and Detectron2's checkpointer read them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "source": converted.source,
         "recipe": converted.description.recipe,
@@ -110,5 +126,9 @@ def _write(converted: ConvertedCheckpoint, path: Path) -> None:
         "arguments": converted.description.arguments,
         "overrides": converted.description.overrides,
     }
-    weights = {name: value.contiguous().clone() for name, value in converted.state_dict.items()}
-    torch.save({"model": weights, "metadata": metadata}, path)
+    _save(path, {"model": converted.state_dict, "metadata": metadata})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    weights = {name: value.contiguous().clone() for name, value in content["model"].items()}
+    write_atomically(path, lambda file: torch.save({**content, "model": weights}, file))

@@ -12,14 +12,21 @@ from typing import Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
+from sparse_detr.files import make_folder
 
+CONFIG_IS_CODE = "a config is code: load only configs you trust"
+DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
+MAX_REASONS = 10  # skipped images that are named
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's config, of either kind")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=f"the model's config, of either kind; {CONFIG_IS_CODE}"
+    )
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
+    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders or glob patterns")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for pictures and detections")
     parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
@@ -31,16 +38,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw every image that can be read; 1 if none can."""
+    check_arguments(args)
     require_detectron2()
     files = find_images(args.input)[: args.max_images]
+    make_folder(args.output)
     detector = load_detector(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     if detector.is_dense:
         print("This model has a dense encoder: it keeps every token, so there are no pictures of tokens and scores.")
-    drawn = draw_images(detector, files, args.output, args.score_threshold)
-    print(f"{drawn} of {len(files)} images drawn, {len(files) - drawn} skipped.")
+    skipped = draw_images(detector, files, args.output, args.score_threshold)
+    drawn = len(files) - len(skipped)
+    print(f"{drawn} of {len(files)} images drawn, {len(skipped)} skipped.")
+    for reason in skipped[:MAX_REASONS]:
+        print(f"  skipped {reason}")
+    if len(skipped) > MAX_REASONS:
+        print(f"  ... and {len(skipped) - MAX_REASONS} more")
     print(f"Pictures (*_overview.png shows all of an image) and detections (*.json) are in {args.output}")
     return 0 if drawn else 1
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        UserError: names the option, its value and what it may be.
+    """
+    if not args.weights.strip():
+        raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError(f"--score-threshold {args.score_threshold:g} is no score; give a number from 0 to 1")
+    if args.keep_ratio is not None and not 0 < args.keep_ratio <= 1:
+        raise UserError(f"--keep-ratio {args.keep_ratio:g} is no share; give a number above 0, at most 1")
+    if args.max_images is not None and args.max_images < 1:
+        raise UserError(f"--max-images {args.max_images} leaves nothing to draw; give 1 or more")
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:
@@ -72,11 +101,13 @@ class Detector:
         model: in eval mode.
         mapper: record of a file -> model input, as in evaluation.
         class_names: by class index.
+        weights: the file that they came from.
     """
 
     model: Any
     mapper: Callable[[dict[str, Any]], dict[str, Any] | None]
     class_names: Sequence[str]
+    weights: str
 
     @property
     def is_dense(self) -> bool:
@@ -93,26 +124,30 @@ def load_detector(args: argparse.Namespace) -> Detector:
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config import load_config
     from sparse_detr.config.run import make_run
-    from sparse_detr.engine.weights import load_weights
+    from sparse_detr.config.settings import check_device
+    from sparse_detr.engine.weights import check_finite_weights, load_weights
 
     cfg = load_config(args.config_file, args.opts)
-    if not torch.cuda.is_available():
-        _set(cfg, "train.device", "MODEL.DEVICE", "cpu")
+    if any(key in word for word in args.opts for key in DEVICE_KEYS):
+        check_device(cfg)
+    elif not torch.cuda.is_available():
+        _set(cfg, *DEVICE_KEYS, "cpu")
     names = class_names(cfg, args.train_json)
     if args.train_json:
         _set(cfg, "model.num_classes", "MODEL.DETR.NUM_CLASSES", len(names))
     model = make_run(cfg).build_model().eval()
-    load_weights(model, args.weights, skip_other_classes=False)
+    load_weights(model, args.weights, skip_other_classes=False, ema=args.ema)
+    check_finite_weights(model, args.weights)
     if args.keep_ratio is not None:
         try:
             model.set_keep_ratio(args.keep_ratio)
         except ValueError as error:
             raise UserError(f"--keep-ratio {args.keep_ratio}: {error}") from error
-    return Detector(model=model, mapper=preprocessing(cfg), class_names=names)
+    return Detector(model=model, mapper=preprocessing(cfg), class_names=names, weights=args.weights)
 
 
-def draw_images(detector: Detector, files: Sequence[str], output: Path, score_threshold: float) -> int:
-    """Write the pictures of every file; returns how many could be read."""
+def draw_images(detector: Detector, files: Sequence[str], output: Path, score_threshold: float) -> list[str]:
+    """Write the pictures of every file; returns why files could not be read, in words."""
     import torch
     from tqdm import tqdm
 
@@ -121,23 +156,31 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
     from sparse_detr.visualization import list_detections, token_maps
     from sparse_detr.visualization.files import write_files
 
-    drawn = 0
+    skipped: list[str] = []
     for file_name, stem in zip(tqdm(files, desc="drawing", unit="image"), unique_stems(files), strict=True):
         try:
             image = read_image(file_name, value_range=getattr(detector.mapper, "value_range", None))
+            sample = detector.mapper({"file_name": file_name})
         except BadImageError as error:
-            tqdm.write(f"Skipped an image: {error}")
+            skipped.append(str(error))
             continue
-        sample = detector.mapper({"file_name": file_name})
+        if sample is None:  # the mapper has said why
+            skipped.append(file_name)
+            continue
         with torch.no_grad(), watch_object_rows(detector.model.encoder) as rows:
             found = detector.model.outputs([sample], attention_map=True)
             instances = detector.model.detections(found, [sample])[0]["instances"]
         detections = list_detections(instances, detector.class_names, score_threshold)
         caption = f"score at least {score_threshold:g}"
         maps = token_maps(found, objects=object_tokens(found.selection, rows))
-        write_files(output / stem, image, detections, maps, caption=caption)
-        drawn += 1
-    return drawn
+        origin = {
+            "file_name": file_name,
+            "weights": detector.weights,
+            "class_names": list(detector.class_names),
+            "score_threshold": score_threshold,
+        }
+        write_files(output / stem, image, detections, maps, caption=caption, origin=origin)
+    return skipped
 
 
 def unique_stems(files: Sequence[str]) -> list[str]:

@@ -8,9 +8,9 @@ import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
+from sparse_detr.config.building import build_part
 from sparse_detr.config.check import check_settings
 from sparse_detr.config.keys import add_detr_config
-from sparse_detr.config.building import build_part
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
 from sparse_detr.errors import UserError
 

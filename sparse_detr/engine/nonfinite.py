@@ -194,7 +194,7 @@ def stop_training(failure: Failure, *, directory: str, config_text: str, all_ran
         path = os.path.join(directory, f"nonfinite_iter_{failure.iteration:07d}{suffix}.pth")
         try:
             write_bundle(failure, path, config_text=config_text, message=own)
-            own += f"; run it again with: python -m sparse_detr.engine.replay {path}"
+            own += f"; run it again with: python -m sparse_detr.engine.replay {path} --config-file CONFIG"
         except CannotWrite as error:  # must not hide what has happened
             own += f"; {error}"
     reports = comm.all_gather(own) if all_ranks else [own]

@@ -1,10 +1,16 @@
-"""Run the batch of a `nonfinite_iter_*.pth` bundle again: `python -m sparse_detr.engine.replay BUNDLE`."""
+"""Run the batch of a `nonfinite_iter_*.pth` bundle again.
+
+    python -m sparse_detr.engine.replay BUNDLE --config-file CONFIG
+
+The training wrote its `config.yaml` beside the bundle. A config is code, so it is not loaded unless you name it: load
+only configs you trust.
+"""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,17 +54,32 @@ def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
     return Replay({name: loss.item() for name, loss in losses.items()}, first_bad)
 
 
+def _check_arguments(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
+    if missing := [key for key in ("model", "batch", "precision", "random_state", "message") if key not in bundle]:
+        raise UserError(f"{args.bundle} is no nonfinite_iter_*.pth bundle: it lacks {', '.join(missing)}")
+    if args.config_file is None:
+        beside = Path(args.bundle).parent / "config.yaml"
+        raise UserError(
+            "name the config of the training: --config-file "
+            f"{beside if beside.is_file() else 'FILE'} (a config is code: load only configs you trust)"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--config-file", metavar="FILE", help="default: config.yaml beside the bundle")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="needed: the training's config.yaml; a config is code: load only configs you trust",
+    )
     parser.add_argument("opts", nargs="*", metavar="override")
-    args = parser.parse_args(argv)
-    config_file = args.config_file or os.path.join(os.path.dirname(args.bundle), "config.yaml")
+    args = parser.parse_intermixed_args(argv)
     try:
         bundle = load_file(args.bundle)
-        replay = replay_bundle(bundle, make_run(load_config(config_file, args.opts)).build_model())
+        _check_arguments(args, bundle)
+        replay = replay_bundle(bundle, make_run(load_config(args.config_file, args.opts)).build_model())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

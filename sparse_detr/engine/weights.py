@@ -105,7 +105,7 @@ def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
         return str(existing_file(Path(path))), {}
     address = urlparse(path)
     if not address.scheme:
-        hint = "`python -m sparse_detr.data.sample` makes it" if path.endswith(WEIGHTS_FILE) else "check the path"
+        hint = _hint_for_missing(path)
         raise UserError(f"there is no checkpoint {path!r} (working directory: {os.getcwd()}); {hint}")
     try:
         file = PathManager.get_local_path(address._replace(query="").geturl())
@@ -114,6 +114,14 @@ def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
         return file, parse_qs(address.query)
     except Exception as error:  # whatever the handler of the address raises
         raise UserError(f"{path} cannot be fetched ({error}); download it and give the file") from error
+
+
+def _hint_for_missing(path: str) -> str:
+    if path.endswith(WEIGHTS_FILE):
+        return "`python -m sparse_detr.data.sample` makes it"
+    return (
+        "for no checkpoint leave the value empty" if path.lower() in ("null", "none", "''", '""') else "check the path"
+    )
 
 
 def _match_names(known: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

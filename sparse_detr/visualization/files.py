@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from sparse_detr.files import write_atomically
 from sparse_detr.visualization.detections import Detection, draw_detections
 from sparse_detr.visualization.token_maps import TokenMaps
 from sparse_detr.visualization.views import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat
 
 
 def write_files(
-    prefix: Path, image: np.ndarray, detections: Sequence[Detection], maps: TokenMaps, *, caption: str
+    prefix: Path,
+    image: np.ndarray,
+    detections: Sequence[Detection],
+    maps: TokenMaps,
+    *,
+    caption: str,
+    origin: Mapping[str, Any],
 ) -> None:
     """Write `<prefix>_detections.png`, `_tokens.png`, `_scores.png`, `_attention.png`, `_overview.png` and `.json`.
 
@@ -28,6 +36,10 @@ def write_files(
         detections: in pixels of the image.
         maps: tokens of the image.
         caption: what the picture of the detections says of their choice.
+        origin: what else the JSON file says: the image's file, the weights, the classes.
+
+    Raises:
+        UserError: a file cannot be written; says why.
     """
     drawn = draw_detections(image, detections, caption=caption)
     objects = f"{len(detections)} object{'' if len(detections) == 1 else 's'}"
@@ -41,17 +53,28 @@ def write_files(
         if heat is not None:
             pictures[name] = heat_page(image, heat)
     for name, picture in pictures.items():
-        Image.fromarray(picture).save(f"{prefix}_{name}.png", compress_level=2)
-    _write_json(Path(f"{prefix}.json"), image, detections, maps)
+        _write_picture(Path(f"{prefix}_{name}.png"), picture)
+    _write_json(Path(f"{prefix}.json"), image, detections, maps, origin)
 
 
-def _write_json(path: Path, image: np.ndarray, detections: Sequence[Detection], maps: TokenMaps) -> None:
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    def write(file: BinaryIO) -> None:
+        Image.fromarray(picture).save(file, "PNG", compress_level=2)
+
+    write_atomically(path, write)
+
+
+def _write_json(
+    path: Path, image: np.ndarray, detections: Sequence[Detection], maps: TokenMaps, origin: Mapping[str, Any]
+) -> None:
     height, width = image.shape[:2]
     content = {
+        **origin,
         "height": height,
         "width": width,
         "kept_share": maps.kept_share,
         "kept_share_of_levels": list(maps.kept_shares),
         "detections": [asdict(detection) for detection in detections],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))

@@ -1,7 +1,9 @@
 """The command `sparse-detr convert`."""
 
 import argparse
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +51,50 @@ def test_an_existing_file_is_kept_without_force(public_file, tmp_path):
         run(public_file, output)
     assert output.read_text() == "mine"
     assert run(public_file, output, "--force") == 0
+
+
+def test_averaged_weights_are_converted_where_they_are_asked_for(public_file, tmp_path):
+    checkpoint = load_file(public_file)
+    averaged = {f"module.{name}": value + 1 for name, value in checkpoint["model"].items()}
+    torch.save({**checkpoint, "ema": {"n_averaged": torch.tensor(2), **averaged}}, public_file)
+    assert run(public_file, tmp_path / "plain.pth") == 0
+    assert run(public_file, tmp_path / "averaged.pth", "--ema") == 0
+    plain, averaged = (load_file(tmp_path / name)["model"] for name in ("plain.pth", "averaged.pth"))
+    assert all(torch.equal(averaged[name], value + 1) for name, value in plain.items())
+
+
+def test_averaged_weights_of_a_training_here_are_written_alone(tmp_path):
+    plain = {"tokenizer.level_embed": torch.zeros(1, 2)}
+    averaged = {"n_averaged": torch.tensor(2), "module.tokenizer.level_embed": torch.ones(1, 2)}
+    torch.save({"model": plain, "ema": averaged, "iteration": 7}, tmp_path / "model_final.pth")
+    assert run(tmp_path / "model_final.pth", tmp_path / "averaged.pth", "--ema") == 0
+    assert load_file(tmp_path / "averaged.pth")["model"]["tokenizer.level_embed"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("file/converted.pth", "is a file, but a folder is needed"),
+        ("folder", "cannot write the file .*folder: a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(public_file, tmp_path, output, words):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=words):
+        run(public_file, tmp_path / output, "--force")
+
+
+@pytest.mark.parametrize("share", ["1.5", "-1", "nan"])
+def test_a_share_that_is_none_is_refused(public_file, tmp_path, share):
+    with pytest.raises(UserError, match="--min-match .* is no share"):
+        run(public_file, tmp_path / "converted.pth", f"--min-match={share}")
+
+
+def test_files_of_the_model_zoo_need_no_conversion(tmp_path):
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.ones(2, np.float32)}))
+    with pytest.raises(UserError, match="needs no conversion: give it as train.init_checkpoint"):
+        run(tmp_path / "R-50.pkl", tmp_path / "converted.pth")
 
 
 def test_too_many_unknown_entries_fail_and_write_nothing(public_file, tmp_path, capsys):

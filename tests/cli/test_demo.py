@@ -12,6 +12,8 @@ from PIL import Image
 from sparse_detr.cli.demo import find_images, unique_stems
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
+from sparse_detr.config.own_data import use_own_data
+from sparse_detr.config.run import make_run
 
 COMMON = Path(__file__).parents[2] / "configs" / "common"
 KINDS = {"detections", "tokens", "scores", "attention", "overview"}
@@ -77,6 +79,8 @@ def test_an_image_gets_all_pictures_and_its_detections(folder, capsys):
     assert (result["width"], result["height"]) == (64, 90)
     assert result["kept_share"] == pytest.approx(0.5, abs=0.02)
     assert {detection["name"] for detection in result["detections"]} <= {"cat", "dog"}
+    assert (result["file_name"], result["weights"]) == ("images/tall.jpg", "sparse.pth")
+    assert (result["class_names"], result["score_threshold"]) == (["cat", "dog"], 0)
     assert result["detections"][0]["score"] >= result["detections"][-1]["score"]
     assert "1 of 1 images drawn" in capsys.readouterr().out
 
@@ -109,6 +113,23 @@ def test_the_config_of_a_run_serves_as_well(folder):
     assert written(folder, "wide") == KINDS
 
 
+def test_the_config_of_a_training_without_validation_serves_as_well(folder):
+    from detectron2.config import LazyConfig
+
+    image = {"id": 1, "file_name": "wide.png", "width": 96, "height": 64}
+    box = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}
+    categories = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]
+    Path("own.json").write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+    cfg = load_config("sparse.py")
+    own = {"train_json": "own.json", "train_images": "images", "val_json": None, "val_images": None}
+    use_own_data(cfg, own, [])
+    assert make_run(cfg).evaluation_sets == []
+    LazyConfig.save(cfg, "config.yaml")
+    arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
+    assert main(["demo", "--config-file", "config.yaml", *arguments]) == 0
+    assert json.loads((folder / "out" / "wide.json").read_text())["class_names"] == ["cat", "dog"]
+
+
 def test_a_yaml_config_of_the_same_model_takes_the_same_weights(folder):
     (folder / "sparse.yaml").write_text(YAML)
     arguments = ["--weights", "sparse.pth", "--input", "images/wide.png", "--output", "out"]
@@ -127,12 +148,50 @@ def test_overrides_apply_in_the_configs_own_style(folder, capsys):
     [
         ("dense", ["--keep-ratio", "0.5"], "dense encoder"),
         ("sparse", ["--keep-ratio", "0"], "--keep-ratio 0"),
+        ("sparse", ["--keep-ratio", "nan"], "--keep-ratio nan is no share"),
+        ("sparse", ["--score-threshold", "50"], "--score-threshold 50 is no score; give a number from 0 to 1"),
+        ("sparse", ["--score-threshold", "nan"], "--score-threshold nan"),
+        ("sparse", ["--max-images", "0"], "--max-images 0 leaves nothing to draw"),
+        ("sparse", ["--max-images", "-3"], "--max-images -3"),
+        ("sparse", ["--weights", ""], "--weights is empty"),
+        ("sparse", ["--weights", "absent.pth"], "there is no checkpoint 'absent.pth'"),
+        ("sparse", ["--ema"], "sparse.pth: no averaged weights found: it holds model (OrderedDict)"),
+        ("sparse", ["--output", "sparse.py"], "sparse.py is a file, but a folder is needed"),
         ("sparse", ["--opts", "model.num_classes=7"], "the checkpoint has 2 classes and the model 7"),
     ],
 )
 def test_what_cannot_be_done_is_said_without_a_traceback(folder, capsys, kind, options, message):
     assert demo(kind, *options) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_was_asked_for_and_is_not_there_is_refused(folder, capsys):
+    assert demo("sparse", "--opts", "train.device=cuda") == 2
+    assert "'cuda'" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_named(folder, capsys):
+    weights = torch.load("sparse.pth", weights_only=True)["model"]
+    weights["tokenizer.level_embed"][0, 0] = float("nan")
+    torch.save({"model": weights}, "sparse.pth")
+    assert demo("sparse") == 2
+    assert "sparse.pth holds NaN or infinite values in 1 of" in (error := capsys.readouterr().err)
+    assert "tokenizer.level_embed" in error
+
+
+def test_averaged_weights_alone_are_drawn_where_they_are_asked_for(folder, capsys):
+    weights = torch.load("sparse.pth", weights_only=True)["model"]
+    torch.save({"ema": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in weights.items()}}}, "sparse.pth")
+    assert demo("sparse", images="images/wide.png") == 2
+    assert "use --ema" in capsys.readouterr().err
+    assert demo("sparse", "--ema", images="images/wide.png") == 0
+
+
+def test_a_picture_that_cannot_be_written_ends_the_demo_with_its_name(folder, capsys):
+    (folder / "out" / "wide_detections.png").mkdir(parents=True)
+    assert demo("sparse", images="images/wide.png") == 2
+    assert "wide_detections.png: a folder has this name" in capsys.readouterr().err
 
 
 def test_a_place_without_images_is_an_error_that_names_it(folder, capsys):

@@ -113,3 +113,10 @@ def test_values_below_0_may_stand_behind_options(monkeypatch):
         assert args.opts == ["A", "1", "SEED", "-1", "B", "-.5"]
         assert args.resume
         assert args.output_dir == "o"
+
+
+@pytest.mark.parametrize("command", ["demo", "convert", "train"])
+def test_help_says_that_a_config_is_code(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert "a config is code: load only configs you trust" in " ".join(capsys.readouterr().out.split())

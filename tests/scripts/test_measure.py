@@ -1,3 +1,7 @@
+import itertools
+import json
+import random
+
 import pytest
 
 RESULTS = {
@@ -39,3 +43,32 @@ def test_suppression_leaves_the_best_of_overlapping_detections_of_an_image_and_c
     detections = [dict(zip(keys, row, strict=True)) for row in rows]
     left = script.suppress(detections)
     assert sorted(detection["score"] for detection in left) == [0.2, 0.3, 0.4, 0.9]
+
+
+def overlap(one, other):
+    return min(one[2], other[2]) > max(one[0], other[0]) and min(one[3], other[3]) > max(one[1], other[1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_of_points_anywhere_overlap_neither_each_other_nor_marks_nor_the_edge(script, seed):
+    numbers = random.Random(seed)
+    middle = numbers.uniform(100, 700), numbers.uniform(100, 400)  # a cluster, as of models that are alike
+    points = [(middle[0] + numbers.uniform(-90, 90), middle[1] + numbers.uniform(-60, 60)) for _ in range(8)]
+    sizes = [(numbers.uniform(40, 230), 14.0) for _ in points]
+    marks = [(x - 6, y - 30, x + 6, y + 30) for x, y in points]
+    corners = script.place_labels(points, sizes, marks, (0, 0, 800, 500))
+    labels = [(x, y, x + width, y + height) for (x, y), (width, height) in zip(corners, sizes, strict=True)]
+    assert not any(overlap(one, other) for one, other in itertools.combinations(labels, 2))
+    assert not any(overlap(label, mark) for label in labels for mark in marks)
+    assert all(x >= 0 and y >= 0 and right <= 800 and top <= 500 for x, y, right, top in labels)
+
+
+def test_a_label_without_a_free_place_is_still_there(script):
+    everywhere = [(-1000, -1000, 1000, 1000)]
+    assert len(script.place_labels([(50, 50)], [(30, 10)], everywhere, (0, 0, 100, 100))) == 1
+
+
+def test_a_plot_is_drawn_again_from_its_numbers(script, tmp_path):
+    (tmp_path / "some.json").write_text(json.dumps({"results": RESULTS, "costs": COSTS}))
+    script.redraw(tmp_path / "some.json")
+    assert (tmp_path / "some.png").stat().st_size > 1000
