@@ -145,7 +145,7 @@ class Tolerances:
     score: float
 
 
-EXACT = Tolerances(output=1e-7, sums=1e-7, loss=1e-10, gradient=1e-8, pixels=1e-4, score=1e-7)
+EXACT = Tolerances(output=1e-7, sums=1e-7, loss=1e-10, gradient=1e-8, pixels=1e-3, score=1e-6)
 GEOMETRY_IN_FLOAT32 = Tolerances(output=1e-5, sums=2e-5, loss=1e-6, gradient=1e-5, pixels=5e-3, score=1e-5)
 
 
