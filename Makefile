@@ -9,6 +9,7 @@
 #            VENV=path              another environment; one that has torch or Detectron2 keeps them
 #            TORCH_SPEC="torch==X torchvision==Y"
 #            SPARSE_DETR_BUILD_OPS=none|cpu|cuda   which native libraries to build; see ops/build.py
+#            TEST_OPTIONS="-k golden"   options of pytest instead of two processes, a file's tests in one of them
 #            QUICK_CONFIG=configs/quick/focus_detr_mnv2.py   another model than Sparse DETR, into output/focus_detr_mnv2
 #            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
 
@@ -16,6 +17,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_SPEC ?= torch==2.14.1 torchvision==0.29.1
 
+TEST_OPTIONS ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 SAMPLE ?= datasets/sample
 QUICK_CONFIG ?= configs/quick/sparse_detr_mnv2.py
 QUICK_OUTPUT ?= output/$(patsubst sparse_detr_mnv2,quick,$(basename $(notdir $(QUICK_CONFIG))))
@@ -53,7 +55,7 @@ $(PICTURES)/.complete: $(TRAINED)
 
 test: lint sample-data
 	@echo "==> Tests"
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) -m pytest $(TEST_OPTIONS)
 
 lint: setup
 	@echo "==> Lint, format, types"

@@ -24,7 +24,8 @@ def test_training_on_four_tiles_finds_their_trees_again(tmp_path):
         + ["--val-json", str(annotations), "--val-images", str(SAMPLE / "train")]
         + ["--output-dir", str(tmp_path / "output")]
         + [f"dataloader.train.mapper.augmentations.{off}" for off in ("flip=none", "crop_range=null", "color_jitter=0")]
-        + ["train.max_iter=150", "train.eval_period=0", "train.checkpointer.period=1000"]
+        + ["train.max_iter=150", "dataloader.train.total_batch_size=2"]
+        + ["train.eval_period=0", "train.checkpointer.period=1000"]
     )
     assert code == 0
     metrics = (tmp_path / "output" / "metrics.json").read_text().splitlines()

@@ -92,6 +92,7 @@ def _backends() -> dict[str, str]:
     if find_spec("torch") is None:
         return {}
     from sparse_detr.ops import available_backends, native
+    from sparse_detr.ops.backends import CHECKED
 
     record = native.build_record()
     described = {"reference": "PyTorch", "triton": f"Triton {_version('triton')}, compiled when first used"}
@@ -103,7 +104,19 @@ def _backends() -> dict[str, str]:
             )
     if isa := native.cpu_isa():
         described["cpu"] = f"{isa} kernels run here; {described.get('cpu', 'build unknown')}"
+    available = available_backends()
+    for name in CHECKED:
+        if available[name] is None:
+            described[name] = f"{described.get(name, 'available')}; {_describe_self_check(name)}"
     return {
         f"ops: {name}": f"not available: {missing}" if missing else described.get(name, "available")
-        for name, missing in available_backends().items()
+        for name, missing in available.items()
     }
+
+
+def _describe_self_check(backend: str) -> str:
+    from sparse_detr.ops.backends import check_backend
+
+    found = {str(dtype).removeprefix("torch."): problem for dtype, problem in check_backend(backend).items()}
+    failed = [f"{dtype}: {problem}" for dtype, problem in found.items() if problem]
+    return f"self-check FAILED, {', '.join(failed)}" if failed else f"self-check passed in {', '.join(found)}"

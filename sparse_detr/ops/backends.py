@@ -7,6 +7,9 @@
 
 The argument `backend` of the public functions comes first, then the environment variable SPARSE_DETR_BACKEND, then
 AUTOMATIC. A backend that is named but not available is an error; nothing else takes its place.
+
+Kernels of GPUs are compared with the reference at the first call on a device and dtype: see `self_check`. The automatic
+choice passes over those that fail, with a warning; those that are named run, with a warning.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from sparse_detr.ops import library, native
+from sparse_detr.ops import library, native, self_check
 
 VARIABLE = "SPARSE_DETR_BACKEND"
 NAMES = ("reference", "cpu", "triton", "cuda")
 # The first available one for the device that the tensors are on; `reference` where there is none.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest that torch.compile gives to Triton too
+CHECKED = ("triton", "cuda")  # which no machine that the package is tested on may have run
 NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
 
 
@@ -63,7 +67,27 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
         ValueError: there is no backend of that name.
         RuntimeError: the backend that was asked for cannot run here, or not on the tensor's device.
     """
-    return _choose(value.device.type, backend, differentiable)
+    name = _choose(value.device.type, backend, differentiable)
+    if torch.compiler.is_compiling() or name not in CHECKED:
+        return name
+    problem = self_check.why_not_trusted(name, NAMESPACES[name], value.device, value.dtype)
+    if problem is None:
+        return name
+    if backend or os.environ.get(VARIABLE):
+        consequence = "it runs all the same, since it was named; leave the choice out for one that works"
+        self_check.warn_once(name, value.device, value.dtype, problem, consequence)
+        return name
+    instead = _choose(value.device.type, backend, differentiable)
+    consequence = f"{instead!r} runs instead, maybe slower ({VARIABLE}={name} forces the kernels)"
+    self_check.warn_once(name, value.device, value.dtype, problem, consequence)
+    return choose_backend(value, backend, differentiable=differentiable)
+
+
+def check_backend(name: str) -> dict[torch.dtype, str | None]:
+    """The self-check of a GPU's backend on the first device that it takes: what is wrong in every dtype, or None."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return {dtype: self_check.why_not_trusted(name, NAMESPACES[name], device, dtype) for dtype in dtypes}
 
 
 def _choose(device_type: str, backend: str | None, differentiable: bool) -> str:
@@ -90,10 +114,11 @@ def _choose(device_type: str, backend: str | None, differentiable: bool) -> str:
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@cache
 def _choose_automatically(device_type: str) -> str:
-    fitting = (name for name in AUTOMATIC.get(device_type, ()) if find_backend(name).unavailable is None)
-    return next(fitting, "reference")
+    for name in AUTOMATIC.get(device_type, ()):
+        if find_backend(name).unavailable is None and not self_check.has_failed(name, device_type):
+            return name
+    return "reference"
 
 
 @cache

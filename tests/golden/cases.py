@@ -143,6 +143,11 @@ class GoldenCase:
         """The uint8 RGB images."""
         return [image(f"image{i}", *size) for i, size in enumerate(self.facts["image_sizes"])]
 
+    @property
+    def denoising_queries(self) -> int:
+        """Positive denoising queries of all groups together, about; 0 where the public run had none."""
+        return self.facts.get("dn_number", 0)
+
     def targets(self) -> list[tuple[Tensor, Tensor]]:
         """Boxes and labels of every image."""
         counts, num_classes = self.facts["targets_per_image"], self.facts["num_classes"]

@@ -24,7 +24,6 @@ def fresh(monkeypatch):
 
 def forget():
     backends.find_backend.cache_clear()
-    backends._choose_automatically.cache_clear()
 
 
 def pretend(monkeypatch, **unavailable):
@@ -38,7 +37,6 @@ def pretend(monkeypatch, **unavailable):
 
     find.cache_clear = lambda: None
     monkeypatch.setattr(backends, "find_backend", find)
-    backends._choose_automatically.cache_clear()
 
 
 def test_every_backend_is_listed_and_the_reference_always_runs():

@@ -46,6 +46,20 @@ def call_kernels(name, *args, **kwargs):
     return getattr(triton_backend, name)(*args, **kwargs)
 
 
+def run_self_check(broken):
+    """What the self-check says of the kernels, or of kernels that take rows for columns."""
+    from sparse_detr.ops import self_check, triton_backend
+    from sparse_detr.ops.backends import find_backend
+
+    assert find_backend("triton").unavailable is None
+    rows = triton_backend._level_rows
+    with pytest.MonkeyPatch.context() as patch:
+        triton_backend._cached_level_table.cache_clear()
+        if broken:
+            patch.setattr(triton_backend, "_level_rows", lambda sizes: [(w, h, start) for h, w, start in rows(sizes)])
+        return self_check._run("sparse_detr_triton", torch.device("cpu"), torch.float32)
+
+
 class Process:
     """Runs functions in a fresh process."""
 
@@ -63,10 +77,15 @@ def call_kernels_on_gpu(name, *args, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def interpreter(tmp_path_factory):
+def interpreting_process(tmp_path_factory):
     process = Process(interpret=True, cache=tmp_path_factory.mktemp("interpreter"))
-    yield lambda *args, **kwargs: process(call_kernels, *args, **kwargs)
+    yield process
     process.pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def interpreter(interpreting_process):
+    return lambda *args, **kwargs: interpreting_process(call_kernels, *args, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +217,11 @@ def test_the_formula_here_equals_plain_loops():
     locations, weights = random_samples(SHAPES)
     value, *_ = case(batch=2, heads=2, dtype=torch.float64)
     assert_close(formula(value, locations, weights, None, None, SHAPES), attend(value, SHAPES, locations, weights))
+
+
+def test_the_self_check_passes_the_kernels_and_finds_broken_ones(interpreting_process):
+    assert interpreting_process(run_self_check, broken=True).startswith("the output is off by")
+    assert interpreting_process(run_self_check, broken=False) is None
 
 
 # ------------------------------------------------------------------------------------------------- wrong arguments
