@@ -13,7 +13,6 @@ geometry of the Sparse DETR repository was float32, which is imitated, so its ca
 
 import contextlib
 import dataclasses
-import gc
 import inspect
 import re
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from sparse_detr.checkpoint.evidence import RESNETS, SWINS, _call
 from sparse_detr.modeling import denoising, encoder, tokenizer
 from sparse_detr.modeling.detector import GeneralizedDETR
 from sparse_detr.modeling.queries import ProposalGenerator
+from tests.conftest import give_back_memory
 from tests.golden.backbones import named_backbone
 from tests.golden.cases import NAMES, GoldenCase, names_with
 from tests.meta import meta_device
@@ -57,8 +57,8 @@ def convert(case):
     return convert_checkpoint({key: value for key, value in file.items() if value is not None})
 
 
-def build(converted, *, denoising_queries=0, dtype=torch.float32):
-    """The model that the converter's description asks for, with the converted weights and pixel means of `dtype`."""
+def build(converted, *, denoising_queries=0):
+    """The model that the converter's description asks for, with the converted weights."""
     description = converted.description
     recipe, backbone = getattr(recipes, description.recipe), named_backbone(description.backbone)
     config = recipe(backbone=backbone, behavior="released", **description.arguments)
@@ -68,11 +68,18 @@ def build(converted, *, denoising_queries=0, dtype=torch.float32):
         config.denoising.num_queries = denoising_queries
     model = instantiate(config)
     model.load_state_dict(converted.state_dict, strict=True)
-    model.to(dtype)
-    for name in ("pixel_mean", "pixel_std"):
-        exact = config.get(name, inspect.signature(GeneralizedDETR).parameters[name].default)
-        getattr(model, name).copy_(torch.tensor(list(exact), dtype=dtype).view(-1, 1, 1))
     return model.eval()
+
+
+def in_float64(model):
+    """The model with weights of float64, and pixel means that were never rounded to float32 where they are ours."""
+    model.double()
+    for name in ("pixel_mean", "pixel_std"):
+        numbers = getattr(model, name).flatten()
+        exact = torch.tensor(inspect.signature(GeneralizedDETR).parameters[name].default, dtype=torch.float64)
+        if numbers.equal(exact.float().double()):
+            getattr(model, name).copy_(exact.view(-1, 1, 1))
+    return model
 
 
 def inputs(case):
@@ -169,21 +176,31 @@ class Run:
         self.case = GoldenCase(name)
         self.expected = self.case.outputs
         self.tolerances = GEOMETRY_IN_FLOAT32 if self.case.repository == "sparse_detr" else EXACT
-        converted = convert(self.case)
-        self.names = converted.names
         batch = inputs(self.case)
         self.images = batch if "det1_boxes" in self.expected else batch[:1]  # those that detections are stored of
-        self._compute(converted, batch)
+        model = self._build()
         if "det0_boxes" in self.expected:
             with torch.no_grad():
-                self.detections_in_float32 = build(converted)(self.images)
-        gc.collect()
+                self.detections_in_float32 = model(self.images)
+        give_back_memory()
+        self._compute(in_float64(model), batch)
+        del model
+        give_back_memory()
 
-    def _compute(self, converted, batch):
-        model = build(converted, denoising_queries=self.case.denoising_queries, dtype=torch.float64)
+    def _build(self):
+        converted = convert(self.case)
+        self.names = converted.names
+        return build(converted, denoising_queries=self.case.denoising_queries)
+
+    def _compute(self, model, batch):
         model.supervision.needs_attention_map |= "dam_no_half_pixel" in self.expected
         recompute_activations([*model.encoder.layers, *model.decoder.layers, *residual_blocks(model.backbone)])
         model.supervision.register_forward_pre_hook(self._keep_output)
+        self.gradient_norms = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.gradient_norms[name] = 0.0
+                parameter.register_post_accumulate_grad_hook(partial(self._take_norm, name))
         with contextlib.ExitStack() as public:
             if self.case.repository == "sparse_detr":
                 public.enter_context(geometry_in_float32())
@@ -192,14 +209,17 @@ class Run:
             losses = model.losses(batch)
             sum(losses.values()).backward()
         self.losses = {name: loss.item() for name, loss in losses.items()}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.gradient_norms = {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in trained.items()}
-        model.zero_grad(set_to_none=True)
         if "det0_boxes" in self.expected:
             whole = len(self.images) == len(batch)
             with torch.no_grad():
                 output = self.output if whole else model.outputs(self.images, attention_map=False)
                 self.detections = model.detections(output, self.images)
+
+    def _take_norm(self, name, parameter):
+        """A gradient is complete when this is called, once a backward pass."""
+        assert self.gradient_norms[name] == 0.0
+        self.gradient_norms[name] = parameter.grad.norm().item()
+        parameter.grad = None
 
     def _keep_output(self, supervision, arguments):
         output = arguments[0]
