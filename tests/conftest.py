@@ -1,7 +1,8 @@
 """The order of the tests, and the memory that they give back.
 
-What takes longest starts first, so that `make test`'s two processes end together. At the start each takes every second
-file of this list, so that the golden cases, the largest, never run beside `test_overfit` or tests that start processes.
+What takes longest starts first, so that `make test`'s two processes end together. At the start the first process takes
+the first and the third file of the list, the second one the others: so the golden cases, the largest, run beside no
+other large test, nor beside those that start processes.
 """
 
 import ctypes
@@ -11,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-FIRST = ("test_overfit.py", "test_distributed.py", "test_golden.py", "test_denoising.py", "test_model_cost.py")
+FIRST = ("test_overfit.py", "engine/test_distributed.py", "test_golden.py", "analysis/test_model_cost.py")
+LAST = ("modeling/test_denoising.py",)
+
+
+def rank(path):
+    """Place of a test file in the order."""
+    name = Path(path).relative_to(Path(__file__).parent).as_posix()
+    return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
 
 
 def pytest_collection_modifyitems(items):
-    names = {name: rank for rank, name in enumerate(FIRST)}
-    items.sort(key=lambda item: names.get(Path(item.path).name, len(names)))
+    items.sort(key=lambda item: rank(item.path))
 
 
 def give_back_memory():
