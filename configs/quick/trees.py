@@ -24,7 +24,7 @@ dataloader.train.mapper.augmentations.update(
 dataloader.test.mapper.augmentations.update(short_size=384, max_size=384)
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 0
-optimizer.lr = 1e-3  # for all models Deformable DETR's groups: DINO's and Focus-DETR's own were no better, see projects/FocusDETR
+optimizer.lr = 1e-3  # groups as Deformable DETR: those of DINO and Focus-DETR were no better, see projects/FocusDETR
 lr_multiplier.warmup_iters = 50
 train.init_checkpoint = str(sample_folder() / WEIGHTS_FILE)
 train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
