@@ -291,6 +291,19 @@ def test_perfect_detections_have_an_ap_of_100_whatever_the_file_lacks(tmp_path, 
     assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
 
 
+def test_perfect_detections_of_boxes_from_masks_have_an_ap_of_100(tmp_path):
+    content = coco_content()
+    for item in content["annotations"]:
+        x, y, width, height = item.pop("bbox")
+        item["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+    path = write_coco(tmp_path, content)
+    files = {f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", tmp_path))}
+
+    own = register_own_data(**files, boxes_from_masks=True)
+
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
 def half_of_a_character(text):
     """In a field that nobody reads; Python reads it back, other readers of UTF-8 do not."""
     return text.replace("{", '{"note": "\ud800", ', 1).encode("utf-8", "surrogatepass")
