@@ -126,6 +126,24 @@ def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_pa
     assert "bbox/AP50" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("named", ["validation", "both"])
+def test_the_config_of_a_training_without_validation_evaluates_when_it_is_given_validation_data(
+    tmp_path, data, lazy, capfd, named
+):
+    training, validation = data[:4], data[4:]
+    assert main([*lazy, *training, "train.max_iter=1"]) == 0
+    given = validation if named == "validation" else data
+    saved = ["--config-file", str(tmp_path / "out" / "config.yaml")]
+    assert main([*saved, "--eval-only"]) == 2
+    assert main([*saved, "--eval-only", *given, f"train.init_checkpoint={tmp_path}/out/model_final.pth"]) == 0
+    assert "bbox/AP50" in capfd.readouterr().out
+
+
+def test_validation_data_alone_need_stored_training_data(data, lazy, capsys):
+    assert main([*lazy, *data[4:]]) == 2
+    assert "own data need --train-json and --train-images" in capsys.readouterr().err
+
+
 def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_path, data, lazy, capsys):
     diverge = ["optimizer.lr=1e12", "train.clip_grad_norm=null", "train.max_iter=5"]
     assert main([*lazy, *data, *diverge]) == 3

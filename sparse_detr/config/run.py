@@ -126,7 +126,9 @@ def _lazy_settings(train: DictConfig) -> TrainSettings:
 
 
 def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
-    if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
+    own_data = OmegaConf.select(cfg, "train.own_data") or {}
+    no_validation = bool(own_data) and not own_data.get("val_json")  # dataloader.test is what the demo prepares with
+    if no_validation or "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return []
     return [
         EvaluationSet(

@@ -297,7 +297,9 @@ def test_perfect_detections_of_boxes_from_masks_have_an_ap_of_100(tmp_path):
         x, y, width, height = item.pop("bbox")
         item["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
     path = write_coco(tmp_path, content)
-    files = {f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", tmp_path))}
+    files = {
+        f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", tmp_path))
+    }
 
     own = register_own_data(**files, boxes_from_masks=True)
 
