@@ -11,7 +11,9 @@ from PIL import Image
 from sparse_detr import train
 from sparse_detr.cli.demo import preprocessing
 from sparse_detr.config import load_config
+from sparse_detr.config.run import make_run
 from sparse_detr.engine import replay
+from sparse_detr.errors import UserError
 
 LAZY = """
 from detectron2.config import LazyConfig
@@ -142,6 +144,20 @@ def test_the_config_of_a_training_without_validation_evaluates_when_it_is_given_
 def test_validation_data_alone_need_stored_training_data(data, lazy, capsys):
     assert main([*lazy, *data[4:]]) == 2
     assert "own data need --train-json and --train-images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_a_data_set_that_nobody_has_registered_is_named_before_the_training(yacs, key):
+    cfg = load_config(yacs[1], [f"DATASETS.{key}", "('nope',)"])
+    with pytest.raises(UserError, match=f"DATASETS.{key} names nope, which is not registered"):
+        make_run(cfg).build_train_loader()
+
+
+@pytest.mark.parametrize("setting", ["lr_multiplier=null", "train.device=mps"])
+def test_a_schedule_or_a_device_that_is_not_there_is_refused(lazy, data, capsys, monkeypatch, setting):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert main([*lazy, *data, setting]) == 2
+    assert setting.split("=")[0] in capsys.readouterr().err
 
 
 def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_path, data, lazy, capsys):
