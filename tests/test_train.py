@@ -11,7 +11,9 @@ from PIL import Image
 from sparse_detr import train
 from sparse_detr.cli.demo import preprocessing
 from sparse_detr.config import load_config
+from sparse_detr.config.run import make_run
 from sparse_detr.engine import replay
+from sparse_detr.errors import UserError
 
 LAZY = """
 from detectron2.config import LazyConfig
@@ -124,6 +126,38 @@ def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_pa
     assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 2
     assert main([*saved, "--eval-only", f"train.init_checkpoint={tmp_path}/out/model_final.pth"]) == 0
     assert "bbox/AP50" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("named", ["validation", "both"])
+def test_the_config_of_a_training_without_validation_evaluates_when_it_is_given_validation_data(
+    tmp_path, data, lazy, capfd, named
+):
+    training, validation = data[:4], data[4:]
+    assert main([*lazy, *training, "train.max_iter=1"]) == 0
+    given = validation if named == "validation" else data
+    saved = ["--config-file", str(tmp_path / "out" / "config.yaml")]
+    assert main([*saved, "--eval-only"]) == 2
+    assert main([*saved, "--eval-only", *given, f"train.init_checkpoint={tmp_path}/out/model_final.pth"]) == 0
+    assert "bbox/AP50" in capfd.readouterr().out
+
+
+def test_validation_data_alone_need_stored_training_data(data, lazy, capsys):
+    assert main([*lazy, *data[4:]]) == 2
+    assert "own data need --train-json and --train-images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_a_data_set_that_nobody_has_registered_is_named_before_the_training(yacs, key):
+    cfg = load_config(yacs[1], [f"DATASETS.{key}", "('nope',)"])
+    with pytest.raises(UserError, match=f"DATASETS.{key} names nope, which is not registered"):
+        make_run(cfg).build_train_loader()
+
+
+@pytest.mark.parametrize("setting", ["lr_multiplier=null", "train.device=mps"])
+def test_a_schedule_or_a_device_that_is_not_there_is_refused(lazy, data, capsys, monkeypatch, setting):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert main([*lazy, *data, setting]) == 2
+    assert setting.split("=")[0] in capsys.readouterr().err
 
 
 def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_path, data, lazy, capsys):

@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from sparse_detr.errors import UserError
+from sparse_detr.files import write_text_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(_printable(str(report)))
     if args.report:
-        _write(Path(args.report), report.to_json() + "\n")
+        write_text_atomically(args.report, report.to_json() + "\n")
     return int(report.stops_training or (args.strict and bool(report.findings)))
 
 
@@ -88,10 +87,3 @@ def _printable(text: str) -> str:
     """Without the characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--report {path}: {error.strerror}; name a file in a folder that you may write to") from None

@@ -140,7 +140,8 @@ TRAINING: dict[str, tuple[str | None, Kind]] = {
 }
 
 LAZY_ONLY: dict[str, Kind] = {
-    **dict.fromkeys(("model", "optimizer", "dataloader", "train", "train.amp", "train.ema", "train.ddp"), MAPPING),
+    **dict.fromkeys(("model", "optimizer", "lr_multiplier", "dataloader", "train"), MAPPING),
+    **dict.fromkeys(("train.amp", "train.ema", "train.ddp"), MAPPING),
     **dict.fromkeys(("dataloader.train", "dataloader.test", "dataloader.train.dataset"), MAPPING),
     **dict.fromkeys(("train.checkpointer", "dataloader.test.dataset"), MAPPING),
     "train.own_data": optional(MAPPING),

@@ -27,6 +27,8 @@ def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str]
     """
     given = {key: value for key in OWN_DATA_KEYS if (value := paths.get(key))}
     masks = {BOXES_FROM_MASKS: True} if paths.get(BOXES_FROM_MASKS) else {}
+    if given and not {"train_json", "train_images"} & given.keys():  # validation data for the stored training data
+        given = _stored_paths(cfg) | given
     if not (paths := given or _stored_paths(cfg)):
         if masks:
             raise UserError("--boxes-from-masks is about own data: name them with --train-json and --train-images")
@@ -86,12 +88,8 @@ def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, Any]) -> None:
 def _write_lazy(cfg, own, paths: Mapping[str, Any]) -> None:
     cfg.model.num_classes, cfg.model.class_channels = own.num_classes, None
     cfg.dataloader.train.dataset.names = own.train_name
-    if own.val_name:
-        if "evaluator" not in cfg.dataloader:
-            raise UserError("this config comes from a run without --val-json; name the config that the run began with")
-        cfg.dataloader.test.dataset.names = own.val_name
-    else:
-        cfg.dataloader.pop("evaluator", None)  # dataloader.test stays: its mapper is the preprocessing of the demo
-        if "test" in cfg.dataloader:
-            cfg.dataloader.test.dataset.names = own.train_name  # whose classes the demo names
+    if own.val_name and not ("test" in cfg.dataloader and "evaluator" in cfg.dataloader):
+        raise UserError("this config has no dataloader.test or dataloader.evaluator; name one that has them")
+    if "test" in cfg.dataloader:
+        cfg.dataloader.test.dataset.names = own.val_name or own.train_name  # whose classes the demo names
     cfg.train.own_data = dict(paths)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
@@ -126,7 +127,9 @@ def _lazy_settings(train: DictConfig) -> TrainSettings:
 
 
 def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
-    if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
+    own_data = OmegaConf.select(cfg, "train.own_data") or {}
+    no_validation = bool(own_data) and not own_data.get("val_json")  # dataloader.test is what the demo prepares with
+    if no_validation or "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return []
     return [
         EvaluationSet(
@@ -223,7 +226,19 @@ def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimize
 def _yacs_train_loader(cfg: CfgNode) -> Iterable:
     from sparse_detr.data.loader import build_train_loader
 
+    _refuse_unknown_data_sets(cfg)
     return build_train_loader(cfg)
+
+
+def _refuse_unknown_data_sets(cfg: CfgNode) -> None:
+    """Now, and not at the first evaluation."""
+    for key in ("TRAIN", "TEST"):
+        unknown = [name for name in cfg.DATASETS[key] if name not in DatasetCatalog]
+        if unknown:
+            raise UserError(
+                f"DATASETS.{key} names {', '.join(unknown)}, which is not registered; own data are named with "
+                "--train-json, --train-images, --val-json and --val-images"
+            )
 
 
 def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:

@@ -32,8 +32,10 @@ def check_device(cfg: Config) -> None:
     """Raise a `UserError` if the config wants a GPU that is not there, as a dumped config may on another machine."""
     yacs = isinstance(cfg, CfgNode)
     device = cfg.MODEL.DEVICE if yacs else OmegaConf.select(cfg, "train.device")
+    remedy = "MODEL.DEVICE cpu" if yacs else "train.device=cpu"
+    if str(device).startswith("mps") and not torch.backends.mps.is_available():
+        raise UserError(f"the config asks for device {device!r}, which cannot be used here; add {remedy}")
     if str(device).startswith("cuda") and not torch.cuda.is_available():
-        remedy = "MODEL.DEVICE cpu" if yacs else "train.device=cpu"
         raise UserError(f"the config asks for device {device!r}, but no GPU can be used here; add {remedy}")
     index = torch.device(device).index if str(device).startswith("cuda") else None
     if index is not None and index >= torch.cuda.device_count():

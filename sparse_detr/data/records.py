@@ -1,5 +1,6 @@
 """What training and evaluation are given of a COCO file: the fields that a box detector reads, and no others."""
 
+import codecs
 import math
 import os
 from typing import Any
@@ -66,10 +67,20 @@ def ground_truth(coco: CocoFile) -> dict[str, Any]:
 def is_fit_for_evaluation(coco: CocoFile, truth: dict[str, Any]) -> bool:
     """Whether pycocotools finds in the file as it is what it finds in `truth`, the `ground_truth` of it."""
     return (
-        not coco.path.read_bytes().startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"))
+        not coco.boxes_from_masks
+        and _is_plain_utf8(coco.path.read_bytes())
         and len(truth["annotations"]) == len(coco.annotations)
         and all(_same(item, clean) for item, clean in zip(coco.annotations, truth["annotations"]))
     )
+
+
+def _is_plain_utf8(content: bytes) -> bool:
+    """Whether a program that knows no other encoding reads it: not UTF-16, not with halves of characters."""
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return not content.startswith(codecs.BOM_UTF8) and b"\0" not in content
 
 
 def _same(item: dict[str, Any], clean: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from sparse_detr.data.annotations import (
 from sparse_detr.data.images import too_many_bad
 from sparse_detr.data.records import ground_truth, is_fit_for_evaluation, training_records
 from sparse_detr.errors import UserError
+from sparse_detr.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +160,11 @@ def _evaluation_file(coco: CocoFile, name: str) -> str:
     truth = ground_truth(coco)
     if is_fit_for_evaluation(coco, truth):
         return str(coco.path.resolve())
-    folder = tempfile.TemporaryDirectory(prefix="sparse_detr_")
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="sparse_detr_")
+    except OSError as error:  # of the default folders, none can be written into
+        raise UserError(f"{error.strerror or error}; set TMPDIR to a folder that you may write to") from None
     atexit.register(folder.cleanup)
     path = Path(folder.name) / f"{name}.json"
-    path.write_text(json.dumps(truth))
+    write_text_atomically(path, json.dumps(truth))
     return str(path)

@@ -229,7 +229,7 @@ class GeneralizedDETR(nn.Module):
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad with zeros at the right and bottom."""
-        images = [(image["image"].to(self.device) - self.pixel_mean) / self.pixel_std for image in batched_inputs]
+        images = [(image["image"].to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def _targets(self, image: dict[str, Any]) -> Targets:

@@ -5,6 +5,7 @@ Values are read only where the data lie in the memory of the CPU: no check waits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -45,7 +46,7 @@ def check_sizes(batched_inputs: Sequence[dict[str, Any]]) -> None:
     for item in batched_inputs:
         for name in ("height", "width"):
             value = item.get(name, 1)
-            if not isinstance(value, Tensor) and not _is_positive(value):
+            if not _is_size(value):
                 _refuse(item, f"{name!r} is {value!r}; give pixels of the original image, or leave it out")
 
 
@@ -182,10 +183,12 @@ def _refuse(item: dict[str, Any], what: str) -> NoReturn:
     raise UserError(f"{'an image' if name is None else name}: {what}")
 
 
-def _is_positive(value: Any) -> bool:
+def _is_size(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and (not _has_values_here(value) or _is_size(value.item()))
     try:
-        return bool(value > 0)
-    except TypeError:
+        return bool(0 < value < math.inf)
+    except (TypeError, ValueError):  # text, or an array of several numbers
         return False
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -45,6 +46,22 @@ def test_the_report_is_printed_and_written(tmp_path, capsys):
 
     assert "warning: 1 boxes have no area" in capsys.readouterr().out
     assert json.loads(report.read_text())["findings"][0]["code"] == "degenerate-box"
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence_and_the_old_one_stays(tmp_path, capsys, monkeypatch):
+    report = tmp_path / "report.json"
+    report.write_text("old")
+    monkeypatch.setattr("os.replace", _no_space)
+
+    assert run(tmp_path, with_a_warning(), "--report", str(report)) != 0
+
+    assert f"cannot write the file {report}: the disk is full" in capsys.readouterr().err
+    assert report.read_text() == "old"
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def _no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_corrupt_images_are_found_unless_decoding_is_off(tmp_path):

@@ -139,6 +139,7 @@ def verdict_of_training(path, folder, **options):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(MetadataCatalog.get(own.val_name).json_file)
     boxes = [box for box in truth.anns.values() if not box["iscrowd"] and box["image_id"] in mapped]
+    assert all(len(box["bbox"]) == 4 for box in boxes)
     return True, sum(len(sample["instances"]) for sample in mapped.values()), len(boxes)
 
 

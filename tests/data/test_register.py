@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import math
@@ -288,6 +289,53 @@ def test_perfect_detections_have_an_ap_of_100_whatever_the_file_lacks(tmp_path, 
     own = register(tmp_path, content, content)
 
     assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+def test_perfect_detections_of_boxes_from_masks_have_an_ap_of_100(tmp_path):
+    content = coco_content()
+    for item in content["annotations"]:
+        x, y, width, height = item.pop("bbox")
+        item["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+    path = write_coco(tmp_path, content)
+    files = {
+        f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", tmp_path))
+    }
+
+    own = register_own_data(**files, boxes_from_masks=True)
+
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+def half_of_a_character(text):
+    """In a field that nobody reads; Python reads it back, other readers of UTF-8 do not."""
+    return text.replace("{", '{"note": "\ud800", ', 1).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("encode", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", half_of_a_character])
+def test_files_of_other_encodings_are_judged_by(tmp_path, encode):
+    path = write_coco(tmp_path, coco_content())
+    text = path.read_text()
+    path.write_bytes(text.encode(encode) if isinstance(encode, str) else encode(text))
+    files = {
+        f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", tmp_path))
+    }
+
+    own = register_own_data(**files)
+
+    assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
+
+
+def test_without_a_temporary_folder_the_remedy_is_named(tmp_path, monkeypatch):
+    content = coco_content()
+    without_area(content["annotations"])
+    monkeypatch.setattr("tempfile.TemporaryDirectory", _no_folder)
+
+    with pytest.raises(UserError, match="No usable temporary directory.*set TMPDIR to a folder"):
+        register(tmp_path, content, content)
+
+
+def _no_folder(**_):
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
 
 def test_the_registered_files_stay_as_they_are(tmp_path):

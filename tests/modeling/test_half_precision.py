@@ -52,6 +52,18 @@ def test_autocast_detects_in_a_padded_batch_what_single_precision_detects(name, 
     assert found.predictions.boxes.dtype == torch.float32
 
 
+@pytest.mark.parametrize("image_dtype", [torch.float16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_whole_numbers_of_any_type_are_the_same_image_for_a_model_of_any_type(dtype, image_dtype):
+    model = build("sparse", dtype=dtype).eval()
+    images = [item["image"] for item in BATCH]
+    whole = [image.round().clamp(0, 255).to(torch.uint8) for image in images]
+    with torch.no_grad():
+        expected = model.outputs([{"image": image} for image in whole])
+        found = model.outputs([{"image": image.to(image_dtype)} for image in whole])
+    assert_close(found.predictions.logits, expected.predictions.logits, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("half", ["model", "autocast"])
 @pytest.mark.parametrize("name", MODELS)
 def test_half_precision_trains_on_a_padded_batch(name, half):

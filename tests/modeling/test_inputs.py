@@ -155,7 +155,10 @@ def test_a_batch_that_is_no_list_of_dicts_is_refused_in_either_mode(name, traini
         build("one_stage").train(training)(batch)
 
 
-@pytest.mark.parametrize("value", [0, -5, None, NAN, "480"])
+WRONG_SIZES = [0, -5, None, NAN, INF, "480", torch.tensor([2, 3]), torch.tensor(0), torch.tensor(INF), np.ones(2)]
+
+
+@pytest.mark.parametrize("value", WRONG_SIZES)
 def test_a_size_to_scale_detections_to_that_is_no_positive_number_is_refused(value):
     with pytest.raises(UserError, match="'height' is .*; give pixels of the original image"):
         check_sizes([{"height": value}])
