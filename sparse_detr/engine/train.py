@@ -20,7 +20,9 @@ from sparse_detr.engine.checkpoint import (
     TrainingCheckpointer,
     complete,
     find_last_checkpoint,
+    numbered_checkpoints,
     resume,
+    start_anew,
 )
 from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
@@ -76,6 +78,8 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         model, settings.output_dir, config=flat_config(run), trainer=trainer, **averaged
     )
     stop = StopOnSignal(checkpointer=checkpointer)
+    # Before evaluating, so that a crash of the evaluation loses nothing.
+    periodic = hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings))
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
@@ -88,8 +92,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
-            # Before evaluating, so that a crash of the evaluation loses nothing.
-            hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings)),
+            periodic,
             *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
             stop,
             *_writer_hooks(settings),
@@ -97,11 +100,13 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
     )
     if last.path:
         start = _resume(settings, checkpointer, trainer, last.path)
+        periodic.recent_checkpoints = numbered_checkpoints(settings.output_dir, before=start)
     else:
         if resume_last:
             logger.warning(f"No checkpoint in {settings.output_dir}: the training starts at iteration 0")
         load_weights(model, settings.init_checkpoint, skip_other_classes=True, ema=ema)
         start = 0
+        on_main_process(lambda: start_anew(settings.output_dir))
     on_main_process(lambda: write_config(run))
     with one_line_errors(settings.output_dir), _say_what_is_saved(settings.output_dir):
         trainer.train(start, settings.max_iter)

@@ -391,3 +391,33 @@ def test_a_backbone_alone_is_not_evaluated(tmp_path):
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="holds the backbone alone.*trained weights"):
         evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "backbone.pth")))
+
+
+def test_training_killed_before_its_first_checkpoint_does_not_resume_from_an_earlier_one(tmp_path, monkeypatch):
+    train(toy_run(tmp_path))
+    train_interrupted(toy_run(tmp_path), monkeypatch, before=0)
+
+    with pytest.raises(UserError, match="stopped before its first checkpoint"):
+        train(toy_run(tmp_path), resume_last=True)
+
+
+def test_resume_passes_over_later_checkpoints_of_an_earlier_training(tmp_path, monkeypatch):
+    train(toy_run(tmp_path, checkpointer={"period": 1}))
+    train_interrupted(toy_run(tmp_path, checkpointer={"period": 1}), monkeypatch, before=3)
+    (tmp_path / "last_checkpoint").unlink()
+
+    last = find_last_checkpoint(str(tmp_path))
+
+    assert last.path == str(tmp_path / "model_0000002.pth")
+    assert "earlier training" in last.passed_over["model_final.pth"]
+
+
+def test_old_checkpoints_are_still_removed_after_a_resume(tmp_path, monkeypatch):
+    settings = {"checkpointer": {"period": 1, "max_to_keep": 2}}
+    train_interrupted(toy_run(tmp_path, **settings), monkeypatch, before=4)
+    train(toy_run(tmp_path, **settings), resume_last=True)
+
+    numbered = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
+    last = torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"]
+
+    assert numbered == [f"model_{iteration:07d}.pth" for iteration in (last - 1, last)]
