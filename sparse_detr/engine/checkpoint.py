@@ -247,7 +247,7 @@ def _has_other_bytes(path: Path) -> bool:
         return True
 
 
-def numbered_checkpoints(folder: str, *, before: int) -> list[str]:
+def numbered_checkpoints(folder: str, *, before: float = float("inf")) -> list[str]:
     """Paths of a training's numbered checkpoints of iterations below `before`, the oldest first."""
     earlier = earlier_files(folder)
     names = [

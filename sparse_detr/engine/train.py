@@ -35,6 +35,7 @@ from sparse_detr.engine.output import (
     hold_folder,
     one_line_errors,
     what_is_saved,
+    worker_error,
 )
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import SafeCheckpointer, check_finite_weights, load_weights
@@ -180,14 +181,15 @@ def _check_folders(run: Run) -> None:
 
 @contextmanager
 def _say_what_is_saved(folder: str) -> Iterator[None]:
-    """Add to an error of the disk where the training can go on."""
+    """Add to an error of the disk or of a data-loading process where the training can go on."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
-        known = disk_error(error, folder)
-        if known is None:
-            raise
-        raise CannotWrite(f"{known}; {what_is_saved(folder)}") from error
+        if known := disk_error(error, folder):
+            raise CannotWrite(f"{known}; {what_is_saved(folder)}") from error
+        if not isinstance(error, UserError) and (known := worker_error(error)):
+            raise UserError(f"{known}; {what_is_saved(folder)}") from error
+        raise
 
 
 def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:

@@ -9,6 +9,7 @@ import torch
 from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
 from sparse_detr.engine.hooks import KeepBest
+from sparse_detr.engine.output import what_is_saved
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_weights
@@ -421,3 +422,25 @@ def test_old_checkpoints_are_still_removed_after_a_resume(tmp_path, monkeypatch)
     last = torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"]
 
     assert numbered == [f"model_{iteration:07d}.pth" for iteration in (last - 1, last)]
+
+
+def test_killed_data_loading_process_is_one_sentence_that_says_what_is_saved(tmp_path, monkeypatch):
+    def killed(self):
+        if self.iter == 3:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        return step(self)
+
+    step = Trainer.run_step
+    monkeypatch.setattr(Trainer, "run_step", killed)
+
+    with pytest.raises(
+        UserError, match=r"data-loading process has died .*signal: Killed\).*model_0000001.pth is saved"
+    ):
+        train(toy_run(tmp_path))
+
+
+def test_what_is_saved_names_the_newest_checkpoint_without_a_pointer(tmp_path, monkeypatch):
+    train_interrupted(toy_run(tmp_path), monkeypatch, before=5)
+    (tmp_path / "last_checkpoint").unlink()
+
+    assert "model_0000003.pth is saved" in what_is_saved(str(tmp_path))
