@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_detr.checkpoint import load_file
-from sparse_detr.engine.checkpoint import BEST_PREFIX
+from sparse_detr.engine.checkpoint import BEST_PREFIX, earlier_files
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 
@@ -21,6 +21,9 @@ def best_score(folder: str, metric: str, start: int) -> float | None:
     if not weights.exists():
         if beside.exists():
             logger.warning(f"{beside} names a best score, but {weights.name} is missing; the score counts no more")
+        return None
+    if weights.name in earlier_files(folder):
+        logger.warning(f"{weights} is of an earlier training; the next evaluation replaces it")
         return None
     try:
         checkpoint = load_file(weights)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BEST_PREFIX = "model_best"
 FINAL = "model_final.pth"
 POINTER = "last_checkpoint"
+EARLIER = ".earlier_training"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
@@ -66,6 +67,7 @@ class TrainingCheckpointer(SafeCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info(f"Saving checkpoint to {path}")
         write_atomically(path, lambda file: torch.save(content, file))
+        _forget_earlier(Path(self.save_dir), f"{name}.pth")
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -81,6 +83,38 @@ class TrainingCheckpointer(SafeCheckpointer):
                 "the checkpoint is of another model, so that its training cannot go on; use the old model settings, or "
                 f"start a new training from its weights (train.init_checkpoint, MODEL.WEIGHTS).\n{report}"
             )
+
+
+def start_anew(folder: str) -> None:
+    """Note which checkpoints in the folder are of an earlier training, so that no resume takes them for this one's.
+
+    Each is theirs until this training writes a file of that name.
+    """
+    names = sorted(path.name for path in Path(folder).glob("model_*.pth")) if folder else []
+    if not names:
+        return
+    logger.warning(f"{folder} holds checkpoints of an earlier training, which this one replaces: {', '.join(names)}")
+    write_text_atomically(Path(folder, EARLIER), "\n".join(names))
+    Path(folder, POINTER).unlink(missing_ok=True)
+
+
+def earlier_files(folder: str | Path) -> list[str]:
+    """Names of the checkpoints that an earlier training has left in the folder."""
+    try:
+        return Path(folder, EARLIER).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _forget_earlier(folder: Path, name: str) -> None:
+    names = earlier_files(folder)
+    if name not in names:
+        return
+    names.remove(name)
+    if names:
+        write_text_atomically(folder / EARLIER, "\n".join(names))
+    else:
+        (folder / EARLIER).unlink()
 
 
 @dataclass(frozen=True)
@@ -111,10 +145,16 @@ def find_last_checkpoint(folder: str) -> LastCheckpoint:
 
 
 def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
-    passed_over: dict[str, str] = {}
+    earlier, files = earlier_files(folder), _checkpoints_newest_first(folder)
+    passed_over = {name: "it is of an earlier training in this folder" for name in files if name in earlier}
+    if files and len(passed_over) == len(files):
+        raise UserError(
+            f"the last training in {folder} was stopped before its first checkpoint, and those there are of an earlier "
+            "one; start again without --resume, or, to go on with the earlier one, remove "
+            f"{folder / EARLIER}"
+        )
     named = _read_pointer(folder, passed_over)
-    files = _checkpoints_newest_first(folder)
-    if named and _iteration(folder / named, passed_over) is not None:
+    if named and named not in passed_over and _iteration(folder / named, passed_over) is not None:
         return LastCheckpoint(str(folder / named), passed_over)
     # the final one says only inside how new it is
     whole: dict[str, int] = {}
@@ -207,6 +247,15 @@ def _has_other_bytes(path: Path) -> bool:
         return True
 
 
+def numbered_checkpoints(folder: str, *, before: float = float("inf")) -> list[str]:
+    """Paths of a training's numbered checkpoints of iterations below `before`, the oldest first."""
+    earlier = earlier_files(folder)
+    names = [
+        name for name in reversed(_checkpoints_newest_first(Path(folder))) if name != FINAL and name not in earlier
+    ]
+    return [os.path.join(folder, name) for name in names if int(_NUMBERED.fullmatch(name)[1]) < before]  # type: ignore[index]
+
+
 def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, path: str, *, max_iter: int) -> int:
     """Load a checkpoint into model, optimiser, scaler, hooks and random generators; the settings stay the config's.
 
@@ -252,4 +301,5 @@ def _copy_as_final(checkpointer: TrainingCheckpointer, path: str) -> None:
     final = os.path.join(checkpointer.save_dir, FINAL)
     logger.info(f"Writing {final}: it was missing or broken, and {path} is of the last iteration")
     write_atomically(final, lambda file: file.write(Path(path).read_bytes()))
+    _forget_earlier(Path(checkpointer.save_dir), FINAL)
     checkpointer.tag_last_checkpoint(FINAL)

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 from detectron2.engine import default_writers, hooks
 from detectron2.utils.events import EventWriter
 
-from sparse_detr.engine.checkpoint import POINTER
+from sparse_detr.engine.checkpoint import POINTER, numbered_checkpoints
 from sparse_detr.engine.distributed import on_main_process
 from sparse_detr.engine.nonfinite import NonFiniteError
 from sparse_detr.errors import UserError
@@ -24,6 +25,7 @@ from sparse_detr.files import DISK_ERRORS, CannotWrite, cannot_write, make_folde
 logger = logging.getLogger(__name__)
 
 LOCK = ".training.lock"
+_KILLED_WORKER = re.compile(r"DataLoader worker \(pid")
 _held: set[tuple[int, str]] = set()  # process and folder: a forked process holds nothing
 
 
@@ -101,13 +103,27 @@ def _inside(path: Any, folder: str) -> bool:
     return Path(os.path.abspath(folder)) in Path(os.path.abspath(os.fsdecode(path))).parents
 
 
+def worker_error(error: BaseException) -> UserError | None:
+    """The error for a user if a data-loading process was killed, as torch says with a RuntimeError; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RuntimeError) and _KILLED_WORKER.match(str(seen)):
+            reason = str(seen).split(". ")[0].rstrip(".")
+            return UserError(
+                f"a data-loading process has died ({reason}); out of memory? Lower the number of workers "
+                "(dataloader.train.num_workers, DATALOADER.NUM_WORKERS), the batch size or the image sizes"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 @contextmanager
 def disk_errors_for_users(folder: str) -> Iterator[None]:
-    """Turn what a full or vanished disk raises, from whatever library, into one `UserError`."""
+    """Turn what a full or vanished disk or a killed data-loading process raises, anywhere, into one `UserError`."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
-        known = disk_error(error, folder)
+        known = disk_error(error, folder) or (None if isinstance(error, UserError) else worker_error(error))
         if known is None or known is error:
             raise
         raise known from error
@@ -120,7 +136,9 @@ def what_is_saved(folder: str) -> str:
     except (OSError, ValueError):
         name = ""
     path = os.path.join(folder, name)
-    if name and os.path.isfile(path):
+    if not name or not os.path.isfile(path):
+        path = max(numbered_checkpoints(folder), default="")
+    if path:
         return f"the training up to {path} is saved; go on from there with --resume"
     return "no checkpoint of this training is saved"
 
@@ -211,7 +229,7 @@ class _OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            known = disk_error(error, self._folder) or (error if _is_known(error) else None)
+            known = disk_error(error, self._folder) or worker_error(error) or (error if _is_known(error) else None)
             if known is not None:
                 record.msg, record.args, record.exc_info, record.exc_text = f"Training ends: {known}", (), None, None
         return True

@@ -20,7 +20,9 @@ from sparse_detr.engine.checkpoint import (
     TrainingCheckpointer,
     complete,
     find_last_checkpoint,
+    numbered_checkpoints,
     resume,
+    start_anew,
 )
 from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
@@ -33,6 +35,7 @@ from sparse_detr.engine.output import (
     hold_folder,
     one_line_errors,
     what_is_saved,
+    worker_error,
 )
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import SafeCheckpointer, check_finite_weights, load_weights
@@ -76,6 +79,8 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         model, settings.output_dir, config=flat_config(run), trainer=trainer, **averaged
     )
     stop = StopOnSignal(checkpointer=checkpointer)
+    # Before evaluating, so that a crash of the evaluation loses nothing.
+    periodic = hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings))
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
@@ -88,8 +93,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
-            # Before evaluating, so that a crash of the evaluation loses nothing.
-            hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings)),
+            periodic,
             *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
             stop,
             *_writer_hooks(settings),
@@ -97,11 +101,13 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
     )
     if last.path:
         start = _resume(settings, checkpointer, trainer, last.path)
+        periodic.recent_checkpoints = numbered_checkpoints(settings.output_dir, before=start)
     else:
         if resume_last:
             logger.warning(f"No checkpoint in {settings.output_dir}: the training starts at iteration 0")
         load_weights(model, settings.init_checkpoint, skip_other_classes=True, ema=ema)
         start = 0
+        on_main_process(lambda: start_anew(settings.output_dir))
     on_main_process(lambda: write_config(run))
     with one_line_errors(settings.output_dir), _say_what_is_saved(settings.output_dir):
         trainer.train(start, settings.max_iter)
@@ -175,14 +181,15 @@ def _check_folders(run: Run) -> None:
 
 @contextmanager
 def _say_what_is_saved(folder: str) -> Iterator[None]:
-    """Add to an error of the disk where the training can go on."""
+    """Add to an error of the disk or of a data-loading process where the training can go on."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
-        known = disk_error(error, folder)
-        if known is None:
-            raise
-        raise CannotWrite(f"{known}; {what_is_saved(folder)}") from error
+        if known := disk_error(error, folder):
+            raise CannotWrite(f"{known}; {what_is_saved(folder)}") from error
+        if not isinstance(error, UserError) and (known := worker_error(error)):
+            raise UserError(f"{known}; {what_is_saved(folder)}") from error
+        raise
 
 
 def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:

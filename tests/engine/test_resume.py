@@ -9,6 +9,7 @@ import torch
 from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
 from sparse_detr.engine.hooks import KeepBest
+from sparse_detr.engine.output import what_is_saved
 from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_weights
@@ -391,3 +392,55 @@ def test_a_backbone_alone_is_not_evaluated(tmp_path):
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="holds the backbone alone.*trained weights"):
         evaluate_only(toy_run(tmp_path, scores=[1.0], init_checkpoint=str(tmp_path / "backbone.pth")))
+
+
+def test_training_killed_before_its_first_checkpoint_does_not_resume_from_an_earlier_one(tmp_path, monkeypatch):
+    train(toy_run(tmp_path))
+    train_interrupted(toy_run(tmp_path), monkeypatch, before=0)
+
+    with pytest.raises(UserError, match="stopped before its first checkpoint"):
+        train(toy_run(tmp_path), resume_last=True)
+
+
+def test_resume_passes_over_later_checkpoints_of_an_earlier_training(tmp_path, monkeypatch):
+    train(toy_run(tmp_path, checkpointer={"period": 1}))
+    train_interrupted(toy_run(tmp_path, checkpointer={"period": 1}), monkeypatch, before=3)
+    (tmp_path / "last_checkpoint").unlink()
+
+    last = find_last_checkpoint(str(tmp_path))
+
+    assert last.path == str(tmp_path / "model_0000002.pth")
+    assert "earlier training" in last.passed_over["model_final.pth"]
+
+
+def test_old_checkpoints_are_still_removed_after_a_resume(tmp_path, monkeypatch):
+    settings = {"checkpointer": {"period": 1, "max_to_keep": 2}}
+    train_interrupted(toy_run(tmp_path, **settings), monkeypatch, before=4)
+    train(toy_run(tmp_path, **settings), resume_last=True)
+
+    numbered = sorted(path.name for path in tmp_path.glob("model_0*.pth"))
+    last = torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"]
+
+    assert numbered == [f"model_{iteration:07d}.pth" for iteration in (last - 1, last)]
+
+
+def test_killed_data_loading_process_is_one_sentence_that_says_what_is_saved(tmp_path, monkeypatch):
+    def killed(self):
+        if self.iter == 3:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        return step(self)
+
+    step = Trainer.run_step
+    monkeypatch.setattr(Trainer, "run_step", killed)
+
+    with pytest.raises(
+        UserError, match=r"data-loading process has died .*signal: Killed\).*model_0000001.pth is saved"
+    ):
+        train(toy_run(tmp_path))
+
+
+def test_what_is_saved_names_the_newest_checkpoint_without_a_pointer(tmp_path, monkeypatch):
+    train_interrupted(toy_run(tmp_path), monkeypatch, before=5)
+    (tmp_path / "last_checkpoint").unlink()
+
+    assert "model_0000003.pth is saved" in what_is_saved(str(tmp_path))
