@@ -265,12 +265,14 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, path: str, *, m
     Raises:
         UserError: the checkpoint is of another model, another kind of optimiser, or beyond the last iteration.
     """
-    extra = checkpointer.load(path)
-    if trainer.iter + 1 > max_iter:
+    # before loading, which takes the schedule to that iteration
+    done = int(load_file(path)["trainer"]["iteration"]) + 1
+    if done > max_iter:
         raise UserError(
-            f"{path} has {trainer.iter + 1} iterations, more than the {max_iter} of the config; raise train.max_iter "
+            f"{path} has {done} iterations, more than the {max_iter} of the config; raise train.max_iter "
             "(SOLVER.MAX_ITER), or choose another output folder to train anew"
         )
+    extra = checkpointer.load(path)
     _log_average(checkpointer, extra)
     log_changes(extra.get("config"), checkpointer.config)
     states = extra.get("random_states", [])

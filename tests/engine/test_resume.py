@@ -1,10 +1,13 @@
 """A training that was stopped and resumed is the training that was never stopped."""
 
+import dataclasses
 import json
 import logging
 
 import pytest
 import torch
+from detectron2.solver.lr_scheduler import LRMultiplier
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from sparse_detr.engine.best import best_score
 from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
@@ -444,3 +447,18 @@ def test_what_is_saved_names_the_newest_checkpoint_without_a_pointer(tmp_path, m
     (tmp_path / "last_checkpoint").unlink()
 
     assert "model_0000003.pth is saved" in what_is_saved(str(tmp_path))
+
+
+def test_resume_beyond_the_end_of_a_torch_schedule_is_refused_with_the_remedy(tmp_path):
+    def run(max_iter):
+        def build(optimizer):
+            return LRMultiplier(
+                optimizer, MultiStepParamScheduler([1.0], num_updates=max_iter, milestones=[]), max_iter
+            )
+
+        return dataclasses.replace(toy_run(tmp_path, max_iter=max_iter), build_schedule=build)
+
+    train(run(4))
+
+    with pytest.raises(UserError, match="4 iterations, more than the 1 of the config"):
+        train(run(1), resume_last=True)
