@@ -11,7 +11,17 @@ from torch import Tensor
 from sparse_detr.errors import UserError
 
 # under these names training scripts keep the weights beside optimiser, epoch and arguments
-PLAIN = ("model", "state_dict", "model_state", "model_state_dict", "online_network_state_dict", "network", "weights")
+PLAIN = (
+    "model",
+    "state_dict",
+    "model_state",
+    "model_state_dict",
+    "online_network_state_dict",
+    "network",
+    "net",
+    "params",
+    "weights",
+)
 # other code's averaged weights, which are taken where a file has no others
 AVERAGED_ALONE = ("ema_model", "ema_state")
 AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", *AVERAGED_ALONE)
