@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,9 +118,13 @@ def _forget_earlier(folder: Path, name: str) -> None:
 
 @dataclass(frozen=True)
 class LastCheckpoint:
-    """Where a training goes on: `path` ("" without any checkpoint), and why the files passed over were not used."""
+    """Where a training goes on: `path` ("" without any checkpoint), and why the files passed over were not used.
+
+    `iteration` is the last one of that checkpoint.
+    """
 
     path: str = ""
+    iteration: int = -1
     passed_over: dict[str, str] = field(default_factory=dict)
 
     def describe_passed_over(self) -> str:
@@ -154,8 +157,11 @@ def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
             f"{folder / EARLIER}"
         )
     named = _read_pointer(folder, passed_over)
-    if named and named not in passed_over and _iteration(folder / named, passed_over) is not None:
-        return LastCheckpoint(str(folder / named), passed_over)
+    if named and named not in passed_over and (iteration := _iteration(folder / named, passed_over)) is not None:
+        for name in files:
+            if (number := _number(name)) is not None and number > iteration and name not in passed_over:
+                passed_over[name] = f"it is newer than {named}, which {POINTER} names"
+        return LastCheckpoint(str(folder / named), iteration, passed_over)
     # the final one says only inside how new it is
     whole: dict[str, int] = {}
     for name in files:
@@ -164,23 +170,28 @@ def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
             if name != FINAL:
                 break
     if files and not whole:
-        reasons = LastCheckpoint("", passed_over).describe_passed_over()
+        reasons = LastCheckpoint(passed_over=passed_over).describe_passed_over()
         raise UserError(
             f"{folder} has no whole checkpoint to resume from:\n{reasons}\n"
             "remove these files to start at iteration 0, or choose another output folder"
         )
     if not whole:
-        return LastCheckpoint("", passed_over)
+        return LastCheckpoint(passed_over=passed_over)
     newest = max(whole, key=lambda name: (whole[name], name == FINAL))
-    return LastCheckpoint(str(folder / newest), passed_over)
+    return LastCheckpoint(str(folder / newest), whole[newest], passed_over)
 
 
 def _checkpoints_newest_first(folder: Path) -> list[str]:
     """The final checkpoint, then the numbered ones from the latest iteration down."""
     names = {path.name for path in folder.glob("model_*.pth")}
-    numbers = {name: int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))}
+    numbers = {name: number for name in names if (number := _number(name)) is not None}
     final = [FINAL] if FINAL in names else []
     return final + sorted(numbers, key=lambda name: numbers[name], reverse=True)
+
+
+def _number(name: str) -> int | None:
+    match = _NUMBERED.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def _read_pointer(folder: Path, passed_over: dict[str, str]) -> str:
@@ -226,9 +237,6 @@ def _iteration(path: Path, passed_over: dict[str, str]) -> int | None:
     except UserError as error:
         passed_over[path.name] = str(error)
         return None
-    if _has_other_bytes(path):
-        passed_over[path.name] = "its checksum is wrong: bytes have changed since it was written"
-        return None
     trainer = checkpoint.get("trainer")
     if isinstance(checkpoint.get("model"), dict) and isinstance(trainer, dict) and "optimizer" in trainer:
         return int(trainer["iteration"])
@@ -236,27 +244,14 @@ def _iteration(path: Path, passed_over: dict[str, str]) -> int | None:
     return None
 
 
-def _has_other_bytes(path: Path) -> bool:
-    """Whether a checksum differs, which torch does not look at for tensors."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, OSError):
-        return True
-
-
 def numbered_checkpoints(folder: str, *, before: float = float("inf")) -> list[str]:
     """Paths of a training's numbered checkpoints of iterations below `before`, the oldest first."""
     earlier = earlier_files(folder)
-    names = [
-        name for name in reversed(_checkpoints_newest_first(Path(folder))) if name != FINAL and name not in earlier
-    ]
-    return [os.path.join(folder, name) for name in names if int(_NUMBERED.fullmatch(name)[1]) < before]  # type: ignore[index]
+    names = [name for name in reversed(_checkpoints_newest_first(Path(folder))) if name not in earlier]
+    return [os.path.join(folder, name) for name in names if (n := _number(name)) is not None and n < before]
 
 
-def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, path: str, *, max_iter: int) -> int:
+def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint, *, max_iter: int) -> int:
     """Load a checkpoint into model, optimiser, scaler, hooks and random generators; the settings stay the config's.
 
     Returns:
@@ -265,14 +260,13 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, path: str, *, m
     Raises:
         UserError: the checkpoint is of another model, another kind of optimiser, or beyond the last iteration.
     """
-    # before loading, which takes the schedule to that iteration
-    done = int(load_file(path)["trainer"]["iteration"]) + 1
-    if done > max_iter:
+    done = last.iteration + 1
+    if done > max_iter:  # before loading, which takes the schedule to that iteration
         raise UserError(
-            f"{path} has {done} iterations, more than the {max_iter} of the config; raise train.max_iter "
+            f"{last.path} has {done} iterations, more than the {max_iter} of the config; raise train.max_iter "
             "(SOLVER.MAX_ITER), or choose another output folder to train anew"
         )
-    extra = checkpointer.load(path)
+    extra = checkpointer.load(last.path)
     _log_average(checkpointer, extra)
     log_changes(extra.get("config"), checkpointer.config)
     states = extra.get("random_states", [])

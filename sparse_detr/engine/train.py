@@ -100,7 +100,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         ]
     )
     if last.path:
-        start = _resume(settings, checkpointer, trainer, last.path)
+        start = _resume(settings, checkpointer, trainer, last)
         periodic.recent_checkpoints = numbered_checkpoints(settings.output_dir, before=start)
     else:
         if resume_last:
@@ -231,11 +231,11 @@ def _writer_hooks(settings: TrainSettings) -> list[HookBase]:
     return [WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)]
 
 
-def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, path: str) -> int:
+def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:
     """Load the training of a checkpoint; returns the iteration to go on with."""
-    start = resume(checkpointer, trainer, path, max_iter=settings.max_iter)
+    start = resume(checkpointer, trainer, last, max_iter=settings.max_iter)
     if start == settings.max_iter:
-        complete(checkpointer, path)
+        complete(checkpointer, last.path)
     _start_data_at(trainer.data_loader, start * settings.accumulate)
     return start
 

@@ -162,7 +162,7 @@ BROKEN_POINTERS = {
     "of the best model": b"model_best.pth",
     "of the config": b"config.yaml",
     "outside": b"../other/model_final.pth",
-    "absolute": b"/tmp/model_final.pth",
+    "absolute": b"/elsewhere/model_final.pth",
     "a folder": b".",
     "very long": b"x" * 5000,
 }
@@ -209,9 +209,11 @@ def test_a_final_checkpoint_of_an_earlier_end_is_older_than_a_later_numbered_one
     assert find_last_checkpoint(str(trained)).path == str(trained / "model_0000007.pth")
 
 
-def test_an_older_checkpoint_that_last_checkpoint_names_is_where_a_training_goes_on(trained):
+def test_an_older_checkpoint_that_last_checkpoint_names_is_where_a_training_goes_on_and_newer_ones_are_named(trained):
     (trained / "last_checkpoint").write_text("model_0000001.pth\n")
-    assert find_last_checkpoint(str(trained)) == LastCheckpoint(str(trained / "model_0000001.pth"))
+    reason = "it is newer than model_0000001.pth, which last_checkpoint names"
+    newer = {"model_0000005.pth": reason, "model_0000003.pth": reason}
+    assert find_last_checkpoint(str(trained)) == LastCheckpoint(str(trained / "model_0000001.pth"), 1, newer)
 
 
 def test_a_folder_with_only_broken_checkpoints_is_an_error_and_stays_as_it_is(trained):
