@@ -31,6 +31,10 @@ class TokenSelection(Protocol):
     def valid(self) -> Tensor:
         """(B, K) bool, False on surplus rows."""
 
+    @property
+    def used(self) -> Tensor | None:
+        """(K,) bool, False on rows that are surplus for all images; None where there are no such rows."""
+
     def gather(self, tokens: Tensor) -> Tensor:
         """Take the rows (B, K, ...) of the selected tokens out of (B, N, ...)."""
 
@@ -64,6 +68,10 @@ class AllTokens:
     def valid(self) -> Tensor:
         return ~self.pyramid.padding_mask
 
+    @property
+    def used(self) -> Tensor | None:
+        return None
+
     def gather(self, tokens: Tensor) -> Tensor:
         return tokens
 
@@ -83,18 +91,25 @@ class TopKTokens:
         counts: (B,) long, at most K.
         num_tokens: N.
         valid: (B, K) bool, False on surplus rows.
+        used: (K,) bool, False on rows that are surplus for all images; None where there are no such rows.
     """
 
     indices: Tensor
     counts: Tensor
     num_tokens: int
     valid: Tensor
+    used: Tensor | None = None
 
     @staticmethod
-    def of(indices: Tensor, counts: Tensor, *, num_tokens: int) -> TopKTokens:
-        """Make a selection of the first `counts` (B,) of (B, K) tokens, best first."""
+    def of(indices: Tensor, counts: Tensor, *, num_tokens: int, exact: bool = True) -> TopKTokens:
+        """Make a selection of the first `counts` (B,) of (B, K) tokens, best first.
+
+        Args:
+            exact: K is the largest count; else it may be larger.
+        """
         valid = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
-        return TopKTokens(indices=indices, counts=counts, num_tokens=num_tokens, valid=valid)
+        used = None if exact else valid.any(0)
+        return TopKTokens(indices=indices, counts=counts, num_tokens=num_tokens, valid=valid, used=used)
 
     @property
     def keep(self) -> Tensor:
@@ -123,18 +138,25 @@ class CascadedTokens(TopKTokens):
         layers: the tokens of every layer.
     """
 
-    layers: tuple[TopKTokens, ...]
+    layers: tuple[TopKTokens, ...] = ()
 
     @staticmethod
-    def nested(indices: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, num_tokens: int) -> CascadedTokens:
+    def nested(
+        indices: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, num_tokens: int, exact: bool = True
+    ) -> CascadedTokens:
         """Make a selection whose layers keep the first `counts` (B,) of (B, K) tokens, in so many `rows` each."""
         layers = tuple(
-            TopKTokens.of(indices[:, :row], count, num_tokens=num_tokens)
+            TopKTokens.of(indices[:, :row], count, num_tokens=num_tokens, exact=exact)
             for count, row in zip(counts, rows, strict=True)
         )
         first = layers[0]
         return CascadedTokens(
-            indices=first.indices, counts=first.counts, num_tokens=num_tokens, valid=first.valid, layers=layers
+            indices=first.indices,
+            counts=first.counts,
+            num_tokens=num_tokens,
+            valid=first.valid,
+            used=first.used,
+            layers=layers,
         )
 
     def at_layer(self, layer: int) -> TopKTokens:
@@ -146,18 +168,21 @@ class CascadedTokens(TopKTokens):
         return self.layers[layer]
 
 
-def top_tokens(scores: Tensor, counts: Tensor, rows: int) -> TopKTokens:
+def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True) -> TopKTokens:
     """Choose the tokens of highest score; images with fewer of them fill up with their next best.
 
     Args:
         scores: (B, N).
         counts: (B,) long, tokens to keep of every image.
-        rows: K, at least the largest count.
+        rows: K.
+        exact: K is the largest count; else it may be larger.
     """
-    return TopKTokens.of(scores.detach().topk(rows, dim=1).indices, counts, num_tokens=scores.shape[1])
+    return TopKTokens.of(scores.detach().topk(rows, dim=1).indices, counts, num_tokens=scores.shape[1], exact=exact)
 
 
-def top_token_cascade(scores: Tensor, counts: Sequence[Tensor], rows: Sequence[int]) -> CascadedTokens:
-    """Choose the tokens of highest score for every layer; counts and rows as for `top_tokens`, one a layer."""
+def top_token_cascade(
+    scores: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, exact: bool = True
+) -> CascadedTokens:
+    """Choose the tokens of highest score for every layer; the arguments are those of `top_tokens`, one a layer."""
     indices = scores.detach().topk(rows[0], dim=1).indices
-    return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1])
+    return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1], exact=exact)

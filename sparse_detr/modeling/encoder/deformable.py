@@ -36,6 +36,7 @@ class TokenRows:
         reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
         valid: (B, K) bool, False on rows that only fill the batch.
         scores: (B, K), what the tokens were ranked by; None where nothing was scored.
+        used: (K,) bool, False on rows that fill the batch in every image; None where there are no such rows.
     """
 
     content: Tensor
@@ -43,6 +44,7 @@ class TokenRows:
     reference_points: Tensor
     valid: Tensor
     scores: Tensor | None = None
+    used: Tensor | None = None
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -130,6 +132,7 @@ def take_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) 
         reference_points=selection.gather(encoder_reference_points(tokens.pyramid, tokens.position.dtype)),
         valid=selection.valid,
         scores=None if scores is None else selection.gather(scores),
+        used=selection.used,
     )
 
 

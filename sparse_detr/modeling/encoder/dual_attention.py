@@ -62,16 +62,24 @@ class DualAttentionLayer(DeformableEncoderLayer):
         as_probabilities = self.object_score == "probability_product"
         score = scores.sigmoid() * best_class.sigmoid() if as_probabilities else scores * best_class
         drop = scores.isneginf()  # padding, ranked behind everything: times a negative logit it would come first
-        if self.surplus == "masked":
-            drop = drop | ~rows.valid
+        keep = self._keep(rows)
+        if keep is not None:
+            drop = drop | ~keep
         score = score.masked_fill(drop, float("-inf"))
         return score.topk(at_most(self.num_objects, score.shape[1]), dim=1).indices
+
+    def _keep(self, rows: TokenRows) -> Tensor | None:
+        """Return (B, K) bool, True on rows that may be object tokens; None for all."""
+        if self.surplus == "masked":
+            return rows.valid
+        return None if rows.used is None else rows.used.expand_as(rows.valid)
 
     def _relate_objects(self, rows: TokenRows, chosen: Tensor) -> Tensor:
         """Return the content of all rows, that of the chosen after attending to each other."""
         content = take_rows(rows.content, chosen)
         query = content + take_rows(rows.position, chosen)
-        padding = ~rows.valid.gather(1, chosen) if self.surplus == "masked" else None
+        keep = self._keep(rows)
+        padding = None if keep is None else ~keep.gather(1, chosen)
         attended, _ = self.object_attn(query, query, content, key_padding_mask=padding, need_weights=False)
         content = self.object_attn_norm(content + self.dropout(attended))
         return rows.content.scatter(1, chosen[..., None].expand_as(content), content)

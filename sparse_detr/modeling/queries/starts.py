@@ -83,4 +83,4 @@ class LearnedStart(nn.Module):
         nn.init.xavier_uniform_(self.embedding.weight)
 
     def forward(self, memory: Tensor, projected: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.embedding.weight[: boxes.shape[1]].expand(len(boxes), -1, -1), None
+        return self.embedding.weight[: boxes.shape[1]].expand(boxes.shape[0], -1, -1), None

@@ -61,11 +61,8 @@ class EvenBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            counts, rows = (
-                share_of(real_tokens(pyramid), self.keep_ratio),
-                share_of(pyramid.num_tokens, self.keep_ratio),
-            )
-            return top_tokens(ranking, counts, rows)
+            counts, most = real_tokens(pyramid), share_of(pyramid.num_tokens, self.keep_ratio)
+            return top_tokens(ranking, share_of(counts, self.keep_ratio), most, exact=False)
         kept = [share_of(count, self.keep_ratio) for count in pyramid.valid_counts]
         return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
 
@@ -99,7 +96,7 @@ class CascadedBudget:
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
             counts = self.layers(real_tokens(pyramid))
-            return top_token_cascade(ranking, counts, self.largest(pyramid.num_tokens))
+            return top_token_cascade(ranking, counts, self.largest(pyramid.num_tokens), exact=False)
         layers = self.host_layers(pyramid.valid_counts)
         counts = list(torch.tensor(layers, device=ranking.device))
         return top_token_cascade(ranking, counts, [max(kept) for kept in layers])

@@ -1,0 +1,155 @@
+"""The flow alone: in one call on tensors, exported with open sizes, compiled in one graph."""
+
+import warnings
+
+import pytest
+import torch
+from detectron2.config import LazyCall, instantiate
+from torch import nn
+from torch.export import Dim, export
+from torch.testing import assert_close
+
+from sparse_detr.modeling.selection import EvenBudget
+from sparse_detr.modeling.transformer import DetectionTransformer
+from sparse_detr.recipes import BackboneSpec, dab_detr
+from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
+
+EXPORTED = ("sparse", "focus", "dino", "dab")
+FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 2}
+
+
+class StridedBackbone(nn.Module):
+    """One map: few levels are quick to trace with symbolic sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Conv2d(3, 8, 1, 16)
+
+    def forward(self, x):
+        return {"map16": self.level(x)}
+
+
+def flow(name, **options):
+    """The transformer of a small model."""
+    backbone = BackboneSpec(LazyCall(StridedBackbone)(), ("map16",), (8,), (16,))
+    recipe, defaults = MODELS[name]
+    recipe = dab_detr if name == "dab" else recipe
+    sizes = {**SIZES, "num_levels": 2}
+    if name == "dab":
+        del sizes["num_levels"], sizes["num_points"]
+    torch.manual_seed(0)
+    model = instantiate(recipe(backbone=backbone, **{**sizes, **defaults, **FEW_LAYERS, **options})).double()
+    shake(model)
+    return model.eval().transformer()
+
+
+def batch(count=2, height=96, width=160, *, seed=0):
+    """Normalised images and their sizes before padding, every one another."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64)
+    sizes = torch.tensor([(height - 5 * i, width - 9 * (count - 1 - i)) for i in range(count)])
+    for image, (h, w) in zip(images, sizes.tolist(), strict=True):
+        image[:, h:], image[:, :, w:] = 0, 0
+    return images, sizes
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
+def test_it_predicts_what_the_detector_does(name):
+    model = build(name).eval()
+    inputs = [picture(96, 64), picture(70, 125)]
+    images = model._preprocess(inputs)
+    assert type(model.transformer()) is DetectionTransformer
+    with torch.no_grad():
+        predictions = model.outputs(inputs, attention_map=False).predictions
+        assert equal(model.transformer()(images.tensor, images.image_sizes), (predictions.logits, predictions.boxes))
+
+
+@pytest.mark.parametrize("behavior", ["exact", "released"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
+def test_sizes_in_a_tensor_give_what_sizes_on_the_host_give(name, behavior):
+    transformer, (images, sizes) = build(name, behavior=behavior).eval().transformer(), batch()
+    with torch.no_grad():
+        results = transformer(images, sizes), transformer(images, [tuple(size) for size in sizes.tolist()])
+    for result, expected in zip(*results, strict=True):
+        assert_close(result, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_without_sizes_the_images_fill_the_batch(name):
+    transformer, (images, _) = flow(name), batch()
+    with torch.no_grad():
+        assert equal(transformer(images), transformer(images, [(96, 160)] * 2))
+
+
+def test_a_budget_is_an_argument_of_the_call():
+    transformer, (images, sizes) = flow("sparse"), batch()
+    with torch.no_grad():
+        every, few = (transformer(images, sizes, share) for share in (1.0, 0.05))
+        assert not equal(every, few)
+        assert equal(few, transformer(images, sizes, EvenBudget(keep_ratio=0.05)))
+        with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got 3"):
+            transformer(images, sizes, 3)
+
+
+def test_it_shares_its_weights_and_their_names_with_the_detector():
+    model = build("focus")
+    transformer = model.transformer()
+    theirs = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in transformer.named_parameters(remove_duplicate=False):
+        assert parameter is theirs[name]
+    assert set(dict(transformer.named_parameters(remove_duplicate=False))) == set(theirs)
+    assert transformer.training == model.training
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_export_of_one_size_predicts_the_same(name):
+    transformer, inputs = flow(name), batch()
+    with torch.no_grad():
+        exported = export(transformer, inputs).module()
+        assert equal(exported(*inputs), transformer(*inputs))
+        other = batch(seed=1)[0], torch.tensor([[96, 160], [33, 47]])  # sizes are no constants
+        assert equal(exported(*other), transformer(*other))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_export_with_open_batch_height_and_width_predicts_the_same_at_any(name, tmp_path):
+    transformer = flow(name)
+    count, height, width = Dim("count", max=64), Dim("height", min=33, max=4096), Dim("width", min=33, max=4096)
+    with torch.no_grad():
+        program = export(transformer, batch(), dynamic_shapes=({0: count, 2: height, 3: width}, {0: count}))
+        torch.export.save(program, tmp_path / "flow.pt2")
+        exported = torch.export.load(tmp_path / "flow.pt2").module()
+        for inputs in (batch(1, 66, 101), batch(3, 131, 97), batch(2, 256, 333)):
+            assert equal(exported(*inputs), transformer(*inputs))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_it_compiles_in_one_graph(name):
+    transformer, inputs = flow(name), batch()
+    torch.compiler.reset()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        compiled = torch.compile(transformer, backend="eager", fullgraph=True, dynamic=False)
+        assert equal(compiled(*inputs), transformer(*inputs))
+    torch.compiler.reset()
+
+
+def test_a_compiled_graph_serves_any_size_without_another_compilation():
+    transformer, graphs = flow("sparse"), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        compiled = torch.compile(transformer, backend=count, fullgraph=True, dynamic=True)
+        for inputs in (batch(4, 96, 160), batch(2, 131, 97), batch(5, 200, 128)):
+            assert equal(compiled(*inputs), transformer(*inputs))
+    torch.compiler.reset()
+    assert len(graphs) == 1
