@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from detectron2.config import LazyCall as L
-from torch import nn
 
-from sparse_detr.modeling.encoder import DeformableEncoder, DualAttentionLayer
+from sparse_detr.modeling.encoder import DeformableEncoder, DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.proposals import ProposalProjection
 from sparse_detr.modeling.selection import (
     BatchCascadedBudget,
@@ -94,7 +93,7 @@ def focus(
 
 
 def _dual_attention(layer: Any, num_objects: int, released: bool) -> Any:
-    object_attn = L(nn.MultiheadAttention)(
+    object_attn = L(ObjectAttention)(
         embed_dim=layer.embed_dim, num_heads=layer.self_attn.num_heads, dropout=layer.dropout, batch_first=True
     )
     return L(DualAttentionLayer)(

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, take_rows
-from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.heads import PredictionHead
 from sparse_detr.modeling.proposals import Proposals
 from sparse_detr.structures import CascadedTokens, TopKTokens
@@ -22,7 +22,7 @@ SHAPES = ((4, 5), (2, 3))
 def make_layer(**options):
     torch.manual_seed(0)
     layer = DualAttentionLayer(
-        object_attn=nn.MultiheadAttention(32, 4, batch_first=True),
+        object_attn=ObjectAttention(32, 4, batch_first=True),
         self_attn=MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2),
         ffn=FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0),
         embed_dim=32,
@@ -72,6 +72,17 @@ def attend_by_hand(layer, content, position):
         (query[:, h : h + 8] @ key[:, h : h + 8].T / 8**0.5).softmax(-1) @ value[:, h : h + 8] for h in (0, 8, 16, 24)
     ]
     return layer.object_attn_norm(content + layer.object_attn.out_proj(torch.cat(heads, -1)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_object_tokens_attend_in_eval_mode_as_in_training(masked):
+    torch.manual_seed(0)
+    attention = ObjectAttention(32, 4, batch_first=True).double()
+    nn.init.normal_(attention.in_proj_bias)
+    content, position = torch.randn(2, 3, 7, 32, dtype=torch.float64)
+    valid = torch.arange(7).expand(3, 7) < torch.tensor([[7], [5], [1]]) if masked else None
+    trained = attention(content, position, valid)
+    assert_close(attention.eval()(content, position, valid), trained)
 
 
 @pytest.mark.parametrize("object_score", ["probability_product", "logit_product"])

@@ -1,7 +1,7 @@
 """Refine the selected tokens."""
 
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
-from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "EncoderOutput",
     "FullAttentionEncoder",
     "FullAttentionEncoderLayer",
+    "ObjectAttention",
     "TokenRows",
 ]

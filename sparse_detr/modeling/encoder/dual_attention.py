@@ -8,9 +8,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.layers import SelfAttention, attention_mask
 from sparse_detr.modeling.encoder.deformable import DeformableEncoderLayer, TokenRows
 from sparse_detr.modeling.proposals import Proposals, take_rows
 from sparse_detr.structures import Pyramid, at_most, geometry_dtype
+
+
+class ObjectAttention(nn.MultiheadAttention):
+    """Full self-attention of tokens, batch first, whose queries and keys know their position.
+
+    In training it is PyTorch's own layer. In eval mode it computes the same as `SelfAttention`, which has the same
+    weights and can be exported with an open batch size; PyTorch's layer reshapes its masks and cannot.
+    """
+
+    def forward(self, content: Tensor, position: Tensor, valid: Tensor | None) -> Tensor:  # type: ignore[override]
+        """Return (B, J, C) of (B, J, C) tokens; `valid` (B, J) bool is False where no token may attend to."""
+        if not self.training:
+            return SelfAttention.forward(self, content, position, attention_mask(valid))  # type: ignore[arg-type]
+        query = content + position
+        padding = None if valid is None else ~valid
+        return super().forward(query, query, content, key_padding_mask=padding, need_weights=False)[0]
 
 
 class DualAttentionLayer(DeformableEncoderLayer):
@@ -19,7 +36,7 @@ class DualAttentionLayer(DeformableEncoderLayer):
     A token's object score is its own score times that of its best class, which the proposal head says.
 
     Args:
-        object_attn: full self-attention, batch first.
+        object_attn: full self-attention.
         embed_dim: C.
         num_objects: tokens that attend to each other; all, where a layer refines fewer.
         object_score: `probability_product`, or `logit_product`, as the public implementation: of two negative logits,
@@ -32,7 +49,7 @@ class DualAttentionLayer(DeformableEncoderLayer):
     def __init__(
         self,
         *,
-        object_attn: nn.MultiheadAttention,
+        object_attn: ObjectAttention,
         embed_dim: int,
         num_objects: int,
         object_score: Literal["probability_product", "logit_product"] = "probability_product",
@@ -77,9 +94,8 @@ class DualAttentionLayer(DeformableEncoderLayer):
     def _relate_objects(self, rows: TokenRows, chosen: Tensor) -> Tensor:
         """Return the content of all rows, that of the chosen after attending to each other."""
         content = take_rows(rows.content, chosen)
-        query = content + take_rows(rows.position, chosen)
         keep = self._keep(rows)
-        padding = None if keep is None else ~keep.gather(1, chosen)
-        attended, _ = self.object_attn(query, query, content, key_padding_mask=padding, need_weights=False)
+        valid = None if keep is None else keep.gather(1, chosen)
+        attended = self.object_attn(content, take_rows(rows.position, chosen), valid)
         content = self.object_attn_norm(content + self.dropout(attended))
         return rows.content.scatter(1, chosen[..., None].expand_as(content), content)
