@@ -5,8 +5,8 @@
 
 On a GPU: builds the CUDA library; runs tests/ops; compares Triton and CUDA kernels with the formula in float64 in every
 dtype; runs them under compute-sanitizer; measures them in float32 and bfloat16, forward and backward, against the
-composite PyTorch forms, a stand-in for the public CUDA kernels (ops/bench_csrc) and deformops, with the share of the
-memory bandwidth. Writes check.json, report.md and the benchmark's files into --output, and with --readme the tables
+composite PyTorch forms, a stand-in for the public CUDA kernels (ops/benchmark/peers) and deformops, with the share of
+the memory bandwidth. Writes check.json, report.md and the benchmark's files into --output, and with --readme the tables
 into ops/README.md. Exit status: 0 if all passed, 1 if something failed, 2 without a GPU.
 
 First: pip install deformops==3.0.1 (Python 3.12 or 3.13) torch-ms-deform-attn==0.1.1 transformers; they are optional.
@@ -32,7 +32,8 @@ for folder in (ROOT, ROOT / "ops"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from measuring import accuracy, machine, public_kernel  # noqa: E402
+from benchmark import accuracy, machine  # noqa: E402
+from benchmark.peers import public_kernel  # noqa: E402
 
 KERNELS = ("triton", "cuda")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -74,7 +75,7 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     steps = interpreter_steps(args) if args.interpreter else gpu_steps(args)
     outcomes = [perform(number, len(steps), *step) for number, step in enumerate(steps, start=1)]
-    return report(args, outcomes)
+    return write_report(args, outcomes)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -102,7 +103,7 @@ def gpu_steps(args: argparse.Namespace) -> list[Step]:
             for name in KERNELS
             for tool in SANITIZERS
         ),
-        ("benchmark", lambda: benchmark(args)),
+        ("benchmark", lambda: run_benchmark(args)),
     ]
 
 
@@ -239,17 +240,17 @@ def compute_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=folders)
 
 
-def benchmark(args: argparse.Namespace) -> str:
+def run_benchmark(args: argparse.Namespace) -> str:
     arguments = ["--device", "cuda", "--dtypes", "float32", "bfloat16", "--output", str(args.output / "cuda.json")]
     arguments += ["--quick"] if args.quick else []
     arguments += ["--readme", str(args.readme.resolve())] if args.readme else []
-    return command(str(ROOT / "ops" / "benchmark.py"), *arguments)
+    return command(str(ROOT / "ops" / "benchmark"), *arguments)
 
 
 # Report
 
 
-def report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
+def write_report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
     """Write check.json and report.md; the exit status."""
     device = "cpu" if args.interpreter else "cuda"
     results = {"interpreter": args.interpreter, "machine": machine.describe(device), "steps": outcomes}

@@ -21,7 +21,6 @@ import itertools
 import json
 import math
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from costs import gigaflops, inference, seconds_in_turn, training_step
 from detectron2.data import MetadataCatalog
 from matplotlib.axes import Axes
 from matplotlib.text import Text
@@ -41,6 +39,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms, box_convert
 
+from sparse_detr.analysis.cost import gigaflops, inference, seconds_in_turn, training_step
+from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
@@ -157,14 +157,12 @@ def final_scores(folder: Path) -> dict[str, float]:
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: mean and, over several seeds, standard deviation."""
-    rows = ["| | iterations | s / iteration | " + " | ".join(SCORES) + " |", "|---" * (3 + len(SCORES)) + "|"]
+    rows = []
     for variant, runs in results.items():
         speed = statistics.median(run["seconds_per_iteration"] for run in runs)
         cells = [VARIANTS[variant][0], f"{runs[0]['iterations']:.0f}", f"{speed:.2f}"]
-        rows.append(
-            "| " + " | ".join(cells + [mean_and_spread([run[score] for run in runs]) for score in SCORES]) + " |"
-        )
-    return "\n".join(rows)
+        rows.append([*cells, *(mean_and_deviation([run[score] for run in runs]) for score in SCORES)])
+    return markdown_table(["", "iterations", "s / iteration", *SCORES], rows)
 
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
@@ -233,18 +231,9 @@ def describe(variant: str, passed_on: list[str]) -> Run:
 
 def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
     """Markdown: what every variant costs, and its scores over the seeds."""
-    head = [
-        "",
-        "tokens kept",
-        "encoder GFLOPs",
-        "all GFLOPs",
-        "ms / image",
-        "ms / training step",
-        "AP",
-        "AP50",
-        "AP50 after NMS",
-    ]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step"]
+    head += ["AP", "AP50", "AP50 after NMS"]
+    rows = []
     for variant, runs in results.items():
         cost = costs[variant]
         cells = [
@@ -254,10 +243,10 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
             f"{cost['total_gigaflops']:.2f}",
             f"{1000 * cost['seconds_per_image']:.0f}",
             f"{1000 * cost['seconds_per_training_step']:.0f}",
-            *(mean_and_spread([run[score] for run in runs]) for score in ("AP", "AP50", "AP50_suppressed")),
+            *(mean_and_deviation([run[score] for run in runs]) for score in ("AP", "AP50", "AP50_suppressed")),
         ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
@@ -354,12 +343,6 @@ def _outside(place: Box, frame: Sequence[float]) -> float:
     return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
 
 
-def mean_and_spread(values: list[float]) -> str:
-    """`mean ± standard deviation`, or the value if there is one."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
 def write_scores(
     path: Path,
     seeds: list[int],
@@ -399,13 +382,6 @@ def progress(log: str) -> str:
     """The lines of a log that tell of the training's course, without those that name places of a machine."""
     kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
     return "\n".join(kept) + "\n"
-
-
-def fill_readme(readme: Path, name: str, text: str) -> None:
-    """Put text between the README's markers of that name."""
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from measuring.cases import Case, Inputs, compulsory_bytes, eager_samples, make_inputs
-from measuring.variants import FORMS, Variant, composite
+from benchmark.cases import Case, Inputs, compulsory_bytes, eager_samples, make_inputs
+from benchmark.peers.composite import composite
+from benchmark.variants import FORMS, Variant
 
 L2_FLUSH_BYTES = 256 * 2**20
 

@@ -1,9 +1,9 @@
 """Measure every backend of deformable attention against PyTorch's composite forms and the installable peers.
 
-    python ops/benchmark.py --output ops/results/cpu.json    # CPU: one thread, then all; minutes
-    python ops/benchmark.py --device cuda --dtypes float32 bfloat16
-    python ops/benchmark.py --quick                          # a tiny pyramid, seconds: only to see that it works
-    python ops/benchmark.py --from-json ops/results/cpu.json --readme ops/README.md    # only tables and plots
+    python ops/benchmark --output ops/results/cpu.json    # CPU: one thread, then all; minutes
+    python ops/benchmark --device cuda --dtypes float32 bfloat16
+    python ops/benchmark --quick                          # a tiny pyramid, seconds: only to see that it works
+    python ops/benchmark --from-json ops/results/cpu.json --readme ops/README.md    # only tables and plots
 
 Variants run interleaved on fresh random inputs; times are medians, ratios medians of the repetitions' ratios with their
 quartiles. One thread is timed by its CPU time, several by wall time, the GPU by events after emptying its L2 cache.
@@ -21,15 +21,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "ops"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from measuring import machine, memory, report  # noqa: E402
-from measuring.cases import CASES, Case  # noqa: E402
-from measuring.timing import Progress, Task, errors, measure  # noqa: E402
-from measuring.variants import FORMS, Variant, variants_of  # noqa: E402
+from benchmark import machine, memory, report
+from benchmark.cases import CASES, Case
+from benchmark.catalog import variants_of
+from benchmark.timing import Progress, Task, errors, measure
+from benchmark.variants import FORMS, Variant
+from sparse_detr.analysis.tables import fill_readme
 
 Record = dict[str, Any]
 
@@ -45,7 +42,7 @@ def main() -> int:
         stem = args.from_json.with_suffix("")
     else:
         restart_with_clean_allocator(args)
-        results = run(args)
+        results = measure_all(args)
         write(results, args.output)
         stem = args.output.with_suffix("")
     publish(results, stem, args.readme)
@@ -89,7 +86,7 @@ def restart_with_clean_allocator(args: argparse.Namespace) -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **machine.CLEAN_ALLOCATOR})
 
 
-def run(args: argparse.Namespace) -> Record:
+def measure_all(args: argparse.Namespace) -> Record:
     """Everything that was asked for."""
     results: Record = {
         "format": 1,
@@ -150,12 +147,12 @@ def usable_variants(args: argparse.Namespace, task: Task, results: Record) -> li
     for variant in found:
         yard = report.yardstick({"form": task.form})
         wanted = not args.variants or variant.name == yard or any(part in variant.name for part in args.variants)
-        if wanted and not (variant.one_spot and task.backward) and runs(variant, task, results):
+        if wanted and not (variant.one_spot and task.backward) and can_run(variant, task, results):
             kept.append(variant)
     return kept
 
 
-def runs(variant: Variant, task: Task, results: Record) -> bool:
+def can_run(variant: Variant, task: Task, results: Record) -> bool:
     """Try it on a tiny input. A peer that cannot is left out; ours makes the run fail in the end."""
     key = f"{variant.name}, {task.form}, {task.dtype}, {task.direction}"
     try:
@@ -183,7 +180,7 @@ def peak(variant: Variant, task: Task) -> float:
     if task.device == "cuda":
         return memory.peak_mib(variant, task)
     environment = {name: value for name, value in os.environ.items() if name not in machine.CLEAN_ALLOCATOR}
-    return memory.in_fresh_process(variant, task, Path(__file__).resolve(), environment)
+    return memory.in_fresh_process(variant, task, Path(__file__).resolve().parent, environment)
 
 
 def write(results: Record, path: Path) -> None:
@@ -205,8 +202,4 @@ def publish(results: Record, stem: Path, readme: Path | None) -> None:
     if readme is not None:
         name = f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}"
         picture = f"![Time of every variant]({os.path.relpath(plots[0], readme.parent)})\n\n"
-        report.fill_readme(readme, name, picture + report.markdown(results, brief=True))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        fill_readme(readme, name, picture + report.markdown(results, brief=True))

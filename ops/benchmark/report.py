@@ -1,12 +1,13 @@
-"""Tables and plots from the JSON that `ops/benchmark.py` writes."""
+"""Tables and plots from the JSON that the benchmark writes."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from sparse_detr.analysis.tables import markdown_table
 
 Record = dict[str, Any]
 COLORS = {"ours": "#1f6fb4", "pytorch": "#7f7f7f", "peer": "#c96f12", "floor": "#c9dff0"}
@@ -98,7 +99,7 @@ def brief_comparisons(tasks: list[Record], results: Record) -> list[str]:
             ]
             for task in tasks
         )
-        parts += [f"Times faster `{kernel}` is, and its shares of bounds: {bounds}", table(header, rows)]
+        parts += [f"Times faster `{kernel}` is, and its shares of bounds: {bounds}", markdown_table(header, rows)]
     return parts
 
 
@@ -115,12 +116,6 @@ def machine_text(results: Record) -> str:
     return "\n".join(lines)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def short(number: float) -> str:
     """Three digits, all of them before the point where there are more."""
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
@@ -133,7 +128,7 @@ def row_name(task: Record) -> str:
 def time_table(tasks: list[Record]) -> str:
     names = [name for name in tasks[0]["kinds"] if tasks[0]["kinds"][name] != "floor"]
     rows = ([row_name(task), *(time_cell(task, name) for name in names)] for task in tasks)
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 def time_cell(task: Record, name: str) -> str:
@@ -148,7 +143,7 @@ def time_cell(task: Record, name: str) -> str:
 def ratio_table(tasks: list[Record], kernel: str) -> str:
     names = rivals(tasks[0], kernel)
     rows = ([row_name(task), *(ratio_cell(task, name, kernel) for name in names)] for task in tasks)
-    return table(["", *(f"than {name}" for name in names)], rows)
+    return markdown_table(["", *(f"than {name}" for name in names)], rows)
 
 
 def ratio_cell(task: Record, slower: str, faster: str) -> str:
@@ -197,7 +192,7 @@ def roofline_table(tasks: list[Record], results: Record) -> str:
         ]
         for task in tasks
     )
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def least_ms(task: Record, results: Record) -> float:
@@ -230,7 +225,7 @@ def memory_table(records: list[Record]) -> str:
     for record in records:
         rows.setdefault((record["form"], record["variant"]), {})[memory_column(record)] = record["mib"]
     cells = ([name, *(memory_cell(row, column) for column in columns)] for (_, name), row in rows.items())
-    return table(["", *columns], cells)
+    return markdown_table(["", *columns], cells)
 
 
 def memory_cell(row: dict[str, float], column: str) -> str:
@@ -244,20 +239,6 @@ def memory_column(record: Record) -> str:
 def missing_text(results: Record) -> str:
     lines = [f"- {name}: {reason.splitlines()[0]}" for name, reason in sorted(results["missing"].items())]
     return "\n".join(["Not measured:", *lines]) if lines else ""
-
-
-def fill_readme(readme: Path, name: str, text: str) -> None:
-    """Put text between the README's markers of that name.
-
-    Raises:
-        ValueError: it has no such markers.
-    """
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    before = readme.read_text()
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(before):
-        raise ValueError(f"{readme} has no markers {start} ... {end}")
-    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", before))
 
 
 # Plots

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from measuring.cases import CASES, Case, make_inputs
-from measuring.timing import Task, call
-from measuring.variants import Variant, variants_of
+from benchmark import catalog
+from benchmark.cases import CASES, Case, make_inputs
+from benchmark.timing import Task, call
+from benchmark.variants import Variant
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -62,10 +63,10 @@ def can_measure(device: str) -> bool:
     return device == "cuda" or (CLEAR.exists() and hasattr(ctypes.CDLL(None), "malloc_trim"))
 
 
-def in_fresh_process(variant: Variant, task: Task, script: Path, environment: dict[str, str]) -> float:
-    """`peak_mib` in a process that did nothing before, through the script's `--peak-memory-of`."""
+def in_fresh_process(variant: Variant, task: Task, program: Path, environment: dict[str, str]) -> float:
+    """`peak_mib` in a process that did nothing before, through the program's `--peak-memory-of`."""
     order = {**task.describe(), "variant": variant.name, "tiny": task.case.shapes != CASES[0].shapes}
-    command = [sys.executable, str(script), "--peak-memory-of", json.dumps(order)]
+    command = [sys.executable, str(program), "--peak-memory-of", json.dumps(order)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise RuntimeError(f"peak memory of {variant.name}: {result.stderr.strip()[-2000:]}")
@@ -80,7 +81,7 @@ def answer(order: dict[str, Any]) -> float:
         case.tiny() if order["tiny"] else case,
         **{name: order[name] for name in ("form", "backward", "device", "dtype", "threads")},
     )
-    found, _ = variants_of(task.form, task.device)
+    found, _ = catalog.variants_of(task.form, task.device)
     return peak_mib(next(variant for variant in found if variant.name == order["variant"]), task)
 
 

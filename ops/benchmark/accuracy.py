@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from measuring.cases import TINY_PYRAMID, Case, Inputs, eager_samples, make_inputs
-from measuring.timing import exact, relative_error
-from measuring.variants import fair
+from benchmark.cases import TINY_PYRAMID, Case, Inputs, eager_samples, make_inputs
+from benchmark.peers.composite import fair
+from benchmark.timing import exact, relative_error
 
 # Largest deviation, relative to the largest number of a tensor. Half precision rounds once, at the end.
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2, "float16": 2e-3}
