@@ -1,4 +1,4 @@
-"""A user's own COCO files as Detectron2 data sets."""
+"""COCO files as Detectron2 data sets: those that a config names, and a user's own."""
 
 import atexit
 import json
@@ -6,10 +6,12 @@ import logging
 import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from sparse_detr.data.annotations import (
     NUM_EXAMPLES,
@@ -28,6 +30,52 @@ from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
+
+
+def register_coco_files(
+    *,
+    name: str,
+    annotations: str | Path,
+    images: str | Path,
+    class_names: Sequence[str],
+    remedy: str = "check the path",
+) -> None:
+    """Register a COCO data set that is read when it is first used, as a config does in `dataloader.register`.
+
+    A later call replaces an earlier one. A data set that something else registered under this name stays, with a
+    warning.
+
+    Args:
+        name: to look up in Detectron2's catalogs.
+        annotations: COCO annotation file; it need not exist yet.
+        images: the folder that its file names refer to.
+        class_names: in the order of the category ids.
+        remedy: what to do if the annotation file is missing, for the end of that error.
+    """
+    if name in DatasetCatalog:
+        if not isinstance(DatasetCatalog[name], _CocoReader):
+            logger.warning("%s is a data set of yours and stays; the one of the config needs another name", name)
+            return
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, _CocoReader(name, Path(annotations), str(images), remedy))
+    MetadataCatalog.get(name).set(
+        json_file=str(annotations), image_root=str(images), evaluator_type="coco", thing_classes=list(class_names)
+    )
+
+
+class _CocoReader(NamedTuple):
+    """What Detectron2 calls when a data set of `register_coco_files` is needed."""
+
+    name: str
+    annotations: Path
+    images: str
+    remedy: str
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if not self.annotations.is_file():
+            raise UserError(f"the data set {self.name} needs {self.annotations}, which does not exist; {self.remedy}")
+        return load_coco_json(str(self.annotations), self.images, self.name)
 
 
 class OwnData(NamedTuple):
