@@ -1,12 +1,12 @@
 """Show what Focus-DETR's top-down modulation does to the scores of finer levels, and to the recall of foreground.
 
     python train_net.py --config-file configs/quick/focus_detr_mnv2.py --output-dir output/focus train.max_iter=300
-    python scripts/show_modulation.py --weights output/focus/model_final.pth
+    python projects/FocusDETR/results/modulation.py --weights output/focus/model_final.pth
 
 Takes the tokens of a trained model as they are, and trains scorers on those of the training images, from the same
 start without modulation and with either form. On the held-out images it asks how much a scorer's modulation changes
 its scores, and what share of the foreground tokens it keeps at the budgets of the encoder's layers and at the mean.
-Writes results/modulation.json and .png beside the README.
+Writes modulation.json and modulation.png beside this script.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from detectron2.data import get_detection_dataset_dicts
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from sparse_detr.analysis.tables import markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
 from sparse_detr.data.mapper import DetrDatasetMapper
@@ -34,7 +35,6 @@ from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.selection.budgets import token_budgets
 from sparse_detr.structures import Pyramid, Tokens
 
-ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("none", "released", "exact")
 COLORS = {"none": "tab:gray", "released": "tab:orange", "exact": "tab:blue"}
 BATCH_SIZE, LEARNING_RATE = 4, 1e-3
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="checkpoint of its training")
     parser.add_argument("--steps", type=int, default=200, help="of a scorer's training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=ROOT / "projects/FocusDETR/results")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -183,21 +183,16 @@ def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence
 
 
 def summary(found: dict[str, Any]) -> str:
-    """A table in markdown."""
-    budgets = " | ".join(f"recall at {share:.0%}" for share in found["budgets"])
-    lines = [f"| modulation | change of scores | loss | {budgets} |", "|---" * (3 + len(found["budgets"])) + "|"]
+    """Return the results as a table in Markdown."""
+    rows = []
     for form, runs in found["scorers"].items():
         changes = [statistics.fmean(levels) for levels in zip(*(run["change"] for run in runs), strict=True)]
-        cells = [", ".join(f"{change:.2g}" for change in changes[:-1]), spread([run["loss"] for run in runs], 4)]
-        cells += [spread(list(recalls), 1) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
-        lines.append(f"| {form} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and, of several, standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+        cells = [", ".join(f"{change:.2g}" for change in changes[:-1])]
+        cells += [mean_and_deviation([run["loss"] for run in runs], digits=4)]
+        cells += [mean_and_deviation(list(recalls)) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
+        rows.append([form, *cells])
+    budgets = [f"recall at {share:.0%}" for share in found["budgets"]]
+    return markdown_table(["modulation", "change of scores", "loss", *budgets], rows)
 
 
 def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, Any]) -> None:

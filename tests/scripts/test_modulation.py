@@ -10,7 +10,7 @@ SHAPES = ((4, 6), (2, 3))
 
 @pytest.fixture
 def script(load_script):
-    return load_script("show_modulation")
+    return load_script("modulation", "projects/FocusDETR/results")
 
 
 @pytest.fixture
