@@ -95,7 +95,7 @@ Step = tuple[str, Callable[[], str]]
 
 def gpu_steps(args: argparse.Namespace) -> list[Step]:
     return [
-        ("build the CUDA library", lambda: build(args.output, in_place=True)),
+        ("build the CUDA library", lambda: build_cuda_library(args.output, in_place=True)),
         ("tests/ops", lambda: run_tests("tests/ops")),
         *((f"{name} against float64", lambda name=name: small_case(name)) for name in KERNELS),
         *(
@@ -109,7 +109,7 @@ def gpu_steps(args: argparse.Namespace) -> list[Step]:
 
 def interpreter_steps(args: argparse.Namespace) -> list[Step]:
     return [
-        ("nvcc compiles the CUDA library", lambda: build(args.output, in_place=False)),
+        ("nvcc compiles the CUDA library", lambda: build_cuda_library(args.output, in_place=False)),
         ("nvcc compiles the benchmark's stand-in", lambda: compile_stand_in(args.output)),
         ("triton against float64, interpreted", interpret),
         ("tests of the Triton kernels", lambda: run_tests("tests/ops/test_triton.py")),
@@ -158,7 +158,7 @@ def execute(*arguments: str, **environment: str) -> str:
 # Steps
 
 
-def build(output: Path, *, in_place: bool) -> str:
+def build_cuda_library(output: Path, *, in_place: bool) -> str:
     """The CUDA library where the package looks for it, or apart from it, only to see that it compiles."""
     require_nvcc()
     folder = "build.NATIVE" if in_place else f"build.Path({str((output / 'native').resolve())!r})"
@@ -175,7 +175,7 @@ def require_nvcc() -> None:
 
 def compile_stand_in(output: Path) -> str:
     require_nvcc()
-    return str(public_kernel.build(output / "stand_in"))
+    return str(public_kernel.compile_library(output / "stand_in"))
 
 
 def run_tests(path: str) -> str:
@@ -184,7 +184,7 @@ def run_tests(path: str) -> str:
     return command("-m", "pytest", "-q", "-rs", path)
 
 
-def require_backend(backend: str) -> None:
+def skip_without(backend: str) -> None:
     """Raise `Skipped` where this machine does not have it. Asked in a new process, after the build."""
     answer = last_line(command("-c", ASK_FOR_BACKEND, backend))
     if answer.startswith("unavailable: "):
@@ -193,7 +193,7 @@ def require_backend(backend: str) -> None:
 
 def small_case(backend: str) -> str:
     """In a process of its own: a kernel that fails leaves the GPU unusable for the process."""
-    require_backend(backend)
+    skip_without(backend)
     return command(*SMALL_CASE, backend)
 
 
@@ -217,7 +217,7 @@ def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
 
 def sanitize(backend: str, tool: str) -> str:
     """The small case under compute-sanitizer, each tensor in an allocation of its own."""
-    require_backend(backend)
+    skip_without(backend)
     found = compute_sanitizer()
     if found is None:
         raise Skipped("compute-sanitizer is not installed: it comes with the CUDA toolkit")
@@ -253,7 +253,7 @@ def run_benchmark(args: argparse.Namespace) -> str:
 def write_report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
     """Write check.json and report.md; the exit status."""
     device = "cpu" if args.interpreter else "cuda"
-    results = {"interpreter": args.interpreter, "machine": machine.describe(device), "steps": outcomes}
+    results = {"interpreter": args.interpreter, "machine": machine.machine_record(device), "steps": outcomes}
     (args.output / "check.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report_text(results)
     (args.output / "report.md").write_text(text)

@@ -85,7 +85,9 @@ def main() -> int:
     parser.add_argument("--costs", action="store_true", help="also count FLOPs, take times in turn and plot")
     parser.add_argument("--picture", type=Path, help="image to draw the models' view of")
     args = parser.parse_args(own)
-    results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
+    results = {
+        variant: scores_of_seeds(args, variant, iterations, passed_on) for variant, iterations in args.iterations
+    }
     costs = measure_costs(list(results), passed_on) if args.costs else {}
     if args.costs:
         add_suppressed_scores(args, results, passed_on)
@@ -95,7 +97,7 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     write_scores(folder / f"{args.name}.json", args.seeds, results, costs, passed_on)
     if args.costs:
-        plot(folder / f"{args.name}.png", results, costs)
+        plot_costs(folder / f"{args.name}.png", results, costs)
         text += f"\n\n![AP50 over encoder GFLOPs](results/{args.name}.png)"
     if args.picture is not None:
         text += "".join(illustrate(args, variant, folder) for variant, _ in args.iterations)
@@ -106,7 +108,7 @@ def main() -> int:
 def redraw(path: Path) -> None:
     """Draw the plot beside the JSON file that it was made from."""
     record = json.loads(path.read_text())
-    plot(path.with_suffix(".png"), record["results"], record["costs"])
+    plot_costs(path.with_suffix(".png"), record["results"], record["costs"])
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -125,7 +127,9 @@ def variant_and_iterations(text: str) -> tuple[str, int]:
     return variant, int(iterations)
 
 
-def measure(args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]) -> list[dict[str, float]]:
+def scores_of_seeds(
+    args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]
+) -> list[dict[str, float]]:
     """The scores of one variant for every seed."""
     _, config, overrides = VARIANTS[variant]
     overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
@@ -167,7 +171,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
     """Cost of every variant's model, untrained: counted on the first test image, times on the same images in turn."""
-    runs = {variant: describe(variant, passed_on) for variant in variants}
+    runs = {variant: run_of(variant, passed_on) for variant in variants}
     models = {variant: run.build_model() for variant, run in runs.items()}
     data = runs[variants[0]]
     images = [batch[0] for batch in itertools.islice(data.evaluation_sets[0].build_loader(), 1 + ROUNDS)]
@@ -189,7 +193,7 @@ def add_suppressed_scores(
     args: argparse.Namespace, results: dict[str, list[dict[str, float]]], passed_on: list[str]
 ) -> None:
     """Add `AP50_suppressed` to the scores of every run, from the detections that its evaluation saved."""
-    name = describe(next(iter(results)), passed_on).evaluation_sets[0].names[0]
+    name = run_of(next(iter(results)), passed_on).evaluation_sets[0].names[0]
     truth = COCO(MetadataCatalog.get(name).json_file)
     for variant, runs in results.items():
         for seed, run in zip(args.seeds, runs, strict=True):
@@ -218,7 +222,7 @@ def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
     return 100 * float(evaluation.stats[1])
 
 
-def describe(variant: str, passed_on: list[str]) -> Run:
+def run_of(variant: str, passed_on: list[str]) -> Run:
     """The training of a variant, as `train_net.py` would do it with these arguments."""
     _, config, overrides = VARIANTS[variant]
     parser = argparse.ArgumentParser()
@@ -249,7 +253,7 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
     return markdown_table(head, rows)
 
 
-def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
+def plot_costs(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
     """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     points, spreads, texts = [], [], []

@@ -110,7 +110,7 @@ def common_environment(base: Path) -> dict[str, str]:
         fixed["SPARSE_DETR_NATIVE_DIR"] = os.environ.get("SPARSE_DETR_NATIVE_DIR") or str(ROOT / NATIVE)
     else:
         print("==> BASE has other native sources: building its library", flush=True)
-        execute([sys.executable, "ops/build.py"], base, os.environ, base / "build.txt")
+        run_command([sys.executable, "ops/build.py"], base, os.environ, base / "build.txt")
     return {**os.environ, **threads, **fixed}
 
 
@@ -122,7 +122,7 @@ def same_files(one: Path, other: Path) -> bool:
     return all(same_files(one / name, other / name) for name in names)
 
 
-def execute(command: list[str], folder: Path, environment: Mapping[str, str], log: Path, watch=None) -> None:
+def run_command(command: list[str], folder: Path, environment: Mapping[str, str], log: Path, watch=None) -> None:
     """Run a command in a folder whose modules it imports; its output goes to a file.
 
     Args:
@@ -156,14 +156,14 @@ def compare_config(
     sides = {"before": (base, name_in_base(config, base, args.renamed)), "after": (ROOT, config)}
     outputs = {side: scratch / Path(config).stem / side for side in sides}
     for side, (root, path) in sides.items():
-        train(f"{Path(config).stem}, {side}", root, path, outputs[side], environment, args)
+        train_side(f"{Path(config).stem}, {side}", root, path, outputs[side], environment, args)
     before, after = (read_metrics(outputs[side] / "metrics.json") for side in sides)
     found = compare(before, after, *(read_weights(outputs[side] / "model_final.pth") for side in sides))
     print(f"    {found}", flush=True)
     return not found.differences
 
 
-def train(
+def train_side(
     title: str, root: Path, config: str, output: Path, environment: Mapping[str, str], args: argparse.Namespace
 ) -> None:
     """A short training of one side, with a line that counts its iterations."""
@@ -177,7 +177,9 @@ def train(
         print(f"\r==> {title}: {done} of {args.iterations} iterations", end="", flush=True)
 
     start = time.monotonic()
-    execute(command, root, environment, output.with_name(f"{output.name}.txt"), show if sys.stdout.isatty() else None)
+    run_command(
+        command, root, environment, output.with_name(f"{output.name}.txt"), show if sys.stdout.isatty() else None
+    )
     print(f"\r==> {title}: {args.iterations} iterations, {time.monotonic() - start:.0f} s   ", flush=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 OPS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(OPS), str(OPS.parent)]
 
-from benchmark.run import main  # noqa: E402
+from benchmark.command import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ CLEAN_ALLOCATOR = {
 }
 
 
-def describe(device: str) -> dict[str, Any]:
+def machine_record(device: str) -> dict[str, Any]:
     """What a reader needs to judge or repeat the numbers."""
     from sparse_detr import ops
 

@@ -170,7 +170,7 @@ EXACT = {
 }
 
 
-def measure(task: Task, variants: list[Variant], repetitions: int, progress: Progress) -> dict[str, Any]:
+def time_variants(task: Task, variants: list[Variant], repetitions: int, progress: Progress) -> dict[str, Any]:
     """Milliseconds of every variant in every repetition. The first one warms up and is dropped."""
     torch.set_num_threads(task.threads)
     milliseconds: dict[str, list[float]] = {variant.name: [] for variant in variants}

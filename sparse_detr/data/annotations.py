@@ -194,7 +194,9 @@ def errors_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: not finding.is_error)
 
 
-def check_targets(coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False) -> list[Finding]:
+def check_classes_have_boxes(
+    coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False
+) -> list[Finding]:
     """Whether there is something to train on, or to judge by, in the file and for each of its classes.
 
     Args:

@@ -25,7 +25,7 @@ from sparse_detr.data.stream import (
     BatchStream,
     StreamItem,
     StreamSampler,
-    random_state,
+    numpy_generator,
     seeded_rng,
 )
 from sparse_detr.errors import UserError
@@ -97,7 +97,7 @@ class TrainSamples(Dataset):
     def _candidates(self, item: StreamItem) -> Iterator[int]:
         """The image itself, then, if it is unusable, the others in an order that depends on the place only."""
         yield item.index
-        yield from random_state(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
+        yield from numpy_generator(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
 
 
 class TrainLoader:

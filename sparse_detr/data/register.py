@@ -19,7 +19,7 @@ from sparse_detr.data.annotations import (
     Finding,
     check_annotations,
     check_box_counts,
-    check_targets,
+    check_classes_have_boxes,
     missing_files,
     num_images_of,
     read_coco_file,
@@ -135,7 +135,7 @@ def _check(
     _refuse(coco, entries)
     missing = missing_files(coco, images)
     _check_files(coco, images, missing, max_bad_share)
-    targets = check_targets(coco, set(missing), for_validation=for_validation)
+    targets = check_classes_have_boxes(coco, set(missing), for_validation=for_validation)
     _refuse(coco, targets)
     for finding in [*entries, *targets, *check_box_counts(coco, set(missing), **limits)]:
         logger.warning("%s: %s", coco.path, finding)

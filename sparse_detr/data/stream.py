@@ -25,7 +25,7 @@ class StreamItem(NamedTuple):
     index: int
 
 
-def random_state(*entropy: int) -> np.random.RandomState:
+def numpy_generator(*entropy: int) -> np.random.RandomState:
     """A generator of its own for `entropy`, whose numbers NumPy promises never to change."""
     return np.random.RandomState(np.random.SeedSequence(entropy).generate_state(8))
 
@@ -82,7 +82,7 @@ class BatchStream:
 
     def _indices(self, epoch: int) -> Iterator[int]:
         for number in itertools.count(epoch):
-            yield from random_state(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
+            yield from numpy_generator(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
 
     def _epoch_to_replay_from(self, start: int) -> int:
         """An epoch early enough that the buckets hold no placeholder any more when batch `start` is given out.

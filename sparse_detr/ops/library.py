@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops.argument_checks import as_pairs
 
 NAMESPACES = ("sparse_detr", "sparse_detr_triton")
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}

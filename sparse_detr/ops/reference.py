@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops.argument_checks import as_pairs
 
 # A location, a coordinate of grid_sample's and a pixel coordinate from which no sample touches a map of any size.
 OUTSIDE = -4.0

@@ -26,7 +26,7 @@ _warned: set[Key] = set()
 
 
 @dataclass(frozen=True)
-class Case:
+class OperatorArguments:
     """Arguments of the operators, in the order of their schema, on the host in float64."""
 
     value: Tensor
@@ -100,7 +100,7 @@ def _compare(namespace: str, device: torch.device, dtype: torch.dtype) -> str | 
     return None
 
 
-def _case(generator: torch.Generator, numbers: int) -> Case:
+def _case(generator: torch.Generator, numbers: int) -> OperatorArguments:
     """Two images, three queries, two heads of eight channels, two points; with references of `numbers`, if any."""
 
     def uniform(*size: int) -> Tensor:
@@ -108,7 +108,7 @@ def _case(generator: torch.Generator, numbers: int) -> Case:
 
     tokens = sum(height * width for height, width in zip(SHAPES[::2], SHAPES[1::2], strict=True))
     points = uniform(2, 3, 2, 2, 2, 2)
-    return Case(
+    return OperatorArguments(
         value=uniform(2, tokens, 2, 8) - 0.5,
         points=points * 1.2 - 0.1 if numbers == 0 else points * 4 - 2,
         weights=uniform(2, 3, 2, 2, 2),
@@ -118,7 +118,7 @@ def _case(generator: torch.Generator, numbers: int) -> Case:
 
 
 def _outputs_and_gradients(
-    namespace: str | None, case: Case, device: torch.device, dtype: torch.dtype
+    namespace: str | None, case: OperatorArguments, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Of a namespace's operators, or of the reference in float64; both from numbers rounded to the kernel's types."""
     real = torch.float64 if dtype == torch.float64 else torch.float32

@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_detr.ops import arguments
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops import argument_checks
+from sparse_detr.ops.argument_checks import as_pairs
 
 # How programs are cut. Reasoned, not timed on a GPU; read at every call, so that a benchmark can vary them.
 # A thread holds one 16 byte vector of channels, so this is what the value's vectors of a program's queries take.
@@ -49,7 +49,7 @@ def deformable_attention(
     spatial_shapes: Sequence[int],
 ) -> Tensor:
     """(B, Q, M * D), the weighted samples of `value`. See `sparse_detr.ops.library` for the arguments."""
-    arguments.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
+    argument_checks.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
     batch, queries, heads = points.shape[:3]
     output = value.new_empty(batch, queries, heads * value.shape[3])
@@ -91,8 +91,8 @@ def deformable_attention_backward(
     run; with `deterministic` in 64 bit fixed point, where the order does not matter, but where an infinity or NaN in
     what is added makes the whole gradient of the value NaN.
     """
-    arguments.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
-    arguments.check_grad_output(grad_output, value, points)
+    argument_checks.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
+    argument_checks.check_grad_output(grad_output, value, points)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
     batch, queries, heads, _, per_level = weights.shape
     launch = value.numel() and weights.numel()
@@ -146,7 +146,7 @@ def deformable_attention_backward(
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
     """(B, N), the weight that every token received. It is added up in fixed point: the order does not matter."""
-    arguments.check_kernel_samples(locations, weights, spatial_shapes)
+    argument_checks.check_kernel_samples(locations, weights, spatial_shapes)
     batch, queries, heads, levels, per_level = weights.shape
     num_tokens = sum(height * width for height, width in as_pairs(spatial_shapes))
     if not weights.numel():

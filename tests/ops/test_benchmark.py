@@ -60,7 +60,7 @@ def results(*tasks, **overrides):
 def test_a_ratio_is_the_median_over_repetitions_with_its_quartiles():
     record = task({"fair": [10.0, 30.0, 20.0], "cpu": [5.0, 3.0, 5.0]})
     # 2, 10 and 4 times faster; the ratio of the medians would be 4 as well, that of the means 4.6
-    assert load("benchmark.report").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
+    assert load("benchmark.publish").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
 
 
 def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
@@ -70,7 +70,7 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
         "rival": [10.0] * 3,
         "cpu, loads in L1": [2.5, 1.5, 2.5],
     }
-    text = load("benchmark.report").markdown(results(task(times)))
+    text = load("benchmark.publish").markdown(results(task(times)))
     assert "|  | fair | cpu | rival |" in text
     assert "| Lq = S, forward | 20 | 5 (4x) | 10 (2x) |" in text
     assert "| Lq = S, forward | 4x (3 to 7) | 2x (2 to 2.67) |" in text
@@ -80,13 +80,13 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
 
 
 def test_long_times_have_no_exponent():
-    text = load("benchmark.report").markdown(results(task({"fair": [2304.4], "cpu": [1.0]})))
+    text = load("benchmark.publish").markdown(results(task({"fair": [2304.4], "cpu": [1.0]})))
     assert "| 2304 | 1 (2304x) |" in text
 
 
 def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
     times = {"eager + fair": [8.0], "eager + cpu": [4.0], "cpu fused": [1.0], "rival": [2.0]}
-    text = load("benchmark.report").markdown(results(task(times, form="fused")))
+    text = load("benchmark.publish").markdown(results(task(times, form="fused")))
     assert "|  | than eager + fair | than eager + cpu | than rival |" in text
     assert "| Lq = S, forward | 8x (8 to 8) | 4x (4 to 4) | 2x (2 to 2) |" in text
 
@@ -94,7 +94,7 @@ def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
 def test_the_brief_report_has_one_number_of_threads_and_no_quartiles():
     times = {"fair": [12.0], "cpu": [6.0], "cpu, loads in L1": [3.0], "rival": [18.0]}
     both = results(task(times), task(times, threads=2, group="2 threads"), bandwidth={"1": 10.0, "2": 10.0})
-    report = load("benchmark.report")
+    report = load("benchmark.publish")
     assert report.markdown(both).count("median of paired ratios") == 2
     brief = report.markdown(both, brief=True)
     assert brief.count("| Lq = S, forward |") == 2
@@ -105,7 +105,7 @@ def test_the_brief_report_has_one_number_of_threads_and_no_quartiles():
 
 def test_the_brief_report_leaves_out_the_attention_map():
     record = task({"scatter_add": [2.0], "cpu": [1.0]}, form="splat")
-    report = load("benchmark.report")
+    report = load("benchmark.publish")
     assert "| Lq = S, forward | 2 | 1 (2x) |" in report.markdown(results(record))
     assert "Lq = S" not in report.markdown(results(record), brief=True)
 
@@ -127,7 +127,7 @@ def test_memory_has_a_column_for_each_direction_and_a_gap_for_what_was_not_measu
         {**common, "variant": "cpu", "direction": "forward + backward", "mib": 73.97},
         {**common, "variant": "rival", "direction": "forward", "mib": 19.7},
     ]
-    text = load("benchmark.report").markdown(results(memory=records))
+    text = load("benchmark.publish").markdown(results(memory=records))
     assert "| cpu | 22.2 | 74.0 |" in text
     assert "| rival | 19.7 | - |" in text
 
@@ -192,7 +192,7 @@ def test_a_missing_peer_is_named_with_the_command_that_installs_it(monkeypatch):
 
 
 def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
-    benchmark, variants, timing = load("benchmark.run"), load("benchmark.variants"), load("benchmark.timing")
+    benchmark, variants, timing = load("benchmark.command"), load("benchmark.variants"), load("benchmark.timing")
 
     def broken(*arguments):
         raise RuntimeError("no such dtype")
@@ -206,7 +206,7 @@ def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
 
 
 def test_peak_memory_counts_what_a_call_maps_and_not_what_was_there():
-    memory = load("benchmark.memory")
+    memory = load("benchmark.peak_memory")
     if not memory.can_measure("cpu"):
         pytest.skip("needs Linux with glibc")
     there = torch.ones(8 * 2**20 // 4)
@@ -275,7 +275,7 @@ def test_the_check_skips_a_backend_that_is_not_here_and_not_a_library_that_does_
     with pytest.raises(check.Skipped, match="build it with"):
         check.small_case("cuda")
     (tmp_path / "libsparse_detr_cuda.so").write_text("no library")
-    check.require_backend("cuda")
+    check.skip_without("cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
@@ -300,7 +300,7 @@ def test_the_stand_in_for_the_public_kernel_compiles(tmp_path):
         public_kernel.nvcc()
     except public_kernel.CannotBuild as reason:
         pytest.skip(str(reason))
-    library = ctypes.CDLL(str(public_kernel.build(tmp_path)))
+    library = ctypes.CDLL(str(public_kernel.compile_library(tmp_path)))
     assert library.public_forward
     assert library.public_backward
 

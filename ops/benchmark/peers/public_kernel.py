@@ -39,7 +39,7 @@ def nvcc() -> str:
     return found
 
 
-def build(folder: Path = BUILD) -> Path:
+def compile_library(folder: Path = BUILD) -> Path:
     """Compile for the GPU that is here, or for any where there is none. Takes seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "libpublic_kernel.so"
@@ -54,7 +54,7 @@ def build(folder: Path = BUILD) -> Path:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library, compiled on first use."""
-    return ctypes.CDLL(str(build()))
+    return ctypes.CDLL(str(compile_library()))
 
 
 class PublicKernel(torch.autograd.Function):

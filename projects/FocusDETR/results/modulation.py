@@ -81,7 +81,7 @@ def main() -> None:
     for form in FORMS:
         for seed in args.seeds:
             scorer = train_scorer(form, training, seed=seed, steps=args.steps)
-            found["scorers"][form].append(measure(scorer, held_out, shares))
+            found["scorers"][form].append(evaluate_scorer(scorer, held_out, shares))
             print(form, seed, found["scorers"][form][-1], flush=True)
     args.output.mkdir(exist_ok=True)
     (args.output / "modulation.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -165,7 +165,7 @@ def focal_loss(scorer: TopDownScorer, example: Example) -> Tensor:
 
 
 @torch.no_grad()
-def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
+def evaluate_scorer(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
     """Change of scores, loss a foreground token, and recall of foreground tokens at every budget, over all images."""
     total = sum(int(example.labels.sum()) for example in held_out)
     kept = [0] * len(shares)

@@ -108,7 +108,7 @@ def check_padding_mask(padding_mask: Tensor | None, value: Tensor) -> None:
             f"padding_mask must be bool of the shape {tuple(value.shape[:2])}, "
             f"got {padding_mask.dtype} of {tuple(padding_mask.shape)}"
         )
-    check_device("padding_mask", padding_mask, value, "value")
+    check_same_device("padding_mask", padding_mask, value, "value")
 
 
 def geometry(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Tensor:
@@ -116,7 +116,7 @@ def geometry(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Tensor:
 
     Half precision is widened.
     """
-    check_device(name, tensor, like, like_name)
+    check_same_device(name, tensor, like, like_name)
     compute = torch.float64 if like.dtype == torch.float64 else torch.float32
     if tensor.dtype != compute and tensor.dtype not in HALF:
         raise ValueError(
@@ -151,14 +151,14 @@ def check_kernel_attention(
         if tensor is not None and tensor.dtype != compute:
             raise ValueError(f"{name} must be {compute} where value is {value.dtype}, got {tensor.dtype}")
         if tensor is not None:
-            check_device(name, tensor, value, "value")
+            check_same_device(name, tensor, value, "value")
     _check_32_bits("channels of all heads", value.shape[2] * value.shape[3])
 
 
 def check_kernel_samples(points: Tensor, weights: Tensor, spatial_shapes: Sequence[int]) -> None:
     """The part of `check_kernel_attention` that is about samples alone."""
     check_samples(points, weights, "points", "weights")
-    check_device("weights", weights, points, "points")
+    check_same_device("weights", weights, points, "points")
     if points.dtype not in (torch.float32, torch.float64) or weights.dtype != points.dtype:
         raise ValueError(f"points and weights must be float32 or float64, got {points.dtype} and {weights.dtype}")
     if len(spatial_shapes) % 2:
@@ -176,7 +176,7 @@ def check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> Non
             f"grad_output must be {value.dtype} of the shape {size}, got {grad_output.dtype} of "
             f"{tuple(grad_output.shape)}"
         )
-    check_device("grad_output", grad_output, value, "value")
+    check_same_device("grad_output", grad_output, value, "value")
 
 
 def _check_32_bits(what: str, count: int) -> None:
@@ -184,7 +184,7 @@ def _check_32_bits(what: str, count: int) -> None:
         raise ValueError(f"the Triton kernels take fewer than 2^31 {what}, got {count}; split the batch")
 
 
-def check_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+def check_same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
     """The two are on one device."""
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but {like_name} is on {like.device}")

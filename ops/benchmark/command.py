@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from benchmark import machine, memory, report
+from benchmark import machine, peak_memory, publish
 from benchmark.cases import CASES, Case
 from benchmark.catalog import variants_of
-from benchmark.timing import Progress, Task, errors, measure
+from benchmark.timing import Progress, Task, errors, time_variants
 from benchmark.variants import FORMS, Variant
 from sparse_detr.analysis.tables import fill_readme
 
@@ -35,7 +35,7 @@ def main() -> int:
     """Measure or read, then write JSON, tables and plots."""
     args = parse(sys.argv[1:])
     if args.peak_memory_of:
-        print(memory.answer(json.loads(args.peak_memory_of)))
+        print(peak_memory.answer(json.loads(args.peak_memory_of)))
         return 0
     if args.from_json:
         results = json.loads(args.from_json.read_text())
@@ -45,7 +45,7 @@ def main() -> int:
         results = measure_all(args)
         write(results, args.output)
         stem = args.output.with_suffix("")
-    publish(results, stem, args.readme)
+    write_tables(results, stem, args.readme)
     for name, reason in results["failed"].items():
         print(f"FAILED: {name}: {reason}", file=sys.stderr)
     return 1 if results["failed"] else 0
@@ -93,8 +93,8 @@ def measure_all(args: argparse.Namespace) -> Record:
         "quick": args.quick,
         "repetitions": args.repetitions,
         "allocator": machine.allocator_name(),
-        "machine": machine.describe(args.device),
-        "bandwidth": {str(threads): bandwidth(args, threads) for threads in args.threads},
+        "machine": machine.machine_record(args.device),
+        "bandwidth": {str(threads): measure_bandwidth(args, threads) for threads in args.threads},
         "tasks": [],
         "memory": [],
         "missing": {},
@@ -105,14 +105,14 @@ def measure_all(args: argparse.Namespace) -> Record:
     for task in tasks:
         variants = usable_variants(args, task, results)
         if variants:
-            record = measure(task, variants, repetitions(args, task), progress)
+            record = time_variants(task, variants, repetitions(args, task), progress)
             results["tasks"].append({**record, "kinds": {variant.name: variant.kind for variant in variants}})
-    if not args.no_memory and memory.can_measure(args.device):
+    if not args.no_memory and peak_memory.can_measure(args.device):
         results["memory"] = measure_memory(args, results)
     return results
 
 
-def bandwidth(args: argparse.Namespace, threads: int) -> float:
+def measure_bandwidth(args: argparse.Namespace, threads: int) -> float:
     torch.set_num_threads(threads)
     return machine.copy_bandwidth(args.device, megabytes=16 if args.quick else 512)
 
@@ -145,7 +145,7 @@ def usable_variants(args: argparse.Namespace, task: Task, results: Record) -> li
     results["missing"].update(missing)
     kept = []
     for variant in found:
-        yard = report.yardstick({"form": task.form})
+        yard = publish.yardstick({"form": task.form})
         wanted = not args.variants or variant.name == yard or any(part in variant.name for part in args.variants)
         if wanted and not (variant.one_spot and task.backward) and can_run(variant, task, results):
             kept.append(variant)
@@ -178,9 +178,9 @@ def measure_memory(args: argparse.Namespace, results: Record) -> list[Record]:
 
 def peak(variant: Variant, task: Task) -> float:
     if task.device == "cuda":
-        return memory.peak_mib(variant, task)
+        return peak_memory.peak_mib(variant, task)
     environment = {name: value for name, value in os.environ.items() if name not in machine.CLEAN_ALLOCATOR}
-    return memory.in_fresh_process(variant, task, Path(__file__).resolve().parent, environment)
+    return peak_memory.in_fresh_process(variant, task, Path(__file__).resolve().parent, environment)
 
 
 def write(results: Record, path: Path) -> None:
@@ -192,14 +192,14 @@ def write(results: Record, path: Path) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def publish(results: Record, stem: Path, readme: Path | None) -> None:
+def write_tables(results: Record, stem: Path, readme: Path | None) -> None:
     """Tables to the terminal, to a file and into the README with the first plot; plots beside the JSON."""
-    text = report.markdown(results)
+    text = publish.markdown(results)
     print(text)
     stem.with_name(f"{stem.name}.md").write_text(text + "\n")
-    plots = report.plot(results, stem)
+    plots = publish.plot_tables(results, stem)
     print("Plots:", *plots, file=sys.stderr)
     if readme is not None:
         name = f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}"
         picture = f"![Time of every variant]({os.path.relpath(plots[0], readme.parent)})\n\n"
-        fill_readme(readme, name, picture + report.markdown(results, brief=True))
+        fill_readme(readme, name, picture + publish.markdown(results, brief=True))

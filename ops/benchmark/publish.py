@@ -45,7 +45,7 @@ def rivals(task: Record, kernel: str) -> list[str]:
     return [name for name in [yardstick(task), *unfused, *peers] if name in task["kinds"]]
 
 
-def groups(results: Record) -> dict[str, list[Record]]:
+def tasks_by_table(results: Record) -> dict[str, list[Record]]:
     """Tasks by table."""
     found: dict[str, list[Record]] = {}
     for task in results["tasks"]:
@@ -59,7 +59,7 @@ def groups(results: Record) -> dict[str, list[Record]]:
 def markdown(results: Record, *, brief: bool = False) -> str:
     """Everything; or, brief, a README's part: the first number of threads, no attention map, no quartiles."""
     parts = [machine_text(results)]
-    for name, tasks in groups(results).items():
+    for name, tasks in tasks_by_table(results).items():
         if brief and (tasks[0]["form"] == "splat" or tasks[0]["threads"] != results["tasks"][0]["threads"]):
             continue
         parts += [f"**{name[0].upper()}{name[1:]}.** Median ms (times faster than `{yardstick(tasks[0])}`)"]
@@ -156,13 +156,13 @@ def brief_ratio_cell(task: Record, slower: str, faster: str) -> str:
     return f"{short(ratio(task, slower, faster)[0])}x" if slower in task["milliseconds"] else "-"
 
 
-def bandwidth(task: Record, results: Record) -> float:
+def bandwidth_of(task: Record, results: Record) -> float:
     """GB/s of a large copy with the task's threads."""
     return results["bandwidth"][str(task["threads"])]
 
 
 def copy_speed(tasks: list[Record], results: Record) -> str:
-    return f"the {bandwidth(tasks[0], results):.3g} GB/s of a large copy"
+    return f"the {bandwidth_of(tasks[0], results):.3g} GB/s of a large copy"
 
 
 # Our time there holds the copy of the value, the floor does not.
@@ -197,7 +197,7 @@ def roofline_table(tasks: list[Record], results: Record) -> str:
 
 def least_ms(task: Record, results: Record) -> float:
     """What the compulsory traffic takes."""
-    return task["compulsory_bytes"] / 1e6 / bandwidth(task, results)
+    return task["compulsory_bytes"] / 1e6 / bandwidth_of(task, results)
 
 
 def bandwidth_cell(task: Record, results: Record, kernel: str) -> str:
@@ -244,12 +244,12 @@ def missing_text(results: Record) -> str:
 # Plots
 
 
-def plot(results: Record, stem: Path) -> list[Path]:
+def plot_tables(results: Record, stem: Path) -> list[Path]:
     """One picture for each table: a panel for each case and direction, bars as long as the time relative to `fair`."""
     paths = []
-    for name, tasks in groups(results).items():
+    for name, tasks in tasks_by_table(results).items():
         path = stem.with_name(f"{stem.name}_{slug(name)}.png")
-        plot_group(name, tasks, results, path)
+        plot_table(name, tasks, results, path)
         paths.append(path)
     return paths
 
@@ -258,7 +258,7 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.split(", CUDA")[0].split(" time")[0].split(", wall")[0].split(", thread CPU")[0])
 
 
-def plot_group(name: str, tasks: list[Record], results: Record, path: Path) -> None:
+def plot_table(name: str, tasks: list[Record], results: Record, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

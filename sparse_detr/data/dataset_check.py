@@ -20,7 +20,7 @@ from sparse_detr.data.annotations import (
     boxes_per_image,
     check_annotations,
     check_box_counts,
-    check_targets,
+    check_classes_have_boxes,
     errors_first,
     missing_files,
     num_images_of,
@@ -106,7 +106,7 @@ def check_data(
     unusable = {*missing, *(image.file_name for image in images_read if image.fault)}
     findings = [
         *check_annotations(coco),
-        *_check_targets(coco, missing, unusable, for_validation),
+        *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
         *Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
         *_check_damaged(damaged),
@@ -154,13 +154,13 @@ def _read(image: dict[str, Any], folder: Path, value_range: Sequence[float] | No
     return _ImageRead(name, fault, depth, low, high)
 
 
-def _check_targets(
+def _check_classes_have_boxes(
     coco: CocoFile, missing: Sequence[str], unusable: set[str], for_validation: bool
 ) -> Iterator[Finding]:
     """As the training does, which learns of damaged images only when it reads them."""
-    findings = check_targets(coco, missing, for_validation=for_validation)
+    findings = check_classes_have_boxes(coco, missing, for_validation=for_validation)
     yield from findings
-    for finding in check_targets(coco, unusable, for_validation=for_validation):
+    for finding in check_classes_have_boxes(coco, unusable, for_validation=for_validation):
         if finding.code not in {known.code for known in findings}:
             yield replace(finding, is_error=finding.is_error and finding.code == "no-boxes")
 
