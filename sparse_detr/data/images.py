@@ -1,4 +1,4 @@
-"""Reading one image, or saying why it cannot be used."""
+"""Reading one image, or the reason why it cannot be used."""
 
 import logging
 import math
@@ -79,7 +79,7 @@ def read_image(file_name: str, image_format: str = "RGB", value_range: Sequence[
 
 
 def image_depth(file_name: str) -> Depth | None:
-    """What a file's header says of its values; None for 8 bits or less.
+    """Return what a file's header says of its values; None for 8 bits or less.
 
     Raises:
         one of what Pillow raises if it is not an image.
@@ -95,12 +95,12 @@ def image_depth(file_name: str) -> Depth | None:
 
 
 def read_values(file_name: str) -> np.ndarray:
-    """(height, width) float64 values of a gray image of more than 8 bits as they are in the file, NaN where none is."""
+    """Return the (height, width) float64 values of a gray image of more than 8 bits as they are in the file."""
     return detection_utils.read_image(str(file_name), None).astype(np.float64)
 
 
 def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """The range as two floats, None if there is none.
+    """Return the range as two floats, None if there is none.
 
     Raises:
         UserError: it is not two rising finite numbers.
@@ -119,7 +119,7 @@ def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float
 
 
 def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str | None:
-    """How an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
+    """Say how an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
     try:
         depth = image_depth(file_name)
     except _DECODING_ERRORS:
@@ -136,7 +136,7 @@ def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str |
 def read_recorded_image(
     record: dict[str, Any], image_format: str = "RGB", value_range: Sequence[float] | None = None
 ) -> np.ndarray:
-    """`read_image` of a Detectron2 record, which must have the recorded size.
+    """Read the image of a Detectron2 record, which must have the recorded size.
 
     Raises:
         BadImageError: as `read_image`, or of another size.
@@ -155,12 +155,12 @@ def read_recorded_image(
 
 
 def too_many_bad(bad: int, total: int, max_bad_share: float) -> bool:
-    """Whether `bad` of `total` images exceed the share; one is forgiven unless the share is 0."""
+    """Return whether `bad` of `total` images exceed the share; one is forgiven unless the share is 0."""
     return bad > max(int(max_bad_share * total), 1 if max_bad_share > 0 else 0)
 
 
 def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
-    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8."""
+    """Scale (height, width) of 16 or 32 bits to (height, width, 3) uint8."""
     low, high = check_value_range(value_range) or depth.default_range or (math.nan, math.nan)
     if value_range is None:
         _refuse_values_beyond(file_name, values, depth)

@@ -65,7 +65,7 @@ def register_coco_files(
 
 
 class _CocoReader(NamedTuple):
-    """What Detectron2 calls when a data set of `register_coco_files` is needed."""
+    """The function that Detectron2 calls when it needs a data set of `register_coco_files`."""
 
     name: str
     annotations: Path
@@ -79,7 +79,7 @@ class _CocoReader(NamedTuple):
 
 
 class OwnData(NamedTuple):
-    """Names to look up in Detectron2's catalogs, and what a model needs to know of the data."""
+    """The names in Detectron2's catalogs, and what a model needs to know of the data."""
 
     train_name: str
     val_name: str | None
@@ -98,7 +98,7 @@ def register_own_data(
     num_queries: int | None = None,
     num_detections: int | None = None,
 ) -> OwnData:
-    """Check COCO files, log what is odd about them and register them; again is harmless.
+    """Check COCO files, log what is odd about them and register them; a second call does no harm.
 
     The classes are the categories of the training file in the order of their ids, which may have gaps.
 
@@ -113,7 +113,7 @@ def register_own_data(
         UserError: a file cannot be used, or the two files differ in their classes; it says what to mend.
     """
     if (val_json is None) != (val_images is None):
-        raise UserError("A validation set needs both, its annotation file and its image folder.")
+        raise UserError("a validation set needs both, an annotation file and an image folder")
     limits = {"num_queries": num_queries, "num_detections": num_detections}
     train = read_coco_file(train_json, boxes_from_masks=boxes_from_masks)
     _check(train, train_images, max_bad_share, limits, for_validation=False)
@@ -154,8 +154,8 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
     bad, total = num_images_of(coco, missing), len(coco.images)
     message = f"{bad} of the {total} images of {coco.path} are not in {images}: {examples}"
     if bad == total or too_many_bad(bad, total, max_bad_share):
-        raise UserError(f"{message}. Is it the right folder?")
-    logger.warning("%s. They are left out.", message)
+        raise UserError(f"{message}; name the folder that holds them")
+    logger.warning("%s; they are left out", message)
 
 
 def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
@@ -166,7 +166,7 @@ def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
         if train.class_names.get(number) != val.class_names.get(number)
     ]
     if differences:
-        raise UserError("Both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
+        raise UserError("both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
 
 
 def _quoted(names: dict[int, str], number: int) -> str:
@@ -194,7 +194,7 @@ def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:
 
 
 def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool = False) -> list[dict[str, Any]]:
-    """Detectron2's records of a COCO file, without the boxes that have no area inside their image."""
+    """Return Detectron2's records of a COCO file, without the boxes that have no area inside their image."""
     coco = read_coco_file(path, boxes_from_masks=boxes_from_masks)
     records = training_records(coco, images)
     dropped = int((~coco.box_faults.usable).sum())
@@ -204,7 +204,7 @@ def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool =
 
 
 def _evaluation_file(coco: CocoFile, name: str) -> str:
-    """The file that pycocotools shall judge by: the given one, or one of this process that holds its boxes only."""
+    """Return the file that pycocotools judges by: the given one, or one of this process that holds its boxes only."""
     truth = ground_truth(coco)
     if is_fit_for_evaluation(coco, truth):
         return str(coco.path.resolve())

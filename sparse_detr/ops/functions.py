@@ -19,7 +19,7 @@ def multi_scale_deformable_attention(
     padding_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Weighted sum of bilinear samples of `value` around every query (Deformable DETR, section 4.1).
+    """Sum bilinear samples of `value` around every query, weighted (Deformable DETR, section 4.1).
 
     A location (x, y) in [0, 1] falls on pixel coordinate (x * w - 0.5, y * h - 0.5) of a level. What lies outside of
     the map reads as zero, and so does a location that is infinite or not a number.
@@ -64,7 +64,7 @@ def fused_deformable_attention(
     padding_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`multi_scale_deformable_attention` from what a network predicts: one kernel also does softmax and locations.
+    """Compute `multi_scale_deformable_attention` from a network's outputs: one kernel does softmax and locations too.
 
     Args:
         value, spatial_shapes, padding_mask, backend: as for `multi_scale_deformable_attention`.
@@ -103,8 +103,8 @@ def splat_attention(
 ) -> Tensor:
     """Add every attention weight to the four tokens that its sample was interpolated from (Sparse DETR, appendix A.2).
 
-    The kernels add up in an order, or in numbers, that make the result the same in every run. They have no derivative:
-    where one is needed, the automatic choice is `reference`.
+    The result is the same in every run. The kernels have no derivative: where one is needed, the automatic choice is
+    `reference`.
 
     Args:
         spatial_shapes: (h, w) of every level.
