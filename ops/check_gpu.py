@@ -56,7 +56,7 @@ Outcome = dict[str, Any]
 
 
 class Skipped(Exception):
-    """Why a step does not apply here."""
+    """The reason why a step does not apply here."""
 
 
 class Failed(Exception):
@@ -136,7 +136,7 @@ def last_line(text: str) -> str:
 
 
 def command(*arguments: str, **environment: str) -> str:
-    """Run Python on arguments; its output. Raises `Failed` with the end of it."""
+    """Run Python on arguments and return its output. Raises `Failed` with the end of it."""
     return execute(sys.executable, *arguments, **environment)
 
 
@@ -159,7 +159,7 @@ def execute(*arguments: str, **environment: str) -> str:
 
 
 def build_cuda_library(output: Path, *, in_place: bool) -> str:
-    """The CUDA library where the package looks for it, or apart from it, only to see that it compiles."""
+    """Build the CUDA library where the package looks for it, or elsewhere, only to see that it compiles."""
     require_nvcc()
     folder = "build.NATIVE" if in_place else f"build.Path({str((output / 'native').resolve())!r})"
     code = f"import build; build.build({folder}, choice='cuda')"
@@ -185,14 +185,14 @@ def run_tests(path: str) -> str:
 
 
 def skip_without(backend: str) -> None:
-    """Raise `Skipped` where this machine does not have it. Asked in a new process, after the build."""
+    """Raise `Skipped` if this machine lacks the backend. A new process is asked, after the build."""
     answer = last_line(command("-c", ASK_FOR_BACKEND, backend))
     if answer.startswith("unavailable: "):
         raise Skipped(answer.removeprefix("unavailable: "))
 
 
 def small_case(backend: str) -> str:
-    """In a process of its own: a kernel that fails leaves the GPU unusable for the process."""
+    """Run the small case in a process of its own: after a failing kernel the process cannot use the GPU."""
     skip_without(backend)
     return command(*SMALL_CASE, backend)
 
@@ -202,7 +202,7 @@ def interpret() -> str:
 
 
 def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
-    """A line for each dtype. Raises `Failed` where one is beyond its tolerance."""
+    """Return a line for each dtype. Raises `Failed` where one is beyond its tolerance."""
     lines = []
     for dtype in dtypes:
         found = accuracy.deviations(backend, device, dtype)
@@ -216,7 +216,7 @@ def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
 
 
 def sanitize(backend: str, tool: str) -> str:
-    """The small case under compute-sanitizer, each tensor in an allocation of its own."""
+    """Run the small case under compute-sanitizer, each tensor in an allocation of its own."""
     skip_without(backend)
     found = compute_sanitizer()
     if found is None:
@@ -251,7 +251,7 @@ def run_benchmark(args: argparse.Namespace) -> str:
 
 
 def write_report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
-    """Write check.json and report.md; the exit status."""
+    """Write check.json and report.md; return the exit status."""
     device = "cpu" if args.interpreter else "cuda"
     results = {"interpreter": args.interpreter, "machine": machine.machine_record(device), "steps": outcomes}
     (args.output / "check.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -63,7 +63,7 @@ def write_table(readme: Path, name: str, lines: Iterable[str]) -> None:
 
 
 def cost_table(configs: Iterable[Path]) -> Iterable[str]:
-    """Parameters and GFLOPs of every model; one that differs by what is trained alone is not counted again."""
+    """Make the table of parameters and GFLOPs; a model that differs only by what is trained is not counted again."""
     return markdown_rows(["config", "parameters", "at inference", "GFLOPs", "encoder"], cost_rows(configs))
 
 
@@ -79,7 +79,7 @@ def cost_rows(configs: Iterable[Path]) -> Iterable[list[str]]:
 
 
 def encoder_table() -> Iterable[str]:
-    """What the encoders of the family cost, dense and sparse."""
+    """Make the table of what the encoders of the family cost, dense and sparse."""
     columns = ["encoder", "of it selection", "times decoder", "all"]
     head = [f"{column}, {height}x{width}" for height, width in ENCODER_IMAGE_SIZES for column in columns]
     return markdown_rows(["config", "tokens kept", *head, "all, published"], encoder_rows())
@@ -97,12 +97,12 @@ def encoder_rows() -> Iterable[list[str]]:
 
 
 def configured(config: Path) -> DictConfig:
-    """A lazy config with the classes of the public repositories."""
+    """Return a lazy config with the classes of the public repositories."""
     return load_config(str(config), ["model.num_classes=91"])
 
 
 def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
-    """One config of each model, and the names of all that make it."""
+    """Return one config of each model, and the names of all that make it."""
     groups: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}
     for config in configs:
         cfg = configured(config)
@@ -113,13 +113,13 @@ def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str
 
 
 def structure(model: nn.Module) -> str:
-    """What a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), and how many tokens it refines."""
+    """Return what a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), the tokens it refines."""
     sizes = [tuple(value.shape) for part in (model.backbone, model.queries) for value in part.parameters()]
     return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {sizes} {model}"
 
 
 def parameters(model: nn.Module) -> list[str]:
-    """Trained ones, and those of them that inference uses."""
+    """Count the trained parameters, and those of them that inference uses."""
     trained, unused = (
         sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
         for parts in ([model], [model.encoder_heads, model.denoising])
@@ -128,7 +128,7 @@ def parameters(model: nn.Module) -> list[str]:
 
 
 def random_image(size: tuple[int, int]) -> torch.Tensor:
-    """A uint8 image (3, h, w)."""
+    """Return a uint8 image (3, h, w)."""
     return torch.randint(0, 256, (3, *size), dtype=torch.uint8)
 
 

@@ -112,7 +112,7 @@ def redraw(path: Path) -> None:
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments before and after the first `--`."""
+    """Return the arguments before and after the first `--`."""
     if "--" not in arguments:
         return arguments, []
     position = arguments.index("--")
@@ -120,7 +120,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def variant_and_iterations(text: str) -> tuple[str, int]:
-    """`rho10=700` -> ("rho10", 700)."""
+    """Read `rho10=700` as ("rho10", 700)."""
     variant, _, iterations = text.partition("=")
     if variant not in VARIANTS or not iterations.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not VARIANT=ITERATIONS with a variant of {', '.join(VARIANTS)}")
@@ -130,7 +130,7 @@ def variant_and_iterations(text: str) -> tuple[str, int]:
 def scores_of_seeds(
     args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]
 ) -> list[dict[str, float]]:
-    """The scores of one variant for every seed."""
+    """Return the scores of one variant for every seed."""
     _, config, overrides = VARIANTS[variant]
     overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
@@ -145,7 +145,7 @@ def scores_of_seeds(
 
 
 def final_scores(folder: Path) -> dict[str, float]:
-    """AP of the finished run in a folder, its seconds an iteration and its iterations; empty if there is none."""
+    """Return a finished run's AP, its seconds an iteration and its iterations; {} if the folder holds none."""
     metrics = folder / "metrics.json"
     if not (folder / "model_final.pth").is_file() or not metrics.is_file():
         return {}
@@ -160,7 +160,7 @@ def final_scores(folder: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: mean and, over several seeds, standard deviation."""
+    """Return Markdown: mean and, over several seeds, standard deviation."""
     rows = []
     for variant, runs in results.items():
         speed = statistics.median(run["seconds_per_iteration"] for run in runs)
@@ -170,7 +170,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
-    """Cost of every variant's model, untrained: counted on the first test image, times on the same images in turn."""
+    """Measure every variant's untrained model: FLOPs on the first test image, times on the same images in turn."""
     runs = {variant: run_of(variant, passed_on) for variant in variants}
     models = {variant: run.build_model() for variant, run in runs.items()}
     data = runs[variants[0]]
@@ -202,7 +202,7 @@ def add_suppressed_scores(
 
 
 def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
-    """COCO results without those that overlap a better one of the same image and class by more than `max_iou`."""
+    """Drop COCO results that overlap a better one of the same image and class by more than `max_iou`."""
     boxes = box_convert(
         torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32), "xywh", "xyxy"
     )
@@ -213,7 +213,7 @@ def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dic
 
 
 def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
-    """AP at an IoU of 0.5 in percent."""
+    """Return the AP at an IoU of 0.5 in percent."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -223,7 +223,7 @@ def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
 
 
 def run_of(variant: str, passed_on: list[str]) -> Run:
-    """The training of a variant, as `train_net.py` would do it with these arguments."""
+    """Return the training of a variant, as `train_net.py` would do it with these arguments."""
     _, config, overrides = VARIANTS[variant]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -234,7 +234,7 @@ def run_of(variant: str, passed_on: list[str]) -> Run:
 
 
 def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
-    """Markdown: what every variant costs, and its scores over the seeds."""
+    """Return Markdown: what every variant costs, and its scores over the seeds."""
     head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step"]
     head += ["AP", "AP50", "AP50 after NMS"]
     rows = []
@@ -254,7 +254,7 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
 
 
 def plot_costs(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
-    """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
+    """Plot AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     points, spreads, texts = [], [], []
     for variant, runs in results.items():
@@ -299,7 +299,7 @@ def place_labels(
     marks: Sequence[Box],
     frame: Sequence[float],
 ) -> list[tuple[float, float]]:
-    """Lower left corners of labels, each near its point, off the marks and other labels and inside of the frame.
+    """Return lower left corners of labels near their points, off the marks and other labels, inside of the frame.
 
     One label after the other takes the nearest place that is free; if none is, the one that hides least.
 
@@ -321,7 +321,7 @@ def place_labels(
 
 
 def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Lower left corners of a label round a point, the nearest first; those right and left of it before all."""
+    """Return lower left corners of a label round a point: first beside it, then the nearest first."""
     gap = height / 2
     ups = [step * gap - height / 2 for step in range(-20, 21)]
     asides = [-width / 2 + step * width / 4 for step in range(-6, 7)]
@@ -336,14 +336,14 @@ def _places(x: float, y: float, width: float, height: float) -> list[tuple[float
 
 
 def _common(one: Box, other: Box) -> float:
-    """Area that two boxes share."""
+    """Return the area that two boxes share."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)
 
 
 def _outside(place: Box, frame: Sequence[float]) -> float:
-    """Area of a box beyond the frame."""
+    """Return the area of a box beyond the frame."""
     return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
 
 
@@ -354,7 +354,7 @@ def write_scores(
     costs: dict[str, dict[str, float]],
     passed_on: list[str],
 ) -> None:
-    """Everything measured, as JSON."""
+    """Write everything measured, as JSON."""
     record: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "seeds": seeds,
@@ -367,7 +367,7 @@ def write_scores(
 
 
 def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
-    """Draw the first seed's model on the picture and keep its log; markdown that shows both."""
+    """Draw the first seed's model on the picture and keep its log; return Markdown that shows both."""
     run = args.output / args.name / f"{variant}_seed{args.seeds[0]}"
     name = f"{args.name}_{variant}"
     (folder / f"{name}.log").write_text(progress((run / "log.txt").read_text()))
@@ -383,7 +383,7 @@ def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
 
 
 def progress(log: str) -> str:
-    """The lines of a log that tell of the training's course, without those that name places of a machine."""
+    """Return the lines of a log that tell the training's course, without those that name places of a machine."""
     kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
     return "\n".join(kept) + "\n"
 

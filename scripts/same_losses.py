@@ -42,7 +42,7 @@ Metrics = dict[int, dict[str, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare every config that is asked for; the exit status."""
+    """Compare every config that is asked for; return the exit status."""
     args = parse(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="same_losses_") as scratch:
@@ -69,14 +69,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def configs(args: argparse.Namespace) -> list[str]:
-    """Paths from the repository's root."""
+    """Return the paths of the configs from the repository's root."""
     if not args.all:
         return [args.config_file]
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/quick/*_mnv2.py"))
 
 
 def name_in_base(config: str, base: Path, renamed: Sequence[str]) -> str:
-    """The path of a config in BASE.
+    """Return the path of a config in BASE.
 
     Raises:
         UserError: BASE has no such file, or `renamed` is not NEW=OLD.
@@ -102,7 +102,7 @@ def unpack(base: str, folder: Path) -> Path:
 
 
 def common_environment(base: Path) -> dict[str, str]:
-    """What both trainings see; builds BASE's native library if its sources are others than ours."""
+    """Return what both trainings see; build BASE's native library if its sources are others than ours."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     sample = os.environ.get("SPARSE_DETR_SAMPLE") or "datasets/sample"
     fixed = {"SPARSE_DETR_SAMPLE": str((ROOT / sample).resolve()), "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
@@ -115,7 +115,7 @@ def common_environment(base: Path) -> dict[str, str]:
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two files, or all files of two folders, are equal."""
+    """Return whether two files, or all files of two folders, are equal."""
     if not one.is_dir():
         return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
     names = {path.relative_to(folder) for folder in (one, other) for path in folder.rglob("*") if path.is_file()}
@@ -152,7 +152,7 @@ def run_command(command: list[str], folder: Path, environment: Mapping[str, str]
 def compare_config(
     config: str, base: Path, scratch: Path, environment: Mapping[str, str], args: argparse.Namespace
 ) -> bool:
-    """Train one config on both sides and print what differs; whether nothing does."""
+    """Train one config on both sides and print what differs; return whether nothing does."""
     sides = {"before": (base, name_in_base(config, base, args.renamed)), "after": (ROOT, config)}
     outputs = {side: scratch / Path(config).stem / side for side in sides}
     for side, (root, path) in sides.items():
@@ -166,7 +166,7 @@ def compare_config(
 def train_side(
     title: str, root: Path, config: str, output: Path, environment: Mapping[str, str], args: argparse.Namespace
 ) -> None:
-    """A short training of one side, with a line that counts its iterations."""
+    """Train one side shortly, with a line that counts its iterations."""
     command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(output)]
     command += [f"train.max_iter={args.iterations}", f"train.seed={args.seed}", "train.device=cpu"]
     command += ["train.log_period=1", "train.eval_period=0", f"train.checkpointer.period={args.iterations}"]
@@ -184,7 +184,7 @@ def train_side(
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Iteration -> name -> number, from Detectron2's metrics.json."""
+    """Return iteration -> name -> number, from Detectron2's metrics.json."""
     found: Metrics = {}
     for line in map(json.loads, path.read_text().splitlines()):
         found.setdefault(int(line.pop("iteration")), {}).update(line)
@@ -192,7 +192,7 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name."""
+    """Return the weights of a checkpoint by name."""
     return torch.load(path, map_location="cpu", weights_only=True)["model"]
 
 
@@ -235,7 +235,7 @@ def compare(
 
 
 def first_difference(before: Metrics, after: Metrics) -> str:
-    """The first number that differs or is on one side only; "" if there is none. NaN equals NaN."""
+    """Return the first number that differs or is on one side only; "" if there is none. NaN equals NaN."""
     for step in sorted(before.keys() | after.keys()):
         old, new = before.get(step, {}), after.get(step, {})
         for name in sorted((old.keys() | new.keys()) - set(NOT_COMPARED)):
@@ -247,7 +247,7 @@ def first_difference(before: Metrics, after: Metrics) -> str:
 
 
 def first_different_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
-    """The first tensor that differs or is on one side only; "" if there is none. NaN differs from NaN."""
+    """Return the first tensor that differs or is on one side only; "" if there is none."""
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
             return f"the weight {name} is only {'after' if name in after else 'before'} the change"
@@ -257,7 +257,7 @@ def first_different_weight(before: Mapping[str, Tensor], after: Mapping[str, Ten
 
 
 def median_step(metrics: Metrics) -> float:
-    """Seconds of an iteration; NaN where none was recorded."""
+    """Return the seconds of an iteration; NaN where none was recorded."""
     return statistics.median([line["time"] for line in metrics.values() if "time" in line] or [math.nan])
 
 

@@ -1,4 +1,4 @@
-"""Which variants there are for a form on a device: ours, PyTorch's composite forms, and the installable peers."""
+"""The variants of a form on a device: ours, PyTorch's composite forms, and the installable peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmark.variants import Missing, Variant, after_eager, ours, ours_fused, 
 
 
 def variants_of(form: str, device: str) -> tuple[list[Variant], dict[str, str]]:
-    """What can be measured, and the reason for what cannot."""
+    """Return what can be measured, and the reason for what cannot."""
     found, missing = [], {}
     for name, make in makers(form, device):
         try:
@@ -21,7 +21,7 @@ def variants_of(form: str, device: str) -> tuple[list[Variant], dict[str, str]]:
 
 
 def makers(form: str, device: str) -> Iterable[tuple[str, Callable[[], Variant]]]:
-    """(name, function that makes it or raises `Missing`), the yardstick of the form first."""
+    """Yield (name, function that makes it or raises `Missing`), the baseline of the form first."""
     if form == "plain":
         yield from plain_makers(device)
     elif form == "fused":
@@ -62,5 +62,5 @@ def splat_makers(device: str) -> Iterable[tuple[str, Callable[[], Variant]]]:
 
 
 def backends_on(device: str) -> list[str]:
-    """Names of our backends for tensors on that device."""
+    """Return the names of our backends for tensors on that device."""
     return ["reference", "cpu"] if device == "cpu" else ["reference", "triton", "cuda"]

@@ -81,13 +81,13 @@ CLEAN_HELP = "clean keeps freed memory mapped (glibc), which flatters the PyTorc
 
 
 def restart_with_clean_allocator(args: argparse.Namespace) -> None:
-    """The C library reads its settings when a process starts."""
+    """Start this process anew with other settings, which the C library reads at a process's start."""
     if args.allocator == "clean" and args.device == "cpu" and not machine.allocator():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **machine.CLEAN_ALLOCATOR})
 
 
 def measure_all(args: argparse.Namespace) -> Record:
-    """Everything that was asked for."""
+    """Measure everything that was asked for."""
     results: Record = {
         "format": 1,
         "quick": args.quick,
@@ -118,7 +118,7 @@ def measure_bandwidth(args: argparse.Namespace, threads: int) -> float:
 
 
 def list_tasks(args: argparse.Namespace) -> list[Task]:
-    """The order of the report."""
+    """List the tasks in the order of the report."""
     return [
         Task(case, form, backward, args.device, dtype, threads)
         for threads in args.threads
@@ -140,7 +140,7 @@ def repetitions(args: argparse.Namespace, task: Task) -> int:
 
 
 def usable_variants(args: argparse.Namespace, task: Task, results: Record) -> list[Variant]:
-    """Those that exist here and run; notes the reasons of the others and every variant's error."""
+    """Return the variants that run here; note the reasons of the others and every variant's error."""
     found, missing = variants_of(task.form, task.device)
     results["missing"].update(missing)
     kept = []
@@ -153,7 +153,7 @@ def usable_variants(args: argparse.Namespace, task: Task, results: Record) -> li
 
 
 def can_run(variant: Variant, task: Task, results: Record) -> bool:
-    """Try it on a tiny input. A peer that cannot is left out; ours makes the run fail in the end."""
+    """Try a variant on a tiny input. A peer that fails is left out; ours makes the run fail in the end."""
     key = f"{variant.name}, {task.form}, {task.dtype}, {task.direction}"
     try:
         deviation = errors(variant, task)
@@ -165,7 +165,7 @@ def can_run(variant: Variant, task: Task, results: Record) -> bool:
 
 
 def measure_memory(args: argparse.Namespace, results: Record) -> list[Record]:
-    """One thread, every token a query, plain and fused form."""
+    """Measure the plain and the fused form with one thread and every token a query."""
     records = []
     for task in list_tasks(args):
         if task.case.name == CASES[0].name and task.threads == args.threads[0] and task.form != "splat":
@@ -184,7 +184,7 @@ def peak(variant: Variant, task: Task) -> float:
 
 
 def write(results: Record, path: Path) -> None:
-    """Rounded to what can be measured."""
+    """Write the results as JSON, rounded to what can be measured."""
     for task in results["tasks"]:
         times = task["milliseconds"]
         task["milliseconds"] = {name: [round(ms, 5) for ms in values] for name, values in times.items()}
@@ -193,7 +193,7 @@ def write(results: Record, path: Path) -> None:
 
 
 def write_tables(results: Record, stem: Path, readme: Path | None) -> None:
-    """Tables to the terminal, to a file and into the README with the first plot; plots beside the JSON."""
+    """Write tables to the terminal, to a file and, with the first plot, into the README; plots beside the JSON."""
     text = publish.markdown(results)
     print(text)
     stem.with_name(f"{stem.name}.md").write_text(text + "\n")

@@ -22,7 +22,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_mib(variant: Variant, task: Task) -> float:
-    """Measured here: by PyTorch's allocator on the GPU, by the high-water mark of resident memory on the CPU."""
+    """Measure in this process: by PyTorch's allocator on the GPU, by the peak of resident memory on the CPU."""
     call(variant, task, make_inputs(task.case.tiny(), seed=0, device=task.device, dtype=task.torch_dtype))()
     inputs = make_inputs(task.case, seed=1, device=task.device, dtype=task.torch_dtype)
     run = call(variant, task, inputs)
@@ -42,7 +42,7 @@ def cuda_peak(run) -> float:
 
 
 def resident_peak(run) -> float:
-    """Memory that was freed but is still resident would be used again unseen, so it goes back to the system first."""
+    """Measure resident memory, after freed memory went back to the system: it would be used again unseen."""
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")  # sets the high-water mark to what is resident now
     before = resident("VmRSS")
@@ -53,7 +53,7 @@ def resident_peak(run) -> float:
 
 
 def resident(field: str) -> int:
-    """In KiB."""
+    """Return a field of the process's status in KiB."""
     found = re.search(rf"{field}:\s+(\d+)", STATUS.read_text())
     assert found, field
     return int(found[1])
@@ -64,7 +64,7 @@ def can_measure(device: str) -> bool:
 
 
 def in_fresh_process(variant: Variant, task: Task, program: Path, environment: dict[str, str]) -> float:
-    """`peak_mib` in a process that did nothing before, through the program's `--peak-memory-of`."""
+    """Run `peak_mib` in a process that did nothing before, through the program's `--peak-memory-of`."""
     order = {**task.describe(), "variant": variant.name, "tiny": task.case.shapes != CASES[0].shapes}
     command = [sys.executable, str(program), "--peak-memory-of", json.dumps(order)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -74,7 +74,7 @@ def in_fresh_process(variant: Variant, task: Task, program: Path, environment: d
 
 
 def answer(order: dict[str, Any]) -> float:
-    """The child's side."""
+    """Do the part of the new process."""
     torch.set_num_threads(order["threads"])
     case = case_named(order["case"])
     task = Task(

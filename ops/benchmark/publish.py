@@ -18,7 +18,7 @@ def median_ms(task: Record, variant: str) -> float:
 
 
 def ratio(task: Record, slower: str, faster: str) -> tuple[float, float, float]:
-    """How many times longer one takes: the median over the repetitions' ratios, and their quartiles."""
+    """Return how many times longer one takes: the median over the repetitions' ratios, and their quartiles."""
     times = task["milliseconds"]
     ratios = [long / short for long, short in zip(times[slower], times[faster], strict=True)]
     if len(ratios) == 1:
@@ -28,25 +28,25 @@ def ratio(task: Record, slower: str, faster: str) -> tuple[float, float, float]:
 
 
 def yardstick(task: Record) -> str:
-    """The composite PyTorch form at its best."""
+    """Return the name of the baseline: the composite PyTorch form at its best."""
     return {"plain": "fair", "fused": "eager + fair", "splat": "scatter_add"}[task["form"]]
 
 
 def kernels(task: Record) -> list[str]:
-    """Our kernels in this form, without the PyTorch fallback and without what they are compared with."""
+    """Return our kernels in this form, without the PyTorch fallback and the variants they are compared with."""
     names = [name for name, kind in task["kinds"].items() if kind == "ours" and "reference" not in name]
     return [name for name in names if name.endswith(" fused")] if task["form"] == "fused" else names
 
 
 def rivals(task: Record, kernel: str) -> list[str]:
-    """What a kernel's table of ratios names."""
+    """Return what a kernel's table of ratios names."""
     unfused = [f"eager + {kernel.removesuffix(' fused')}"] if task["form"] == "fused" else []
     peers = [name for name, kind in task["kinds"].items() if kind == "peer"]
     return [name for name in [yardstick(task), *unfused, *peers] if name in task["kinds"]]
 
 
 def tasks_by_table(results: Record) -> dict[str, list[Record]]:
-    """Tasks by table."""
+    """Return the tasks of every table."""
     found: dict[str, list[Record]] = {}
     for task in results["tasks"]:
         found.setdefault(task["group"], []).append(task)
@@ -57,7 +57,7 @@ def tasks_by_table(results: Record) -> dict[str, list[Record]]:
 
 
 def markdown(results: Record, *, brief: bool = False) -> str:
-    """Everything; or, brief, a README's part: the first number of threads, no attention map, no quartiles."""
+    """Return the report; if brief, a README's part: the first number of threads, no attention map, no quartiles."""
     parts = [machine_text(results)]
     for name, tasks in tasks_by_table(results).items():
         if brief and (tasks[0]["form"] == "splat" or tasks[0]["threads"] != results["tasks"][0]["threads"]):
@@ -72,7 +72,7 @@ def markdown(results: Record, *, brief: bool = False) -> str:
 
 
 def comparisons(tasks: list[Record], results: Record) -> list[str]:
-    """Ratios and bounds of our kernels. A splat's only rival is in the table of times."""
+    """Compare our kernels by ratios and bounds. The attention map's only peer is in the table of times."""
     parts = []
     if tasks[0]["form"] != "splat":
         for kernel in kernels(tasks[0]):
@@ -83,7 +83,7 @@ def comparisons(tasks: list[Record], results: Record) -> list[str]:
 
 
 def brief_comparisons(tasks: list[Record], results: Record) -> list[str]:
-    """One table for each of our kernels: what the table of times does not say."""
+    """Make one table for each of our kernels: what the table of times does not say."""
     floor = floor_of(tasks)
     bounds = f"the compulsory traffic at {copy_speed(tasks, results)}" + (f"; {FLOOR_NOTE}" if floor else "")
     parts = []
@@ -117,7 +117,7 @@ def machine_text(results: Record) -> str:
 
 
 def short(number: float) -> str:
-    """Three digits, all of them before the point where there are more."""
+    """Return three digits, or all digits before the point if there are more."""
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
@@ -157,7 +157,7 @@ def brief_ratio_cell(task: Record, slower: str, faster: str) -> str:
 
 
 def bandwidth_of(task: Record, results: Record) -> float:
-    """GB/s of a large copy with the task's threads."""
+    """Return the GB/s of a large copy with the task's threads."""
     return results["bandwidth"][str(task["threads"])]
 
 
@@ -175,7 +175,7 @@ def roofline_note(tasks: list[Record], results: Record) -> str:
 
 
 def floor_of(tasks: list[Record]) -> str | None:
-    """The variant that is no implementation but a bound of ours, measured in some of the tasks."""
+    """Return the variant that is no implementation but a bound of ours, measured in some of the tasks."""
     kinds = ((name, kind) for task in tasks for name, kind in task["kinds"].items())
     return next((name for name, kind in kinds if kind == "floor"), None)
 
@@ -196,7 +196,7 @@ def roofline_table(tasks: list[Record], results: Record) -> str:
 
 
 def least_ms(task: Record, results: Record) -> float:
-    """What the compulsory traffic takes."""
+    """Return the milliseconds that the compulsory traffic takes."""
     return task["compulsory_bytes"] / 1e6 / bandwidth_of(task, results)
 
 
@@ -205,7 +205,7 @@ def bandwidth_cell(task: Record, results: Record, kernel: str) -> str:
 
 
 def floor_cells(task: Record, kernel: str, floor: str) -> tuple[str, str]:
-    """The floor's time, and its share of the kernel's."""
+    """Return the floor's time, and its share of the kernel's."""
     if floor not in task["milliseconds"]:
         return "-", "-"
     return short(median_ms(task, floor)), f"{100 / ratio(task, kernel, floor)[0]:.3g} %"
@@ -245,7 +245,7 @@ def missing_text(results: Record) -> str:
 
 
 def plot_tables(results: Record, stem: Path) -> list[Path]:
-    """One picture for each table: a panel for each case and direction, bars as long as the time relative to `fair`."""
+    """Draw one picture for each table: a panel for each case and direction, bars relative to the time of `fair`."""
     paths = []
     for name, tasks in tasks_by_table(results).items():
         path = stem.with_name(f"{stem.name}_{slug(name)}.png")
@@ -284,7 +284,7 @@ def plot_table(name: str, tasks: list[Record], results: Record, path: Path) -> N
 
 
 def shown(task: Record) -> list[str]:
-    """Slowest first."""
+    """Return the variants, slowest first."""
     names = [name for name in task["milliseconds"] if task["kinds"][name] != "floor"]
     return sorted(names, key=lambda name: -median_ms(task, name))
 

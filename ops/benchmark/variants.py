@@ -1,4 +1,4 @@
-"""The form of an implementation that is measured, and ours.
+"""The common form of the implementations that are measured, and our own.
 
 A variant of the plain form takes (value, levels, locations, weights), of the fused form (value, levels, reference
 points, offsets, logits), of the attention map (levels, locations, weights).
@@ -35,17 +35,17 @@ class Variant:
     one_spot: bool = False
 
     def prepare(self, inputs: Inputs) -> Inputs:
-        """The inputs as this implementation takes them."""
+        """Return the inputs as this implementation takes them."""
         inputs = inputs.cast_samples(inputs.value.dtype) if self.one_dtype else inputs
         return inputs.in_one_spot() if self.one_spot else inputs
 
 
 class Missing(Exception):
-    """Why a variant cannot be measured here."""
+    """The reason why a variant cannot be measured here."""
 
 
 def after_eager(plain: Variant) -> Variant:
-    """The plain form after softmax and locations in PyTorch: what a layer does without the fused form."""
+    """Return the plain form after softmax and locations in PyTorch: what a layer does without the fused form."""
 
     def run(value: Tensor, levels: Levels, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         return plain.run(value, levels, *eager_samples(levels.shapes, reference_points, offsets, logits))

@@ -10,17 +10,17 @@ from benchmark.cases import Levels
 
 
 def official(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
-    """The public pure-PyTorch form: one `grid_sample` a level on a strided grid, then a stack."""
+    """Compute the public pure-PyTorch form: one `grid_sample` a level on a strided grid, then a stack."""
     return composite(value, levels, locations, weights, contiguous_grid=False)
 
 
 def fair(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
-    """The same on a contiguous grid: bit-identical at one image and up to twice as fast. The yardstick."""
+    """Compute the same on a contiguous grid, bit-identical at one image and up to twice as fast: the baseline."""
     return composite(value, levels, locations, weights, contiguous_grid=True)
 
 
 def composite(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor, *, contiguous_grid: bool) -> Tensor:
-    """Multi-scale deformable attention (Deformable DETR, section 4.1), level by level."""
+    """Compute multi-scale deformable attention (Deformable DETR, section 4.1), level by level."""
     dtype, value = value.dtype, value.to(locations.dtype)
     batch, _, num_heads, head_dim = value.shape
     num_queries = locations.shape[1]

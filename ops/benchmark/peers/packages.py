@@ -53,7 +53,7 @@ def deformops(backend: str, *, method: str = "linear") -> Variant:
 
 
 def deformops_softmax(backend: str) -> Variant:
-    """Its kernel normalises the logits; locations are made in PyTorch."""
+    """Return its kernel that normalises the logits; locations are made in PyTorch."""
     plain = deformops(backend, method="softmax")
 
     def run(value: Tensor, levels: Levels, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:

@@ -21,17 +21,17 @@ BUILD = SOURCE.parents[3] / "build" / "benchmark"
 
 
 class CannotBuild(Exception):
-    """Why there is no library."""
+    """The reason why there is no library."""
 
 
 class Sizes(ctypes.Structure):
-    """As in the source."""
+    """The sizes of a call, as in the source."""
 
     _fields_ = [(name, ctypes.c_int) for name in SIZE_NAMES]
 
 
 def nvcc() -> str:
-    """Path of the compiler: in CUDA_HOME, else in PATH."""
+    """Return the path of the compiler: in CUDA_HOME, else in PATH."""
     home = os.environ.get("CUDA_HOME")
     found = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else shutil.which("nvcc")
     if found is None:
@@ -53,12 +53,12 @@ def compile_library(folder: Path = BUILD) -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The library, compiled on first use."""
+    """Return the library, compiled on first use."""
     return ctypes.CDLL(str(compile_library()))
 
 
 class PublicKernel(torch.autograd.Function):
-    """(B, Q, M * D). Computes in float32, as the public layer does under autocast."""
+    """The operator, (B, Q, M * D). It computes in float32, as the public layer does under autocast."""
 
     @staticmethod
     def forward(ctx, value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) -> Iterator[Example]:
-    """Every image of a data set, `rounds` times."""
+    """Yield every image of a data set, `rounds` times."""
     mapper = DetrDatasetMapper(is_train=True, augmentations=instantiate(augmentations))
     projected: list[Tensor] = []
     handle = model.projection.register_forward_hook(lambda *call: projected.append(call[-1]))
@@ -107,14 +107,14 @@ def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) 
 
 
 def score(scorer: TopDownScorer, example: Example) -> Tensor:
-    """(1, N)."""
+    """Return the scores, (1, N)."""
     tokens = Tokens(example.projected, torch.zeros_like(example.projected), example.pyramid)
     return scorer(tokens, None, lambda projected, _: projected).values  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def on_and_off(scorer: TopDownScorer, example: Example) -> tuple[Tensor, Tensor]:
-    """Scores with the modulation, and without."""
+    """Return the scores with the modulation, and without."""
     alpha = scorer.alpha.clone()
     modulated = score(scorer, example)
     scorer.alpha.zero_()
@@ -124,7 +124,7 @@ def on_and_off(scorer: TopDownScorer, example: Example) -> tuple[Tensor, Tensor]
 
 
 def change_of_scores(scorer: TopDownScorer, held_out: Sequence[Example]) -> list[float]:
-    """By level, the mean absolute change of a score by the modulation, in standard deviations of the level's scores."""
+    """Return by level the mean absolute change of a score, in standard deviations of the level's scores."""
     changes: list[list[float]] = []
     for example in held_out:
         modulated, plain = (example.pyramid.split(scores) for scores in on_and_off(scorer, example))
@@ -133,7 +133,7 @@ def change_of_scores(scorer: TopDownScorer, held_out: Sequence[Example]) -> list
 
 
 def train_scorer(form: str, training: Sequence[Example], *, seed: int, steps: int) -> TopDownScorer:
-    """A new scorer on the tokens as they are; it starts and sees images as the others of its seed."""
+    """Train a new scorer on the tokens as they are; it starts and sees images as the others of its seed."""
     torch.manual_seed(seed)
     example = training[0]
     scorer = TopDownScorer(
@@ -159,14 +159,14 @@ def train_scorer(form: str, training: Sequence[Example], *, seed: int, steps: in
 
 
 def focal_loss(scorer: TopDownScorer, example: Example) -> Tensor:
-    """Summed over tokens."""
+    """Return the loss, summed over tokens."""
     labels = example.labels.to(example.projected)
     return sigmoid_focal_loss(score(scorer, example), labels, alpha=0.25, gamma=2.0, reduction="sum")
 
 
 @torch.no_grad()
 def evaluate_scorer(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
-    """Change of scores, loss a foreground token, and recall of foreground tokens at every budget, over all images."""
+    """Measure change of scores, loss a foreground token, and recall at every budget, over all images."""
     total = sum(int(example.labels.sum()) for example in held_out)
     kept = [0] * len(shares)
     for example in held_out:
@@ -196,7 +196,7 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, Any]) -> None:
-    """The finest level's scores of one image with and without, what changed, and the recalls."""
+    """Draw the finest level's scores of one image with and without, what changed, and the recalls."""
     figure, axes = plt.subplots(1, 5, figsize=(17, 3.4), layout="constrained")
     axes[0].imshow(example.image.permute(1, 2, 0).numpy())
     axes[0].set_title("held-out image")
@@ -217,7 +217,7 @@ def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, A
 
 
 def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
-    """Difference to the mean without modulation, a dot a seed."""
+    """Draw the difference to the mean without modulation, a dot a seed."""
     plain = np.mean([run["recall"] for run in found["scorers"]["none"]], axis=0)
     for offset, (form, runs) in enumerate(found["scorers"].items()):
         gain = np.array([run["recall"] for run in runs]) - plain
@@ -231,7 +231,7 @@ def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
 
 
 def finest(scores: Tensor, pyramid: Pyramid) -> np.ndarray:
-    """(h, w) map of the first level."""
+    """Return the (h, w) map of the first level."""
     return pyramid.split(scores)[0][0].view(pyramid.spatial_shapes[0]).numpy()
 
 
