@@ -32,7 +32,7 @@ from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.engine.weights import load_weights
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
-from sparse_detr.modeling.selection.budgets import token_budgets
+from sparse_detr.modeling.selection.budgets import share_of
 from sparse_detr.structures import Pyramid, Tokens
 
 FORMS = ("none", "released", "exact")
@@ -57,6 +57,13 @@ class Example:
     image: Tensor
 
 
+class Projected:
+    """In place of `Proposals`: the tokens went through the projection already."""
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
 def main() -> None:
     """Measure, then write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +80,8 @@ def main() -> None:
     load_weights(model, args.weights, skip_other_classes=False)
     training = list(examples(model, config.dataloader.train, config.dataloader.train.mapper.augmentations, rounds=3))
     held_out = list(examples(model, config.dataloader.test, config.dataloader.test.mapper.augmentations, rounds=1))
-    shares = sorted({model.keep_ratio, model.mean_keep_ratio, model.keep_ratio * model.selector.schedule[-1]})[::-1]
+    last = model.keep_ratio * model.selector.budget.schedule[-1]
+    shares = sorted({model.keep_ratio, model.mean_keep_ratio, last}, reverse=True)
 
     found: dict[str, Any] = {"alpha": model.selector.scorer.alpha.tolist(), "budgets": shares}
     found["change"] = change_of_scores(model.selector.scorer, held_out)
@@ -109,7 +117,7 @@ def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) 
 def score(scorer: TopDownScorer, example: Example) -> Tensor:
     """Return the scores, (1, N)."""
     tokens = Tokens(example.projected, torch.zeros_like(example.projected), example.pyramid)
-    return scorer(tokens, None, lambda projected, _: projected).values  # type: ignore[arg-type]
+    return scorer(tokens, Projected()).values  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -172,7 +180,7 @@ def evaluate_scorer(scorer: TopDownScorer, held_out: Sequence[Example], shares: 
     for example in held_out:
         order = score(scorer, example).argsort(dim=1, descending=True)
         for i, share in enumerate(shares):
-            (budget,) = token_budgets(example.pyramid.valid_counts, share)
+            budget = share_of(example.pyramid.valid_counts[0], share)
             kept[i] += int(example.labels.gather(1, order[:, :budget]).sum())
     loss = sum(focal_loss(scorer, example).item() for example in held_out) / total
     return {
