@@ -177,10 +177,9 @@ def train_side(
         print(f"\r==> {title}: {done} of {args.iterations} iterations", end="", flush=True)
 
     start = time.monotonic()
-    run_command(
-        command, root, environment, output.with_name(f"{output.name}.txt"), show if sys.stdout.isatty() else None
-    )
-    print(f"\r==> {title}: {args.iterations} iterations, {time.monotonic() - start:.0f} s   ", flush=True)
+    watch, overwrite = (show, "\r") if sys.stdout.isatty() else (None, "")
+    run_command(command, root, environment, output.with_name(f"{output.name}.txt"), watch)
+    print(f"{overwrite}==> {title}: {args.iterations} iterations, {time.monotonic() - start:.0f} s   ", flush=True)
 
 
 def read_metrics(path: Path) -> Metrics:

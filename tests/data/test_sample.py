@@ -99,7 +99,7 @@ def test_a_box_is_clipped_to_its_tile_and_dropped_when_less_than_half_is_left():
     assert sample.boxes_in_tile(boxes, (100, 0, 200, 50), 0.51).tolist() == []
 
 
-def test_voc_boxes_are_read_in_order_and_none_is_fine():
+def test_voc_boxes_are_read_in_order_and_a_file_may_have_none():
     assert sample.read_voc_boxes(voc_xml([(1, 2, 3, 4), (5, 6, 7, 8)]).encode()).tolist() == [
         [1, 2, 3, 4],
         [5, 6, 7, 8],
@@ -149,7 +149,7 @@ def test_a_damaged_file_or_another_tiling_makes_the_data_anew(wheels, tmp_path):
     assert keep.exists()
 
 
-def test_another_checksum_is_refused_with_both_named(wheels, tmp_path):
+def test_a_wrong_checksum_is_refused_with_both_checksums_named(wheels, tmp_path):
     next(wheels.glob("deepforest*")).write_bytes(b"something else")
     found = hashlib.sha256(b"something else").hexdigest()
     with pytest.raises(UserError, match=f"deepforest==2.1.0.*{found}.*{sample.SCENES_WHEEL.sha256}.*download"):
