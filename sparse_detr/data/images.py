@@ -79,7 +79,7 @@ def read_image(file_name: str, image_format: str = "RGB", value_range: Sequence[
 
 
 def image_depth(file_name: str) -> Depth | None:
-    """Return what a file's header says of its values; None for 8 bits or less.
+    """What a file's header says of its values; None for 8 bits or less.
 
     Raises:
         one of what Pillow raises if it is not an image.
@@ -95,7 +95,7 @@ def image_depth(file_name: str) -> Depth | None:
 
 
 def read_values(file_name: str) -> np.ndarray:
-    """Return the (height, width) float64 values of a gray image of more than 8 bits as they are in the file."""
+    """Return the (height, width) float64 values of a gray image of more than 8 bits as in the file; NaN stays NaN."""
     return detection_utils.read_image(str(file_name), None).astype(np.float64)
 
 
@@ -119,7 +119,7 @@ def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float
 
 
 def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str | None:
-    """Say how an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
+    """How an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
     try:
         depth = image_depth(file_name)
     except _DECODING_ERRORS:
@@ -155,12 +155,12 @@ def read_recorded_image(
 
 
 def too_many_bad(bad: int, total: int, max_bad_share: float) -> bool:
-    """Return whether `bad` of `total` images exceed the share; one is forgiven unless the share is 0."""
+    """Whether `bad` of `total` images exceed the share; one is forgiven unless the share is 0."""
     return bad > max(int(max_bad_share * total), 1 if max_bad_share > 0 else 0)
 
 
 def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
-    """Scale (height, width) of 16 or 32 bits to (height, width, 3) uint8."""
+    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8."""
     low, high = check_value_range(value_range) or depth.default_range or (math.nan, math.nan)
     if value_range is None:
         _refuse_values_beyond(file_name, values, depth)
@@ -170,7 +170,7 @@ def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Se
 
 
 def _refuse_values_beyond(file_name: str, values: np.ndarray, depth: Depth) -> None:
-    """Refuse an image whose values say that the default range is not the data set's."""
+    """Refuse an image whose values show that the default range is not the data set's."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     if depth.default_range is None or low < depth.default_range[0] - 1e-3 or high > depth.default_range[1] + 1e-3:
