@@ -1,8 +1,11 @@
 """Start the script of the quick configs that makes the sample data: `python -m sparse_detr.data.sample --help`."""
 
 import runpy
+from pathlib import Path
 
-from sparse_detr.model_zoo import get_config_file
+PACKAGE = Path(__file__).parents[1]
 
 if __name__ == "__main__":
-    runpy.run_path(get_config_file("quick/sample.py"), run_name="__main__")
+    installed = PACKAGE / "_configs"  # in a wheel; else the configs are beside the package
+    root = installed if installed.is_dir() else PACKAGE.parent
+    runpy.run_path(str(root / "configs" / "quick" / "sample.py"), run_name="__main__")
