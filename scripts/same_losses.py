@@ -214,6 +214,8 @@ class Comparison:
     def __str__(self) -> str:
         verdict = "DIFFERENT: " + "; ".join(self.differences) if self.differences else "identical"
         compared = f"{self.numbers} numbers of {self.iterations} iterations and the weights"
+        if math.isnan(self.step_ratio):
+            return f"{verdict} ({compared}); too few iterations for a step time"
         return f"{verdict} ({compared}); a step takes {self.step_ratio:.2f} times as long as before"
 
 

@@ -86,6 +86,11 @@ def test_a_weight_that_differs_or_is_renamed_is_named(script):
     assert script.first_different_weight(WEIGHTS, renamed) == "the weight b is only before the change"
 
 
+def test_without_step_times_the_ratio_is_left_out(script):
+    bare = {0: {"loss_bbox": 1.0}}
+    assert str(script.compare(bare, bare, WEIGHTS, WEIGHTS)).endswith("too few iterations for a step time")
+
+
 def test_nothing_to_compare_is_no_success(script):
     with pytest.raises(UserError, match="no numbers"):
         script.compare({}, {}, WEIGHTS, WEIGHTS)
