@@ -31,7 +31,7 @@ class Finding:
         code: a name for programs.
         is_error: whether it stops the training; else it is worth a look.
         count: how many items have it.
-        message: what it is and what happens or helps.
+        message: what it is, and what happens or helps.
         examples: a few of the items.
     """
 
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 class CocoFile:
     """The three lists of a COCO file, and the entries of each that training and evaluation use.
 
-    `boxes_from_masks` is how many annotations without a box were given that of their mask.
+    `boxes_from_masks` counts the annotations without a box that got the box of their mask.
     """
 
     path: Path
@@ -76,19 +76,19 @@ class CocoFile:
 
     @cached_property
     def sound_images(self) -> dict[int, dict[str, Any]]:
-        """By id; the last one where ids repeat."""
+        """Images with every field, by id; the last one where ids repeat."""
         return {image["id"]: image for image in self.images if is_image(image)}
 
     @cached_property
     def class_names(self) -> dict[int, str]:
-        """By category id, ascending."""
+        """Names of the classes by category id, ascending."""
         return {
             item["id"]: item["name"] for item in sorted(filter(is_category, self.categories), key=lambda x: x["id"])
         }
 
     @cached_property
     def sound_annotations(self) -> list[dict[str, Any]]:
-        """Those with every field, of a known image and category."""
+        """Annotations with every field, of a known image and category."""
         return [
             item
             for item in self.annotations
@@ -103,18 +103,18 @@ class CocoFile:
 
     @cached_property
     def box_faults(self) -> BoxFaults:
-        """Of `sound_annotations`."""
+        """Faults of the boxes of `sound_annotations`."""
         images = [self.sound_images[item["image_id"]] for item in self.sound_annotations]
         height, width = (np.array([image[side] for image in images], dtype=np.float64) for side in ("height", "width"))
         return find_box_faults(corners_of(self.boxes), height, width)
 
     @cached_property
     def crowd(self) -> np.ndarray:
-        """(T,) mask of `sound_annotations`."""
+        """(T,) mask of the `sound_annotations` that are crowds."""
         return np.array([bool(read_flag(item.get("iscrowd"))) for item in self.sound_annotations], dtype=bool)
 
     def is_target(self, unusable: Collection[str] = ()) -> np.ndarray:
-        """(T,) mask of the `sound_annotations` that are trained on.
+        """Return a (T,) mask of the `sound_annotations` that are trained on.
 
         Args:
             unusable: file names of images that are missing or damaged.
@@ -446,7 +446,7 @@ def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
 
 
 def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return a (T,) mask of the boxes under a pixel with all numbers from 0 to 1; none unless half of them are."""
+    """Return a (T,) mask of the boxes under a pixel with all numbers from 0 to 1; empty unless half of them are."""
     found = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1) & (size > 2).all(axis=1)
     return found & (found.sum() * 2 >= len(boxes))
 
@@ -454,7 +454,7 @@ def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
 def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Return a (T,) mask of boxes that end far outside as x, y, width, height, and inside as x1, y1, x2, y2.
 
-    None unless nearly all boxes are possible as corners: of real widths, many are smaller than their box's x.
+    The mask is empty unless nearly all boxes are possible as corners: real widths are often smaller than the box's x.
     """
     possible = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= size + 1)).all(axis=1)
     found = (boxes[:, 2:] > 1.1 * size - boxes[:, :2]).any(axis=1) & possible
