@@ -1,1 +1,1 @@
-"""Measures of a detector: its cost in floating point operations, and what its token selection keeps and loses."""
+"""Measures of a detector: its FLOPs and times, what its token selection keeps and loses, and tables of them."""
