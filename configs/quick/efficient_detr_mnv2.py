@@ -2,7 +2,7 @@
 
 from sparse_detr.recipes import efficient_detr, mobilenet_v2
 
-from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+from .trees import SIZES, training
 
 model = efficient_detr(backbone=mobilenet_v2(), num_classes=1, dropout=0.0, encoder_auxiliary_loss=True, **SIZES)
-train.output_dir = "output/efficient_detr_mnv2"
+dataloader, lr_multiplier, optimizer, train = training(__file__)

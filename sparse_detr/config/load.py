@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.building import build_part
 from sparse_detr.config.check import check_settings
+from sparse_detr.config.derived import derive_yacs
 from sparse_detr.config.keys import add_detr_config
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
 from sparse_detr.errors import UserError
@@ -34,8 +35,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     kind = config_kind(path)
     cfg: Config = _load_yacs(path, overrides) if kind == "yacs" else _load_lazy(path, kind, overrides)
     check_settings(cfg)
-    if kind != "yacs":
-        _register_data(cfg)
+    derive_yacs(cfg, path, overrides) if isinstance(cfg, CfgNode) else _register_data(cfg)
     return cfg
 
 
