@@ -13,6 +13,7 @@ from sparse_detr.config.check import check_settings
 from sparse_detr.config.derived import derive_yacs
 from sparse_detr.config.keys import add_detr_config
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
+from sparse_detr.config.removed import successor_of
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -61,7 +62,8 @@ def _read(path: str) -> str:
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder; name a file in it")
     if not os.path.isfile(path):
-        raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
+        missing = f"config file {path!r} does not exist (working directory: {os.getcwd()})"
+        raise UserError(successor_of(path) or missing)
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -113,6 +115,8 @@ def _register_data(cfg: DictConfig) -> None:
 
 def _described(error: Exception, path: str) -> str:
     """An error of a config's code, with its line where it is in the file itself."""
+    if isinstance(error, FileNotFoundError) and (successor := successor_of(str(error.filename))):
+        return successor
     line, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == path:

@@ -1,9 +1,10 @@
 """Dense twin of Sparse DETR with ResNet-50: refinement and the best encoder tokens as queries."""
 
-from sparse_detr.recipes import efficient_detr, resnet
+from sparse_detr.recipes import efficient_detr as deformable_detr_topk
+from sparse_detr.recipes import resnet
 
 from ....configs.common.coco import training
 
 backbone = resnet(50)
-model = efficient_detr(backbone=backbone)
+model = deformable_detr_topk(backbone=backbone)
 dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)
