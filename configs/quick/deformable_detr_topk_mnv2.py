@@ -1,7 +1,6 @@
 """The dense twin of `sparse_detr_mnv2`: every token refined, nothing scored."""
 
-from sparse_detr.recipes import efficient_detr as deformable_detr_topk
-from sparse_detr.recipes import mobilenet_v2
+from sparse_detr.recipes import deformable_detr_topk, mobilenet_v2
 
 from .trees import SIZES, training
 

@@ -102,12 +102,14 @@ class Detector:
         mapper: record of a file -> model input, as in evaluation.
         class_names: by class index.
         weights: the file that they came from.
+        budget: share of the tokens to refine; None for the model's own.
     """
 
     model: Any
     mapper: Callable[[dict[str, Any]], dict[str, Any] | None]
     class_names: Sequence[str]
     weights: str
+    budget: float | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -138,12 +140,11 @@ def load_detector(args: argparse.Namespace) -> Detector:
     model = make_run(cfg).build_model().eval()
     load_weights(model, args.weights, skip_other_classes=False, ema=args.ema)
     check_finite_weights(model, args.weights)
-    if args.keep_ratio is not None:
-        try:
-            model.set_keep_ratio(args.keep_ratio)
-        except ValueError as error:
-            raise UserError(f"--keep-ratio {args.keep_ratio}: {error}") from error
-    return Detector(model=model, mapper=preprocessing(cfg), class_names=names, weights=args.weights)
+    mapper = preprocessing(cfg)
+    detector = Detector(model=model, mapper=mapper, class_names=names, weights=args.weights, budget=args.keep_ratio)
+    if detector.is_dense and args.keep_ratio not in (None, 1):
+        raise UserError(f"--keep-ratio {args.keep_ratio}: this model has a dense encoder; leave the option out")
+    return detector
 
 
 def draw_images(detector: Detector, files: Sequence[str], output: Path, score_threshold: float) -> list[str]:
@@ -168,7 +169,7 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
             skipped.append(file_name)
             continue
         with torch.no_grad(), watch_object_rows(detector.model.encoder) as rows:
-            found = detector.model.outputs([sample], attention_map=True)
+            found = detector.model.outputs([sample], detector.budget, attention_map=True)
             instances = detector.model.detections(found, [sample])[0]["instances"]
         detections = list_detections(instances, detector.class_names, score_threshold)
         caption = f"score at least {score_threshold:g}"

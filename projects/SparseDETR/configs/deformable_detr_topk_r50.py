@@ -1,7 +1,6 @@
 """Dense twin of Sparse DETR with ResNet-50: refinement and the best encoder tokens as queries."""
 
-from sparse_detr.recipes import efficient_detr as deformable_detr_topk
-from sparse_detr.recipes import resnet
+from sparse_detr.recipes import deformable_detr_topk, resnet
 
 from ....configs.common.coco import training
 

@@ -1,7 +1,6 @@
 """Dense twin of Sparse DETR with Swin-T: refinement and the best encoder tokens as queries."""
 
-from sparse_detr.recipes import efficient_detr as deformable_detr_topk
-from sparse_detr.recipes import swin_tiny
+from sparse_detr.recipes import deformable_detr_topk, swin_tiny
 
 from ....configs.common.coco import training
 
