@@ -51,3 +51,19 @@ def test_a_readme_links_to_files_and_headings_that_exist(readme):
         assert (readme.parent / path).exists(), link
         headings = re.findall(r"^#+ (.*)", (readme.parent / path).read_text(), re.M) if heading else []
         assert not heading or heading in [title.lower().replace(" ", "-") for title in headings], link
+
+
+@each_readme
+def test_the_classes_and_files_of_the_papers_words_exist(readme):
+    table = readme.read_text().partition("## From the paper to the code")[2].partition("## Configs")[0]
+    code = "\n".join(path.read_text() for path in (ROOT / "sparse_detr").rglob("*.py"))
+    for row in re.findall(r"^\| .* \|$", table, re.M)[1:]:
+        _, classes, files = row.strip("| ").split(" | ")
+        for name in set(re.findall(r"`(\w+)[(`]", classes)) - {"detector"}:
+            assert re.search(rf"^(class|def) {name}\b", code, re.M), name
+        folder = ROOT / "sparse_detr"
+        for file in re.findall(r"`([\w/.]+)`", files):
+            places = (ROOT / file, ROOT / "sparse_detr" / file, folder / file)
+            (found,) = {place for place in places if place.exists()} or {None}
+            assert found, file
+            folder = found.parent
