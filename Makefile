@@ -3,6 +3,7 @@
 # make setup   only the environment;  make lint, make format: what `make test` checks first
 # make sanitize   tests of the CPU kernels under the address and undefined behaviour sanitizers
 # make kill-loop  kill a small training fifty times, a third of them in the middle of a write: it must end the same
+# make same-losses BASE=main   train shortly at the commit BASE and now: every loss and weight must be the same
 # make clean   remove builds and caches;  make clean-all: also environment, sample data and the quick run
 #
 # Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
@@ -12,6 +13,7 @@
 #            TEST_OPTIONS="-k golden"   options of pytest instead of two processes, a file's tests in one of them
 #            QUICK_CONFIG=configs/quick/focus_detr_mnv2.py   another model than Sparse DETR, into output/focus_detr_mnv2
 #            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
+#            SAME_LOSSES_OPTIONS="--all --iterations 20"   options of scripts/same_losses.py
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +39,7 @@ REUSED := $(if $(wildcard $(TRAINED)),Trained and evaluated before: reused. To s
 export SPARSE_DETR_SAMPLE := $(SAMPLE)
 export PIP_NO_INPUT := 1
 
-.PHONY: train test setup sample-data lint format sanitize kill-loop clean clean-all
+.PHONY: train test setup sample-data lint format sanitize kill-loop same-losses clean clean-all
 
 train: $(PICTURES)/.complete
 	@echo "$(REUSED)"
@@ -78,6 +80,10 @@ sanitize: setup
 
 kill-loop: setup
 	@$(RUN) scripts/kill_loop.py
+
+same-losses: setup sample-data
+	@test -n "$(BASE)" || { echo "error: no commit to compare with; name one: make same-losses BASE=main"; exit 2; }
+	@$(RUN) scripts/same_losses.py $(BASE) $(SAME_LOSSES_OPTIONS)
 
 sample-data: setup
 	@$(RUN) -m sparse_detr.data.sample --output $(SAMPLE)

@@ -1,4 +1,4 @@
-"""Builds the native libraries of the attention operation by calling the compilers: `python ops/build.py`.
+"""Build the native libraries of the attention operation by calling the compilers: `python ops/build.py`.
 
 `setup.py` calls `build` too, so an install does the same. All that comes of it lies in `sparse_detr/ops/_native`:
 
@@ -57,7 +57,7 @@ DEFAULT_ARCHITECTURES = ("7.0", "7.5", "8.0", "9.0+PTX")
 
 
 class BuildError(Exception):
-    """Why a library cannot be built, in one line; `output` is what the compiler said."""
+    """The reason why a library cannot be built, in one line; `output` is what the compiler said."""
 
     def __init__(self, reason: str, output: str = "") -> None:
         super().__init__(reason)
@@ -86,7 +86,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Step:
-    """One command that makes one object; the object's name holds a hash of all that it is made of."""
+    """A command that makes one object; the object's name holds a hash of all that it is made of."""
 
     name: str
     command: list[str]
@@ -95,7 +95,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a library is made; `facts` go into build.json, `key` is a hash of all that it is made of."""
+    """The way a library is made; `facts` go into build.json, `key` is a hash of all that it is made of."""
 
     library: str
     steps: list[Step]
@@ -109,7 +109,7 @@ class Plan:
 
 
 def library_file(library: str) -> str:
-    """File name of the library `cpu` or `cuda`."""
+    """Return the file name of the library `cpu` or `cuda`."""
     return f"libsparse_detr_{library}.so"
 
 
@@ -144,7 +144,7 @@ def build(output: Path = NATIVE, *, objects: Path = OBJECTS, choice: str | None 
 
 
 def read_record(output: Path = NATIVE) -> dict:
-    """What `build` left in that folder, {} if it never ran."""
+    """Return what `build` left in that folder; {} if it never ran."""
     try:
         return json.loads((output / "build.json").read_text())
     except (OSError, ValueError):
@@ -213,7 +213,7 @@ def _describe(choice: str, torch: Torch | None, libraries: dict[str, dict]) -> d
 
 
 def plan_cpu(torch: Torch, objects: Path, *, explicit: bool, sanitize: bool) -> Plan:
-    """The library of the CPU kernels: run-time dispatch over instruction sets on x86-64, else one of them."""
+    """Plan the library of the CPU kernels: run-time dispatch over instruction sets on x86-64, else one of them."""
     compiler = find_compiler()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     sets = list(INSTRUCTION_SETS) if x86 else ["baseline"]
@@ -236,7 +236,7 @@ def plan_cpu(torch: Torch, objects: Path, *, explicit: bool, sanitize: bool) -> 
 
 
 def plan_cuda(torch: Torch, objects: Path, *, explicit: bool, sanitize: bool) -> Plan:
-    """The library of the CUDA kernels."""
+    """Plan the library of the CUDA kernels."""
     if torch.cuda is None:
         raise BuildError(f"PyTorch {torch.version} is built without CUDA")
     toolkit, nvcc = find_nvcc()
@@ -301,7 +301,7 @@ def _hash(*parts: str) -> str:
 
 
 def _execute(plans: list[Plan], output: Path, objects: Path) -> dict[str, dict]:
-    """Compile all steps side by side, link, and say how it went: library -> its part of build.json."""
+    """Compile all steps side by side, link, and return how it went: library -> its part of build.json."""
     if not plans:
         return {}
     objects.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def _execute(plans: list[Plan], output: Path, objects: Path) -> dict[str, dict]:
 
 
 class _Progress:
-    """Prints a line for each finished command."""
+    """A line for each finished command."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -353,7 +353,7 @@ def _link(plan: Plan, output: Path, progress: _Progress) -> None:
 
 
 def _make(name: str, command: list[str], target: Path, progress: _Progress) -> None:
-    """Run a command that makes a file, which appears under its name once complete."""
+    """Run a command that makes a file, which gets its name once it is complete."""
     start = time.monotonic()
     handle, unfinished = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     os.close(handle)
@@ -395,7 +395,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def find_torch() -> Torch:
-    """PyTorch of this environment.
+    """Return the PyTorch of this environment.
 
     In pip's build isolation `import torch` finds nothing, while the environment that is installed into is still the one
     that this Python belongs to: its folder of packages is looked at as well.
@@ -424,7 +424,7 @@ def _read_torch(folder: Path) -> Torch:
 
 
 def find_compiler() -> Compiler:
-    """CXX, else the first of g++, clang++ and c++."""
+    """Return the compiler of CXX, else the first of g++, clang++ and c++."""
     named = os.environ.get("CXX", "").strip()
     for command in [shlex.split(named)] if named else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(command[0]):
@@ -436,7 +436,7 @@ def find_compiler() -> Compiler:
 
 
 def find_nvcc() -> tuple[Path, Compiler]:
-    """Folder of the CUDA toolkit and its nvcc: that of CUDA_HOME (or CUDA_PATH), else the one on PATH.
+    """Return the CUDA toolkit's folder and its nvcc: that of CUDA_HOME (or CUDA_PATH), else the one on PATH.
 
     What is on PATH may be a link or a script that calls the true nvcc: nvcc itself is asked where its toolkit lies.
     """
@@ -452,7 +452,7 @@ def find_nvcc() -> tuple[Path, Compiler]:
 
 
 def toolkit_of(nvcc: str) -> Path:
-    """The folder that holds bin, include and lib of this nvcc, from what `nvcc --dryrun` prints."""
+    """Return the folder that holds bin, include and lib of this nvcc, from what `nvcc --dryrun` prints."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "empty.cu"
         source.touch()
@@ -462,7 +462,7 @@ def toolkit_of(nvcc: str) -> Path:
 
 
 def cuda_release(nvcc: Compiler) -> tuple[int, int]:
-    """CUDA version of this nvcc."""
+    """Return the CUDA version of this nvcc."""
     found = re.search(r"release (\d+)\.(\d+)", nvcc.version)
     if found is None:
         raise BuildError(f"nvcc says no CUDA release: {nvcc.version}")
@@ -470,13 +470,13 @@ def cuda_release(nvcc: Compiler) -> tuple[int, int]:
 
 
 def known_architectures(nvcc: Compiler) -> list[str]:
-    """What this nvcc can generate code for, such as ["7.5", "8.0"]."""
+    """Return what this nvcc can generate code for, such as ["7.5", "8.0"]."""
     listed = _run([*nvcc.command, "--list-gpu-arch"]).stdout
     return [f"{major}.{minor}" for major, minor in re.findall(r"compute_(\d+)(\d)\b", listed)]
 
 
 def visible_architectures() -> list[str]:
-    """Compute capabilities of the GPUs that this process may use, from the driver."""
+    """Ask the driver for the compute capabilities of the GPUs that this process may use."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -494,7 +494,7 @@ def visible_architectures() -> list[str]:
 
 
 def choose_architectures(named: str, found: list[str], known: list[str]) -> list[str]:
-    """GPU architectures to build for: TORCH_CUDA_ARCH_LIST, else the visible GPUs', else the default list.
+    """Choose the GPUs to build for: TORCH_CUDA_ARCH_LIST, else the visible GPUs', else the default list.
 
     Args:
         named: the variable's value: numbers, some with a letter (9.0a) or +PTX, between ";", "," or " ".
@@ -523,7 +523,7 @@ def _number(architecture: str) -> str:
 
 
 def code_flags(architectures: list[str]) -> list[str]:
-    """nvcc's -gencode for each architecture: binary code, and PTX where "+PTX" asks for it."""
+    """Return nvcc's -gencode for each architecture: binary code, and PTX where "+PTX" asks for it."""
     flags = []
     for architecture in architectures:
         name = architecture.removesuffix("+PTX").replace(".", "")
@@ -533,7 +533,7 @@ def code_flags(architectures: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line of this file."""
+    """Run the command line of this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=NATIVE, help="folder of the libraries")
     parser.add_argument("--sanitize", action="store_true", help="with address and undefined behaviour sanitizers (CPU)")

@@ -5,8 +5,8 @@
 
 On a GPU: builds the CUDA library; runs tests/ops; compares Triton and CUDA kernels with the formula in float64 in every
 dtype; runs them under compute-sanitizer; measures them in float32 and bfloat16, forward and backward, against the
-composite PyTorch forms, a stand-in for the public CUDA kernels (ops/bench_csrc) and deformops, with the share of the
-memory bandwidth. Writes check.json, report.md and the benchmark's files into --output, and with --readme the tables
+composite PyTorch forms, a stand-in for the public CUDA kernels (ops/benchmark/peers) and deformops, with the share of
+the memory bandwidth. Writes check.json, report.md and the benchmark's files into --output, and with --readme the tables
 into ops/README.md. Exit status: 0 if all passed, 1 if something failed, 2 without a GPU.
 
 First: pip install deformops==3.0.1 (Python 3.12 or 3.13) torch-ms-deform-attn==0.1.1 transformers; they are optional.
@@ -32,7 +32,8 @@ for folder in (ROOT, ROOT / "ops"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from measuring import accuracy, machine, public_kernel  # noqa: E402
+from benchmark import accuracy, machine  # noqa: E402
+from benchmark.peers import public_kernel  # noqa: E402
 
 KERNELS = ("triton", "cuda")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -55,7 +56,7 @@ Outcome = dict[str, Any]
 
 
 class Skipped(Exception):
-    """Why a step does not apply here."""
+    """The reason why a step does not apply here."""
 
 
 class Failed(Exception):
@@ -74,7 +75,7 @@ def main() -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     steps = interpreter_steps(args) if args.interpreter else gpu_steps(args)
     outcomes = [perform(number, len(steps), *step) for number, step in enumerate(steps, start=1)]
-    return report(args, outcomes)
+    return write_report(args, outcomes)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -94,7 +95,7 @@ Step = tuple[str, Callable[[], str]]
 
 def gpu_steps(args: argparse.Namespace) -> list[Step]:
     return [
-        ("build the CUDA library", lambda: build(args.output, in_place=True)),
+        ("build the CUDA library", lambda: build_cuda_library(args.output, in_place=True)),
         ("tests/ops", lambda: run_tests("tests/ops")),
         *((f"{name} against float64", lambda name=name: small_case(name)) for name in KERNELS),
         *(
@@ -102,13 +103,13 @@ def gpu_steps(args: argparse.Namespace) -> list[Step]:
             for name in KERNELS
             for tool in SANITIZERS
         ),
-        ("benchmark", lambda: benchmark(args)),
+        ("benchmark", lambda: run_benchmark(args)),
     ]
 
 
 def interpreter_steps(args: argparse.Namespace) -> list[Step]:
     return [
-        ("nvcc compiles the CUDA library", lambda: build(args.output, in_place=False)),
+        ("nvcc compiles the CUDA library", lambda: build_cuda_library(args.output, in_place=False)),
         ("nvcc compiles the benchmark's stand-in", lambda: compile_stand_in(args.output)),
         ("triton against float64, interpreted", interpret),
         ("tests of the Triton kernels", lambda: run_tests("tests/ops/test_triton.py")),
@@ -135,7 +136,7 @@ def last_line(text: str) -> str:
 
 
 def command(*arguments: str, **environment: str) -> str:
-    """Run Python on arguments; its output. Raises `Failed` with the end of it."""
+    """Run Python on arguments and return its output. Raises `Failed` with the end of it."""
     return execute(sys.executable, *arguments, **environment)
 
 
@@ -157,8 +158,8 @@ def execute(*arguments: str, **environment: str) -> str:
 # Steps
 
 
-def build(output: Path, *, in_place: bool) -> str:
-    """The CUDA library where the package looks for it, or apart from it, only to see that it compiles."""
+def build_cuda_library(output: Path, *, in_place: bool) -> str:
+    """Build the CUDA library where the package looks for it, or elsewhere, only to see that it compiles."""
     require_nvcc()
     folder = "build.NATIVE" if in_place else f"build.Path({str((output / 'native').resolve())!r})"
     code = f"import build; build.build({folder}, choice='cuda')"
@@ -174,7 +175,7 @@ def require_nvcc() -> None:
 
 def compile_stand_in(output: Path) -> str:
     require_nvcc()
-    return str(public_kernel.build(output / "stand_in"))
+    return str(public_kernel.compile_library(output / "stand_in"))
 
 
 def run_tests(path: str) -> str:
@@ -183,16 +184,16 @@ def run_tests(path: str) -> str:
     return command("-m", "pytest", "-q", "-rs", path)
 
 
-def require_backend(backend: str) -> None:
-    """Raise `Skipped` where this machine does not have it. Asked in a new process, after the build."""
+def skip_without(backend: str) -> None:
+    """Raise `Skipped` if this machine lacks the backend. A new process is asked, after the build."""
     answer = last_line(command("-c", ASK_FOR_BACKEND, backend))
     if answer.startswith("unavailable: "):
         raise Skipped(answer.removeprefix("unavailable: "))
 
 
 def small_case(backend: str) -> str:
-    """In a process of its own: a kernel that fails leaves the GPU unusable for the process."""
-    require_backend(backend)
+    """Run the small case in a process of its own: after a failing kernel the process cannot use the GPU."""
+    skip_without(backend)
     return command(*SMALL_CASE, backend)
 
 
@@ -201,7 +202,7 @@ def interpret() -> str:
 
 
 def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
-    """A line for each dtype. Raises `Failed` where one is beyond its tolerance."""
+    """Return a line for each dtype. Raises `Failed` where one is beyond its tolerance."""
     lines = []
     for dtype in dtypes:
         found = accuracy.deviations(backend, device, dtype)
@@ -215,8 +216,8 @@ def check_accuracy(backend: str, device: str, dtypes: list[str]) -> str:
 
 
 def sanitize(backend: str, tool: str) -> str:
-    """The small case under compute-sanitizer, each tensor in an allocation of its own."""
-    require_backend(backend)
+    """Run the small case under compute-sanitizer, each tensor in an allocation of its own."""
+    skip_without(backend)
     found = compute_sanitizer()
     if found is None:
         raise Skipped("compute-sanitizer is not installed: it comes with the CUDA toolkit")
@@ -239,20 +240,20 @@ def compute_sanitizer() -> str | None:
     return shutil.which("compute-sanitizer", path=folders)
 
 
-def benchmark(args: argparse.Namespace) -> str:
+def run_benchmark(args: argparse.Namespace) -> str:
     arguments = ["--device", "cuda", "--dtypes", "float32", "bfloat16", "--output", str(args.output / "cuda.json")]
     arguments += ["--quick"] if args.quick else []
     arguments += ["--readme", str(args.readme.resolve())] if args.readme else []
-    return command(str(ROOT / "ops" / "benchmark.py"), *arguments)
+    return command(str(ROOT / "ops" / "benchmark"), *arguments)
 
 
 # Report
 
 
-def report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
-    """Write check.json and report.md; the exit status."""
+def write_report(args: argparse.Namespace, outcomes: list[Outcome]) -> int:
+    """Write check.json and report.md; return the exit status."""
     device = "cpu" if args.interpreter else "cuda"
-    results = {"interpreter": args.interpreter, "machine": machine.describe(device), "steps": outcomes}
+    results = {"interpreter": args.interpreter, "machine": machine.machine_record(device), "steps": outcomes}
     (args.output / "check.json").write_text(json.dumps(results, indent=1) + "\n")
     text = report_text(results)
     (args.output / "report.md").write_text(text)

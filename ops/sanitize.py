@@ -1,4 +1,4 @@
-"""Runs tests of the CPU kernels under the address and undefined behaviour sanitizers: `make sanitize`.
+"""Run tests of the CPU kernels under the address and undefined behaviour sanitizers: `make sanitize`.
 
     python ops/sanitize.py [arguments of pytest]        default: TESTS
 
@@ -39,7 +39,7 @@ sys.exit(0 if in_use else f"the sanitized library is not in use: {library}")
 
 
 def main(arguments: list[str]) -> int:
-    """Build, check the canary, run the tests; the exit status of the first run that fails."""
+    """Build, check that an error is caught, run the tests; return the exit status of the first run that fails."""
     try:
         build.build(LIBRARIES, objects=OBJECTS, choice="cpu", sanitize=True)
         environment = sanitized_environment()
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def sanitized_environment() -> dict[str, str]:
-    """Environment of a Python that loads sanitized libraries.
+    """Return the environment of a Python that loads sanitized libraries.
 
     The sanitizer's runtime must come before all else. libstdc++ goes with it, since Python does not link to it and the
     runtime looks for the function that throws exceptions when the process starts. Leaks are not looked for: Python and
@@ -82,7 +82,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def check_canary(environment: dict[str, str]) -> None:
-    """Element 999 of 1000 can be read, and reading element 1000 is reported."""
+    """Check that element 999 of 1000 can be read, and that reading element 1000 is reported."""
     source = LIBRARIES / "canary.cpp"
     library = source.with_suffix(".so")
     source.write_text(CANARY_SOURCE)
@@ -97,7 +97,7 @@ def check_canary(environment: dict[str, str]) -> None:
 
 
 def instruction_sets() -> list[str]:
-    """What this machine can run of the library's instruction sets."""
+    """Return what this machine can run of the library's instruction sets."""
     import torch
 
     best = torch.backends.cpu.get_cpu_capability()

@@ -8,17 +8,17 @@ Counted by Detectron2's own counter in eval mode on one random image, with 91 cl
 one multiply-add is one FLOP. Configs that make the same model share a row.
 """
 
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from costs import gigaflops
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from sparse_detr.analysis.cost import gigaflops
+from sparse_detr.analysis.tables import fill_readme, markdown_rows
 from sparse_detr.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,27 +47,27 @@ def main() -> int:
     asked = sys.argv[1:]
     for readme in sorted(ROOT.glob("projects/*/README.md")):
         if not asked or readme.parent.name in asked:
-            fill(readme, "cost", cost_rows(sorted(readme.parent.glob("configs/*.py"))))
+            write_table(readme, "cost", cost_table(sorted(readme.parent.glob("configs/*.py"))))
     if not asked or "encoders" in asked:
-        fill(ROOT / "projects/FocusDETR/README.md", "encoders", encoder_rows())
+        write_table(ROOT / "projects/FocusDETR/README.md", "encoders", encoder_table())
     return 0
 
 
-def fill(readme: Path, name: str, rows: Iterable[str]) -> None:
-    """Put a table between the README's markers of that name, printing it as it grows."""
+def write_table(readme: Path, name: str, lines: Iterable[str]) -> None:
+    """Print a table as it grows, then put it between the README's markers of that name."""
     text = []
-    for row in rows:
-        print(row, flush=True)
-        text.append(row)
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    pattern = re.compile(f"{start}.*?{end}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: "\n".join([start, *text, end]), readme.read_text()))
+    for line in lines:
+        print(line, flush=True)
+        text.append(line)
+    fill_readme(readme, name, "\n".join(text))
 
 
-def cost_rows(configs: Iterable[Path]) -> Iterable[str]:
-    """Parameters and GFLOPs of every model; one that differs by what is trained alone is not counted again."""
-    yield "| config | parameters | at inference | GFLOPs | encoder |"
-    yield "|---|---|---|---|---|"
+def cost_table(configs: Iterable[Path]) -> Iterable[str]:
+    """Make the table of parameters and GFLOPs; a model that differs only by what is trained is not counted again."""
+    return markdown_rows(["config", "parameters", "at inference", "GFLOPs", "encoder"], cost_rows(configs))
+
+
+def cost_rows(configs: Iterable[Path]) -> Iterable[list[str]]:
     counted: dict[str, dict[str, float]] = {}
     for cfg, names in different_models(config for config in configs if "finetune" not in config.stem):
         model = instantiate(cfg.model).eval()
@@ -75,15 +75,17 @@ def cost_rows(configs: Iterable[Path]) -> Iterable[str]:
             counted[structure(model)] = gigaflops(model, random_image(IMAGE_SIZE))
         flops = counted[structure(model)]
         cells = [", ".join(f"`{name}`" for name in names), *parameters(model)]
-        yield "| " + " | ".join([*cells, f"{flops['total']:.1f}", f"{flops['encoder']:.1f}"]) + " |"
+        yield [*cells, f"{flops['total']:.1f}", f"{flops['encoder']:.1f}"]
 
 
-def encoder_rows() -> Iterable[str]:
-    """What the encoders of the family cost, dense and sparse."""
+def encoder_table() -> Iterable[str]:
+    """Make the table of what the encoders of the family cost, dense and sparse."""
     columns = ["encoder", "of it selection", "times decoder", "all"]
     head = [f"{column}, {height}x{width}" for height, width in ENCODER_IMAGE_SIZES for column in columns]
-    yield "| " + " | ".join(["config", "tokens kept", *head, "all, published"]) + " |"
-    yield "|---" * (3 + len(head)) + "|"
+    return markdown_rows(["config", "tokens kept", *head, "all, published"], encoder_rows())
+
+
+def encoder_rows() -> Iterable[list[str]]:
     for config, published in ENCODERS.items():
         model = instantiate(configured(ROOT / "projects" / config).model).eval()
         cells = [f"`{Path(config).stem}`", f"{model.mean_keep_ratio:.0%}"]
@@ -91,16 +93,16 @@ def encoder_rows() -> Iterable[str]:
             flops = gigaflops(model, random_image(size))
             ratio = flops["encoder"] / flops["decoder"]
             cells += [f"{number:.1f}" for number in (flops["encoder"], flops["selection"], ratio, flops["total"])]
-        yield "| " + " | ".join([*cells, published]) + " |"
+        yield [*cells, published]
 
 
 def configured(config: Path) -> DictConfig:
-    """A lazy config with the classes of the public repositories."""
+    """Return a lazy config with the classes of the public repositories."""
     return load_config(str(config), ["model.num_classes=91"])
 
 
 def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
-    """One config of each model, and the names of all that make it."""
+    """Return one config of each model, and the names of all that make it."""
     groups: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}
     for config in configs:
         cfg = configured(config)
@@ -111,13 +113,13 @@ def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str
 
 
 def structure(model: nn.Module) -> str:
-    """What a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), and how many tokens it refines."""
+    """Return what a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), the tokens it refines."""
     sizes = [tuple(value.shape) for part in (model.backbone, model.queries) for value in part.parameters()]
     return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {sizes} {model}"
 
 
 def parameters(model: nn.Module) -> list[str]:
-    """Trained ones, and those of them that inference uses."""
+    """Count the trained parameters, and those of them that inference uses."""
     trained, unused = (
         sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
         for parts in ([model], [model.encoder_heads, model.denoising])
@@ -126,7 +128,7 @@ def parameters(model: nn.Module) -> list[str]:
 
 
 def random_image(size: tuple[int, int]) -> torch.Tensor:
-    """A uint8 image (3, h, w)."""
+    """Return a uint8 image (3, h, w)."""
     return torch.randint(0, 256, (3, *size), dtype=torch.uint8)
 
 

@@ -58,7 +58,7 @@ def install_detectron2() -> bool:
 
 
 def placement() -> list[str]:
-    """Options of pip that take the wheel on this Python: none where its tag fits."""
+    """Return options of pip that take the wheel on this Python: [] where its tag fits."""
     if sys.version_info[:2] == (3, 10) and sysconfig.get_platform() == "linux-x86_64":
         return []
     tag = ["--implementation", "cp", "--python-version", "3.10", "--abi", "none", "--platform", "any"]
@@ -72,7 +72,7 @@ def pip_install(*arguments: str) -> bool:
 
 
 def failure_message() -> str:
-    """What to do when pip could not install it."""
+    """Return what to do when pip could not install it."""
     return (
         f"pip could not install {REQUIREMENT} (see its message above). If a download failed, check the network and "
         "pip's index settings and call this again. If the checksum differs, your package index serves another file "

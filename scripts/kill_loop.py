@@ -21,7 +21,7 @@ KILLS_A_ROUND = 5
 
 
 def quietly(work) -> None:
-    """Without the log of the trainings."""
+    """Run `work` without the log of the trainings."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -21,7 +21,6 @@ import itertools
 import json
 import math
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from costs import gigaflops, inference, seconds_in_turn, training_step
 from detectron2.data import MetadataCatalog
 from matplotlib.axes import Axes
 from matplotlib.text import Text
@@ -41,6 +39,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import batched_nms, box_convert
 
+from sparse_detr.analysis.cost import gigaflops, inference, seconds_in_turn, training_step
+from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
@@ -85,7 +85,9 @@ def main() -> int:
     parser.add_argument("--costs", action="store_true", help="also count FLOPs, take times in turn and plot")
     parser.add_argument("--picture", type=Path, help="image to draw the models' view of")
     args = parser.parse_args(own)
-    results = {variant: measure(args, variant, iterations, passed_on) for variant, iterations in args.iterations}
+    results = {
+        variant: scores_of_seeds(args, variant, iterations, passed_on) for variant, iterations in args.iterations
+    }
     costs = measure_costs(list(results), passed_on) if args.costs else {}
     if args.costs:
         add_suppressed_scores(args, results, passed_on)
@@ -95,7 +97,7 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     write_scores(folder / f"{args.name}.json", args.seeds, results, costs, passed_on)
     if args.costs:
-        plot(folder / f"{args.name}.png", results, costs)
+        plot_costs(folder / f"{args.name}.png", results, costs)
         text += f"\n\n![AP50 over encoder GFLOPs](results/{args.name}.png)"
     if args.picture is not None:
         text += "".join(illustrate(args, variant, folder) for variant, _ in args.iterations)
@@ -106,11 +108,11 @@ def main() -> int:
 def redraw(path: Path) -> None:
     """Draw the plot beside the JSON file that it was made from."""
     record = json.loads(path.read_text())
-    plot(path.with_suffix(".png"), record["results"], record["costs"])
+    plot_costs(path.with_suffix(".png"), record["results"], record["costs"])
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments before and after the first `--`."""
+    """Return the arguments before and after the first `--`."""
     if "--" not in arguments:
         return arguments, []
     position = arguments.index("--")
@@ -118,15 +120,17 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def variant_and_iterations(text: str) -> tuple[str, int]:
-    """`rho10=700` -> ("rho10", 700)."""
+    """Read `rho10=700` as ("rho10", 700)."""
     variant, _, iterations = text.partition("=")
     if variant not in VARIANTS or not iterations.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not VARIANT=ITERATIONS with a variant of {', '.join(VARIANTS)}")
     return variant, int(iterations)
 
 
-def measure(args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]) -> list[dict[str, float]]:
-    """The scores of one variant for every seed."""
+def scores_of_seeds(
+    args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]
+) -> list[dict[str, float]]:
+    """Return the scores of one variant for every seed."""
     _, config, overrides = VARIANTS[variant]
     overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
@@ -141,7 +145,7 @@ def measure(args: argparse.Namespace, variant: str, iterations: int, passed_on: 
 
 
 def final_scores(folder: Path) -> dict[str, float]:
-    """AP of the finished run in a folder, its seconds an iteration and its iterations; empty if there is none."""
+    """Return a finished run's AP, its seconds an iteration and its iterations; {} if the folder holds none."""
     metrics = folder / "metrics.json"
     if not (folder / "model_final.pth").is_file() or not metrics.is_file():
         return {}
@@ -156,20 +160,18 @@ def final_scores(folder: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: mean and, over several seeds, standard deviation."""
-    rows = ["| | iterations | s / iteration | " + " | ".join(SCORES) + " |", "|---" * (3 + len(SCORES)) + "|"]
+    """Return Markdown: mean and, over several seeds, standard deviation."""
+    rows = []
     for variant, runs in results.items():
         speed = statistics.median(run["seconds_per_iteration"] for run in runs)
         cells = [VARIANTS[variant][0], f"{runs[0]['iterations']:.0f}", f"{speed:.2f}"]
-        rows.append(
-            "| " + " | ".join(cells + [mean_and_spread([run[score] for run in runs]) for score in SCORES]) + " |"
-        )
-    return "\n".join(rows)
+        rows.append([*cells, *(mean_and_deviation([run[score] for run in runs]) for score in SCORES)])
+    return markdown_table(["", "iterations", "s / iteration", *SCORES], rows)
 
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
-    """Cost of every variant's model, untrained: counted on the first test image, times on the same images in turn."""
-    runs = {variant: describe(variant, passed_on) for variant in variants}
+    """Measure every variant's untrained model: FLOPs on the first test image, times on the same images in turn."""
+    runs = {variant: run_of(variant, passed_on) for variant in variants}
     models = {variant: run.build_model() for variant, run in runs.items()}
     data = runs[variants[0]]
     images = [batch[0] for batch in itertools.islice(data.evaluation_sets[0].build_loader(), 1 + ROUNDS)]
@@ -191,7 +193,7 @@ def add_suppressed_scores(
     args: argparse.Namespace, results: dict[str, list[dict[str, float]]], passed_on: list[str]
 ) -> None:
     """Add `AP50_suppressed` to the scores of every run, from the detections that its evaluation saved."""
-    name = describe(next(iter(results)), passed_on).evaluation_sets[0].names[0]
+    name = run_of(next(iter(results)), passed_on).evaluation_sets[0].names[0]
     truth = COCO(MetadataCatalog.get(name).json_file)
     for variant, runs in results.items():
         for seed, run in zip(args.seeds, runs, strict=True):
@@ -200,7 +202,7 @@ def add_suppressed_scores(
 
 
 def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
-    """COCO results without those that overlap a better one of the same image and class by more than `max_iou`."""
+    """Drop COCO results that overlap a better one of the same image and class by more than `max_iou`."""
     boxes = box_convert(
         torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32), "xywh", "xyxy"
     )
@@ -211,7 +213,7 @@ def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dic
 
 
 def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
-    """AP at an IoU of 0.5 in percent."""
+    """Return the AP at an IoU of 0.5 in percent."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.evaluate()
@@ -220,8 +222,8 @@ def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:
     return 100 * float(evaluation.stats[1])
 
 
-def describe(variant: str, passed_on: list[str]) -> Run:
-    """The training of a variant, as `train_net.py` would do it with these arguments."""
+def run_of(variant: str, passed_on: list[str]) -> Run:
+    """Return the training of a variant, as `train_net.py` would do it with these arguments."""
     _, config, overrides = VARIANTS[variant]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -232,19 +234,10 @@ def describe(variant: str, passed_on: list[str]) -> Run:
 
 
 def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
-    """Markdown: what every variant costs, and its scores over the seeds."""
-    head = [
-        "",
-        "tokens kept",
-        "encoder GFLOPs",
-        "all GFLOPs",
-        "ms / image",
-        "ms / training step",
-        "AP",
-        "AP50",
-        "AP50 after NMS",
-    ]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    """Return Markdown: what every variant costs, and its scores over the seeds."""
+    head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step"]
+    head += ["AP", "AP50", "AP50 after NMS"]
+    rows = []
     for variant, runs in results.items():
         cost = costs[variant]
         cells = [
@@ -254,14 +247,14 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
             f"{cost['total_gigaflops']:.2f}",
             f"{1000 * cost['seconds_per_image']:.0f}",
             f"{1000 * cost['seconds_per_training_step']:.0f}",
-            *(mean_and_spread([run[score] for run in runs]) for score in ("AP", "AP50", "AP50_suppressed")),
+            *(mean_and_deviation([run[score] for run in runs]) for score in ("AP", "AP50", "AP50_suppressed")),
         ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
-def plot(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
-    """AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
+def plot_costs(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
+    """Plot AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     points, spreads, texts = [], [], []
     for variant, runs in results.items():
@@ -306,7 +299,7 @@ def place_labels(
     marks: Sequence[Box],
     frame: Sequence[float],
 ) -> list[tuple[float, float]]:
-    """Lower left corners of labels, each near its point, off the marks and other labels and inside of the frame.
+    """Return lower left corners of labels near their points, off the marks and other labels, inside of the frame.
 
     One label after the other takes the nearest place that is free; if none is, the one that hides least.
 
@@ -328,7 +321,7 @@ def place_labels(
 
 
 def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Lower left corners of a label round a point, the nearest first; those right and left of it before all."""
+    """Return lower left corners of a label round a point: first beside it, then the nearest first."""
     gap = height / 2
     ups = [step * gap - height / 2 for step in range(-20, 21)]
     asides = [-width / 2 + step * width / 4 for step in range(-6, 7)]
@@ -343,21 +336,15 @@ def _places(x: float, y: float, width: float, height: float) -> list[tuple[float
 
 
 def _common(one: Box, other: Box) -> float:
-    """Area that two boxes share."""
+    """Return the area that two boxes share."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)
 
 
 def _outside(place: Box, frame: Sequence[float]) -> float:
-    """Area of a box beyond the frame."""
+    """Return the area of a box beyond the frame."""
     return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """`mean ± standard deviation`, or the value if there is one."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def write_scores(
@@ -367,7 +354,7 @@ def write_scores(
     costs: dict[str, dict[str, float]],
     passed_on: list[str],
 ) -> None:
-    """Everything measured, as JSON."""
+    """Write everything measured, as JSON."""
     record: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "seeds": seeds,
@@ -380,7 +367,7 @@ def write_scores(
 
 
 def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
-    """Draw the first seed's model on the picture and keep its log; markdown that shows both."""
+    """Draw the first seed's model on the picture and keep its log; return Markdown that shows both."""
     run = args.output / args.name / f"{variant}_seed{args.seeds[0]}"
     name = f"{args.name}_{variant}"
     (folder / f"{name}.log").write_text(progress((run / "log.txt").read_text()))
@@ -396,16 +383,9 @@ def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
 
 
 def progress(log: str) -> str:
-    """The lines of a log that tell of the training's course, without those that name places of a machine."""
+    """Return the lines of a log that tell the training's course, without those that name places of a machine."""
     kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
     return "\n".join(kept) + "\n"
-
-
-def fill_readme(readme: Path, name: str, text: str) -> None:
-    """Put text between the README's markers of that name."""
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", readme.read_text()))
 
 
 if __name__ == "__main__":

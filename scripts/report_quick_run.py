@@ -17,7 +17,7 @@ def main() -> int:
 
 
 def report(output: Path, pictures: Path) -> str:
-    """The report as text."""
+    """Return the report as text."""
     metrics = last_evaluation(output / "metrics.json")
     scores = ", ".join(
         f"{name} {metrics[f'bbox/{name}']:.1f}" for name in ("AP", "AP50", "AP75") if f"bbox/{name}" in metrics
@@ -33,7 +33,7 @@ def report(output: Path, pictures: Path) -> str:
 
 
 def last_evaluation(path: Path) -> dict[str, float]:
-    """The last line of Detectron2's metrics file that holds an evaluation, empty if there is none."""
+    """Return the last line of Detectron2's metrics file that holds an evaluation; {} if there is none."""
     lines = path.read_text().splitlines() if path.is_file() else []
     evaluations = (metrics for metrics in map(json.loads, reversed(lines)) if "bbox/AP" in metrics)
     return next(evaluations, {})

@@ -1,4 +1,4 @@
-"""Writing files and folders so that no crash, kill or full disk leaves half of one, and errors name the remedy.
+"""Writing files and folders: no crash, kill or full disk leaves half a file, and errors name the remedy.
 
 A file is written under a temporary name in its own folder, flushed to the disk and renamed: at every moment its name
 stands for the whole old content or the whole new one.
@@ -72,7 +72,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
-    """`write_atomically` for text in UTF-8."""
+    """Write text in UTF-8 as `write_atomically` does."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -109,7 +109,7 @@ def _fill(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let the new name survive a power failure; some network file systems cannot, and have no need to."""
+    """Let the new name survive a power failure; some network file systems cannot, and need not."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -154,6 +154,6 @@ def remove_leftovers(folder: str | os.PathLike) -> list[str]:
 
 
 def cannot_write(path: str | os.PathLike, error: OSError, *, what: str = "file") -> CannotWrite:
-    """The error for a user who wanted `path` written."""
+    """Return the error for a user who wanted `path` written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return CannotWrite(f"cannot write the {what} {os.fspath(path)}: {reason}")

@@ -24,7 +24,7 @@ _SAMPLING_PARAMETERS = ("sampling_offsets", "reference_points")
 
 
 def scale_learning_rate(lr: float, *, total_batch_size: int, rule: str = "none") -> float:
-    """Learning rate for `total_batch_size` images, given the one for 16; says so in the log.
+    """Return the learning rate for `total_batch_size` images, given the one for 16, and log it.
 
     Args:
         rule: "none" (Deformable DETR), "sqrt" (Sparse DETR's public code) or "linear".
@@ -50,7 +50,7 @@ def detr_parameter_groups(
     accumulate: int = 1,
     batch_size_scaling: str = "none",
 ) -> list[dict]:
-    """Parameter groups by name: the backbone and the sampling layers learn more slowly.
+    """Group parameters by name: the backbone and the sampling layers learn more slowly.
 
     Args:
         norm_weight_decay: weight decay of normalisation layers; None for that of every parameter.
@@ -82,7 +82,7 @@ def _with_warmup(schedule: ParamScheduler, *, max_iter: int, warmup_iters: int) 
 def step_schedule(
     *, max_iter: int, drop_at: Sequence[float] = (0.8,), gamma: float = 0.1, warmup_iters: int = 0
 ) -> ParamScheduler:
-    """Multiplier that falls by `gamma` at each fraction of the training in `drop_at` (the paper: epoch 40 of 50).
+    """Return a multiplier that falls by `gamma` at each fraction of the training in `drop_at` (paper: 40 of 50).
 
     A drop that would come after the last iteration, as in a trial run of a few, does not happen.
     """
@@ -95,5 +95,5 @@ def step_schedule(
 
 
 def cosine_schedule(*, max_iter: int, end_factor: float = 0.0, warmup_iters: int = 0) -> ParamScheduler:
-    """Multiplier that falls from 1 to `end_factor` along half a cosine."""
+    """Return a multiplier that falls from 1 to `end_factor` along half a cosine."""
     return _with_warmup(CosineParamScheduler(1.0, end_factor), max_iter=max_iter, warmup_iters=warmup_iters)

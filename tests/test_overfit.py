@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sparse_detr.data.sample import DEFAULT_ROOT, ROOT_VARIABLE
 from sparse_detr.model_zoo import get_config_file
 from sparse_detr.train import main
 
-SAMPLE = Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+SAMPLE = Path(os.environ.get("SPARSE_DETR_SAMPLE") or "datasets/sample")
 
 
 @pytest.mark.slow

@@ -1,18 +1,28 @@
 """What the quick models share: sizes, sample data (aerial tiles, tree crowns), schedule. Minutes on two CPU cores."""
 
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 
 from sparse_detr.config.derived import output_dir_of
-from sparse_detr.data.sample import WEIGHTS_FILE, register_sample_data, sample_folder
+from sparse_detr.data.register import register_coco_files
 
 from ..common.coco import dataloader, optimizer, train
 from ..common.schedule import cosine as lr_multiplier
+from .sample import CATEGORY, SPLITS, WEIGHTS_FILE, how_to_make, sample_folder
 
 SIZES = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=256, num_levels=3, num_queries=100)
 
-register_sample_data()
-# Done again when the config.yaml of a run is loaded, which names the data sets but not this file.
-dataloader.register = [L(register_sample_data)(root=str(sample_folder()))]
+dataloader.register = [
+    L(register_coco_files)(
+        name=f"trees_{split}",
+        annotations=str(sample_folder() / f"{split}.json"),
+        images=str(sample_folder() / split),
+        class_names=[CATEGORY["name"]],
+        remedy=how_to_make(),
+    )
+    for split in SPLITS
+]
+instantiate(dataloader.register)  # for Detectron2's own tools; ours do so for every config, and for a run's config.yaml
 dataloader.train.dataset.names, dataloader.test.dataset.names = "trees_train", "trees_val"
 dataloader.train.mapper.augmentations.update(
     short_sizes=[384],

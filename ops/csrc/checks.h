@@ -1,5 +1,5 @@
-// What every native operator asks of its tensors. The public Python functions check more kindly; these guard the memory
-// of who calls the operators themselves, an exported program for instance.
+// Checks of every native operator's tensors. The public Python functions have better messages; these checks guard the
+// memory of a caller of the operators themselves, such as an exported program.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,4 @@
-"""Teach fvcore, and with it Detectron2's unmodified `analyze_model`, to count attention.
+"""FLOPs of attention, which fvcore and with it Detectron2's unmodified `analyze_model` learn to count.
 
 fvcore has no handle for `scaled_dot_product_attention`, nor for the fused kernel that `nn.MultiheadAttention` takes in
 eval mode, so a transformer's attention counts as zero. As in fvcore, one multiply-add is one flop; softmax and masks
@@ -17,7 +17,7 @@ FlopHandle = Callable[[list[Any], list[Any]], int]
 
 
 def register_flop_handles() -> None:
-    """Add our handles to the defaults of every `FlopCountAnalysis` made from now on; a handle that fvcore has stays.
+    """Add our handles to the defaults of every later `FlopCountAnalysis`; a handle that fvcore has stays.
 
     May be called any number of times.
     """

@@ -46,7 +46,7 @@ def covered_attention_per_level(kept_mask: Tensor, attention_map: Tensor, pyrami
 
 
 def covered_boxes(kept_mask: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
-    """Tell for every true box whether the selection left anything to find it by.
+    """Return for every true box whether a token was kept to find it by.
 
     A box is covered if the centre of a kept token lies in it. One that is too small to hold the centre of any token is
     covered if one of the tokens whose cell its own centre lies in is kept.
@@ -134,10 +134,10 @@ def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
 
 
 def _within(distance: Tensor, reach: Tensor, real: Tensor) -> Tensor:
-    """(N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is not padding (N,)."""
+    """Return (N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is not padding (N,)."""
     return (distance <= reach).all(-1) & real[:, None]
 
 
 def _sum_per_level(values: Tensor, pyramid: Pyramid) -> Tensor:
-    """(B, L) sums of (B, N)."""
+    """Sum (B, N) over each level: (B, L)."""
     return torch.stack([level.sum(-1) for level in pyramid.split(values)], -1)

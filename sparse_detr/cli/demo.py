@@ -155,7 +155,7 @@ def draw_images(detector: Detector, files: Sequence[str], output: Path, score_th
     from sparse_detr.analysis.tokens import object_tokens, watch_object_rows
     from sparse_detr.data.images import BadImageError, read_image
     from sparse_detr.visualization import list_detections, token_maps
-    from sparse_detr.visualization.files import write_files
+    from sparse_detr.visualization.pictures import write_files
 
     skipped: list[str] = []
     for file_name, stem in zip(tqdm(files, desc="drawing", unit="image"), unique_stems(files), strict=True):

@@ -1,1 +1,1 @@
-"""Reading, augmenting and checking data; `sample` needs no Detectron2, the rest does."""
+"""Reading, augmenting and checking data."""

@@ -1,4 +1,4 @@
-"""What is wrong with a COCO annotation file, said the same way by training and by `check-data`."""
+"""What is wrong with a COCO annotation file, in the same words for training and for `check-data`."""
 
 import json
 import math
@@ -48,14 +48,14 @@ class Finding:
 
 
 class Rule(NamedTuple):
-    """A kind of fault before anything was found."""
+    """A kind of fault, before a file was searched for it."""
 
     code: str
     message: str
     is_error: bool = True
 
     def findings(self, items: Sequence[object]) -> list[Finding]:
-        """One finding with `items` as examples, none without items."""
+        """Return one finding with `items` as examples; nothing without items."""
         if not items:
             return []
         return [Finding(self.code, self.is_error, len(items), self.message, tuple(map(str, items[:NUM_EXAMPLES])))]
@@ -135,13 +135,13 @@ def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoF
     path = Path(path)
     content = _read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, not COCO's object with 'images' and so on.")
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, not COCO's object with 'images' and so on")
     keys = ("images", "annotations", "categories")
     wrong = [key for key in keys if not isinstance(content.get(key), list)]
     if wrong:
         raise UserError(
             f"{path} has no list {' and no list '.join(map(repr, wrong))}; a COCO file has {', '.join(keys)} "
-            "(an empty list is fine for annotations)."
+            "(an empty list is fine for annotations)"
         )
     coco = CocoFile(path, *(content[key] for key in keys))
     return _with_boxes_of_masks(coco) if boxes_from_masks else coco
@@ -151,7 +151,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"There is no annotation file {path}.") from None
+        raise UserError(f"there is no annotation file {path}; check the path") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name a COCO file that you may read") from None
     except UnicodeDecodeError as error:
@@ -160,7 +160,7 @@ def _read_json(path: Path) -> Any:
             "of another encoding or of no text at all; save it as UTF-8"
         ) from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not complete JSON: {error}. Is the file truncated? Write it again.") from None
+        raise UserError(f"{path} is not complete JSON: {error}; it may be truncated, write it again") from None
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"{path} holds a number that cannot be read: {error}") from None
 
@@ -172,7 +172,7 @@ def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
 
 
 def _with_box_of_mask(item: Any, images: Mapping[int, dict[str, Any]]) -> Any:
-    """`item` itself if it has a box, or no mask that gives one."""
+    """Return the item with the box of its mask; `item` itself if it has a box, or no mask that gives one."""
     if not _needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
         return item
     image = images[item["image_id"]]
@@ -185,7 +185,7 @@ def _needs_box(item: Any) -> bool:
 
 
 def check_annotations(coco: CocoFile) -> list[Finding]:
-    """Everything that can be said without looking at the image files, errors first."""
+    """Return everything that is wrong without a look at the image files, errors first."""
     checks = (_check_categories, _check_images, _check_ids, _check_annotation_entries, _check_boxes, _check_units)
     return errors_first(finding for check in checks for finding in check(coco))
 
@@ -194,8 +194,10 @@ def errors_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: not finding.is_error)
 
 
-def check_targets(coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False) -> list[Finding]:
-    """Whether there is something to train on, or to judge by, in the file and for each of its classes.
+def check_classes_have_boxes(
+    coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False
+) -> list[Finding]:
+    """Check that there are boxes to train on, or to judge by, in the file and for each of its classes.
 
     Args:
         unusable: file names of images that are missing or damaged.
@@ -223,7 +225,7 @@ def _without_targets(
 
 
 def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None = None) -> str:
-    """Why annotations are not trained on, of one class or of all: "3 are crowds, 1 has no area"."""
+    """Return why annotations are not trained on, of one class or of all: "3 are crowds, 1 has no area"."""
     chosen = np.array([category_id in (None, item["category_id"]) for item in coco.sound_annotations], dtype=bool)
     faults = coco.box_faults
     in_bad_image = ~coco.is_target(unusable) & coco.is_target()
@@ -241,7 +243,7 @@ def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None =
 def check_box_counts(
     coco: CocoFile, unusable: Collection[str] = (), *, num_queries: int | None, num_detections: int | None = None
 ) -> list[Finding]:
-    """Images with more boxes than a model has queries, or than detections of an image are kept; None for no limit."""
+    """Find images with more boxes than a model has queries, or detections that are kept; None for no limit."""
     per_image = boxes_per_image(coco, unusable)
 
     def above(limit: int | None) -> list[str]:
@@ -257,21 +259,21 @@ def check_box_counts(
 
 
 def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
-    """Boxes to train on by image id; images without one are left out."""
+    """Count the boxes to train on by image id; images without one are left out."""
     return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
 
 
 def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
-    """File names of the images that are not in the folder, in the order of the file."""
+    """Return the file names of the images that are not in the folder, in the order of the file."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no image folder {folder}.")
+        raise UserError(f"there is no image folder {folder}; check the path")
     names = dict.fromkeys(image["file_name"] for image in coco.sound_images.values())
     return [name for name in names if not os.path.isfile(folder / name)]  # no exception for impossible names
 
 
 def num_images_of(coco: CocoFile, file_names: Collection[str]) -> int:
-    """How many images have one of the names; several may share a file."""
+    """Count the images that have one of the names; several may share a file."""
     names = set(file_names)
     return sum(image["file_name"] in names for image in coco.sound_images.values())
 
@@ -306,7 +308,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it can be printed and written: JSON can hold halves of characters, which UTF-8 cannot."""
+    """Return whether it can be printed and written: JSON can hold halves of characters, which UTF-8 cannot."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -428,7 +430,7 @@ def _check_boxes(coco: CocoFile) -> list[Finding]:
 
 
 def _check_units(coco: CocoFile) -> list[Finding]:
-    """Boxes in other units than pixels, or as other numbers than x, y, width and height."""
+    """Find boxes in other units than pixels, or as other numbers than x, y, width and height."""
     images = [coco.sound_images[item["image_id"]] for item in coco.sound_annotations]
     size = np.array([[image["width"], image["height"]] for image in images], dtype=np.float64).reshape(-1, 2)
     as_shares, as_corners = _look_like_shares(coco.boxes, size), _look_like_corners(coco.boxes, size)
@@ -444,13 +446,13 @@ def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
 
 
 def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(T,) mask of the boxes of less than a pixel with all numbers from 0 to 1; none unless half of the boxes are."""
+    """Return a (T,) mask of the boxes under a pixel with all numbers from 0 to 1; none unless half of them are."""
     found = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1) & (size > 2).all(axis=1)
     return found & (found.sum() * 2 >= len(boxes))
 
 
 def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(T,) mask of the boxes that end far outside their image as x, y, width, height, and inside it as x1, y1, x2, y2.
+    """Return a (T,) mask of boxes that end far outside as x, y, width, height, and inside as x1, y1, x2, y2.
 
     None unless nearly all boxes are possible as corners: of real widths, many are smaller than their box's x.
     """

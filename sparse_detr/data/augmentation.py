@@ -66,13 +66,13 @@ def _resize(short_sizes: Sequence[int], max_size: int) -> T.Augmentation:
 
 def _flips(flip: str) -> list[T.Augmentation]:
     if flip not in FLIPS:
-        raise UserError(f"flip is {flip!r}, but must be one of {', '.join(FLIPS)}.")
+        raise UserError(f"flip is {flip!r}, but must be one of {', '.join(FLIPS)}")
     return [T.RandomFlip(horizontal=way == "horizontal", vertical=way == "vertical") for way in FLIPS[flip]]
 
 
 def _color_jitter(amount: float) -> list[T.Augmentation]:
     if not 0 <= amount < 1:
-        raise UserError(f"color_jitter is {amount}, but must be at least 0 and below 1.")
+        raise UserError(f"color_jitter is {amount}, but must be at least 0 and below 1")
     if amount == 0:
         return []
     limits = 1 - amount, 1 + amount

@@ -1,4 +1,4 @@
-"""What is wrong with annotated boxes and which are crowds, for the mapper, the loader and `check-data` alike."""
+"""What is wrong with annotated boxes, and which are crowds, for the mapper, the loader and `check-data` alike."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
 
 
 def corners_of(boxes: np.ndarray) -> np.ndarray:
-    """Corners of (T, 4) x, y, width, height boxes, as x1, y1, x2, y2.
+    """Return the corners x1, y1, x2, y2 of (T, 4) boxes x, y, width, height.
 
     Rounded to float32, as Detectron2 rounds them: a box that has no area then has none in training.
     """
@@ -61,7 +61,7 @@ def corners_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def annotated_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """(T, 4) boxes, x1, y1, x2, y2 in pixels, of annotations in Detectron2's format."""
+    """Return (T, 4) boxes, x1, y1, x2, y2 in pixels, of annotations in Detectron2's format."""
     if all(item["bbox_mode"] == BoxMode.XYWH_ABS for item in annotations):
         return corners_of(np.array([item["bbox"] for item in annotations], dtype=np.float64))
     boxes = [BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
@@ -69,7 +69,7 @@ def annotated_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def read_flag(value: Any) -> bool | None:
-    """What a 0 or 1 of an annotation file means, text such as "0", "false" or "yes" included.
+    """Return what a 0 or 1 of an annotation file means, text such as "0", "false" or "yes" included.
 
     Returns:
         None for a value that means neither; a missing value (None) is False.
@@ -84,7 +84,7 @@ def read_flag(value: Any) -> bool | None:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation marks a crowd, which is neither trained on nor counted as missed.
+    """Return whether an annotation marks a crowd, which is neither trained on nor counted as missed.
 
     Raises:
         UserError: its `iscrowd` means neither yes nor no.

@@ -1,4 +1,4 @@
-"""Reading one image, or saying why it cannot be used."""
+"""Reading one image, or the reason why it cannot be used."""
 
 import logging
 import math
@@ -95,12 +95,12 @@ def image_depth(file_name: str) -> Depth | None:
 
 
 def read_values(file_name: str) -> np.ndarray:
-    """(height, width) float64 values of a gray image of more than 8 bits as they are in the file, NaN where none is."""
+    """Return the (height, width) float64 values of a gray image of more than 8 bits as in the file; NaN stays NaN."""
     return detection_utils.read_image(str(file_name), None).astype(np.float64)
 
 
 def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """The range as two floats, None if there is none.
+    """Return the range as two floats, None if there is none.
 
     Raises:
         UserError: it is not two rising finite numbers.
@@ -136,7 +136,7 @@ def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str |
 def read_recorded_image(
     record: dict[str, Any], image_format: str = "RGB", value_range: Sequence[float] | None = None
 ) -> np.ndarray:
-    """`read_image` of a Detectron2 record, which must have the recorded size.
+    """Read the image of a Detectron2 record, which must have the recorded size.
 
     Raises:
         BadImageError: as `read_image`, or of another size.
@@ -170,7 +170,7 @@ def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Se
 
 
 def _refuse_values_beyond(file_name: str, values: np.ndarray, depth: Depth) -> None:
-    """Refuse an image whose values say that the default range is not the data set's."""
+    """Refuse an image whose values show that the default range is not the data set's."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     if depth.default_range is None or low < depth.default_range[0] - 1e-3 or high > depth.default_range[1] + 1e-3:

@@ -25,7 +25,7 @@ from sparse_detr.data.stream import (
     BatchStream,
     StreamItem,
     StreamSampler,
-    random_state,
+    numpy_generator,
     seeded_rng,
 )
 from sparse_detr.errors import UserError
@@ -37,7 +37,7 @@ Mapper = Callable[[Record], Record | None]
 
 
 class TrainSamples(Dataset):
-    """Map-style data set over places in the stream, with a deterministic replacement for unusable images."""
+    """A map-style data set over places in the stream, with a deterministic replacement for unusable images."""
 
     def __init__(self, *, records: list[Record], mapper: Mapper, seed: int, max_bad_share: float):
         self.records = DatasetFromList(records, copy=False)
@@ -63,11 +63,11 @@ class TrainSamples(Dataset):
         raise self.too_many_bad_error()
 
     def num_bad(self) -> int:
-        """Images found unusable so far by any worker of this process."""
+        """Count the images that any worker of this process found unusable so far."""
         return int(self.is_bad.sum())
 
     def must_stop(self) -> bool:
-        """Whether too many images are unusable, or all that have boxes to train on."""
+        """Return whether too many images are unusable, or all that have boxes to train on."""
         bad = self.num_bad()
         return bad == len(self) or self.has_lost_boxes() or too_many_bad(bad, len(self), self.max_bad_share)
 
@@ -78,7 +78,7 @@ class TrainSamples(Dataset):
         return torch.tensor([bool(_targets(record).any()) for record in records], dtype=torch.bool)
 
     def has_lost_boxes(self) -> bool:
-        """Whether every image that has boxes was found unusable."""
+        """Return whether every image that has boxes was found unusable."""
         return bool(self.is_bad.any()) and not bool((self.has_boxes & ~self.is_bad).any())
 
     def too_many_bad_error(self) -> UserError:
@@ -90,14 +90,14 @@ class TrainSamples(Dataset):
             )
         return UserError(
             f"{self.num_bad()} of {len(self)} images cannot be used, more than the allowed share of "
-            f"{self.max_bad_share:.2%}: {', '.join(examples)}, ... The log names each with its reason. Run "
-            "`sparse-detr check-data` to list them all, then mend or remove them, or raise max_bad_share."
+            f"{self.max_bad_share:.2%}: {', '.join(examples)}, ...; the log names each with its reason; run "
+            "`sparse-detr check-data` to list them all, then mend or remove them, or raise max_bad_share"
         )
 
     def _candidates(self, item: StreamItem) -> Iterator[int]:
-        """The image itself, then, if it is unusable, the others in an order that depends on the place only."""
+        """Yield the image itself, then, if it is unusable, the others in an order that depends on the place only."""
         yield item.index
-        yield from random_state(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
+        yield from numpy_generator(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
 
 
 class TrainLoader:
@@ -230,20 +230,20 @@ def build_test_loader(
 
 def _check_arguments(dataset: list[Record], total_batch_size: int, world_size: int) -> None:
     if len(dataset) == 0:
-        raise UserError("The training data set has no image. Check the annotation file with `sparse-detr check-data`.")
+        raise UserError("the training data set has no image; check the annotation file with `sparse-detr check-data`")
     if total_batch_size < 1 or total_batch_size % world_size:
         raise UserError(
-            f"total_batch_size {total_batch_size} must be a positive multiple of the {world_size} processes."
+            f"total_batch_size {total_batch_size} must be a positive multiple of the {world_size} processes"
         )
 
 
 def _groups(dataset: list[Record], aspect_ratio_grouping: bool) -> list[int]:
-    """0 for square and tall, 1 for wide images; 0 for all without grouping or without recorded sizes."""
+    """Return 0 for square and tall, 1 for wide images; 0 for all without grouping or without recorded sizes."""
     return [int(aspect_ratio_grouping and record.get("width", 0) > record.get("height", 0)) for record in dataset]
 
 
 def _check_boxes(dataset: list[Record]) -> None:
-    """Say how many boxes are left out; refuse data that leave none. Records without the key are a mapper's own."""
+    """Log how many boxes are left out; refuse data that leave none. Records without the key are a mapper's own."""
     degenerate = outside = crowds = targets = total = 0
     for record in dataset:
         faults, crowd = _box_faults(record), _crowds(record)
@@ -276,12 +276,12 @@ def _crowds(record: Record) -> np.ndarray:
 
 
 def _targets(record: Record) -> np.ndarray:
-    """(T,) mask of the annotations that are trained on."""
+    """Return a (T,) mask of the annotations that are trained on."""
     return _box_faults(record).usable & ~_crowds(record)
 
 
 def _log_depth(dataset: list[Record], mapper: Mapper) -> None:
-    """Say once how images of more than 8 bits are read, by the first image."""
+    """Log once how images of more than 8 bits are read, by the first image."""
     first = dataset[0].get("file_name") if dataset else None
     if first and isinstance(mapper, DetrDatasetMapper) and (text := describe_depth(first, mapper.value_range)):
         logger.info(text)

@@ -1,4 +1,4 @@
-"""From a record in Detectron2's format to the input of a model."""
+"""The way from a record in Detectron2's format to the input of a model."""
 
 import logging
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class DetrDatasetMapper:
                 bits; by default 0 and 65535 for 16 bits, 0 and 1 for floats.
         """
         if image_format not in ("RGB", "BGR"):
-            raise UserError(f"image_format is {image_format!r}, but must be RGB or BGR.")
+            raise UserError(f"image_format is {image_format!r}, but must be RGB or BGR")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -95,7 +95,7 @@ class DetrDatasetMapper:
 def _instances(
     annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
 ) -> Instances:
-    """Boxes and classes that are left inside an image of `new_size` (height, width) after `transforms`."""
+    """Return the boxes and classes that are left inside an image of `new_size` (height, width) after `transforms`."""
     annotations = [item for item in annotations if not is_crowd(item)]
     boxes = annotated_boxes(annotations)
     usable = find_box_faults(boxes, *size).usable
@@ -109,11 +109,11 @@ def _instances(
 
 
 def _train_augmentations(cfg) -> list[T.Augmentation]:
-    """From the INPUT node of a yacs config, whose only supported kind of crop is DETR's."""
+    """Build the augmentations of a yacs config's INPUT node, whose only supported kind of crop is DETR's."""
     if cfg.CROP.ENABLED and cfg.CROP.TYPE != "absolute_range":
-        raise UserError(f"INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}, but DETR's augmentation crops by 'absolute_range'.")
+        raise UserError(f"INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}, but DETR's augmentation crops by 'absolute_range'")
     if cfg.MIN_SIZE_TRAIN_SAMPLING != "choice":
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.MIN_SIZE_TRAIN_SAMPLING!r}, but must be 'choice'.")
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.MIN_SIZE_TRAIN_SAMPLING!r}, but must be 'choice'")
     return train_augmentations(
         short_sizes=cfg.MIN_SIZE_TRAIN,
         max_size=cfg.MAX_SIZE_TRAIN,

@@ -12,7 +12,7 @@ _FIRST_CONTINUED = ord("P")
 
 
 def box_of_mask(segmentation: Any, height: int, width: int) -> list[float] | None:
-    """The smallest box around a mask.
+    """Return the smallest box around a mask.
 
     Args:
         segmentation: a list of polygons, one polygon, or RLE of either kind, as in COCO's `segmentation`.
@@ -43,7 +43,7 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _box_of_runs(counts: Any, height: int, width: int) -> list[float] | None:
-    """Check first: pycocotools reads beyond the end of broken run lengths."""
+    """Return the box of run lengths after a check: pycocotools reads beyond the end of broken ones."""
     if isinstance(counts, str):
         digits = [ord(digit) for digit in counts]
         if not digits or any(digit not in _DIGITS for digit in digits) or digits[-1] >= _FIRST_CONTINUED:

@@ -1,4 +1,4 @@
-"""What training and evaluation are given of a COCO file: the fields that a box detector reads, and no others."""
+"""What training and evaluation get of a COCO file: the fields that a box detector reads, and no others."""
 
 import codecs
 import math
@@ -15,7 +15,7 @@ _MAX_AREA = 1e10
 
 
 def training_records(coco: CocoFile, images: str) -> list[dict[str, Any]]:
-    """Detectron2's records, by image id, with the boxes that have area inside their image; crowds are kept as such.
+    """Return Detectron2's records by image id, with the boxes that have area inside their image; crowds stay marked.
 
     Args:
         images: the folder that the file names refer to.
@@ -39,7 +39,7 @@ def training_records(coco: CocoFile, images: str) -> list[dict[str, Any]]:
 
 
 def ground_truth(coco: CocoFile) -> dict[str, Any]:
-    """The same boxes as a COCO file for pycocotools, which takes no other values than COCO's own."""
+    """Return the same boxes as a COCO file for pycocotools, which takes no other values than COCO's own."""
     kept = zip(coco.sound_annotations, coco.boxes.tolist(), coco.crowd.tolist(), coco.box_faults.usable)
     boxes = [
         {
@@ -65,7 +65,7 @@ def ground_truth(coco: CocoFile) -> dict[str, Any]:
 
 
 def is_fit_for_evaluation(coco: CocoFile, truth: dict[str, Any]) -> bool:
-    """Whether pycocotools finds in the file as it is what it finds in `truth`, the `ground_truth` of it."""
+    """Return whether pycocotools finds in the file as it is what it finds in `truth`, its `ground_truth`."""
     return (
         not coco.boxes_from_masks
         and _is_plain_utf8(coco.path.read_bytes())
@@ -75,7 +75,7 @@ def is_fit_for_evaluation(coco: CocoFile, truth: dict[str, Any]) -> bool:
 
 
 def _is_plain_utf8(content: bytes) -> bool:
-    """Whether a program that knows no other encoding reads it: not UTF-16, not with halves of characters."""
+    """Return whether a program that knows no other encoding reads it: not UTF-16, no halves of characters."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -84,14 +84,14 @@ def _is_plain_utf8(content: bytes) -> bool:
 
 
 def _same(item: dict[str, Any], clean: dict[str, Any]) -> bool:
-    """Whether an annotation says what `clean` does; `score` and `ignore` are read by the evaluation too."""
+    """Return whether an annotation says what `clean` does; the evaluation reads `score` and `ignore` too."""
     values = [item.get(key) for key in clean]
     same = values == list(clean.values()) and [type(value) for value in values[-1:]] == [int]
     return same and "score" not in item and "ignore" not in item
 
 
 def _area(area: Any, box: list[float]) -> float:
-    """The area of the object's mask if the file has it, else that of the box."""
+    """Return the area of the object's mask if the file has it, else that of the box."""
     if isinstance(area, int | float) and not isinstance(area, bool) and 0 <= area <= _MAX_AREA:
         return area
     return float(np.clip(box[2] * box[3], 0, _MAX_AREA)) if math.isfinite(box[2] * box[3]) else _MAX_AREA

@@ -1,4 +1,4 @@
-"""A user's own COCO files as Detectron2 data sets."""
+"""COCO files as Detectron2 data sets: those that a config names, and a user's own."""
 
 import atexit
 import json
@@ -6,10 +6,12 @@ import logging
 import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from sparse_detr.data.annotations import (
     NUM_EXAMPLES,
@@ -17,7 +19,7 @@ from sparse_detr.data.annotations import (
     Finding,
     check_annotations,
     check_box_counts,
-    check_targets,
+    check_classes_have_boxes,
     missing_files,
     num_images_of,
     read_coco_file,
@@ -30,8 +32,54 @@ from sparse_detr.files import write_text_atomically
 logger = logging.getLogger(__name__)
 
 
+def register_coco_files(
+    *,
+    name: str,
+    annotations: str | Path,
+    images: str | Path,
+    class_names: Sequence[str],
+    remedy: str = "check the path",
+) -> None:
+    """Register a COCO data set that is read when it is first used, as a config does in `dataloader.register`.
+
+    A later call replaces an earlier one. A data set that something else registered under this name stays, with a
+    warning.
+
+    Args:
+        name: to look up in Detectron2's catalogs.
+        annotations: COCO annotation file; it need not exist yet.
+        images: the folder that its file names refer to.
+        class_names: in the order of the category ids.
+        remedy: what to do if the annotation file is missing, for the end of that error.
+    """
+    if name in DatasetCatalog:
+        if not isinstance(DatasetCatalog[name], _CocoReader):
+            logger.warning("%s is a data set of yours and stays; the one of the config needs another name", name)
+            return
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, _CocoReader(name, Path(annotations), str(images), remedy))
+    MetadataCatalog.get(name).set(
+        json_file=str(annotations), image_root=str(images), evaluator_type="coco", thing_classes=list(class_names)
+    )
+
+
+class _CocoReader(NamedTuple):
+    """The function that Detectron2 calls when it needs a data set of `register_coco_files`."""
+
+    name: str
+    annotations: Path
+    images: str
+    remedy: str
+
+    def __call__(self) -> list[dict[str, Any]]:
+        if not self.annotations.is_file():
+            raise UserError(f"the data set {self.name} needs {self.annotations}, which does not exist; {self.remedy}")
+        return load_coco_json(str(self.annotations), self.images, self.name)
+
+
 class OwnData(NamedTuple):
-    """Names to look up in Detectron2's catalogs, and what a model needs to know of the data."""
+    """The names in Detectron2's catalogs, and what a model needs to know of the data."""
 
     train_name: str
     val_name: str | None
@@ -50,7 +98,7 @@ def register_own_data(
     num_queries: int | None = None,
     num_detections: int | None = None,
 ) -> OwnData:
-    """Check COCO files, log what is odd about them and register them; again is harmless.
+    """Check COCO files, log what is odd about them and register them; a second call does no harm.
 
     The classes are the categories of the training file in the order of their ids, which may have gaps.
 
@@ -65,7 +113,7 @@ def register_own_data(
         UserError: a file cannot be used, or the two files differ in their classes; it says what to mend.
     """
     if (val_json is None) != (val_images is None):
-        raise UserError("A validation set needs both, its annotation file and its image folder.")
+        raise UserError("a validation set needs both, an annotation file and an image folder")
     limits = {"num_queries": num_queries, "num_detections": num_detections}
     train = read_coco_file(train_json, boxes_from_masks=boxes_from_masks)
     _check(train, train_images, max_bad_share, limits, for_validation=False)
@@ -87,7 +135,7 @@ def _check(
     _refuse(coco, entries)
     missing = missing_files(coco, images)
     _check_files(coco, images, missing, max_bad_share)
-    targets = check_targets(coco, set(missing), for_validation=for_validation)
+    targets = check_classes_have_boxes(coco, set(missing), for_validation=for_validation)
     _refuse(coco, targets)
     for finding in [*entries, *targets, *check_box_counts(coco, set(missing), **limits)]:
         logger.warning("%s: %s", coco.path, finding)
@@ -106,8 +154,8 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
     bad, total = num_images_of(coco, missing), len(coco.images)
     message = f"{bad} of the {total} images of {coco.path} are not in {images}: {examples}"
     if bad == total or too_many_bad(bad, total, max_bad_share):
-        raise UserError(f"{message}. Is it the right folder?")
-    logger.warning("%s. They are left out.", message)
+        raise UserError(f"{message}; name the folder that holds them")
+    logger.warning("%s; they are left out", message)
 
 
 def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
@@ -118,7 +166,7 @@ def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
         if train.class_names.get(number) != val.class_names.get(number)
     ]
     if differences:
-        raise UserError("Both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
+        raise UserError("both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
 
 
 def _quoted(names: dict[int, str], number: int) -> str:
@@ -146,7 +194,7 @@ def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:
 
 
 def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool = False) -> list[dict[str, Any]]:
-    """Detectron2's records of a COCO file, without the boxes that have no area inside their image."""
+    """Return Detectron2's records of a COCO file, without the boxes that have no area inside their image."""
     coco = read_coco_file(path, boxes_from_masks=boxes_from_masks)
     records = training_records(coco, images)
     dropped = int((~coco.box_faults.usable).sum())
@@ -156,7 +204,7 @@ def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool =
 
 
 def _evaluation_file(coco: CocoFile, name: str) -> str:
-    """The file that pycocotools shall judge by: the given one, or one of this process that holds its boxes only."""
+    """Return the file that pycocotools judges by: the given one, or one of this process that holds its boxes only."""
     truth = ground_truth(coco)
     if is_fit_for_evaluation(coco, truth):
         return str(coco.path.resolve())

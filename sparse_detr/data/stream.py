@@ -25,14 +25,14 @@ class StreamItem(NamedTuple):
     index: int
 
 
-def random_state(*entropy: int) -> np.random.RandomState:
-    """A generator of its own for `entropy`, whose numbers NumPy promises never to change."""
+def numpy_generator(*entropy: int) -> np.random.RandomState:
+    """Return a generator of its own for `entropy`; NumPy promises never to change its numbers."""
     return np.random.RandomState(np.random.SeedSequence(entropy).generate_state(8))
 
 
 @contextmanager
 def seeded_rng(*entropy: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global CPU generators from `entropy`; give back their states at the end."""
+    """Seed Python's, NumPy's and torch's global CPU generators from `entropy`; restore their states at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seeds = np.random.SeedSequence(entropy).generate_state(3).tolist()
     random.seed(seeds[0])
@@ -47,7 +47,7 @@ def seeded_rng(*entropy: int) -> Iterator[None]:
 
 
 class BatchStream:
-    """Infinite joint batches: one permutation of the images an epoch, dealt into one bucket a group.
+    """Infinite joint batches: in each epoch one permutation of the images, dealt into one bucket for each group.
 
     A batch is given out as soon as its bucket is full, so that images of one group (wide or tall) share their padding.
     What is left in a bucket at the end of an epoch waits for the next: no image is ever dropped.
@@ -66,7 +66,7 @@ class BatchStream:
         self.seed = seed
 
     def batches(self, start: int = 0) -> Iterator[list[StreamItem]]:
-        """Joint batches from iteration `start` on, at the cost of a few epochs of indices whatever `start` is."""
+        """Yield joint batches from iteration `start` on; the cost is a few epochs of indices, whatever `start` is."""
         epoch = self._epoch_to_replay_from(start)
         buckets: list[list[int]] = [[-1] * left for left in epoch * self.group_sizes % self.batch_size]
         iteration = int((epoch * self.group_sizes // self.batch_size).sum())
@@ -82,10 +82,10 @@ class BatchStream:
 
     def _indices(self, epoch: int) -> Iterator[int]:
         for number in itertools.count(epoch):
-            yield from random_state(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
+            yield from numpy_generator(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
 
     def _epoch_to_replay_from(self, start: int) -> int:
-        """An epoch early enough that the buckets hold no placeholder any more when batch `start` is given out.
+        """Return an epoch so early that the buckets hold no placeholder any more at batch `start`.
 
         Before epoch e at most e * images / batch_size batches are out, so epoch start * batch_size // images begins
         no later than batch `start`. A bucket then holds at most batch_size - 1 images, of that many epochs before:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
 from sparse_detr.checkpoint.load import existing_file
 from sparse_detr.checkpoint.unwrap import unwrap
-from sparse_detr.data.sample import WEIGHTS_FILE
 from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _hint_for_missing(path: str) -> str:
-    if path.endswith(WEIGHTS_FILE):
+    if path.endswith("mobilenet_v2_imagenet.pth"):
         return "`python -m sparse_detr.data.sample` makes it"
     return (
         "for no checkpoint leave the value empty" if path.lower() in ("null", "none", "''", '""') else "check the path"

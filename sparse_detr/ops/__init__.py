@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention and the map of where it looked, as one op with several backends."""
+"""Multi-scale deformable attention and its attention map, as one op with several backends."""
 
 from sparse_detr.ops import native
 from sparse_detr.ops.backends import available_backends, choose_backend

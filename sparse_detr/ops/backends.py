@@ -1,4 +1,4 @@
-"""Which implementation runs: chosen by where the tensors are and by what this machine has, or named by the caller.
+"""The choice of the backend: by where the tensors are and what this machine has, unless the caller names one.
 
     reference  PyTorch, on every device
     cpu        native library (`ops/csrc/cpu`)
@@ -30,7 +30,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # The first available one for the device that the tensors are on; `reference` where there is none.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest that torch.compile gives to Triton too
-CHECKED = ("triton", "cuda")  # which no machine that the package is tested on may have run
+CHECKED = ("triton", "cuda")  # maybe never run before on a GPU of this kind
 NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
 
 
@@ -50,12 +50,12 @@ class Backend:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend: None, or why it cannot run on this machine."""
+    """Return every backend with None, or with the reason why it cannot run on this machine."""
     return {name: find_backend(name).unavailable for name in NAMES}
 
 
 def choose_backend(value: Tensor, backend: str | None = None, *, differentiable: bool = False) -> str:
-    """Name of the backend that runs on `value`.
+    """Return the name of the backend that runs on `value`.
 
     Args:
         value: a tensor of the call.
@@ -84,7 +84,7 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
 
 
 def check_backend(name: str) -> dict[torch.dtype, str | None]:
-    """The self-check of a GPU's backend on the first device that it takes: what is wrong in every dtype, or None."""
+    """Run the self-check of a GPU's backend on the first device that it takes; return each dtype's problem or None."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     return {dtype: self_check.why_not_trusted(name, NAMESPACES[name], device, dtype) for dtype in dtypes}
@@ -123,7 +123,7 @@ def _choose_automatically(device_type: str) -> str:
 
 @cache
 def find_backend(name: str) -> Backend:
-    """The backend of that name, made ready to run if it can."""
+    """Return the backend of that name, made ready to run if it can run."""
     if name == "reference":
         return Backend(name, None, ())
     if name == "triton":
@@ -149,7 +149,7 @@ def _find_triton() -> Backend:
 
 
 def _why_not_triton(interpreted: bool) -> str | None:
-    """What Triton lacks here, much of which it would miss only at the first launch of a kernel; None if nothing."""
+    """Return what Triton lacks here, most of which it would miss only when a kernel is launched; None if nothing."""
     if find_spec("triton") is None:
         return "the package triton is not installed; install it"
     if interpreted:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_detr.ops import arguments, library, reference
-from sparse_detr.ops.arguments import Shapes
+from sparse_detr.ops import argument_checks, library, reference
+from sparse_detr.ops.argument_checks import Shapes
 from sparse_detr.ops.backends import NAMESPACES, choose_backend
 
 
@@ -19,7 +19,7 @@ def multi_scale_deformable_attention(
     padding_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Weighted sum of bilinear samples of `value` around every query (Deformable DETR, section 4.1).
+    """Sum bilinear samples of `value` around every query, weighted (Deformable DETR, section 4.1).
 
     A location (x, y) in [0, 1] falls on pixel coordinate (x * w - 0.5, y * h - 0.5) of a level. What lies outside of
     the map reads as zero, and so does a location that is infinite or not a number.
@@ -43,14 +43,14 @@ def multi_scale_deformable_attention(
         ValueError: an argument's shape, dtype or device does not fit the others.
         RuntimeError: the backend that was asked for is not available.
     """
-    arguments.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
-    shapes = arguments.flatten_shapes(
+    argument_checks.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
+    shapes = argument_checks.flatten_shapes(
         spatial_shapes, num_levels=sampling_locations.shape[3], samples_name="sampling_locations"
     )
-    arguments.check_value(value, spatial_shapes, sampling_locations, "sampling_locations")
-    arguments.check_padding_mask(padding_mask, value)
-    locations = arguments.geometry("sampling_locations", sampling_locations, value, "value")
-    weights = arguments.geometry("attention_weights", attention_weights, value, "value")
+    argument_checks.check_value(value, spatial_shapes, sampling_locations, "sampling_locations")
+    argument_checks.check_padding_mask(padding_mask, value)
+    locations = argument_checks.geometry("sampling_locations", sampling_locations, value, "value")
+    weights = argument_checks.geometry("attention_weights", attention_weights, value, "value")
     return _attend(value, locations, weights, None, padding_mask, shapes, backend)
 
 
@@ -64,7 +64,7 @@ def fused_deformable_attention(
     padding_mask: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`multi_scale_deformable_attention` from what a network predicts: one kernel also does softmax and locations.
+    """Compute `multi_scale_deformable_attention` from a network's outputs: one kernel does softmax and locations too.
 
     Args:
         value, spatial_shapes, padding_mask, backend: as for `multi_scale_deformable_attention`.
@@ -80,16 +80,16 @@ def fused_deformable_attention(
         ValueError: an argument's shape, dtype or device does not fit the others.
         RuntimeError: the backend that was asked for is not available.
     """
-    arguments.check_samples(sampling_offsets, attention_logits, "sampling_offsets", "attention_logits")
-    shapes = arguments.flatten_shapes(
+    argument_checks.check_samples(sampling_offsets, attention_logits, "sampling_offsets", "attention_logits")
+    shapes = argument_checks.flatten_shapes(
         spatial_shapes, num_levels=sampling_offsets.shape[3], samples_name="sampling_offsets"
     )
-    arguments.check_value(value, spatial_shapes, sampling_offsets, "sampling_offsets")
-    arguments.check_reference_points(reference_points, sampling_offsets)
-    arguments.check_padding_mask(padding_mask, value)
-    offsets = arguments.geometry("sampling_offsets", sampling_offsets, value, "value")
-    logits = arguments.geometry("attention_logits", attention_logits, value, "value")
-    references = arguments.geometry("reference_points", reference_points, value, "value")
+    argument_checks.check_value(value, spatial_shapes, sampling_offsets, "sampling_offsets")
+    argument_checks.check_reference_points(reference_points, sampling_offsets)
+    argument_checks.check_padding_mask(padding_mask, value)
+    offsets = argument_checks.geometry("sampling_offsets", sampling_offsets, value, "value")
+    logits = argument_checks.geometry("attention_logits", attention_logits, value, "value")
+    references = argument_checks.geometry("reference_points", reference_points, value, "value")
     return _attend(value, offsets, logits, references, padding_mask, shapes, backend)
 
 
@@ -103,8 +103,8 @@ def splat_attention(
 ) -> Tensor:
     """Add every attention weight to the four tokens that its sample was interpolated from (Sparse DETR, appendix A.2).
 
-    The kernels add up in an order, or in numbers, that make the result the same in every run. They have no derivative:
-    where one is needed, the automatic choice is `reference`.
+    The result is the same in every run. The kernels have no derivative: where one is needed, the automatic choice is
+    `reference`.
 
     Args:
         spatial_shapes: (h, w) of every level.
@@ -122,13 +122,13 @@ def splat_attention(
         ValueError: an argument's shape, dtype or device does not fit the others.
         RuntimeError: the backend that was asked for is not available.
     """
-    arguments.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
-    shapes = arguments.flatten_shapes(
+    argument_checks.check_samples(sampling_locations, attention_weights, "sampling_locations", "attention_weights")
+    shapes = argument_checks.flatten_shapes(
         spatial_shapes, num_levels=sampling_locations.shape[3], samples_name="sampling_locations"
     )
     like = "sampling_locations"
-    locations = arguments.geometry("sampling_locations", sampling_locations, sampling_locations, like)
-    weights = arguments.geometry("attention_weights", attention_weights, sampling_locations, like)
+    locations = argument_checks.geometry("sampling_locations", sampling_locations, sampling_locations, like)
+    weights = argument_checks.geometry("attention_weights", attention_weights, sampling_locations, like)
     differentiable = torch.is_grad_enabled() and (locations.requires_grad or weights.requires_grad)
     name = choose_backend(locations, backend, differentiable=differentiable)
     if name == "reference":

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops.argument_checks import as_pairs
 
 NAMESPACES = ("sparse_detr", "sparse_detr_triton")
 AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -49,7 +49,7 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 def op(namespace: str, name: str) -> torch._ops.OpOverload:
-    """An op of SCHEMAS."""
+    """Return an op of SCHEMAS."""
     return getattr(getattr(torch.ops, namespace), name).default
 
 
@@ -72,7 +72,7 @@ def define(namespace: str) -> None:
 
 @cache
 def register_kernels(namespace: str, kernels: ModuleType, device_types: tuple[str, ...]) -> None:
-    """Make a module's functions, which bear the names of SCHEMAS, the kernels of a namespace; once a process."""
+    """Make a module's functions, named as in SCHEMAS, the kernels of a namespace; once in a process."""
     for name in SCHEMAS:
         for device_type in device_types:
             _libraries[namespace].impl(name, getattr(kernels, name), device_type.upper())
@@ -135,7 +135,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The backward function of deformable attention, through the op of its gradients."""
+    """Compute the gradients of deformable attention with their own op."""
 
     def run(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         value, points, weights, reference_points = ctx.needs_input_grad[:4]
@@ -175,7 +175,7 @@ def _refuse_vmap(qualified: str) -> Callable[..., Any]:
 
 
 def autocast_dtypes(value: Tensor, *geometry: Tensor | None) -> list[Tensor | None]:
-    """The value in autocast's dtype, if it is active, and the geometry, which needs more bits, in float32.
+    """Cast the value as autocast says, if it is active; cast the geometry, which needs more bits, to float32.
 
     As everywhere in autocast, float64 stays what it is, and so does everything on `meta`, which has no autocast.
     """

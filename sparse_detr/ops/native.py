@@ -1,4 +1,4 @@
-"""The native libraries, which `ops/build.py` puts in the folder `_native`: finding and loading them.
+"""Finding and loading the native libraries, which `ops/build.py` puts in the folder `_native`.
 
 Nothing is compiled here. A library that is missing or does not load is said to be so, with the reason; that is no error
 until a caller asks for it by name.
@@ -32,12 +32,12 @@ class Library:
 
 
 def folder() -> Path:
-    """Where the libraries are; the environment variable SPARSE_DETR_NATIVE_DIR names another place."""
+    """Return the folder of the libraries; the environment variable SPARSE_DETR_NATIVE_DIR names another one."""
     return Path(os.environ.get("SPARSE_DETR_NATIVE_DIR") or Path(__file__).parent / "_native")
 
 
 def build_record() -> dict[str, Any]:
-    """What `ops/build.py` left about its last build; empty if it never ran, or if the file is damaged."""
+    """Return what `ops/build.py` wrote about its last build; {} if it never ran, or if the file is damaged."""
     try:
         return json.loads((folder() / "build.json").read_text())
     except (OSError, ValueError):
@@ -45,13 +45,13 @@ def build_record() -> dict[str, Any]:
 
 
 def status() -> dict[str, Library]:
-    """Every library by name, loaded if that is possible."""
+    """Return every library by name, loaded if that is possible."""
     return {name: load(name) for name in NAMES}
 
 
 @cache
 def load(name: str) -> Library:
-    """Load the library `cpu` or `cuda`, once a process."""
+    """Load the library `cpu` or `cuda`, once in a process."""
     path = folder() / f"libsparse_detr_{name}.so"
     if not path.is_file():
         return Library(name, None, f"{_why_not_built(name)}; {REBUILD}")
@@ -67,7 +67,7 @@ def load(name: str) -> Library:
 
 
 def cpu_isa() -> str | None:
-    """The instruction set that the CPU library computes with: avx512, avx2 or baseline; None without the library.
+    """Return the instruction set of the CPU library: avx512, avx2 or baseline; None without the library.
 
     The environment variable SPARSE_DETR_CPU_ISA limits it; None too if it holds another word, which calls then refuse.
     """
@@ -81,7 +81,7 @@ def cpu_isa() -> str | None:
 
 
 def _is_cut_short(path: Path) -> bool:
-    """Whether an ELF file ends before its table of sections does, which kills a process that loads it."""
+    """Return whether an ELF file ends before its table of sections does; loading it would kill the process."""
     with path.open("rb") as file:
         header = file.read(64)
     if len(header) < 64 or header[:5] != b"\x7fELF\x02":  # no 64 bit ELF: the loader says what it is
@@ -97,7 +97,7 @@ def _why_not_built(name: str) -> str:
 
 
 def unsuited_torch(name: str) -> str | None:
-    """Why a library cannot run with this PyTorch however it is built, or None."""
+    """Return why a library cannot run with this PyTorch, however it is built; None if it can."""
     version = torch.__version__
     if tuple(map(int, version.split(".")[:2])) < STABLE_ABI:
         oldest = ".".join(map(str, STABLE_ABI))

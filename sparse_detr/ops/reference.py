@@ -1,4 +1,4 @@
-"""The op in plain PyTorch: what every other backend must equal, and what runs where none is available.
+"""The op in plain PyTorch: what every other backend must equal, and what runs where there is no other backend.
 
 It can be differentiated twice where `grid_sample` can (not in PyTorch 2.10). The arguments are those of the schemas in
 `library.py`.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops.argument_checks import as_pairs
 
 # A location, a coordinate of grid_sample's and a pixel coordinate from which no sample touches a map of any size.
 OUTSIDE = -4.0
@@ -26,7 +26,7 @@ def deformable_attention(
     padding_mask: Tensor | None,
     spatial_shapes: Sequence[int],
 ) -> Tensor:
-    """(B, Q, M * D), the weighted bilinear samples of `value`; in the fused form where there are reference points."""
+    """Return the weighted bilinear samples of `value`, (B, Q, M * D); the fused form if there are references."""
     shapes = as_pairs(spatial_shapes)
     if reference_points is not None:
         points, weights = _locate_readable(reference_points, points, weights, shapes)
@@ -41,7 +41,7 @@ def locate_samples(
     attention_logits: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
-    """Sampling locations (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level, and weights (B, Q, M, L, P).
+    """Return locations (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level, and weights (B, Q, M, L, P).
 
     The arguments are those of `fused_deformable_attention`. Half precision is widened to float32, for a location needs
     more than its 8 or 11 bits.
@@ -63,7 +63,7 @@ def _widen(x: Tensor) -> Tensor:
 def _locate_readable(
     reference_points: Tensor, offsets: Tensor, logits: Tensor, shapes: Sequence[tuple[int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """`locate_samples`, with zero instead of NaN as the gradient of what comes from an infinite number."""
+    """Call `locate_samples` so that infinite numbers get the gradient zero and not NaN."""
     if reference_points.shape[-1] == 2:  # no input is multiplied with another, so no gradient with an infinity
         return locate_samples(reference_points, offsets, logits, shapes)
     nowhere = reference_points.new_tensor([OUTSIDE, OUTSIDE, 0, 0])
@@ -74,7 +74,7 @@ def _locate_readable(
 
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
-    """(B, N), the weight that every token received."""
+    """Return the weight that every token received, (B, N)."""
     levels = []
     for level, (height, width) in enumerate(as_pairs(spatial_shapes)):
         size = torch.tensor([width, height], device=locations.device, dtype=locations.dtype)
@@ -84,7 +84,7 @@ def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence
 
 
 def _readable(coordinates: Tensor) -> Tensor:
-    """Coordinates, moved outside where they are infinite or not a number; one of (x, y) takes the sample along."""
+    """Move coordinates outside where they are infinite or NaN; one of (x, y) is enough to move the sample."""
     return coordinates.nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=OUTSIDE)
 
 
@@ -105,7 +105,7 @@ def _read(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tu
 
 
 def _splat_level(pixels: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
-    """(B, h * w) from (B, S, 2) pixel coordinates and (B, S) weights."""
+    """Return (B, h * w) from (B, S, 2) pixel coordinates and (B, S) weights."""
     corner = pixels.floor()
     fraction = pixels - corner
     level = weights.new_zeros(weights.shape[0], height * width)

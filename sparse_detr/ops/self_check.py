@@ -1,4 +1,4 @@
-"""A small call of a backend against the reference, before it is trusted on a device and dtype.
+"""The self-check: a small call of a backend against the reference, before it is trusted on a device and dtype.
 
 Which GPU a kernel meets is not known when it is written, so the automatic choice of a GPU's backend is checked once a
 process, device and dtype: output and gradients of both forms, and the attention map, of a few random numbers. A kernel
@@ -26,7 +26,7 @@ _warned: set[Key] = set()
 
 
 @dataclass(frozen=True)
-class Case:
+class OperatorArguments:
     """Arguments of the operators, in the order of their schema, on the host in float64."""
 
     value: Tensor
@@ -37,7 +37,7 @@ class Case:
 
 
 def why_not_trusted(backend: str, namespace: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What is wrong with a backend on a device and dtype, found out at the first call; None if nothing.
+    """Return what is wrong with a backend on a device and dtype, checked at the first call; None if nothing is.
 
     Nothing is found out, and None given, while the call is traced or captured into a CUDA graph: the answer would
     become part of what is recorded.
@@ -51,14 +51,14 @@ def why_not_trusted(backend: str, namespace: str, device: torch.device, dtype: t
 
 
 def has_failed(backend: str, device_type: str) -> bool:
-    """Whether a backend failed its check in any dtype on any device of a type."""
+    """Return whether a backend failed its check in any dtype on any device of a type."""
     return any(
         problem and name == backend and device.type == device_type for (name, device, _), problem in _results.items()
     )
 
 
 def warn_once(backend: str, device: torch.device, dtype: torch.dtype, problem: str, consequence: str) -> None:
-    """One loud line a process, device and dtype."""
+    """Warn in one line, once for each device and dtype in a process."""
     if (backend, device, dtype) in _warned:
         return
     _warned.add((backend, device, dtype))
@@ -100,15 +100,15 @@ def _compare(namespace: str, device: torch.device, dtype: torch.dtype) -> str | 
     return None
 
 
-def _case(generator: torch.Generator, numbers: int) -> Case:
-    """Two images, three queries, two heads of eight channels, two points; with references of `numbers`, if any."""
+def _case(generator: torch.Generator, numbers: int) -> OperatorArguments:
+    """Make 2 images, 3 queries, 2 heads of 8 channels and 2 points; references of `numbers` numbers, if any."""
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator, dtype=torch.float64, device="cpu")
 
     tokens = sum(height * width for height, width in zip(SHAPES[::2], SHAPES[1::2], strict=True))
     points = uniform(2, 3, 2, 2, 2, 2)
-    return Case(
+    return OperatorArguments(
         value=uniform(2, tokens, 2, 8) - 0.5,
         points=points * 1.2 - 0.1 if numbers == 0 else points * 4 - 2,
         weights=uniform(2, 3, 2, 2, 2),
@@ -118,9 +118,9 @@ def _case(generator: torch.Generator, numbers: int) -> Case:
 
 
 def _outputs_and_gradients(
-    namespace: str | None, case: Case, device: torch.device, dtype: torch.dtype
+    namespace: str | None, case: OperatorArguments, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Of a namespace's operators, or of the reference in float64; both from numbers rounded to the kernel's types."""
+    """Run a namespace's operators, or the reference in float64, on numbers rounded to the kernel's types."""
     real = torch.float64 if dtype == torch.float64 else torch.float32
 
     def leaf(x: Tensor, rounded: torch.dtype) -> Tensor:

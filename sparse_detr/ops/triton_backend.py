@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparse_detr.ops import arguments
-from sparse_detr.ops.arguments import as_pairs
+from sparse_detr.ops import argument_checks
+from sparse_detr.ops.argument_checks import as_pairs
 
 # How programs are cut. Reasoned, not timed on a GPU; read at every call, so that a benchmark can vary them.
 # A thread holds one 16 byte vector of channels, so this is what the value's vectors of a program's queries take.
@@ -48,8 +48,8 @@ def deformable_attention(
     padding_mask: Tensor | None,
     spatial_shapes: Sequence[int],
 ) -> Tensor:
-    """(B, Q, M * D), the weighted samples of `value`. See `sparse_detr.ops.library` for the arguments."""
-    arguments.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
+    """Return the weighted samples of `value`, (B, Q, M * D). See `sparse_detr.ops.library` for the arguments."""
+    argument_checks.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
     batch, queries, heads = points.shape[:3]
     output = value.new_empty(batch, queries, heads * value.shape[3])
@@ -85,14 +85,14 @@ def deformable_attention_backward(
     need_reference: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, points, weights and reference points; those not needed have the shape (0,).
+    """Return gradients of value, points, weights, reference points; of shape (0,) where none is needed.
 
     The value's gradient is accumulated in the dtype of `points` by atomic additions, whose order differs from run to
     run; with `deterministic` in 64 bit fixed point, where the order does not matter, but where an infinity or NaN in
     what is added makes the whole gradient of the value NaN.
     """
-    arguments.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
-    arguments.check_grad_output(grad_output, value, points)
+    argument_checks.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
+    argument_checks.check_grad_output(grad_output, value, points)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
     batch, queries, heads, _, per_level = weights.shape
     launch = value.numel() and weights.numel()
@@ -145,8 +145,8 @@ def deformable_attention_backward(
 
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
-    """(B, N), the weight that every token received. It is added up in fixed point: the order does not matter."""
-    arguments.check_kernel_samples(locations, weights, spatial_shapes)
+    """Return the weight that every token received, (B, N). Sums are in fixed point: the order does not matter."""
+    argument_checks.check_kernel_samples(locations, weights, spatial_shapes)
     batch, queries, heads, levels, per_level = weights.shape
     num_tokens = sum(height * width for height, width in as_pairs(spatial_shapes))
     if not weights.numel():
@@ -175,7 +175,7 @@ def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence
 
 
 def _options(value: Tensor, points: Tensor, reference_points: Tensor | None, *, element_size: int) -> dict:
-    """What the attention kernels are compiled for: the shape of a head, and how many queries a program handles."""
+    """Return what the kernels are compiled for: the shape of a head, and how many queries a program handles."""
     tokens, heads, channels = value.shape[1:]
     levels, per_level = points.shape[3:5]
     block_d = triton.next_power_of_2(channels)
@@ -202,7 +202,7 @@ def _grid(points: Tensor, options: dict) -> tuple[int]:
 
 
 def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
-    """(L, 3) int32: height, width and first token of every level."""
+    """Return (L, 3) int32: height, width and first token of every level."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _written_level_table(spatial_shapes, device)  # of the graph's memory, so not for calls outside of it
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -211,7 +211,7 @@ def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
-    """The table on the host and on the device; one for each stream, which is where the copy to it is ordered."""
+    """Return the table on the host and on the device; one for each stream, which orders the copy to the device."""
     table = torch.tensor(_level_rows(spatial_shapes), dtype=torch.int32)
     if device.type != "cuda":
         return table, table
@@ -220,7 +220,7 @@ def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, s
 
 
 def _written_level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
-    """The table without a copy: a CUDA graph holds the numbers that are written, but only the address of a source."""
+    """Write the table without a copy: a CUDA graph keeps numbers that are written, but only the address of a source."""
     table = torch.empty(len(spatial_shapes) // 2, 3, dtype=torch.int32, device=device)
     for cell, number in zip(table.view(-1), chain.from_iterable(_level_rows(spatial_shapes)), strict=True):
         cell.fill_(number)
@@ -236,7 +236,7 @@ def _level_rows(spatial_shapes: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _largest_weight(weights: Tensor, logits: bool) -> Tensor:
-    """A bound on what multiplies a gradient, one number in float64; infinite or NaN if a weight is."""
+    """Return a bound on what multiplies a gradient, one number in float64; infinite or NaN if a weight is."""
     if not logits:
         return weights.abs().amax().double()
     # Probabilities are at most 1, and numbers where the largest logit of a query is one.
@@ -245,7 +245,7 @@ def _largest_weight(weights: Tensor, logits: bool) -> Tensor:
 
 
 def _fixed_point(largest: Tensor, dtype: torch.dtype, num_terms: int) -> tuple[Tensor, Tensor]:
-    """Powers of two that turn terms of at most `largest` into integers whose sum fits, and the sum back into a number.
+    """Return powers of two: one turns terms of at most `largest` into integers whose sum fits, one turns the sum back.
 
     The second is NaN where `largest` is infinite or NaN.
     """
@@ -273,7 +273,7 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
 
 @triton.jit
 def _program(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """Image, head and queries of this program, and which of the queries exist."""
+    """Return image, head and queries of this program, and which of the queries exist."""
     blocks = (num_queries + BLOCK_Q - 1) // BLOCK_Q
     program = tl.program_id(0)
     head = program % M
@@ -284,13 +284,13 @@ def _program(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):
 
 @triton.jit
 def _level(levels, level):
-    """Height, width and first token."""
+    """Return height, width and first token."""
     return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
 
 
 @triton.jit
 def _softmax_terms(weights, sample_row, query_exists, SAMPLES: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Largest logit of every query, and one over the sum of the exponentials."""
+    """Return the largest logit of every query, and one over the sum of the exponentials."""
     sample = tl.arange(0, BLOCK_S)
     exists = query_exists[:, None] & (sample < SAMPLES)[None, :]
     logits = tl.load(weights + sample_row[:, None] + sample[None, :], mask=exists, other=float("-inf"))
@@ -300,7 +300,7 @@ def _softmax_terms(weights, sample_row, query_exists, SAMPLES: tl.constexpr, BLO
 
 @triton.jit
 def _frame(reference_points, reference_row, query_exists, height, width, P: tl.constexpr, COORDINATES: tl.constexpr):
-    """How a number of `points` becomes a pixel coordinate of the level: x * scale_x + origin_x, y * scale_y + origin_y.
+    """Return scales and origins: a number of `points` is the pixel coordinate x * scale_x + origin_x, y likewise.
 
     COORDINATES is 0 for sampling locations, else those of a reference: a point (x, y) that offsets in pixels are added
     to, or a box (x, y, w, h) of which P offsets are half.
@@ -324,14 +324,14 @@ def _frame(reference_points, reference_row, query_exists, height, width, P: tl.c
 
 @triton.jit
 def _read_pair(pairs, address, query_exists):
-    """Two neighbouring numbers in one load; infinite, hence outside of every level, for a query that does not exist."""
+    """Read two neighbouring numbers in one load; infinite, so outside of every level, for a missing query."""
     coordinate = tl.arange(0, 2)[None, :]
     return tl.split(tl.load(pairs + address[:, None] + coordinate, mask=query_exists[:, None], other=float("inf")))
 
 
 @triton.jit
 def _footprint(x, y, height, width):
-    """Whether pixel coordinates touch the level, their top left cell, and the distances from it, in [0, 1)."""
+    """Return whether pixel coordinates touch the level, their top left cell, and the distances from it, in [0, 1)."""
     # False for what is not a number. What is not touched is moved to 0, so that it can become an integer.
     touched = (x >= -1.0) & (y >= -1.0) & (x < width) & (y < height)
     x = tl.where(touched, x, 0.0)
@@ -343,7 +343,7 @@ def _footprint(x, y, height, width):
 
 @triton.jit
 def _corner(touched, row, column, height, width, start, CORNER: tl.constexpr):
-    """Cell of a corner (0 to 3: top left, top right, bottom left, bottom right), and whether it is in the level."""
+    """Return the cell of a corner (0 to 3: top left and right, bottom left and right), and whether it is inside."""
     row = row + CORNER // 2
     column = column + CORNER % 2
     inside = touched & (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -352,7 +352,7 @@ def _corner(touched, row, column, height, width, start, CORNER: tl.constexpr):
 
 @triton.jit
 def _corner_share(right, down, CORNER: tl.constexpr):
-    """The horizontal and the vertical factor of a corner's share."""
+    """Return the horizontal and the vertical factor of a corner's share."""
     horizontal = right if CORNER % 2 else 1.0 - right
     vertical = down if CORNER // 2 else 1.0 - down
     return horizontal, vertical
@@ -360,7 +360,7 @@ def _corner_share(right, down, CORNER: tl.constexpr):
 
 @triton.jit
 def _cell_address(cell, inside, padding_mask, first_token, M: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr):
-    """Elements between an image's first token and the cell, and whether the cell is inside and not padding."""
+    """Return the elements between an image's first token and the cell, and whether it is inside and not padding."""
     if padding_mask is not None:
         inside = inside & (tl.load(padding_mask + first_token + cell, mask=inside, other=1) == 0)
     if WIDE:

@@ -105,7 +105,7 @@ class _Canvas:
         self.pen.rectangle(corners, outline=(*class_color(detection.label), alpha), width=width)
 
     def draw_label(self, detection: Detection, boxes: Sequence[Detection]) -> None:
-        """Write the score, and the class if there are several, beside the box; nowhere if that would hide something."""
+        """Write the score, and the class if there are several, beside the box; nowhere if it would hide something."""
         several = any(other.label != detection.label for other in boxes)
         text = f"{detection.name} {detection.score:.0%}" if several else f"{detection.score:.0%}"
         place = self._free_place(detection, text, np.array([other.box for other in boxes]) * self.scale)
@@ -175,6 +175,6 @@ def _grown(corners: Sequence[float], margin: float) -> list[float]:
 
 
 def _intersections(place: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Areas that one xyxy box has in common with each of (T, 4)."""
+    """Return the areas that one xyxy box has in common with each of (T, 4)."""
     sides = np.minimum(place[2:], boxes[:, 2:]) - np.maximum(place[:2], boxes[:, :2])
     return sides.clip(min=0).prod(-1)

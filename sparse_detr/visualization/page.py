@@ -91,7 +91,7 @@ def _legend(legend: Legend) -> Image.Image:
 
 
 def _fitting_font(text: str, size: int, room: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font at a size, or smaller if the text would be wider than the room."""
+    """Return the font at a size, or smaller if the text would be wider than the room."""
     width = font(size, bold=bold).getlength(text)
     return font(size if width <= room else int(size * room / width), bold=bold)
 
@@ -122,7 +122,7 @@ def _panel(panel: Panel, width: int) -> Image.Image:
 
 
 def _color_bar(bar: ColorBar, width: int) -> Image.Image:
-    """A strip of the colours with their lowest and highest value below, and a marked value between."""
+    """Draw a strip of the colours with their lowest and highest value below, and a marked value between."""
     drawn = Image.new("RGB", (width, _BAR_HEIGHT), PAPER)
     pen, small = ImageDraw.Draw(drawn), font(_TEXT_SIZE - 4)
     values = np.linspace(bar.norm.vmin, bar.norm.vmax, width)

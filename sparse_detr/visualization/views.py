@@ -122,7 +122,7 @@ def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
 
 
 def _kept_legend(maps: TokenMaps) -> Legend:
-    """Only where there are two kinds of kept tokens to tell apart."""
+    """Return a legend if there are two kinds of kept tokens to tell apart."""
     if maps.objects is None:
         return ()
     count = sum(int(level.sum()) for level in maps.objects)
@@ -158,7 +158,7 @@ def _kept_picture(image: np.ndarray, kept: np.ndarray, objects: np.ndarray) -> n
 
 
 def _border(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the outermost two pixels of the True regions, but not along the edge of the image."""
+    """Return (H, W) bool: the outermost two pixels of the True regions, but not along the edge of the image."""
     return mask & ~binary_erosion(mask, iterations=2, border_value=1)
 
 
@@ -175,7 +175,7 @@ def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar) -> np.nd
 
 
 def _spread(values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value, but for a few extremes."""
+    """Return the lowest and the highest value, but for a few extremes."""
     low, high = np.percentile(values, (0.5, 99.5))
     return float(low), max(float(high), float(low) + 1e-6)
 
@@ -185,7 +185,7 @@ def _square_root_norm(values: np.ndarray) -> Normalize:
 
 
 def _picture_size(image: np.ndarray) -> tuple[int, int]:
-    """(height, width) that pictures are drawn at."""
+    """Return the (height, width) that pictures are drawn at."""
     height, width = image.shape[:2]
     scale = _LONG_SIDE / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -77,7 +77,7 @@ def test_a_missing_file_is_an_error_without_a_traceback(tmp_path, capsys):
     code = main(["check-data", "--json", str(tmp_path / "no.json"), "--images", str(tmp_path)])
 
     assert code == 2
-    assert "There is no annotation file" in capsys.readouterr().err
+    assert "there is no annotation file" in capsys.readouterr().err
 
 
 def test_the_queries_are_those_of_the_config_unless_given(tmp_path, capsys):

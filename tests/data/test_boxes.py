@@ -32,7 +32,7 @@ def test_boxes_of_several_images_are_judged_by_their_own_size():
     assert faults.outside.tolist() == [False, True]
 
 
-def test_no_boxes_have_no_faults():
+def test_an_empty_list_of_boxes_has_no_faults():
     assert find_box_faults(np.zeros((0, 4)), 5, 5).usable.shape == (0,)
 
 

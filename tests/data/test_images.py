@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_detr.data.check import check_data
+from sparse_detr.data.dataset_check import check_data
 from sparse_detr.data.images import BadImageError, read_image
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.errors import UserError, WorkerError
@@ -39,7 +39,7 @@ def test_floats_from_0_to_1_are_black_to_white(tmp_path):
 
 
 @pytest.mark.parametrize("values", [np.float32([[0, 255]]), np.float32([[-1, 1]]), np.int32([[0, 1]])])
-def test_values_whose_range_nothing_says_are_refused_with_the_setting(tmp_path, values):
+def test_values_of_unknown_range_are_refused_and_the_setting_is_named(tmp_path, values):
     path = save(tmp_path, values, "x.tif")
 
     with pytest.raises(BadImageError, match=r"value_range=\[LOW,HIGH\]"):
@@ -50,7 +50,7 @@ def test_values_whose_range_nothing_says_are_refused_with_the_setting(tmp_path, 
 
 
 @pytest.mark.parametrize("value_range", [(1, 0), (0, 0), (0,), "ab", 5, (0, float("nan"))])
-def test_a_range_that_is_none_is_refused(value_range):
+def test_a_value_range_that_is_no_range_is_refused(value_range):
     with pytest.raises(UserError, match="values of black and white"):
         DetrDatasetMapper(is_train=False, augmentations=[], value_range=value_range)
 

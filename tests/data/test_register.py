@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
-from sparse_detr.data.check import check_data
+from sparse_detr.data.dataset_check import check_data
 from sparse_detr.data.register import register_own_data
 from sparse_detr.errors import UserError
 from tests.data.conftest import NEVER_READ, coco_content, write_coco
@@ -87,7 +87,7 @@ def test_unusable_boxes_are_left_out_and_counted(tmp_path, caplog):
     assert "dropped 2 boxes" in caplog.text
 
 
-def test_all_errors_are_told_at_once(tmp_path):
+def test_all_errors_are_reported_at_once(tmp_path):
     content = coco_content()
     content["annotations"][0]["category_id"] = 5
     content["annotations"][1]["bbox"] = [1]
@@ -113,7 +113,7 @@ def test_other_categories_in_the_validation_file_are_refused_by_name(tmp_path):
     assert "category 1" not in str(error.value)
 
 
-def test_a_class_without_boxes_is_kept_and_told(tmp_path, caplog):
+def test_a_class_without_boxes_is_kept_and_reported(tmp_path, caplog):
     content = coco_content()
     content["categories"].append({"id": 3, "name": "unicorn"})
 
@@ -139,7 +139,7 @@ def test_a_wrong_image_folder_is_refused(tmp_path):
         register_own_data(train_json=write_coco(tmp_path, coco_content()), train_images=other)
 
 
-def test_a_few_missing_images_are_told_and_many_are_refused(tmp_path, caplog):
+def test_a_few_missing_images_are_reported_and_many_are_refused(tmp_path, caplog):
     write_coco(tmp_path, coco_content(num_categories=1))
     path = tmp_path / "annotations.json"
     (tmp_path / "1.png").unlink()
@@ -312,7 +312,7 @@ def half_of_a_character(text):
 
 
 @pytest.mark.parametrize("encode", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", half_of_a_character])
-def test_files_of_other_encodings_are_judged_by(tmp_path, encode):
+def test_files_of_other_encodings_are_evaluated_on(tmp_path, encode):
     path = write_coco(tmp_path, coco_content())
     text = path.read_text()
     path.write_bytes(text.encode(encode) if isinstance(encode, str) else encode(text))

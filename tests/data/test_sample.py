@@ -1,6 +1,12 @@
+"""The script that makes the sample data, and the config that registers them."""
+
 import errno
 import hashlib
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,8 +16,13 @@ import torch
 from PIL import Image
 from torchvision.models import mobilenet_v2
 
-from sparse_detr.data import sample
+from sparse_detr.config import load_config
 from sparse_detr.errors import UserError
+from sparse_detr.model_zoo import get_config_file
+
+spec = importlib.util.spec_from_file_location("sample", get_config_file("quick/sample.py"))
+sample = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sample)
 
 
 def voc_xml(boxes):
@@ -88,7 +99,7 @@ def test_a_box_is_clipped_to_its_tile_and_dropped_when_less_than_half_is_left():
     assert sample.boxes_in_tile(boxes, (100, 0, 200, 50), 0.51).tolist() == []
 
 
-def test_voc_boxes_are_read_in_order_and_none_is_fine():
+def test_voc_boxes_are_read_in_order_and_a_file_may_have_none():
     assert sample.read_voc_boxes(voc_xml([(1, 2, 3, 4), (5, 6, 7, 8)]).encode()).tolist() == [
         [1, 2, 3, 4],
         [5, 6, 7, 8],
@@ -138,7 +149,7 @@ def test_a_damaged_file_or_another_tiling_makes_the_data_anew(wheels, tmp_path):
     assert keep.exists()
 
 
-def test_another_checksum_is_refused_with_both_named(wheels, tmp_path):
+def test_a_wrong_checksum_is_refused_with_both_checksums_named(wheels, tmp_path):
     next(wheels.glob("deepforest*")).write_bytes(b"something else")
     found = hashlib.sha256(b"something else").hexdigest()
     with pytest.raises(UserError, match=f"deepforest==2.1.0.*{found}.*{sample.SCENES_WHEEL.sha256}.*download"):
@@ -164,18 +175,28 @@ def test_an_overlap_as_large_as_the_tile_is_refused():
         sample.Tiling(tile_size=400, overlap=400)
 
 
-def test_the_registered_sets_are_read_when_used_and_follow_the_last_call(wheels, tmp_path):
+def test_the_quick_config_registers_the_data_where_the_environment_says(wheels, tmp_path, monkeypatch):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    sample.register_sample_data(tmp_path / "out")
-    with pytest.raises(UserError, match="python -m sparse_detr.data.sample --output"):
+    monkeypatch.setenv(sample.ROOT_VARIABLE, str(tmp_path / "out"))
+    load_config(get_config_file("quick/sparse_detr_mnv2.py"))
+    with pytest.raises(UserError, match="python -m sparse_detr.data.sample --output .*out\nor set SPARSE_DETR_SAMPLE"):
         DatasetCatalog.get("trees_val")
     sample.prepare_sample_data(tmp_path / "out", tiling=TILING, offline_wheels=wheels)
     assert [len(DatasetCatalog.get(name)) for name in ("trees_train", "trees_val")] == [1, 2]
     assert MetadataCatalog.get("trees_val").thing_classes == ["tree"]
 
-    sample.register_sample_data(tmp_path / "elsewhere")
+    monkeypatch.setenv(sample.ROOT_VARIABLE, str(tmp_path / "elsewhere"))
+    load_config(get_config_file("quick/sparse_detr_mnv2.py"))
     assert MetadataCatalog.get("trees_val").json_file == str(tmp_path / "elsewhere" / "val.json")
+
+
+def test_the_command_starts_the_script_of_the_quick_configs(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    command = [sys.executable, "-m", "sparse_detr.data.sample", "--output", str(tmp_path / "taken")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'taken'} is a file")
 
 
 def test_the_folder_is_that_of_the_environment_variable_if_set(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_detr.data.stream import BatchStream, StreamSampler, random_state, seeded_rng
+from sparse_detr.data.stream import BatchStream, StreamSampler, numpy_generator, seeded_rng
 
 
 def first_batches(stream, count, start=0):
@@ -115,4 +115,4 @@ def test_the_global_generators_are_restored_after_an_error():
 
 
 def test_the_order_is_the_same_on_every_machine():
-    assert random_state(0, 0, 0).permutation(8).tolist() == [3, 4, 6, 0, 1, 2, 7, 5]
+    assert numpy_generator(0, 0, 0).permutation(8).tolist() == [3, 4, 6, 0, 1, 2, 7, 5]

@@ -182,7 +182,7 @@ def test_a_library_that_could_not_be_built_says_why(native_folder):
     assert native.build_record() == record
 
 
-def test_a_damaged_record_of_the_build_is_as_none(native_folder):
+def test_a_damaged_record_of_the_build_counts_as_none(native_folder):
     (native_folder / "build.json").write_text('{"libraries": ')
     assert native.build_record() == {}
     assert native.status()["cpu"].unavailable.startswith("it is not built; ")

@@ -60,7 +60,7 @@ def results(*tasks, **overrides):
 def test_a_ratio_is_the_median_over_repetitions_with_its_quartiles():
     record = task({"fair": [10.0, 30.0, 20.0], "cpu": [5.0, 3.0, 5.0]})
     # 2, 10 and 4 times faster; the ratio of the medians would be 4 as well, that of the means 4.6
-    assert load("measuring.report").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
+    assert load("benchmark.publish").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
 
 
 def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
@@ -70,7 +70,7 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
         "rival": [10.0] * 3,
         "cpu, loads in L1": [2.5, 1.5, 2.5],
     }
-    text = load("measuring.report").markdown(results(task(times)))
+    text = load("benchmark.publish").markdown(results(task(times)))
     assert "|  | fair | cpu | rival |" in text
     assert "| Lq = S, forward | 20 | 5 (4x) | 10 (2x) |" in text
     assert "| Lq = S, forward | 4x (3 to 7) | 2x (2 to 2.67) |" in text
@@ -80,13 +80,13 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
 
 
 def test_long_times_have_no_exponent():
-    text = load("measuring.report").markdown(results(task({"fair": [2304.4], "cpu": [1.0]})))
+    text = load("benchmark.publish").markdown(results(task({"fair": [2304.4], "cpu": [1.0]})))
     assert "| 2304 | 1 (2304x) |" in text
 
 
 def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
     times = {"eager + fair": [8.0], "eager + cpu": [4.0], "cpu fused": [1.0], "rival": [2.0]}
-    text = load("measuring.report").markdown(results(task(times, form="fused")))
+    text = load("benchmark.publish").markdown(results(task(times, form="fused")))
     assert "|  | than eager + fair | than eager + cpu | than rival |" in text
     assert "| Lq = S, forward | 8x (8 to 8) | 4x (4 to 4) | 2x (2 to 2) |" in text
 
@@ -94,7 +94,7 @@ def test_the_fused_form_is_compared_with_the_same_kernel_after_eager_samples():
 def test_the_brief_report_has_one_number_of_threads_and_no_quartiles():
     times = {"fair": [12.0], "cpu": [6.0], "cpu, loads in L1": [3.0], "rival": [18.0]}
     both = results(task(times), task(times, threads=2, group="2 threads"), bandwidth={"1": 10.0, "2": 10.0})
-    report = load("measuring.report")
+    report = load("benchmark.publish")
     assert report.markdown(both).count("median of paired ratios") == 2
     brief = report.markdown(both, brief=True)
     assert brief.count("| Lq = S, forward |") == 2
@@ -105,13 +105,13 @@ def test_the_brief_report_has_one_number_of_threads_and_no_quartiles():
 
 def test_the_brief_report_leaves_out_the_attention_map():
     record = task({"scatter_add": [2.0], "cpu": [1.0]}, form="splat")
-    report = load("measuring.report")
+    report = load("benchmark.publish")
     assert "| Lq = S, forward | 2 | 1 (2x) |" in report.markdown(results(record))
     assert "Lq = S" not in report.markdown(results(record), brief=True)
 
 
 def test_in_one_spot_every_load_comes_from_maps_that_fit_the_first_cache():
-    cases = load("measuring.cases")
+    cases = load("benchmark.cases")
     inputs = cases.make_inputs(cases.CASES[3].tiny(), seed=0)
     there = inputs.in_one_spot()
     assert there.levels.shapes == ((4, 4),) * 4
@@ -127,19 +127,9 @@ def test_memory_has_a_column_for_each_direction_and_a_gap_for_what_was_not_measu
         {**common, "variant": "cpu", "direction": "forward + backward", "mib": 73.97},
         {**common, "variant": "rival", "direction": "forward", "mib": 19.7},
     ]
-    text = load("measuring.report").markdown(results(memory=records))
+    text = load("benchmark.publish").markdown(results(memory=records))
     assert "| cpu | 22.2 | 74.0 |" in text
     assert "| rival | 19.7 | - |" in text
-
-
-def test_the_readme_is_filled_between_its_markers_and_must_have_them(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- table benchmark cpu -->\nold\n<!-- end benchmark cpu -->\nb\n")
-    report = load("measuring.report")
-    report.fill_readme(readme, "benchmark cpu", "new \\1")
-    assert readme.read_text() == "a\n<!-- table benchmark cpu -->\nnew \\1\n<!-- end benchmark cpu -->\nb\n"
-    with pytest.raises(ValueError, match="table benchmark cuda"):
-        report.fill_readme(readme, "benchmark cuda", "new")
 
 
 def test_the_readme_of_the_op_has_the_markers():
@@ -148,7 +138,7 @@ def test_the_readme_of_the_op_has_the_markers():
 
 
 def test_an_encoder_looks_around_its_own_cells_and_a_decoder_into_its_boxes():
-    cases = load("measuring.cases")
+    cases = load("benchmark.cases")
     encoder = cases.make_inputs(cases.Case("", shapes=((100, 50),)), seed=0)
     # Point 0 of head 0 is one pixel to the right, plus noise.
     pixels = (encoder.locations - encoder.reference_points[:, :, None, :, None]) * torch.tensor([50.0, 100.0])
@@ -159,7 +149,7 @@ def test_an_encoder_looks_around_its_own_cells_and_a_decoder_into_its_boxes():
 
 
 def test_a_share_of_the_tokens_are_queries_in_random_order_without_repetition():
-    cases = load("measuring.cases")
+    cases = load("benchmark.cases")
     case = cases.Case("", share=0.5, shapes=((6, 10),))
     points = cases.make_inputs(case, seed=0).reference_points[0, :, 0]
     assert points.shape == points.unique(dim=0).shape == (30, 2)
@@ -167,7 +157,7 @@ def test_a_share_of_the_tokens_are_queries_in_random_order_without_repetition():
 
 
 def test_compulsory_bytes_count_every_tensor_once_in_each_direction():
-    cases = load("measuring.cases")
+    cases = load("benchmark.cases")
     inputs = cases.make_inputs(cases.Case("", boxes=3, shapes=((2, 5),)), seed=0)
     value, output = 10 * 8 * 32 * 4, 3 * 8 * 32 * 4
     samples = 3 * 8 * 4 * 3 * 4  # x, y and a weight
@@ -185,38 +175,38 @@ def test_compulsory_bytes_count_every_tensor_once_in_each_direction():
 
 @pytest.mark.parametrize("name", ["fair", "official"])
 def test_the_composite_forms_equal_the_formula(name):
-    cases, variants = load("measuring.cases"), load("measuring.variants")
+    cases, composite = load("benchmark.cases"), load("benchmark.peers.composite")
     inputs = cases.make_inputs(cases.Case("", boxes=2, shapes=((3, 4), (2, 2))), seed=0, dtype=torch.float64)
-    output = getattr(variants, name)(inputs.value, inputs.levels, inputs.locations, inputs.weights)
+    output = getattr(composite, name)(inputs.value, inputs.levels, inputs.locations, inputs.weights)
     expected = attend(inputs.value, inputs.levels.shapes, inputs.locations, inputs.weights)
     assert relative_error(output, expected) < 1e-12
 
 
 def test_a_missing_peer_is_named_with_the_command_that_installs_it(monkeypatch):
-    variants = load("measuring.variants")
+    catalog = load("benchmark.catalog")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    found, missing = variants.variants_of("plain", "cpu")
+    found, missing = catalog.variants_of("plain", "cpu")
     assert "fair" in [variant.name for variant in found]
     assert missing["torch-ms-deform-attn"] == "not installed: pip install torch-ms-deform-attn==0.1.1"
     assert "HF transformers" in missing
 
 
 def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
-    benchmark, variants, timing = load("benchmark"), load("measuring.variants"), load("measuring.timing")
+    benchmark, variants, timing = load("benchmark.command"), load("benchmark.variants"), load("benchmark.timing")
 
     def broken(*arguments):
         raise RuntimeError("no such dtype")
 
     found = {"missing": {}, "failed": {}}
-    one = timing.Task(load("measuring.cases").CASES[0], "plain", False, "cpu", "float32", 1)
-    assert not benchmark.runs(variants.Variant("rival", "peer", broken), one, found)
-    assert not benchmark.runs(variants.Variant("cpu", "ours", broken), one, found)
+    one = timing.Task(load("benchmark.cases").CASES[0], "plain", False, "cpu", "float32", 1)
+    assert not benchmark.can_run(variants.Variant("rival", "peer", broken), one, found)
+    assert not benchmark.can_run(variants.Variant("cpu", "ours", broken), one, found)
     assert found["missing"] == {"rival, plain, float32, forward": "RuntimeError: no such dtype"}
     assert list(found["failed"]) == ["cpu, plain, float32, forward"]
 
 
 def test_peak_memory_counts_what_a_call_maps_and_not_what_was_there():
-    memory = load("measuring.memory")
+    memory = load("benchmark.peak_memory")
     if not memory.can_measure("cpu"):
         pytest.skip("needs Linux with glibc")
     there = torch.ones(8 * 2**20 // 4)
@@ -229,7 +219,7 @@ def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
     readme.write_text("<!-- table benchmark cpu -->\n<!-- end benchmark cpu -->\n")
     output = tmp_path / "tiny.json"
     arguments = ["--quick", "--output", str(output), "--readme", str(readme), "--threads", "1", "--cases", "decoder"]
-    done = run("benchmark.py", *arguments, "--no-memory", "--variants", "reference", "cpu")
+    done = run("benchmark", *arguments, "--no-memory", "--variants", "reference", "cpu")
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
     assert found["quick"]
@@ -271,7 +261,7 @@ def test_the_check_reports_what_failed_and_what_was_skipped(tmp_path):
     steps = [("good", lambda: "done"), ("bad", fail), ("absent", skip)]
     outcomes = [check.perform(number, 3, *step) for number, step in enumerate(steps, start=1)]
     arguments = check.parse(["--interpreter", "--output", str(tmp_path)])
-    assert check.report(arguments, outcomes) == 1
+    assert check.write_report(arguments, outcomes) == 1
     text = (tmp_path / "report.md").read_text()
     assert "No GPU" in text
     assert "| bad | FAILED |" in text
@@ -285,12 +275,12 @@ def test_the_check_skips_a_backend_that_is_not_here_and_not_a_library_that_does_
     with pytest.raises(check.Skipped, match="build it with"):
         check.small_case("cuda")
     (tmp_path / "libsparse_detr_cuda.so").write_text("no library")
-    check.require_backend("cuda")
+    check.skip_without("cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_the_checks_accuracy_accepts_a_right_backend_and_finds_a_wrong_one(dtype, monkeypatch):
-    accuracy = load("measuring.accuracy")
+    accuracy = load("benchmark.accuracy")
     found = accuracy.deviations("reference", "cpu", dtype)
     assert max(found.values()) < accuracy.TOLERANCES[dtype]
     assert "fused, boxes, gradient of reference_points" in found
@@ -305,18 +295,18 @@ def test_the_checks_accuracy_accepts_a_right_backend_and_finds_a_wrong_one(dtype
 
 @pytest.mark.slow
 def test_the_stand_in_for_the_public_kernel_compiles(tmp_path):
-    public_kernel = load("measuring.public_kernel")
+    public_kernel = load("benchmark.peers.public_kernel")
     try:
         public_kernel.nvcc()
     except public_kernel.CannotBuild as reason:
         pytest.skip(str(reason))
-    library = ctypes.CDLL(str(public_kernel.build(tmp_path)))
+    library = ctypes.CDLL(str(public_kernel.compile_library(tmp_path)))
     assert library.public_forward
     assert library.public_backward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_stand_in_for_the_public_kernel_equals_the_formula():
-    timing, variants = load("measuring.timing"), load("measuring.variants")
-    task = timing.Task(load("measuring.cases").CASES[0], "plain", True, "cuda", "float32", 1)
-    assert max(timing.errors(variants.public_kernel(), task)) < 1e-5
+    timing, public_kernel = load("benchmark.timing"), load("benchmark.peers.public_kernel")
+    task = timing.Task(load("benchmark.cases").CASES[0], "plain", True, "cuda", "float32", 1)
+    assert max(timing.errors(public_kernel.variant(), task)) < 1e-5

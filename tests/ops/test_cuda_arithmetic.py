@@ -235,7 +235,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(kernels, reference_dim):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("reference_dim", [0, 2, 4])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_location_that_is_no_place_reads_zero_and_has_no_gradient(kernels, bad, reference_dim, deterministic):
+def test_a_location_that_is_not_finite_reads_zero_and_has_no_gradient(kernels, bad, reference_dim, deterministic):
     value, points, weights, references, _ = random_inputs(SHAPES, reference_dim, torch.float32)
     grad_output = random_gradient(value, points)
     outside = points.clone()

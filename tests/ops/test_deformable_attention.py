@@ -145,7 +145,7 @@ def test_gradients_at_cell_centres_and_borders_are_those_of_the_cell_to_the_righ
     "place", [(float("nan"), 0.5), (0.5, float("inf")), (-float("inf"), float("nan")), (5.0, -7.0)]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_sample_that_is_nowhere_reads_zero_and_has_gradient_zero(backend, place, dtype):
+def test_a_sample_that_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(backend, place, dtype):
     value = random_value(SHAPES).to(dtype)
     locations, weights = (x.to(dtype) for x in random_samples(SHAPES, low=0.2, high=0.8))
     lost = torch.zeros_like(weights, dtype=torch.bool)

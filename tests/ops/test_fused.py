@@ -130,7 +130,7 @@ def test_the_reference_has_second_derivatives(size):
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("what", ["offset", "reference"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_nowhere_reads_zero_and_has_gradient_zero(backend, size, what, number):
+def test_what_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(backend, size, what, number):
     value = random_value(SHAPES).float()
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, size))
     lost = torch.zeros_like(logits, dtype=torch.bool)

@@ -23,7 +23,7 @@ sys.exit(pytest.main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("isa", BETTER)
-def test_a_lesser_instruction_set_equals_plain_loops(isa):
+def test_a_smaller_instruction_set_equals_plain_loops(isa):
     if native.cpu_isa() not in BETTER[isa]:
         pytest.skip(f"{native.cpu_isa() or 'no library'} is not better than {isa}")
     environment = os.environ | {

@@ -74,7 +74,7 @@ def test_kernels_that_equal_the_reference_are_chosen_and_checked_once(kernels, d
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_kernels_that_fail_are_replaced_by_the_reference_with_one_line(kernels, fault):
+def test_kernels_that_fail_are_replaced_by_the_reference_with_one_warning(kernels, fault):
     kernels.fault, message = FAULTS[fault]
     with pytest.warns(RuntimeWarning, match=message) as caught:
         output = call()
@@ -88,7 +88,7 @@ def test_kernels_that_fail_are_replaced_by_the_reference_with_one_line(kernels, 
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])
-def test_failing_kernels_that_are_named_run_with_one_line(kernels, monkeypatch, how):
+def test_failing_kernels_that_are_named_run_with_one_warning(kernels, monkeypatch, how):
     kernels.fault = FAULTS["wrong numbers"][0]
     if how == "variable":
         monkeypatch.setenv("SPARSE_DETR_BACKEND", "triton")

@@ -245,7 +245,7 @@ TOO_MANY = "fewer than 268435456 tokens"
         ({"grad_output": torch.rand(1, 3, 4)}, "grad_output must be"),
     ],
 )
-def test_who_calls_the_operators_themselves_gets_an_error_not_anothers_memory(interpreter, changed, message):
+def test_a_direct_call_of_the_operators_with_wrong_arguments_is_an_error(interpreter, changed, message):
     names = ("value", "points", "weights", "reference_points", "mask", "spatial_shapes")
     given = {**dict(zip(names, case())), "grad_output": torch.rand(1, 3, 5), **changed}
     arguments = [given[name] for name in names]
@@ -307,7 +307,7 @@ def test_non_contiguous_arguments_give_the_same(kernels):
 
 
 @pytest.mark.parametrize("place", [torch.nan, torch.inf, -40.0, 1e30])
-def test_a_sample_that_is_nowhere_reads_zero_and_has_gradient_zero(kernels, place):
+def test_a_sample_that_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(kernels, place):
     value, points, weights, *rest = case()
     points[0, 0, 0, :, :, 0] = place
     points[0, 1, 0, 0, 1, 1] = place
@@ -324,7 +324,7 @@ def test_a_sample_that_is_nowhere_reads_zero_and_has_gradient_zero(kernels, plac
 
 @pytest.mark.parametrize("place", [torch.nan, torch.inf])
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_an_offset_or_reference_that_is_nowhere_harms_only_what_uses_it(kernels, place, coordinates):
+def test_an_offset_or_reference_that_is_not_finite_affects_only_what_uses_it(kernels, place, coordinates):
     value, points, weights, reference, *rest = case(coordinates=coordinates)
     points[0, 0, 0, 0, 0, 0] = place
     reference[0, 1, 1, coordinates - 1] = place
@@ -404,7 +404,7 @@ def test_fixed_point_adapts_to_the_size_of_the_gradient(kernels, factor):
     assert_close(result.double(), wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
-def test_fixed_point_bears_a_large_gradient_and_a_large_weight_that_do_not_meet(kernels):
+def test_fixed_point_holds_a_large_gradient_and_a_large_weight_of_different_samples(kernels):
     value, points, weights, *rest = case(padding=False)
     grad_output = torch.ones(1, 3, 5)
     grad_output[0, 0], weights[0, 1] = 1e25, 1e15
@@ -437,7 +437,7 @@ def test_the_splat_equals_plain_loops(kernels, pixel_offset, dtype):
     assert_close(received.double(), wanted, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-12)
 
 
-def test_the_splat_does_not_depend_on_the_order_of_queries_and_drops_what_is_nowhere(kernels):
+def test_the_splat_does_not_depend_on_the_order_of_queries_and_drops_what_is_not_finite(kernels):
     locations, weights = (x.float() for x in random_samples(SHAPES, queries=20))
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     weights[:, 0] *= -3

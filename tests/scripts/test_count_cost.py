@@ -13,10 +13,10 @@ def test_configs_of_one_model_share_a_row_unless_they_train_other_parts_of_it(sc
     assert [group for _, group in groups] == [["dab_detr_r50", "dab_detr_r50"], *([name] for name in names[1:])]
 
 
-def test_a_table_is_put_between_its_markers_alone(script, tmp_path):
+def test_a_table_is_put_between_its_markers(script, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- table x -->\nold\n<!-- end x -->\nb\n<!-- table y -->\n<!-- end y -->\n")
-    script.fill(readme, "x", ["| 1 |", r"| \2 |"])
+    script.write_table(readme, "x", ["| 1 |", r"| \2 |"])
     assert readme.read_text() == (
         "a\n<!-- table x -->\n| 1 |\n| \\2 |\n<!-- end x -->\nb\n<!-- table y -->\n<!-- end y -->\n"
     )

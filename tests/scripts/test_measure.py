@@ -26,7 +26,7 @@ def test_the_table_of_costs_has_a_row_for_every_variant_with_mean_and_deviation(
 
 
 def test_the_plot_is_written(script, tmp_path):
-    script.plot(tmp_path / "plot.png", RESULTS, COSTS)
+    script.plot_costs(tmp_path / "plot.png", RESULTS, COSTS)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

@@ -18,5 +18,5 @@ def test_the_last_evaluation_is_reported_with_the_places(script, tmp_path):
     assert str(tmp_path / "model_final.pth") in report
 
 
-def test_a_run_without_evaluation_is_said(script, tmp_path):
+def test_a_run_without_evaluation_says_so(script, tmp_path):
     assert "not recorded" in script.report(tmp_path, tmp_path)

@@ -30,7 +30,7 @@ def test_a_dense_encoder_keeps_everything_and_has_no_scores(dense_output):
     assert all(level.all() for level in maps.kept)
 
 
-def test_without_an_attention_map_its_share_is_undefined(sparse_output):
+def test_the_covered_attention_is_undefined_without_an_attention_map(sparse_output):
     maps = token_maps(replace(sparse_output, attention_map=None))
     assert maps.attention is None
     assert isnan(maps.covered_attention)

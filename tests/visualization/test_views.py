@@ -58,7 +58,7 @@ def test_a_dense_detector_has_no_scores_to_show_but_an_overview(dense_output):
     assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
 
 
-def test_without_an_attention_map_the_overview_does_without(sparse_output):
+def test_the_overview_leaves_the_attention_out_if_there_is_no_map(sparse_output):
     maps = token_maps(replace(sparse_output, attention_map=None))
     assert attention_heat(IMAGE, maps) is None
     assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))

@@ -71,7 +71,7 @@ struct SampleTable {
   Buffer<Int> row_length, start, level;
 };
 
-// What one query of one head looks at: filled by `locate`, one number a sample, or one a sample and corner.
+// The samples of one query of one head, filled by `locate`: one number a sample, or one a sample and corner.
 template <class Real>
 struct Look {
   using Int = typename SampleTable<Real>::Int;
@@ -312,8 +312,8 @@ SPARSE_DETR_HD void sum_all_rows(const RowPointers<const Real, kInPlace>& rows, 
 
 // Dot products of `grad` with the row of every corner of the samples of one vector, and grad_row += share * grad.
 //
-// The rows of a sample's corners are four different ones, or take what is discarded: they are all read before one is
-// written, for a processor that has seen a row written and soon read again waits for every write before it reads on.
+// The rows of a sample's corners are four different rows, or rows that are discarded, so all are read before one is
+// written: a processor that has seen a row read again soon after a write waits for every write from then on.
 template <int kVectors, class Real, bool kInPlace>
 SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
                               const RowPointers<Real, kInPlace>& grad_rows, const Look<Real>& look, int64_t first,
@@ -353,8 +353,8 @@ SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-// A copy of the value costs as much as its slow layout does with one query for about so many tokens (measured with
-// 20 197 tokens of 8 heads and 32 channels: 1 to 7.5 in the forward pass, 1 to 13 in the backward pass).
+// With fewer queries than tokens / this number, a copy of the value costs more than its slow layout (measured with 20 197
+// tokens of 8 heads and 32 channels: break-even at 7.5 in the forward pass, at 13 in the backward pass).
 constexpr int64_t kCopyWorth = 12;
 
 // Whether the queries are too few for a copy.

@@ -1,7 +1,7 @@
 // What register.cpp calls and kernels.cpp implements, once for every instruction set.
 //
-// Free of torch and of the standard library's templates: kernels.cpp is compiled with instructions that the machine may
-// lack, and the linker could pick such a copy of a shared template for everybody.
+// No torch and no templates of the standard library here: kernels.cpp is compiled with instructions that the machine may
+// lack, and of a template that several files share the linker keeps one copy, maybe that one.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct BackwardTensors {
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 using ParallelFor = void (*)(int64_t count, int64_t grain, RangeBody body, void* context);
 
-// `dtype` is that of value, output and their gradients. All else is float, or double if `dtype` is double.
+// `dtype` is the type of value, output and their gradients. All else is float, or double if `dtype` is double.
 struct Kernels {
   void (*forward)(DType dtype, const Problem&, const ForwardTensors&, ParallelFor);
   void (*backward)(DType dtype, const Problem&, const ForwardTensors&, const BackwardTensors&, ParallelFor);

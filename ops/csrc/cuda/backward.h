@@ -34,7 +34,7 @@ struct BackwardTensors {
   int32_t* unrepresentable;    // becomes 1 if a term is infinite or not a number
 };
 
-// Terms that one cell of grad_value receives at most: a sample has one corner there, samples of other levels none.
+// The most terms that one cell of grad_value receives: one of each sample of its level, none of other levels.
 SPARSE_DETR_HD double value_terms(const Problem& problem) {
   return static_cast<double>(problem.queries) * problem.num_points;
 }

@@ -54,7 +54,7 @@ class DeviceBlock {
   }
 #endif
 
-  // Raises a number that is not negative: its bits are ordered as it is, and NaN comes last.
+  // Raises a number that is not negative: its bits are ordered like the numbers, and NaN comes last.
   __device__ void raise(float* to, float x) const {
     atomicMax(reinterpret_cast<unsigned int*>(to), __float_as_uint(fabsf(x)));
   }

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from measuring.cases import TINY_PYRAMID, Case, Inputs, eager_samples, make_inputs
-from measuring.timing import exact, relative_error
-from measuring.variants import fair
+from benchmark.cases import TINY_PYRAMID, Case, Inputs, eager_samples, make_inputs
+from benchmark.peers.composite import fair
+from benchmark.timing import exact, relative_error
 
 # Largest deviation, relative to the largest number of a tensor. Half precision rounds once, at the end.
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 1e-2, "float16": 2e-3}
@@ -20,7 +20,7 @@ CASES = {
 
 
 def deviations(backend: str, device: str, dtype: str) -> dict[str, float]:
-    """The largest deviation of each result, by name."""
+    """Return the largest deviation of each result, by name."""
     found = {}
     for name, case in CASES.items():
         inputs = make_inputs(case, seed=3, device=device, dtype=getattr(torch, dtype))
@@ -36,7 +36,7 @@ def deviations(backend: str, device: str, dtype: str) -> dict[str, float]:
 
 
 def differentiate(form: str, inputs: Inputs, backend: str | None) -> dict[str, Tensor]:
-    """Output and gradients; of the composite PyTorch form where there is no backend."""
+    """Return output and gradients; without a backend those of the composite PyTorch form."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in differentiable(form, inputs)}
     mask = padding(inputs)
     output = attend(form, inputs, leaves, mask, backend) if backend else attend_exactly(form, inputs, leaves, mask)
@@ -51,7 +51,7 @@ def differentiable(form: str, inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
 
 
 def padding(inputs: Inputs) -> Tensor:
-    """(B, N): every fifth token."""
+    """Return a mask (B, N) of every fifth token."""
     batch, tokens = inputs.value.shape[:2]
     return (torch.arange(tokens, device=inputs.value.device) % 5 == 4).expand(batch, -1).contiguous()
 
@@ -78,7 +78,7 @@ def splat(inputs: Inputs, backend: str) -> Tensor:
 
 
 def repeats_itself(backend: str, device: str) -> bool:
-    """Whether two backward passes under `torch.use_deterministic_algorithms` agree bit for bit."""
+    """Return whether two backward passes under `torch.use_deterministic_algorithms` agree bit for bit."""
     inputs = make_inputs(CASES["points"], seed=4, device=device)
     torch.use_deterministic_algorithms(True)
     try:

@@ -1,4 +1,4 @@
-"""What a model costs, for the other scripts: FLOPs by part, and times of several models taken in turn."""
+"""What a detector costs: FLOPs by part, and times of several models taken in turn."""
 
 import statistics
 import time
@@ -7,19 +7,26 @@ from typing import Any
 
 import torch
 from detectron2.utils.analysis import FlopCountAnalysis
-from torch import nn
+from torch import Tensor, nn
+
+from sparse_detr.analysis.flops import register_flop_handles
 
 PARTS = {"encoder": ("encoder", "selector"), "selection": ("selector",), "decoder": ("decoder",)}
-"""Parts of the bill and their modules. Choosing tokens is the encoder's, with the projection that it reads."""
+"""Part -> the modules that count as it. Choosing tokens, with the projection that it reads, counts as the encoder."""
 
 
 @torch.no_grad()
-def gigaflops(model: nn.Module, image: torch.Tensor) -> dict[str, float]:
-    """GFLOPs of an image (3, h, w) at inference by Detectron2's counter, a multiply-add being one.
+def gigaflops(model: nn.Module, image: Tensor) -> dict[str, float]:
+    """Count the GFLOPs of one image at inference with Detectron2's counter; one multiply-add is one FLOP.
+
+    Args:
+        model: a detector; it is left in eval mode.
+        image: (3, h, w) uint8.
 
     Returns:
-        `total`, and those of PARTS.
+        `total`, and those of `PARTS`.
     """
+    register_flop_handles()
     # "caller": what the encoder borrows, such as a prediction head, counts as the encoder's.
     counted = FlopCountAnalysis(model.eval(), [{"image": image}]).ancestor_mode("caller")
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
@@ -29,7 +36,7 @@ def gigaflops(model: nn.Module, image: torch.Tensor) -> dict[str, float]:
 
 
 def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequence[Any]) -> dict[str, float]:
-    """Median seconds of every action, all of them on one input before the next one, so that other load hits all alike.
+    """Return the median seconds of every action; all take one input before the next, so that other load hits all alike.
 
     Args:
         actions: by name; their order rotates.
@@ -45,7 +52,7 @@ def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequ
 
 
 def inference(model: nn.Module) -> Callable[[dict[str, Any]], object]:
-    """An action for `seconds_in_turn`: detect in one image."""
+    """Return an action for `seconds_in_turn` that detects in one image."""
 
     @torch.no_grad()
     def detect(image: dict[str, Any]) -> object:
@@ -55,7 +62,7 @@ def inference(model: nn.Module) -> Callable[[dict[str, Any]], object]:
 
 
 def training_step(model: nn.Module) -> Callable[[list[dict[str, Any]]], object]:
-    """An action for `seconds_in_turn`: losses of a batch and their gradients."""
+    """Return an action for `seconds_in_turn` that computes a batch's losses and their gradients."""
 
     def step(batch: list[dict[str, Any]]) -> None:
         model.zero_grad(set_to_none=True)

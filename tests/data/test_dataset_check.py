@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sparse_detr.data.annotations import read_coco_file
-from sparse_detr.data.check import check_data
+from sparse_detr.data.dataset_check import check_data
 from sparse_detr.errors import UserError
 from tests.data.conftest import coco_content, write_coco
 
@@ -102,7 +102,7 @@ def test_images_are_not_read_when_not_asked_for(tmp_path):
     assert codes(check_data(tmp_path / "annotations.json", tmp_path, decode_images=False)) == []
 
 
-def test_images_with_more_boxes_than_queries_are_told(tmp_path):
+def test_images_with_more_boxes_than_queries_are_reported(tmp_path):
     content = coco_content()
     content["annotations"] += [content["annotations"][0] | {"id": 10 + x, "bbox": [x, 0, 5, 5]} for x in range(3)]
 

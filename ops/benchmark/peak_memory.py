@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from measuring.cases import CASES, Case, make_inputs
-from measuring.timing import Task, call
-from measuring.variants import Variant, variants_of
+from benchmark import catalog
+from benchmark.cases import CASES, Case, make_inputs
+from benchmark.timing import Task, call
+from benchmark.variants import Variant
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_mib(variant: Variant, task: Task) -> float:
-    """Measured here: by PyTorch's allocator on the GPU, by the high-water mark of resident memory on the CPU."""
+    """Measure in this process: by PyTorch's allocator on the GPU, by the peak of resident memory on the CPU."""
     call(variant, task, make_inputs(task.case.tiny(), seed=0, device=task.device, dtype=task.torch_dtype))()
     inputs = make_inputs(task.case, seed=1, device=task.device, dtype=task.torch_dtype)
     run = call(variant, task, inputs)
@@ -41,7 +42,7 @@ def cuda_peak(run) -> float:
 
 
 def resident_peak(run) -> float:
-    """Memory that was freed but is still resident would be used again unseen, so it goes back to the system first."""
+    """Measure resident memory, after freed memory went back to the system: it would be used again unseen."""
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")  # sets the high-water mark to what is resident now
     before = resident("VmRSS")
@@ -52,7 +53,7 @@ def resident_peak(run) -> float:
 
 
 def resident(field: str) -> int:
-    """In KiB."""
+    """Return a field of the process's status in KiB."""
     found = re.search(rf"{field}:\s+(\d+)", STATUS.read_text())
     assert found, field
     return int(found[1])
@@ -62,10 +63,10 @@ def can_measure(device: str) -> bool:
     return device == "cuda" or (CLEAR.exists() and hasattr(ctypes.CDLL(None), "malloc_trim"))
 
 
-def in_fresh_process(variant: Variant, task: Task, script: Path, environment: dict[str, str]) -> float:
-    """`peak_mib` in a process that did nothing before, through the script's `--peak-memory-of`."""
+def in_fresh_process(variant: Variant, task: Task, program: Path, environment: dict[str, str]) -> float:
+    """Run `peak_mib` in a process that did nothing before, through the program's `--peak-memory-of`."""
     order = {**task.describe(), "variant": variant.name, "tiny": task.case.shapes != CASES[0].shapes}
-    command = [sys.executable, str(script), "--peak-memory-of", json.dumps(order)]
+    command = [sys.executable, str(program), "--peak-memory-of", json.dumps(order)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise RuntimeError(f"peak memory of {variant.name}: {result.stderr.strip()[-2000:]}")
@@ -73,14 +74,14 @@ def in_fresh_process(variant: Variant, task: Task, script: Path, environment: di
 
 
 def answer(order: dict[str, Any]) -> float:
-    """The child's side."""
+    """Do the part of the new process."""
     torch.set_num_threads(order["threads"])
     case = case_named(order["case"])
     task = Task(
         case.tiny() if order["tiny"] else case,
         **{name: order[name] for name in ("form", "backward", "device", "dtype", "threads")},
     )
-    found, _ = variants_of(task.form, task.device)
+    found, _ = catalog.variants_of(task.form, task.device)
     return peak_mib(next(variant for variant in found if variant.name == order["variant"]), task)
 
 

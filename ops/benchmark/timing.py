@@ -1,4 +1,4 @@
-"""Timing of variants, interleaved, on fresh inputs."""
+"""Times of variants that run in turn on fresh inputs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from measuring.cases import Case, Inputs, compulsory_bytes, eager_samples, make_inputs
-from measuring.variants import FORMS, Variant, composite
+from benchmark.cases import Case, Inputs, compulsory_bytes, eager_samples, make_inputs
+from benchmark.peers.composite import composite
+from benchmark.variants import FORMS, Variant
 
 L2_FLUSH_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Task:
-    """One comparison: a case and how the op is called on it."""
+    """A comparison: a case and how the op is called on it."""
 
     case: Case
     form: str
@@ -49,7 +50,7 @@ class Task:
         return f"{FORMS[self.form]}, {self.dtype}, {how}, {self.clock}"
 
     def describe(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the task for JSON."""
         result = asdict(self)
         result.update(case=self.case.name, batch=self.case.batch, tokens=self.case.num_tokens)
         result.update(queries=self.case.num_queries, clock=self.clock, group=self.group, direction=self.direction)
@@ -57,7 +58,7 @@ class Task:
 
 
 def call(variant: Variant, task: Task, inputs: Inputs) -> Callable[[], Any]:
-    """The call that is timed; everything that is not its work is done before."""
+    """Return the call that is timed; everything that is not its work is done before."""
     inputs = variant.prepare(inputs)
     if task.form == "splat":
         return lambda: forward(variant, inputs.levels, inputs.locations, inputs.weights)
@@ -69,7 +70,7 @@ def call(variant: Variant, task: Task, inputs: Inputs) -> Callable[[], Any]:
 
 
 def leaves_of(form: str, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """What has a gradient. Reference points have none in any of our models."""
+    """Return what has a gradient. Reference points have none in any of our models."""
     if form == "fused":
         return inputs.value, inputs.offsets, inputs.logits
     return inputs.value, inputs.locations, inputs.weights
@@ -92,7 +93,7 @@ def forward_backward(
 
 
 def timer(task: Task) -> Callable[[Callable[[], Any]], float]:
-    """The clock for a task: a function that runs something and returns its milliseconds."""
+    """Return the clock for a task: a function that runs something and returns its milliseconds."""
     if task.device == "cuda":
         return CudaTimer()
     return thread_time if task.threads == 1 else wall_time
@@ -115,7 +116,7 @@ def wall_time(run: Callable[[], Any]) -> float:
 
 
 class CudaTimer:
-    """Events around a call that finds nothing in the L2 cache. Launches overlap with emptying it."""
+    """A clock of events around a call that finds nothing in the L2 cache. Launches overlap with emptying it."""
 
     def __init__(self) -> None:
         self.flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
@@ -132,7 +133,7 @@ class CudaTimer:
 
 
 def errors(variant: Variant, task: Task) -> list[float]:
-    """Largest deviation from the formula in float64 on a tiny input, relative to its largest number: output, gradients.
+    """Return the largest deviations from the formula in float64 on a tiny input, relative to the largest number.
 
     Splats are compared with nothing.
     """
@@ -146,7 +147,7 @@ def errors(variant: Variant, task: Task) -> list[float]:
 
 
 def exact(inputs: Inputs) -> Inputs:
-    """The same numbers in float64."""
+    """Return the same numbers in float64."""
     fields = {name: getattr(inputs, name) for name in inputs.__dataclass_fields__}
     return Inputs(**{name: x.double() if isinstance(x, Tensor) else x for name, x in fields.items()})
 
@@ -169,8 +170,8 @@ EXACT = {
 }
 
 
-def measure(task: Task, variants: list[Variant], repetitions: int, progress: Progress) -> dict[str, Any]:
-    """Milliseconds of every variant in every repetition. The first one warms up and is dropped."""
+def time_variants(task: Task, variants: list[Variant], repetitions: int, progress: Progress) -> dict[str, Any]:
+    """Return the milliseconds of every variant in every repetition. The first one warms up and is dropped."""
     torch.set_num_threads(task.threads)
     milliseconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     clock = timer(task)
@@ -186,13 +187,13 @@ def measure(task: Task, variants: list[Variant], repetitions: int, progress: Pro
 
 
 def rotated(variants: list[Variant], by: int) -> list[Variant]:
-    """So that nobody always runs after the same other one."""
+    """Rotate the order, so that no variant always runs after the same other one."""
     by %= len(variants)
     return variants[by:] + variants[:by]
 
 
 class Progress:
-    """One line that says what runs and how long it will take."""
+    """A line that says what runs and how long it will take."""
 
     def __init__(self, tasks: list[Task], repetitions: Callable[[Task], int]) -> None:
         self.total = sum(self.cost(task) * (repetitions(task) + 1) for task in tasks)
@@ -201,7 +202,7 @@ class Progress:
 
     @staticmethod
     def cost(task: Task) -> float:
-        """In arbitrary units."""
+        """Return the cost of a task in arbitrary units."""
         return (task.case.batch * task.case.num_queries + 500) * (4 if task.backward else 1) / task.threads
 
     def step(self, task: Task, repetition: int, repetitions: int) -> None:

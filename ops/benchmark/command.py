@@ -1,9 +1,9 @@
 """Measure every backend of deformable attention against PyTorch's composite forms and the installable peers.
 
-    python ops/benchmark.py --output ops/results/cpu.json    # CPU: one thread, then all; minutes
-    python ops/benchmark.py --device cuda --dtypes float32 bfloat16
-    python ops/benchmark.py --quick                          # a tiny pyramid, seconds: only to see that it works
-    python ops/benchmark.py --from-json ops/results/cpu.json --readme ops/README.md    # only tables and plots
+    python ops/benchmark --output ops/results/cpu.json    # CPU: one thread, then all; minutes
+    python ops/benchmark --device cuda --dtypes float32 bfloat16
+    python ops/benchmark --quick                          # a tiny pyramid, seconds: only to see that it works
+    python ops/benchmark --from-json ops/results/cpu.json --readme ops/README.md    # only tables and plots
 
 Variants run interleaved on fresh random inputs; times are medians, ratios medians of the repetitions' ratios with their
 quartiles. One thread is timed by its CPU time, several by wall time, the GPU by events after emptying its L2 cache.
@@ -21,15 +21,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "ops"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from measuring import machine, memory, report  # noqa: E402
-from measuring.cases import CASES, Case  # noqa: E402
-from measuring.timing import Progress, Task, errors, measure  # noqa: E402
-from measuring.variants import FORMS, Variant, variants_of  # noqa: E402
+from benchmark import machine, peak_memory, publish
+from benchmark.cases import CASES, Case
+from benchmark.catalog import variants_of
+from benchmark.timing import Progress, Task, errors, time_variants
+from benchmark.variants import FORMS, Variant
+from sparse_detr.analysis.tables import fill_readme
 
 Record = dict[str, Any]
 
@@ -38,17 +35,17 @@ def main() -> int:
     """Measure or read, then write JSON, tables and plots."""
     args = parse(sys.argv[1:])
     if args.peak_memory_of:
-        print(memory.answer(json.loads(args.peak_memory_of)))
+        print(peak_memory.answer(json.loads(args.peak_memory_of)))
         return 0
     if args.from_json:
         results = json.loads(args.from_json.read_text())
         stem = args.from_json.with_suffix("")
     else:
         restart_with_clean_allocator(args)
-        results = run(args)
+        results = measure_all(args)
         write(results, args.output)
         stem = args.output.with_suffix("")
-    publish(results, stem, args.readme)
+    write_tables(results, stem, args.readme)
     for name, reason in results["failed"].items():
         print(f"FAILED: {name}: {reason}", file=sys.stderr)
     return 1 if results["failed"] else 0
@@ -84,20 +81,20 @@ CLEAN_HELP = "clean keeps freed memory mapped (glibc), which flatters the PyTorc
 
 
 def restart_with_clean_allocator(args: argparse.Namespace) -> None:
-    """The C library reads its settings when a process starts."""
+    """Start this process anew with other settings, which the C library reads at a process's start."""
     if args.allocator == "clean" and args.device == "cpu" and not machine.allocator():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **machine.CLEAN_ALLOCATOR})
 
 
-def run(args: argparse.Namespace) -> Record:
-    """Everything that was asked for."""
+def measure_all(args: argparse.Namespace) -> Record:
+    """Measure everything that was asked for."""
     results: Record = {
         "format": 1,
         "quick": args.quick,
         "repetitions": args.repetitions,
         "allocator": machine.allocator_name(),
-        "machine": machine.describe(args.device),
-        "bandwidth": {str(threads): bandwidth(args, threads) for threads in args.threads},
+        "machine": machine.machine_record(args.device),
+        "bandwidth": {str(threads): measure_bandwidth(args, threads) for threads in args.threads},
         "tasks": [],
         "memory": [],
         "missing": {},
@@ -108,20 +105,20 @@ def run(args: argparse.Namespace) -> Record:
     for task in tasks:
         variants = usable_variants(args, task, results)
         if variants:
-            record = measure(task, variants, repetitions(args, task), progress)
+            record = time_variants(task, variants, repetitions(args, task), progress)
             results["tasks"].append({**record, "kinds": {variant.name: variant.kind for variant in variants}})
-    if not args.no_memory and memory.can_measure(args.device):
+    if not args.no_memory and peak_memory.can_measure(args.device):
         results["memory"] = measure_memory(args, results)
     return results
 
 
-def bandwidth(args: argparse.Namespace, threads: int) -> float:
+def measure_bandwidth(args: argparse.Namespace, threads: int) -> float:
     torch.set_num_threads(threads)
     return machine.copy_bandwidth(args.device, megabytes=16 if args.quick else 512)
 
 
 def list_tasks(args: argparse.Namespace) -> list[Task]:
-    """The order of the report."""
+    """List the tasks in the order of the report."""
     return [
         Task(case, form, backward, args.device, dtype, threads)
         for threads in args.threads
@@ -143,20 +140,20 @@ def repetitions(args: argparse.Namespace, task: Task) -> int:
 
 
 def usable_variants(args: argparse.Namespace, task: Task, results: Record) -> list[Variant]:
-    """Those that exist here and run; notes the reasons of the others and every variant's error."""
+    """Return the variants that run here; note the reasons of the others and every variant's error."""
     found, missing = variants_of(task.form, task.device)
     results["missing"].update(missing)
     kept = []
     for variant in found:
-        yard = report.yardstick({"form": task.form})
+        yard = publish.yardstick({"form": task.form})
         wanted = not args.variants or variant.name == yard or any(part in variant.name for part in args.variants)
-        if wanted and not (variant.one_spot and task.backward) and runs(variant, task, results):
+        if wanted and not (variant.one_spot and task.backward) and can_run(variant, task, results):
             kept.append(variant)
     return kept
 
 
-def runs(variant: Variant, task: Task, results: Record) -> bool:
-    """Try it on a tiny input. A peer that cannot is left out; ours makes the run fail in the end."""
+def can_run(variant: Variant, task: Task, results: Record) -> bool:
+    """Try a variant on a tiny input. A peer that fails is left out; ours makes the run fail in the end."""
     key = f"{variant.name}, {task.form}, {task.dtype}, {task.direction}"
     try:
         deviation = errors(variant, task)
@@ -168,7 +165,7 @@ def runs(variant: Variant, task: Task, results: Record) -> bool:
 
 
 def measure_memory(args: argparse.Namespace, results: Record) -> list[Record]:
-    """One thread, every token a query, plain and fused form."""
+    """Measure the plain and the fused form with one thread and every token a query."""
     records = []
     for task in list_tasks(args):
         if task.case.name == CASES[0].name and task.threads == args.threads[0] and task.form != "splat":
@@ -181,13 +178,13 @@ def measure_memory(args: argparse.Namespace, results: Record) -> list[Record]:
 
 def peak(variant: Variant, task: Task) -> float:
     if task.device == "cuda":
-        return memory.peak_mib(variant, task)
+        return peak_memory.peak_mib(variant, task)
     environment = {name: value for name, value in os.environ.items() if name not in machine.CLEAN_ALLOCATOR}
-    return memory.in_fresh_process(variant, task, Path(__file__).resolve(), environment)
+    return peak_memory.in_fresh_process(variant, task, Path(__file__).resolve().parent, environment)
 
 
 def write(results: Record, path: Path) -> None:
-    """Rounded to what can be measured."""
+    """Write the results as JSON, rounded to what can be measured."""
     for task in results["tasks"]:
         times = task["milliseconds"]
         task["milliseconds"] = {name: [round(ms, 5) for ms in values] for name, values in times.items()}
@@ -195,18 +192,14 @@ def write(results: Record, path: Path) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def publish(results: Record, stem: Path, readme: Path | None) -> None:
-    """Tables to the terminal, to a file and into the README with the first plot; plots beside the JSON."""
-    text = report.markdown(results)
+def write_tables(results: Record, stem: Path, readme: Path | None) -> None:
+    """Write tables to the terminal, to a file and, with the first plot, into the README; plots beside the JSON."""
+    text = publish.markdown(results)
     print(text)
     stem.with_name(f"{stem.name}.md").write_text(text + "\n")
-    plots = report.plot(results, stem)
+    plots = publish.plot_tables(results, stem)
     print("Plots:", *plots, file=sys.stderr)
     if readme is not None:
         name = f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}"
         picture = f"![Time of every variant]({os.path.relpath(plots[0], readme.parent)})\n\n"
-        report.fill_readme(readme, name, picture + report.markdown(results, brief=True))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        fill_readme(readme, name, picture + publish.markdown(results, brief=True))

@@ -10,7 +10,7 @@ SHAPES = ((4, 6), (2, 3))
 
 @pytest.fixture
 def script(load_script):
-    return load_script("show_modulation")
+    return load_script("modulation", "projects/FocusDETR/results")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_only_the_exact_form_changes_scores_of_the_finer_level(script, tokens, f
 def test_a_trained_scorer_finds_the_foreground(script, tokens):
     share = sum(int(example.labels.sum()) for example in tokens) / 60
     before, after = (
-        script.measure(script.train_scorer("exact", tokens, seed=0, steps=steps), tokens, [share, 1.0])
+        script.evaluate_scorer(script.train_scorer("exact", tokens, seed=0, steps=steps), tokens, [share, 1.0])
         for steps in (1, 300)
     )
     assert after["loss"] < before["loss"]

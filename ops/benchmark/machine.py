@@ -22,8 +22,8 @@ CLEAN_ALLOCATOR = {
 }
 
 
-def describe(device: str) -> dict[str, Any]:
-    """What a reader needs to judge or repeat the numbers."""
+def machine_record(device: str) -> dict[str, Any]:
+    """Return what a reader needs to judge or repeat the numbers."""
     from sparse_detr import ops
 
     return {
@@ -45,7 +45,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of this checkout, with a mark if files differ from it."""
+    """Return the commit of this checkout, with a mark if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return result.stdout.strip() or "unknown"
@@ -59,7 +59,7 @@ def cpu_model() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """Those that the CPU kernels and their rivals care about."""
+    """Return the flags that the CPU kernels and their peers use."""
     for line in proc_lines("/proc/cpuinfo"):
         if line.startswith("flags"):
             flags = line.split(":", 1)[1].split()
@@ -72,7 +72,7 @@ def proc_lines(path: str) -> list[str]:
 
 
 def allocator() -> dict[str, str]:
-    """What changes how memory is mapped; empty is glibc as it comes."""
+    """Return the settings that change how memory is mapped; {} is glibc as it comes."""
     prefixes = ("MALLOC_", "LD_PRELOAD", "GLIBC_TUNABLES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)}
 
@@ -104,7 +104,7 @@ def gpu() -> dict[str, Any]:
 
 
 def copy_bandwidth(device: str, *, megabytes: int) -> float:
-    """GB/s that a large copy reads and writes."""
+    """Return the GB/s that a large copy reads and writes."""
     source = torch.ones(megabytes * 250_000, device=device)
     target = torch.empty_like(source)
     seconds = []

@@ -1,4 +1,4 @@
-"""What the op is measured on: pyramids, queries, and where they look.
+"""What the op is measured on: pyramids, queries and their sampling locations.
 
 N tokens of B images, M heads of D channels, Q queries with P points in each of L levels.
 """
@@ -45,7 +45,7 @@ class Case:
         return self.boxes or max(1, round(self.share * self.num_tokens))
 
     def tiny(self) -> Case:
-        """The same on the tiny pyramid."""
+        """Return the same case on the tiny pyramid."""
         return replace(self, shapes=TINY_PYRAMID, boxes=min(self.boxes, 7))
 
 
@@ -69,7 +69,7 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Random inputs of one call, in the raw form and in the form the plain op takes."""
+    """Random inputs of one call, in the raw form and in the form that the plain op takes."""
 
     levels: Levels
     value: Tensor  # (B, N, M, D)
@@ -81,7 +81,7 @@ class Inputs:
     grad_output: Tensor  # (B, Q, M * D)
 
     def in_one_spot(self) -> Inputs:
-        """As many queries, all in the middle of maps of 4 x 4 cells: what they load of the value is in the first cache.
+        """Return as many queries, all in the middle of maps of 4 x 4 cells: their values lie in the first cache.
 
         A kernel that copies the value has next to nothing to copy.
         """
@@ -90,7 +90,7 @@ class Inputs:
         return replace(self, levels=levels, value=value, locations=torch.full_like(self.locations, 0.5))
 
     def cast_samples(self, dtype: torch.dtype) -> Inputs:
-        """For implementations that want one dtype for everything."""
+        """Cast the samples, for implementations that want one dtype for everything."""
         if self.locations.dtype == dtype:
             return self
         names = ("reference_points", "offsets", "logits", "locations", "weights")
@@ -98,7 +98,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, *, seed: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Inputs:
-    """Fresh inputs. The value has `dtype`; where to look is float32, or float64 if the value is."""
+    """Make fresh inputs. The value has `dtype`; locations are float32, or float64 if the value is."""
     generator = torch.Generator(device).manual_seed(seed)
     real = torch.float64 if dtype == torch.float64 else torch.float32
     options = dict(generator=generator, device=device, dtype=real)
@@ -114,14 +114,14 @@ def make_inputs(case: Case, *, seed: int, device: str = "cpu", dtype: torch.dtyp
 
 
 def make_levels(shapes: Sequence[tuple[int, int]], device: str) -> Levels:
-    """Sizes and first tokens as int64 tensors on the device."""
+    """Return sizes and first tokens as int64 tensors on the device."""
     sizes = [height * width for height, width in shapes]
     starts = torch.tensor([sum(sizes[:level]) for level in range(len(sizes))], device=device)
     return Levels(tuple(shapes), torch.tensor(shapes, device=device), starts)
 
 
 def initial_offsets() -> Tensor:
-    """(M, P, 2): point p of head m is p + 1 pixels away in direction m, as the layer starts out."""
+    """Return (M, P, 2): point p of head m is p + 1 pixels away in direction m, as the layer starts out."""
     angle = torch.arange(NUM_HEADS) * (2 * math.pi / NUM_HEADS)
     direction = torch.stack([angle.cos(), angle.sin()], -1)
     direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -129,7 +129,7 @@ def initial_offsets() -> Tensor:
 
 
 def kept_cells(case: Case, options: dict) -> Tensor:
-    """(B, Q, L, 2): centres of the tokens that are queries: all in order, or a random part in random order.
+    """Return (B, Q, L, 2), the centres of the query tokens: all in order, or a random part in random order.
 
     Top-k returns tokens by score, so that neighbours in memory are no neighbours in the image.
     """
@@ -143,13 +143,13 @@ def kept_cells(case: Case, options: dict) -> Tensor:
 
 
 def cell_centres(height: int, width: int) -> Tensor:
-    """(h * w, 2), as (x, y) in [0, 1]."""
+    """Return (h * w, 2) as (x, y) in [0, 1]."""
     y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], -1)
 
 
 def random_boxes(case: Case, options: dict) -> Tensor:
-    """(B, Q, L, 4): cxcywh anywhere, 2 % to 50 % of the image wide and high."""
+    """Return (B, Q, L, 4): cxcywh anywhere, 2 % to 50 % of the image wide and high."""
     boxes = torch.rand(case.batch, case.num_queries, 4, **options)
     boxes[..., 2:] = 0.02 + 0.48 * boxes[..., 2:]
     return boxes[:, :, None].expand(-1, -1, len(case.shapes), -1).contiguous()
@@ -158,13 +158,13 @@ def random_boxes(case: Case, options: dict) -> Tensor:
 def eager_samples(
     shapes: Sequence[tuple[int, int]], reference_points: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Locations and weights from what the linear layers give, in PyTorch: what the fused form saves."""
+    """Compute locations and weights from the linear layers' outputs in PyTorch: what the fused form saves."""
     weights = logits.flatten(-2).softmax(-1).view_as(logits)
     return eager_locations(shapes, reference_points, offsets), weights
 
 
 def eager_locations(shapes: Sequence[tuple[int, int]], reference_points: Tensor, offsets: Tensor) -> Tensor:
-    """Offsets in pixels around points, or in shares of boxes."""
+    """Add offsets in pixels to points, or offsets in shares of the box to boxes."""
     centres = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
         scale = 1 / offsets.new_tensor(shapes).flip(-1)[:, None]
@@ -174,7 +174,7 @@ def eager_locations(shapes: Sequence[tuple[int, int]], reference_points: Tensor,
 
 
 def compulsory_bytes(inputs: Inputs, *, form: str, backward: bool) -> int:
-    """Bytes that must move if nothing is read twice: every input and gradient read once, every result written once.
+    """Count the bytes that must move if every input and gradient is read once and every result written once.
 
     Of the value no more is read than the samples' cells; its gradient is written everywhere.
     """

@@ -1,12 +1,12 @@
 """Show what Focus-DETR's top-down modulation does to the scores of finer levels, and to the recall of foreground.
 
     python train_net.py --config-file configs/quick/focus_detr_mnv2.py --output-dir output/focus train.max_iter=300
-    python scripts/show_modulation.py --weights output/focus/model_final.pth
+    python projects/FocusDETR/results/modulation.py --weights output/focus/model_final.pth
 
 Takes the tokens of a trained model as they are, and trains scorers on those of the training images, from the same
 start without modulation and with either form. On the held-out images it asks how much a scorer's modulation changes
 its scores, and what share of the foreground tokens it keeps at the budgets of the encoder's layers and at the mean.
-Writes results/modulation.json and .png beside the README.
+Writes modulation.json and modulation.png beside this script.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from detectron2.data import get_detection_dataset_dicts
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
+from sparse_detr.analysis.tables import markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
 from sparse_detr.data.mapper import DetrDatasetMapper
@@ -34,7 +35,6 @@ from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.selection.budgets import share_of
 from sparse_detr.structures import Pyramid, Tokens
 
-ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("none", "released", "exact")
 COLORS = {"none": "tab:gray", "released": "tab:orange", "exact": "tab:blue"}
 BATCH_SIZE, LEARNING_RATE = 4, 1e-3
@@ -57,6 +57,13 @@ class Example:
     image: Tensor
 
 
+class Projected:
+    """In place of `Proposals`: the tokens went through the projection already."""
+
+    def project(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
 def main() -> None:
     """Measure, then write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +71,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="checkpoint of its training")
     parser.add_argument("--steps", type=int, default=200, help="of a scorer's training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=ROOT / "projects/FocusDETR/results")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -82,7 +89,7 @@ def main() -> None:
     for form in FORMS:
         for seed in args.seeds:
             scorer = train_scorer(form, training, seed=seed, steps=args.steps)
-            found["scorers"][form].append(measure(scorer, held_out, shares))
+            found["scorers"][form].append(evaluate_scorer(scorer, held_out, shares))
             print(form, seed, found["scorers"][form][-1], flush=True)
     args.output.mkdir(exist_ok=True)
     (args.output / "modulation.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -91,7 +98,7 @@ def main() -> None:
 
 
 def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) -> Iterator[Example]:
-    """Every image of a data set, `rounds` times."""
+    """Yield every image of a data set, `rounds` times."""
     mapper = DetrDatasetMapper(is_train=True, augmentations=instantiate(augmentations))
     projected: list[Tensor] = []
     handle = model.projection.register_forward_hook(lambda *call: projected.append(call[-1]))
@@ -108,14 +115,14 @@ def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) 
 
 
 def score(scorer: TopDownScorer, example: Example) -> Tensor:
-    """(1, N)."""
+    """Return the scores, (1, N)."""
     tokens = Tokens(example.projected, torch.zeros_like(example.projected), example.pyramid)
-    return scorer(tokens, None, lambda projected, _: projected).values  # type: ignore[arg-type]
+    return scorer(tokens, Projected()).values  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def on_and_off(scorer: TopDownScorer, example: Example) -> tuple[Tensor, Tensor]:
-    """Scores with the modulation, and without."""
+    """Return the scores with the modulation, and without."""
     alpha = scorer.alpha.clone()
     modulated = score(scorer, example)
     scorer.alpha.zero_()
@@ -125,7 +132,7 @@ def on_and_off(scorer: TopDownScorer, example: Example) -> tuple[Tensor, Tensor]
 
 
 def change_of_scores(scorer: TopDownScorer, held_out: Sequence[Example]) -> list[float]:
-    """By level, the mean absolute change of a score by the modulation, in standard deviations of the level's scores."""
+    """Return by level the mean absolute change of a score, in standard deviations of the level's scores."""
     changes: list[list[float]] = []
     for example in held_out:
         modulated, plain = (example.pyramid.split(scores) for scores in on_and_off(scorer, example))
@@ -134,7 +141,7 @@ def change_of_scores(scorer: TopDownScorer, held_out: Sequence[Example]) -> list
 
 
 def train_scorer(form: str, training: Sequence[Example], *, seed: int, steps: int) -> TopDownScorer:
-    """A new scorer on the tokens as they are; it starts and sees images as the others of its seed."""
+    """Train a new scorer on the tokens as they are; it starts and sees images as the others of its seed."""
     torch.manual_seed(seed)
     example = training[0]
     scorer = TopDownScorer(
@@ -160,14 +167,14 @@ def train_scorer(form: str, training: Sequence[Example], *, seed: int, steps: in
 
 
 def focal_loss(scorer: TopDownScorer, example: Example) -> Tensor:
-    """Summed over tokens."""
+    """Return the loss, summed over tokens."""
     labels = example.labels.to(example.projected)
     return sigmoid_focal_loss(score(scorer, example), labels, alpha=0.25, gamma=2.0, reduction="sum")
 
 
 @torch.no_grad()
-def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
-    """Change of scores, loss a foreground token, and recall of foreground tokens at every budget, over all images."""
+def evaluate_scorer(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence[float]) -> dict[str, Any]:
+    """Measure change of scores, loss a foreground token, and recall at every budget, over all images."""
     total = sum(int(example.labels.sum()) for example in held_out)
     kept = [0] * len(shares)
     for example in held_out:
@@ -184,25 +191,20 @@ def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence
 
 
 def summary(found: dict[str, Any]) -> str:
-    """A table in markdown."""
-    budgets = " | ".join(f"recall at {share:.0%}" for share in found["budgets"])
-    lines = [f"| modulation | change of scores | loss | {budgets} |", "|---" * (3 + len(found["budgets"])) + "|"]
+    """Return the results as a table in Markdown."""
+    rows = []
     for form, runs in found["scorers"].items():
         changes = [statistics.fmean(levels) for levels in zip(*(run["change"] for run in runs), strict=True)]
-        cells = [", ".join(f"{change:.2g}" for change in changes[:-1]), spread([run["loss"] for run in runs], 4)]
-        cells += [spread(list(recalls), 1) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
-        lines.append(f"| {form} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and, of several, standard deviation."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+        cells = [", ".join(f"{change:.2g}" for change in changes[:-1])]
+        cells += [mean_and_deviation([run["loss"] for run in runs], digits=4)]
+        cells += [mean_and_deviation(list(recalls)) for recalls in zip(*(run["recall"] for run in runs), strict=True)]
+        rows.append([form, *cells])
+    budgets = [f"recall at {share:.0%}" for share in found["budgets"]]
+    return markdown_table(["modulation", "change of scores", "loss", *budgets], rows)
 
 
 def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, Any]) -> None:
-    """The finest level's scores of one image with and without, what changed, and the recalls."""
+    """Draw the finest level's scores of one image with and without, what changed, and the recalls."""
     figure, axes = plt.subplots(1, 5, figsize=(17, 3.4), layout="constrained")
     axes[0].imshow(example.image.permute(1, 2, 0).numpy())
     axes[0].set_title("held-out image")
@@ -223,7 +225,7 @@ def draw(path: Path, scorer: TopDownScorer, example: Example, found: dict[str, A
 
 
 def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
-    """Difference to the mean without modulation, a dot a seed."""
+    """Draw the difference to the mean without modulation, a dot a seed."""
     plain = np.mean([run["recall"] for run in found["scorers"]["none"]], axis=0)
     for offset, (form, runs) in enumerate(found["scorers"].items()):
         gain = np.array([run["recall"] for run in runs]) - plain
@@ -237,7 +239,7 @@ def draw_recalls(axis: Any, found: dict[str, Any]) -> None:
 
 
 def finest(scores: Tensor, pyramid: Pyramid) -> np.ndarray:
-    """(h, w) map of the first level."""
+    """Return the (h, w) map of the first level."""
     return pyramid.split(scores)[0][0].view(pyramid.spatial_shapes[0]).numpy()
 
 

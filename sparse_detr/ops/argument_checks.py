@@ -19,7 +19,7 @@ Shapes = Sequence[tuple[int, int]]
 
 
 def flatten_shapes(spatial_shapes: Shapes, *, num_levels: int, samples_name: str) -> list[int]:
-    """h0, w0, h1, w1, ..."""
+    """Return h0, w0, h1, w1, ... from pairs (h, w), after a check."""
     if isinstance(spatial_shapes, Tensor):
         raise ValueError("spatial_shapes must be pairs (h, w) of numbers, got a tensor; use its tolist() once a batch")
     if any(not hasattr(pair, "__len__") or len(pair) != 2 for pair in spatial_shapes):
@@ -44,7 +44,7 @@ def _whole_number(size: int | Tensor) -> int:
 
 
 def check_token_limit(flat_shapes: Sequence[int]) -> None:
-    """The tokens of an image are fewer than MAX_TOKENS. Sizes that a trace leaves open are checked when it runs."""
+    """Refuse MAX_TOKENS tokens an image or more. Sizes that a trace leaves open are checked when it runs."""
     if any(not isinstance(size, int) for size in flat_shapes):
         return
     tokens = sum(height * width for height, width in as_pairs(flat_shapes))
@@ -55,12 +55,12 @@ def check_token_limit(flat_shapes: Sequence[int]) -> None:
 
 
 def as_pairs(flat_shapes: Sequence[int]) -> list[tuple[int, int]]:
-    """(h, w) of every level, from h0, w0, h1, w1, ..."""
+    """Return (h, w) of every level from h0, w0, h1, w1, ..."""
     return list(zip(flat_shapes[::2], flat_shapes[1::2], strict=True))
 
 
 def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_name: str) -> None:
-    """(B, N, M, D), with the images and heads of the samples and the tokens of the levels."""
+    """Refuse a value that is not (B, N, M, D) with the images and heads of the samples and the tokens of the levels."""
     batch, heads = samples.shape[0], samples.shape[2]
     if value.dim() != 4 or value.shape[0] != batch or value.shape[2] != heads:
         raise ValueError(
@@ -77,7 +77,7 @@ def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_
 
 
 def check_samples(points: Tensor, weights: Tensor, points_name: str, weights_name: str) -> None:
-    """(B, Q, M, L, P, 2) and (B, Q, M, L, P), of at least one level and point."""
+    """Refuse other shapes than (B, Q, M, L, P, 2) and (B, Q, M, L, P), with at least one level and one point."""
     if points.dim() != 6 or points.shape[-1] != 2:
         raise ValueError(f"{points_name} must be (B, Q, M, L, P, 2), got {tuple(points.shape)}")
     if 0 in points.shape[3:5]:
@@ -90,7 +90,7 @@ def check_samples(points: Tensor, weights: Tensor, points_name: str, weights_nam
 
 
 def check_reference_points(reference_points: Tensor, offsets: Tensor) -> None:
-    """(B, Q, L, 2|4)."""
+    """Refuse another shape than (B, Q, L, 2|4)."""
     batch, queries, _, levels = offsets.shape[:4]
     if reference_points.shape[:-1] != (batch, queries, levels) or reference_points.shape[-1] not in (2, 4):
         raise ValueError(
@@ -100,7 +100,7 @@ def check_reference_points(reference_points: Tensor, offsets: Tensor) -> None:
 
 
 def check_padding_mask(padding_mask: Tensor | None, value: Tensor) -> None:
-    """(B, N) bool."""
+    """Refuse a mask that is not (B, N) bool."""
     if padding_mask is None:
         return
     if padding_mask.dtype != torch.bool or padding_mask.shape != value.shape[:2]:
@@ -108,15 +108,15 @@ def check_padding_mask(padding_mask: Tensor | None, value: Tensor) -> None:
             f"padding_mask must be bool of the shape {tuple(value.shape[:2])}, "
             f"got {padding_mask.dtype} of {tuple(padding_mask.shape)}"
         )
-    check_device("padding_mask", padding_mask, value, "value")
+    check_same_device("padding_mask", padding_mask, value, "value")
 
 
 def geometry(name: str, tensor: Tensor, like: Tensor, like_name: str) -> Tensor:
-    """A tensor of geometry or weights in the dtype that kernels compute with: float64 if `like` is, else float32.
+    """Return a tensor of geometry or weights as float64 if `like` is float64, else as float32; kernels compute in it.
 
     Half precision is widened.
     """
-    check_device(name, tensor, like, like_name)
+    check_same_device(name, tensor, like, like_name)
     compute = torch.float64 if like.dtype == torch.float64 else torch.float32
     if tensor.dtype != compute and tensor.dtype not in HALF:
         raise ValueError(
@@ -133,9 +133,9 @@ def check_kernel_attention(
     padding_mask: Tensor | None,
     spatial_shapes: Sequence[int],
 ) -> None:
-    """What a kernel written in Python asks of an operator's arguments, as ops/csrc/checks.h does of native ones.
+    """Check an operator's arguments for a kernel written in Python, as ops/csrc/checks.h does for native kernels.
 
-    Who calls the operators themselves, an exported program for instance, has not been through the public functions.
+    A caller of the operators themselves, such as an exported program, has not passed the public functions' checks.
 
     Raises:
         ValueError: an argument does not fit the others, or a launch would need numbers of more than 32 bits.
@@ -151,14 +151,14 @@ def check_kernel_attention(
         if tensor is not None and tensor.dtype != compute:
             raise ValueError(f"{name} must be {compute} where value is {value.dtype}, got {tensor.dtype}")
         if tensor is not None:
-            check_device(name, tensor, value, "value")
+            check_same_device(name, tensor, value, "value")
     _check_32_bits("channels of all heads", value.shape[2] * value.shape[3])
 
 
 def check_kernel_samples(points: Tensor, weights: Tensor, spatial_shapes: Sequence[int]) -> None:
-    """The part of `check_kernel_attention` that is about samples alone."""
+    """Check the samples alone, as a part of `check_kernel_attention`."""
     check_samples(points, weights, "points", "weights")
-    check_device("weights", weights, points, "points")
+    check_same_device("weights", weights, points, "points")
     if points.dtype not in (torch.float32, torch.float64) or weights.dtype != points.dtype:
         raise ValueError(f"points and weights must be float32 or float64, got {points.dtype} and {weights.dtype}")
     if len(spatial_shapes) % 2:
@@ -169,14 +169,14 @@ def check_kernel_samples(points: Tensor, weights: Tensor, spatial_shapes: Sequen
 
 
 def check_grad_output(grad_output: Tensor, value: Tensor, points: Tensor) -> None:
-    """(B, Q, M * D), like the value."""
+    """Refuse a gradient that is not (B, Q, M * D) in the dtype of the value."""
     size = (points.shape[0], points.shape[1], value.shape[2] * value.shape[3])
     if grad_output.shape != size or grad_output.dtype != value.dtype:
         raise ValueError(
             f"grad_output must be {value.dtype} of the shape {size}, got {grad_output.dtype} of "
             f"{tuple(grad_output.shape)}"
         )
-    check_device("grad_output", grad_output, value, "value")
+    check_same_device("grad_output", grad_output, value, "value")
 
 
 def _check_32_bits(what: str, count: int) -> None:
@@ -184,7 +184,7 @@ def _check_32_bits(what: str, count: int) -> None:
         raise ValueError(f"the Triton kernels take fewer than 2^31 {what}, got {count}; split the batch")
 
 
-def check_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
-    """The two are on one device."""
+def check_same_device(name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """Refuse two tensors on different devices."""
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, but {like_name} is on {like.device}")

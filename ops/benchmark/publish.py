@@ -1,12 +1,13 @@
-"""Tables and plots from the JSON that `ops/benchmark.py` writes."""
+"""Tables and plots from the JSON that the benchmark writes."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from sparse_detr.analysis.tables import markdown_table
 
 Record = dict[str, Any]
 COLORS = {"ours": "#1f6fb4", "pytorch": "#7f7f7f", "peer": "#c96f12", "floor": "#c9dff0"}
@@ -17,7 +18,7 @@ def median_ms(task: Record, variant: str) -> float:
 
 
 def ratio(task: Record, slower: str, faster: str) -> tuple[float, float, float]:
-    """How many times longer one takes: the median over the repetitions' ratios, and their quartiles."""
+    """Return how many times longer one takes: the median over the repetitions' ratios, and their quartiles."""
     times = task["milliseconds"]
     ratios = [long / short for long, short in zip(times[slower], times[faster], strict=True)]
     if len(ratios) == 1:
@@ -27,25 +28,25 @@ def ratio(task: Record, slower: str, faster: str) -> tuple[float, float, float]:
 
 
 def yardstick(task: Record) -> str:
-    """The composite PyTorch form at its best."""
+    """Return the name of the baseline: the composite PyTorch form at its best."""
     return {"plain": "fair", "fused": "eager + fair", "splat": "scatter_add"}[task["form"]]
 
 
 def kernels(task: Record) -> list[str]:
-    """Our kernels in this form, without the PyTorch fallback and without what they are compared with."""
+    """Return our kernels in this form, without the PyTorch fallback and the variants they are compared with."""
     names = [name for name, kind in task["kinds"].items() if kind == "ours" and "reference" not in name]
     return [name for name in names if name.endswith(" fused")] if task["form"] == "fused" else names
 
 
 def rivals(task: Record, kernel: str) -> list[str]:
-    """What a kernel's table of ratios names."""
+    """Return what a kernel's table of ratios names."""
     unfused = [f"eager + {kernel.removesuffix(' fused')}"] if task["form"] == "fused" else []
     peers = [name for name, kind in task["kinds"].items() if kind == "peer"]
     return [name for name in [yardstick(task), *unfused, *peers] if name in task["kinds"]]
 
 
-def groups(results: Record) -> dict[str, list[Record]]:
-    """Tasks by table."""
+def tasks_by_table(results: Record) -> dict[str, list[Record]]:
+    """Return the tasks of every table."""
     found: dict[str, list[Record]] = {}
     for task in results["tasks"]:
         found.setdefault(task["group"], []).append(task)
@@ -56,9 +57,9 @@ def groups(results: Record) -> dict[str, list[Record]]:
 
 
 def markdown(results: Record, *, brief: bool = False) -> str:
-    """Everything; or, brief, a README's part: the first number of threads, no attention map, no quartiles."""
+    """Return the report; if brief, a README's part: the first number of threads, no attention map, no quartiles."""
     parts = [machine_text(results)]
-    for name, tasks in groups(results).items():
+    for name, tasks in tasks_by_table(results).items():
         if brief and (tasks[0]["form"] == "splat" or tasks[0]["threads"] != results["tasks"][0]["threads"]):
             continue
         parts += [f"**{name[0].upper()}{name[1:]}.** Median ms (times faster than `{yardstick(tasks[0])}`)"]
@@ -71,7 +72,7 @@ def markdown(results: Record, *, brief: bool = False) -> str:
 
 
 def comparisons(tasks: list[Record], results: Record) -> list[str]:
-    """Ratios and bounds of our kernels. A splat's only rival is in the table of times."""
+    """Compare our kernels by ratios and bounds. The attention map's only peer is in the table of times."""
     parts = []
     if tasks[0]["form"] != "splat":
         for kernel in kernels(tasks[0]):
@@ -82,7 +83,7 @@ def comparisons(tasks: list[Record], results: Record) -> list[str]:
 
 
 def brief_comparisons(tasks: list[Record], results: Record) -> list[str]:
-    """One table for each of our kernels: what the table of times does not say."""
+    """Make one table for each of our kernels: what the table of times does not say."""
     floor = floor_of(tasks)
     bounds = f"the compulsory traffic at {copy_speed(tasks, results)}" + (f"; {FLOOR_NOTE}" if floor else "")
     parts = []
@@ -98,7 +99,7 @@ def brief_comparisons(tasks: list[Record], results: Record) -> list[str]:
             ]
             for task in tasks
         )
-        parts += [f"Times faster `{kernel}` is, and its shares of bounds: {bounds}", table(header, rows)]
+        parts += [f"Times faster `{kernel}` is, and its shares of bounds: {bounds}", markdown_table(header, rows)]
     return parts
 
 
@@ -115,14 +116,8 @@ def machine_text(results: Record) -> str:
     return "\n".join(lines)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def short(number: float) -> str:
-    """Three digits, all of them before the point where there are more."""
+    """Return three digits, or all digits before the point if there are more."""
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
@@ -133,7 +128,7 @@ def row_name(task: Record) -> str:
 def time_table(tasks: list[Record]) -> str:
     names = [name for name in tasks[0]["kinds"] if tasks[0]["kinds"][name] != "floor"]
     rows = ([row_name(task), *(time_cell(task, name) for name in names)] for task in tasks)
-    return table(["", *names], rows)
+    return markdown_table(["", *names], rows)
 
 
 def time_cell(task: Record, name: str) -> str:
@@ -148,7 +143,7 @@ def time_cell(task: Record, name: str) -> str:
 def ratio_table(tasks: list[Record], kernel: str) -> str:
     names = rivals(tasks[0], kernel)
     rows = ([row_name(task), *(ratio_cell(task, name, kernel) for name in names)] for task in tasks)
-    return table(["", *(f"than {name}" for name in names)], rows)
+    return markdown_table(["", *(f"than {name}" for name in names)], rows)
 
 
 def ratio_cell(task: Record, slower: str, faster: str) -> str:
@@ -161,13 +156,13 @@ def brief_ratio_cell(task: Record, slower: str, faster: str) -> str:
     return f"{short(ratio(task, slower, faster)[0])}x" if slower in task["milliseconds"] else "-"
 
 
-def bandwidth(task: Record, results: Record) -> float:
-    """GB/s of a large copy with the task's threads."""
+def bandwidth_of(task: Record, results: Record) -> float:
+    """Return the GB/s of a large copy with the task's threads."""
     return results["bandwidth"][str(task["threads"])]
 
 
 def copy_speed(tasks: list[Record], results: Record) -> str:
-    return f"the {bandwidth(tasks[0], results):.3g} GB/s of a large copy"
+    return f"the {bandwidth_of(tasks[0], results):.3g} GB/s of a large copy"
 
 
 # Our time there holds the copy of the value, the floor does not.
@@ -180,7 +175,7 @@ def roofline_note(tasks: list[Record], results: Record) -> str:
 
 
 def floor_of(tasks: list[Record]) -> str | None:
-    """The variant that is no implementation but a bound of ours, measured in some of the tasks."""
+    """Return the variant that is no implementation but a bound of ours, measured in some of the tasks."""
     kinds = ((name, kind) for task in tasks for name, kind in task["kinds"].items())
     return next((name for name, kind in kinds if kind == "floor"), None)
 
@@ -197,12 +192,12 @@ def roofline_table(tasks: list[Record], results: Record) -> str:
         ]
         for task in tasks
     )
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def least_ms(task: Record, results: Record) -> float:
-    """What the compulsory traffic takes."""
-    return task["compulsory_bytes"] / 1e6 / bandwidth(task, results)
+    """Return the milliseconds that the compulsory traffic takes."""
+    return task["compulsory_bytes"] / 1e6 / bandwidth_of(task, results)
 
 
 def bandwidth_cell(task: Record, results: Record, kernel: str) -> str:
@@ -210,7 +205,7 @@ def bandwidth_cell(task: Record, results: Record, kernel: str) -> str:
 
 
 def floor_cells(task: Record, kernel: str, floor: str) -> tuple[str, str]:
-    """The floor's time, and its share of the kernel's."""
+    """Return the floor's time, and its share of the kernel's."""
     if floor not in task["milliseconds"]:
         return "-", "-"
     return short(median_ms(task, floor)), f"{100 / ratio(task, kernel, floor)[0]:.3g} %"
@@ -230,7 +225,7 @@ def memory_table(records: list[Record]) -> str:
     for record in records:
         rows.setdefault((record["form"], record["variant"]), {})[memory_column(record)] = record["mib"]
     cells = ([name, *(memory_cell(row, column) for column in columns)] for (_, name), row in rows.items())
-    return table(["", *columns], cells)
+    return markdown_table(["", *columns], cells)
 
 
 def memory_cell(row: dict[str, float], column: str) -> str:
@@ -246,29 +241,15 @@ def missing_text(results: Record) -> str:
     return "\n".join(["Not measured:", *lines]) if lines else ""
 
 
-def fill_readme(readme: Path, name: str, text: str) -> None:
-    """Put text between the README's markers of that name.
-
-    Raises:
-        ValueError: it has no such markers.
-    """
-    start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    before = readme.read_text()
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(before):
-        raise ValueError(f"{readme} has no markers {start} ... {end}")
-    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", before))
-
-
 # Plots
 
 
-def plot(results: Record, stem: Path) -> list[Path]:
-    """One picture for each table: a panel for each case and direction, bars as long as the time relative to `fair`."""
+def plot_tables(results: Record, stem: Path) -> list[Path]:
+    """Draw one picture for each table: a panel for each case and direction, bars relative to the time of `fair`."""
     paths = []
-    for name, tasks in groups(results).items():
+    for name, tasks in tasks_by_table(results).items():
         path = stem.with_name(f"{stem.name}_{slug(name)}.png")
-        plot_group(name, tasks, results, path)
+        plot_table(name, tasks, results, path)
         paths.append(path)
     return paths
 
@@ -277,7 +258,7 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "_", name.split(", CUDA")[0].split(" time")[0].split(", wall")[0].split(", thread CPU")[0])
 
 
-def plot_group(name: str, tasks: list[Record], results: Record, path: Path) -> None:
+def plot_table(name: str, tasks: list[Record], results: Record, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -303,7 +284,7 @@ def plot_group(name: str, tasks: list[Record], results: Record, path: Path) -> N
 
 
 def shown(task: Record) -> list[str]:
-    """Slowest first."""
+    """Return the variants, slowest first."""
     names = [name for name in task["milliseconds"] if task["kinds"][name] != "floor"]
     return sorted(names, key=lambda name: -median_ms(task, name))
 

@@ -20,7 +20,7 @@ from sparse_detr.data.annotations import (
     boxes_per_image,
     check_annotations,
     check_box_counts,
-    check_targets,
+    check_classes_have_boxes,
     errors_first,
     missing_files,
     num_images_of,
@@ -106,7 +106,7 @@ def check_data(
     unusable = {*missing, *(image.file_name for image in images_read if image.fault)}
     findings = [
         *check_annotations(coco),
-        *_check_targets(coco, missing, unusable, for_validation),
+        *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
         *Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
         *_check_damaged(damaged),
@@ -119,7 +119,7 @@ def check_data(
 
 @dataclass(frozen=True)
 class _ImageRead:
-    """What reading one image told: `low` and `high` are the values of one of more than 8 bits."""
+    """What reading one image showed: `low` and `high` are the values of an image of more than 8 bits."""
 
     file_name: str
     fault: BadImageError | None = None
@@ -129,7 +129,7 @@ class _ImageRead:
 
 
 def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequence[float] | None) -> list[_ImageRead]:
-    """Read all images, in threads since Pillow decodes outside Python's lock."""
+    """Read all images, in threads, since Pillow decodes outside Python's lock."""
     images = [image for image in coco.sound_images.values() if image["file_name"] not in missing]
     with ThreadPoolExecutor() as executor:
         results: Iterable[_ImageRead] = executor.map(lambda image: _read(image, folder, value_range), images)
@@ -154,19 +154,19 @@ def _read(image: dict[str, Any], folder: Path, value_range: Sequence[float] | No
     return _ImageRead(name, fault, depth, low, high)
 
 
-def _check_targets(
+def _check_classes_have_boxes(
     coco: CocoFile, missing: Sequence[str], unusable: set[str], for_validation: bool
 ) -> Iterator[Finding]:
-    """As the training does, which learns of damaged images only when it reads them."""
-    findings = check_targets(coco, missing, for_validation=for_validation)
+    """Check as the training does, which learns of damaged images only when it reads them."""
+    findings = check_classes_have_boxes(coco, missing, for_validation=for_validation)
     yield from findings
-    for finding in check_targets(coco, unusable, for_validation=for_validation):
+    for finding in check_classes_have_boxes(coco, unusable, for_validation=for_validation):
         if finding.code not in {known.code for known in findings}:
             yield replace(finding, is_error=finding.is_error and finding.code == "no-boxes")
 
 
 def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | None) -> Iterator[Finding]:
-    """Whether the values of the images use the range that they are read with."""
+    """Check that the values of the images use the range that they are read with."""
     for name, found in _by_depth(images).items():
         low, high = min(image.low for image in found), max(image.high for image in found)
         used = value_range or found[0].depth.default_range  # type: ignore[union-attr]
@@ -181,7 +181,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
 
 
 def _rounded_up(high: float) -> float:
-    """The largest value of the fewest bits that hold `high`."""
+    """Return the largest value of the fewest bits that hold `high`."""
     return 2.0 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else 1.0
 
 

@@ -2,44 +2,40 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+from sparse_detr.analysis import cost
 from sparse_detr.recipes import deformable_detr_topk, sparse_detr
 from tests.modeling.tiny import SIZES, patch_backbone
 
 
-@pytest.fixture
-def script(load_script):
-    return load_script("costs")
-
-
-def encoder_gigaflops(script, recipe, **options):
+def encoder_gigaflops(recipe, **options):
     model = instantiate(recipe(backbone=patch_backbone(), **{**SIZES, **options}))
-    return script.gigaflops(model, torch.zeros(3, 64, 96, dtype=torch.uint8))["encoder"]
+    return cost.gigaflops(model, torch.zeros(3, 64, 96, dtype=torch.uint8))["encoder"]
 
 
-def test_actions_take_every_input_in_turn_and_the_first_does_not_count(script, monkeypatch):
+def test_actions_take_every_input_in_turn_and_the_first_does_not_count(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(script.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
     calls = []
     actions = {name: lambda item, name=name: calls.append((name, item)) for name in "ab"}
-    assert script.seconds_in_turn(actions, ["warm", "x", "y"]) == {"a": 1, "b": 1}
+    assert cost.seconds_in_turn(actions, ["warm", "x", "y"]) == {"a": 1, "b": 1}
     assert calls == [("a", "warm"), ("b", "warm"), ("b", "x"), ("a", "x"), ("a", "y"), ("b", "y")]
 
 
-def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer(script):
-    none, one, two = (encoder_gigaflops(script, deformable_detr_topk, encoder_layers=count) for count in (0, 1, 2))
+def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer():
+    none, one, two = (encoder_gigaflops(deformable_detr_topk, encoder_layers=count) for count in (0, 1, 2))
     assert none == 0
     assert two == pytest.approx(2 * one)
 
 
-def test_choosing_tokens_counts_for_the_encoder(script):
-    blind, learned = (encoder_gigaflops(script, sparse_detr, scorer=name) for name in ("random", "attention_map"))
+def test_choosing_tokens_counts_for_the_encoder():
+    blind, learned = (encoder_gigaflops(sparse_detr, scorer=name) for name in ("random", "attention_map"))
     assert 0 < blind < learned
 
 
-def test_a_dense_encoder_layer_costs_what_its_formula_says(script):
+def test_a_dense_encoder_layer_costs_what_its_formula_says():
     """Per token: offsets and weights of the samples, values, output, feed-forward, samples, two norms."""
     dim, hidden, levels, points = SIZES["embed_dim"], SIZES["feedforward_dim"], 4, SIZES["num_points"]
     samples = SIZES["num_heads"] * levels * points
     token = 3 * dim * samples + 2 * dim**2 + 2 * dim * hidden + 4 * dim * levels * points + 2 * 5 * dim
     tokens = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2
-    assert 1e9 * encoder_gigaflops(script, deformable_detr_topk, encoder_layers=1) == pytest.approx(tokens * token)
+    assert 1e9 * encoder_gigaflops(deformable_detr_topk, encoder_layers=1) == pytest.approx(tokens * token)

@@ -1,1 +1,0 @@
-"""Parts of `ops/benchmark.py` and `ops/check_gpu.py`."""
