@@ -29,7 +29,7 @@ _ROOT = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.
 
 
 def names() -> list[str]:
-    """All configs, for example `SparseDETR/sparse_detr_r50_rho10.py`, sorted."""
+    """Return the names of all configs, for example `SparseDETR/sparse_detr_r50_rho10.py`, sorted."""
     projects = [path for path in _ROOT.glob("projects/*/configs/*.*") if path.suffix in (".py", ".yaml")]
     quick = [f"quick/{path.name}" for path in _ROOT.glob("configs/quick/*_mnv2.py")]
     return sorted([f"{path.parts[-3]}/{path.name}" for path in projects] + quick)

@@ -9,7 +9,7 @@ from .train import train
 
 
 def training(file, backbone, *, epochs=None, drop=None):
-    """What a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
+    """Return what a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
 
     Args:
         file: `__file__` of the config; the output folder has its name.

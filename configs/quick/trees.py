@@ -42,7 +42,7 @@ train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
 
 
 def training(file):
-    """What a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
+    """Return what a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
 
     Args:
         file: `__file__` of the config; the output folder has its name.

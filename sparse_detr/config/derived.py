@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 
 def output_dir_of(path: str) -> str:
-    """The output folder of the config file at `path`: `output/` and the file's name without its ending."""
+    """Return the output folder of the config file at `path`: `output/` and the file's name without its ending."""
     return f"output/{Path(path).stem}"
 
 
@@ -29,7 +29,7 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
 
 
 def _imagenet_weights(cfg: CfgNode) -> str:
-    """Name of the ImageNet weights of the config's backbone; "" where none are known."""
+    """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
     from sparse_detr.recipes import resnet, swin, swin_tiny
 
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH

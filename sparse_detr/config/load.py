@@ -36,7 +36,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     kind = config_kind(path)
     cfg: Config = _load_yacs(path, overrides) if kind == "yacs" else _load_lazy(path, kind, overrides)
     check_settings(cfg)
-    derive_yacs(cfg, path, overrides) if isinstance(cfg, CfgNode) else _register_data(cfg)
+    if kind == "yacs":
+        derive_yacs(cfg, path, overrides)
+    else:
+        _register_data(cfg)
     return cfg
 
 

@@ -136,7 +136,7 @@ YAML_ROWS = {
 
 
 def successor_of(path: str) -> str | None:
-    """What to use in place of a config file that is gone, as a sentence without its end; None for any other name."""
+    """Return what to use in place of a config file that is gone, for an error; None for any other name."""
     name = _RENAMED.get(Path(path).stem, Path(path).stem)
     lazy = Path(path).with_name(f"{name}.py")
     if Path(path).suffix == ".yaml" and name in YAML_ROWS:
@@ -146,5 +146,5 @@ def successor_of(path: str) -> str | None:
 
 
 def _quoted(word: str) -> str:
-    """A word as it is written on a command line."""
+    """Return a word as it is written on a command line."""
     return f'"{word}"' if set(word) & set("()[]'") else word
