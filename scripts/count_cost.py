@@ -26,7 +26,7 @@ IMAGE_SIZE = (850, 1040)
 """As the public code of Sparse DETR counts."""
 
 ENCODERS = {
-    "SparseDETR/configs/efficient_detr_r50.py": "177.3",
+    "SparseDETR/configs/deformable_detr_topk_r50.py": "177.3",
     **{
         f"SparseDETR/configs/sparse_detr_r50_rho{rho}.py": published
         for rho, published in ((10, "105.4"), (20, "112.9"), (30, "120.5"), (40, "128.0"), (50, "135.6"))

@@ -47,7 +47,7 @@ from sparse_detr.config.run import Run, make_run
 from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/efficient_detr_mnv2.py"
+SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/deformable_detr_topk_mnv2.py"
 FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.budget.schedule.shares=[1.0,1.0]"
 FAST_SAMPLING = "optimizer.params.sampling_multiplier=1.0"
 NORMS_STAY = "optimizer.params.norm_weight_decay=0.0"

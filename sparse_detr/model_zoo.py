@@ -1,7 +1,8 @@
 """The configs of this project by name, as `detectron2.model_zoo` gives Detectron2's.
 
 A name is the path from the repository's root with or without `projects/` and `configs/`, for example
-`SparseDETR/sparse_detr_r50_rho10.py`, `DINO/dino_r50_4scale_12ep.yaml` or `quick/sparse_detr_mnv2.py`.
+`SparseDETR/sparse_detr_r50_rho10.py`, `DINO/dino_r50_4scale_12ep.yaml` or `quick/sparse_detr_mnv2.py`. `names()` lists
+them. Lazy configs (`.py`) are there for every row of the papers' tables, yaml for one row of each meta-architecture.
 """
 
 from __future__ import annotations
@@ -20,25 +21,37 @@ from detectron2.config import CfgNode, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config.load import Config, load_config
+from sparse_detr.config.removed import successor_of
 from sparse_detr.engine.weights import check_finite_weights, load_weights
 
 _PACKAGE = Path(__file__).parent
+_ROOT = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent
+
+
+def names() -> list[str]:
+    """Return the names of all configs, for example `SparseDETR/sparse_detr_r50_rho10.py`, sorted."""
+    projects = [path for path in _ROOT.glob("projects/*/configs/*.*") if path.suffix in (".py", ".yaml")]
+    quick = [f"quick/{path.name}" for path in _ROOT.glob("configs/quick/*_mnv2.py")]
+    return sorted([f"{path.parts[-3]}/{path.name}" for path in projects] + quick)
 
 
 def get_config_file(config_path: str) -> str:
     """Path of a config file.
 
     Raises:
-        UserError: there is no such config; names those of its project, or the projects.
+        UserError: there is no such config. Says what to use instead of one that is gone; for any other name, which
+            configs its project has, or which projects there are.
     """
-    root = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent
     first, _, rest = config_path.partition("/")
-    for candidate in (root / config_path, root / "configs" / config_path, root / "projects" / first / "configs" / rest):
+    places = (config_path, f"configs/{config_path}", f"projects/{first}/configs/{rest}")
+    for candidate in (_ROOT / place for place in places):
         if candidate.is_file():
             return str(candidate)
-    known = [path.name for path in root.glob(f"projects/{first}/configs/*.*")] if first and rest else []
-    known = known or [f"{path.name}/..." for path in root.glob("projects/*") if path.is_dir()] + ["quick/..."]
-    raise UserError(f"no config {config_path!r}; there are {', '.join(sorted(known))}")
+    if successor := successor_of(config_path):
+        raise UserError(successor)
+    known = [name for name in names() if rest and name.startswith(f"{first}/")]
+    known = known or sorted({f"{name.partition('/')[0]}/..." for name in names()})
+    raise UserError(f"no config {config_path!r}; there are {', '.join(known)}")
 
 
 def get_checkpoint_url(config_path: str) -> str:

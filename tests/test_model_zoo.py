@@ -1,5 +1,7 @@
 """Configs by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -24,7 +26,9 @@ def test_both_kinds_of_config_are_read():
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
-    with pytest.raises(UserError, match=r"no config 'SparseDETR/other.py'; there are .*sparse_detr_r50_rho10.yaml"):
+    with pytest.raises(
+        UserError, match=r"no config 'SparseDETR/other.py'; there are .*SparseDETR/sparse_detr_r50_rho10.py"
+    ):
         model_zoo.get_config_file("SparseDETR/other.py")
 
 
@@ -34,10 +38,32 @@ def test_an_unknown_project_is_refused_with_those_that_there_are():
 
 
 @pytest.mark.parametrize(
-    "name", ["DINO/dino_r50_5scale_36ep.py", "FocusDETR/focus_detr_r101_24ep.yaml", "DABDETR/dab_detr_r50_dc5.py"]
+    "name", ["DINO/dino_r50_5scale_36ep.py", "FocusDETR/focus_detr_r50_36ep.yaml", "DABDETR/dab_detr_r50_dc5.py"]
 )
 def test_the_family_is_there(name):
     assert model_zoo.get_config(name) is not None
+
+
+def test_all_names_are_listed_and_found():
+    names = model_zoo.names()
+    assert {QUICK, "SparseDETR/sparse_detr_r50_finetune.py", "DINO/dino_r50_4scale_12ep.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith(("common/", "quick/trees"))]
+    assert [Path(model_zoo.get_config_file(name)).name for name in names] == [name.partition("/")[2] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        (
+            "SparseDETR/sparse_detr_r50_rho10.yaml",
+            r"use .*MODEL.DETR.KEEP_RATIO 0.1 .*SparseDETR/sparse_detr_r50_rho10.py",
+        ),
+        ("quick/efficient_detr_mnv2.py", "is now quick/deformable_detr_topk_mnv2.py"),
+    ],
+)
+def test_what_is_gone_is_told_its_successor(name, answer):
+    with pytest.raises(UserError, match=f"^{name} .*{answer}$"):
+        model_zoo.get_config(name)
 
 
 def test_trained_weights_are_not_hosted_and_the_remedy_is_said():

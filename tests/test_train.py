@@ -128,6 +128,16 @@ def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_pa
     assert "bbox/AP50" in capfd.readouterr().out
 
 
+def test_a_yaml_run_without_a_folder_has_that_of_its_name_and_its_saved_config_goes_on_there(
+    tmp_path, data, yacs, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*yacs[:2], *data[:4], "SOLVER.MAX_ITER", "1"]) == 0
+    assert main(["--config-file", "output/tiny/config.yaml", "--resume", "SOLVER.MAX_ITER", "2"]) == 0
+    assert torch.load(tmp_path / "output" / "tiny" / "model_final.pth", weights_only=True)["iteration"] == 1
+    assert not (tmp_path / "output" / "config").exists()
+
+
 @pytest.mark.parametrize("named", ["validation", "both"])
 def test_the_config_of_a_training_without_validation_evaluates_when_it_is_given_validation_data(
     tmp_path, data, lazy, capfd, named

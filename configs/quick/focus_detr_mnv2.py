@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import focus_detr, mobilenet_v2
 
-from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+from .trees import SIZES, training
 
 model = focus_detr(backbone=mobilenet_v2(), num_classes=1, num_objects=100, **SIZES)
+dataloader, lr_multiplier, optimizer, train = training(__file__)
 model.criterion.class_weight = 2.0  # Deformable DETR's: with DINO's 1, duplicates outlast so short a training
-train.output_dir = "output/focus_detr_mnv2"

@@ -2,7 +2,8 @@
 
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
 
-from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+from .trees import SIZES, training
 
 model = sparse_detr(backbone=mobilenet_v2(), num_classes=1, dropout=0.0, **SIZES)
-train.output_dir = "output/quick"
+dataloader, lr_multiplier, optimizer, train = training(__file__)
+train.output_dir = "output/quick"  # where `make train` writes

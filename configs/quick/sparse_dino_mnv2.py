@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import mobilenet_v2, sparse_dino
 
-from .trees import SIZES, dataloader, lr_multiplier, optimizer, train
+from .trees import SIZES, training
 
 model = sparse_dino(backbone=mobilenet_v2(), num_classes=1, **SIZES)
+dataloader, lr_multiplier, optimizer, train = training(__file__)
 model.criterion.class_weight = 2.0  # Deformable DETR's: with DINO's 1, duplicates outlast so short a training
-train.output_dir = "output/sparse_dino_mnv2"

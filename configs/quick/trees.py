@@ -3,6 +3,7 @@
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 
+from sparse_detr.config.derived import output_dir_of
 from sparse_detr.data.register import register_coco_files
 
 from ..common.coco import dataloader, optimizer, train
@@ -38,3 +39,13 @@ optimizer.lr = 1e-3  # groups as Deformable DETR: those of DINO and Focus-DETR w
 lr_multiplier.warmup_iters = 50
 train.init_checkpoint = str(sample_folder() / WEIGHTS_FILE)
 train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
+
+
+def training(file):
+    """Return what a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
+
+    Args:
+        file: `__file__` of the config; the output folder has its name.
+    """
+    train.output_dir = output_dir_of(file)
+    return dataloader, lr_multiplier, optimizer, train

@@ -187,6 +187,7 @@ YACS_ONLY: dict[str, Kind] = {
     "MODEL.SWIN.IMAGE_SIZE": optional(one_of(224, 384)),
     "MODEL.SWIN.NUM_MAPS": optional(whole(1, 4)),
     "MODEL.SWIN.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.SWIN.PRETRAINING": optional(one_of("imagenet", "imagenet22k", "imagenet22kto1k")),
 }
 
 MODEL_SETTINGS: dict[str, Kind] = {

@@ -17,7 +17,8 @@ def add_detr_config(cfg: CfgNode) -> None:
     options = {option.upper(): None for recipe in RECIPES for option in recipe_options(recipe)}
     cfg.MODEL.DETR = CfgNode(options)
     # The arguments of `sparse_detr.recipes.swin`, for MODEL.BACKBONE.NAME build_swin_backbone; None is its default.
-    cfg.MODEL.SWIN = CfgNode({"SIZE": None, "IMAGE_SIZE": None, "NUM_MAPS": None, "DROP_PATH_RATE": None})
+    swin = ("SIZE", "IMAGE_SIZE", "NUM_MAPS", "DROP_PATH_RATE", "PRETRAINING")
+    cfg.MODEL.SWIN = CfgNode(dict.fromkeys(swin))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _add_solver_keys(cfg.SOLVER)

@@ -10,8 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.building import build_part
 from sparse_detr.config.check import check_settings
+from sparse_detr.config.derived import derive_yacs
 from sparse_detr.config.keys import add_detr_config
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
+from sparse_detr.config.removed import successor_of
 from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
@@ -34,7 +36,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     kind = config_kind(path)
     cfg: Config = _load_yacs(path, overrides) if kind == "yacs" else _load_lazy(path, kind, overrides)
     check_settings(cfg)
-    if kind != "yacs":
+    if kind == "yacs":
+        derive_yacs(cfg, path, overrides)
+    else:
         _register_data(cfg)
     return cfg
 
@@ -61,7 +65,8 @@ def _read(path: str) -> str:
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder; name a file in it")
     if not os.path.isfile(path):
-        raise UserError(f"config file {path!r} does not exist (working directory: {os.getcwd()})")
+        missing = f"config file {path!r} does not exist (working directory: {os.getcwd()})"
+        raise UserError(successor_of(path) or missing)
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -113,6 +118,8 @@ def _register_data(cfg: DictConfig) -> None:
 
 def _described(error: Exception, path: str) -> str:
     """An error of a config's code, with its line where it is in the file itself."""
+    if isinstance(error, FileNotFoundError) and (successor := successor_of(str(error.filename))):
+        return successor
     line, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == path:

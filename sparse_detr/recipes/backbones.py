@@ -23,12 +23,14 @@ class BackboneSpec(NamedTuple):
         in_features: names of the maps to use, fine to coarse.
         in_channels: their channels.
         strides: their strides.
+        weights: name of its ImageNet weights, for `train.init_checkpoint` and `MODEL.WEIGHTS`; "" for none.
     """
 
     config: Any
     in_features: tuple[str, ...]
     in_channels: tuple[int, ...]
     strides: tuple[int, ...]
+    weights: str = ""
 
 
 def from_module(backbone: D2Backbone) -> BackboneSpec:
@@ -59,7 +61,7 @@ def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: 
         out_features=list(maps[0]),
         freeze_at=freeze_at,
     )
-    return BackboneSpec(config, *maps)
+    return BackboneSpec(config, *maps, weights=f"detectron2://ImageNetPretrained/torchvision/R-{depth}.pkl")
 
 
 def resnet_stages(*, depth: int, dilation: bool = False) -> list[Any]:
@@ -96,14 +98,16 @@ class SwinSize(NamedTuple):
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     drop_path_rate: float
+    pretraining: str
 
 
 SWIN_SIZES = {
-    "tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.1),
-    "small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.2),
-    "base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.2),
-    "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.2),
+    "tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.1, "imagenet"),
+    "small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.2, "imagenet"),
+    "base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.2, "imagenet22k"),
+    "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.2, "imagenet22k"),
 }
+SWIN_PRETRAININGS = ("imagenet", "imagenet22k", "imagenet22kto1k")
 
 
 def swin(
@@ -113,6 +117,7 @@ def swin(
     num_maps: int = 3,
     freeze_at: int = 0,
     drop_path_rate: float | None = None,
+    pretraining: str | None = None,
 ) -> BackboneSpec:
     """Swin transformer with a norm for each map.
 
@@ -122,10 +127,15 @@ def swin(
         num_maps: the last so many of the maps of strides 4, 8, 16 and 32.
         freeze_at: parts without gradient: 0 none, 1 the patch embedding, 2 that and the first stage.
         drop_path_rate: of the last block; None for that of the size.
+        pretraining: of `SWIN_PRETRAININGS`, the images that the weights are from: 1,000 classes, 22,000, or first
+            22,000 and then 1,000; None for "imagenet" of the tiny and the small, "imagenet22k" of the larger ones.
     """
     if size not in SWIN_SIZES or image_size not in (224, 384):
         raise ValueError(f"no Swin {size!r} for images of {image_size}: {', '.join(SWIN_SIZES)}; 224 or 384")
-    embed_dim, depths, num_heads, usual_rate = SWIN_SIZES[size]
+    embed_dim, depths, num_heads, usual_rate, usual_pretraining = SWIN_SIZES[size]
+    pretraining = usual_pretraining if pretraining is None else pretraining
+    if pretraining not in SWIN_PRETRAININGS:
+        raise ValueError(f"no Swin with pretraining {pretraining!r}: {', '.join(SWIN_PRETRAININGS)}")
     channels = tuple(embed_dim * 2**i for i in range(4))
     maps = _last_maps(("p0", "p1", "p2", "p3"), channels, (4, 8, 16, 32), num_maps)
     config = L(SwinTransformer)(
@@ -138,7 +148,8 @@ def swin(
         out_indices=list(range(4 - num_maps, 4)),
         frozen_stages=freeze_at or -1,  # Detectron2's 0 is the patch embedding, as its 1 is
     )
-    return BackboneSpec(config, *maps)
+    resolution = "" if image_size == 224 else f"_{image_size}"
+    return BackboneSpec(config, *maps, weights=f"swin_{size}{resolution}_{pretraining}.pth")
 
 
 def swin_tiny(*, freeze_at: int = 2) -> BackboneSpec:

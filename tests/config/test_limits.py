@@ -17,17 +17,22 @@ from sparse_detr.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("suffix", [".py", ".yaml"])
 @pytest.mark.parametrize(
-    ("config", "limits"),
+    ("config", "overrides", "limits"),
     [
-        ("DINO/configs/dino_r50_4scale_12ep", Limits(num_queries=900, num_detections=300)),
-        ("DeformableDETR/configs/deformable_detr_r50", Limits(num_queries=300, num_detections=100)),
-        ("DABDETR/configs/dab_detr_r50_3patterns", Limits(num_queries=900, num_detections=300)),
+        ("DINO/configs/dino_r50_4scale_12ep.py", [], Limits(num_queries=900, num_detections=300)),
+        ("DINO/configs/dino_r50_4scale_12ep.yaml", [], Limits(num_queries=900, num_detections=300)),
+        ("DeformableDETR/configs/deformable_detr_r50.py", [], Limits(num_queries=300, num_detections=100)),
+        ("DeformableDETR/configs/deformable_detr_r50.yaml", [], Limits(num_queries=300, num_detections=100)),
+        ("DABDETR/configs/dab_detr_r50_3patterns.py", [], Limits(num_queries=900, num_detections=300)),
+        (
+            *("DABDETR/configs/dab_detr_r50.yaml", ["MODEL.DETR.NUM_PATTERNS", "3"]),
+            Limits(num_queries=900, num_detections=300),
+        ),
     ],
 )
-def test_limits_are_those_of_the_model_in_either_kind(config, limits, suffix):
-    assert limits_of(load_config(f"{ROOT}/projects/{config}{suffix}")) == limits
+def test_limits_are_those_of_the_model_in_either_kind(config, overrides, limits):
+    assert limits_of(load_config(f"{ROOT}/projects/{config}", overrides)) == limits
 
 
 def test_limits_follow_overrides():

@@ -1,12 +1,16 @@
-"""Every config of a project stands there twice, lazy and yaml: the two say the same."""
+"""Every lazy config of a project can be said as yaml, by a file or by a file and overrides: the two say the same."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from sparse_detr.config import load_config
+from sparse_detr.config.removed import YAML_ROWS, successor_of
 from sparse_detr.config.run import make_run
+from sparse_detr.recipes import RECIPES
 from tests.meta import meta_device
 
 ROOT = Path(__file__).parents[2]
@@ -17,17 +21,34 @@ WITHOUT_TWIN = {  # lazy configs only: they reach where no key does
     "dino_detrex_r50_4scale_12ep_better_hyper_300dn",
 }
 CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/*.py") if path.stem not in WITHOUT_TWIN)
+YAMLS = sorted(ROOT.glob("projects/*/configs/*.yaml"))
 SETTINGS = ("output_dir", "max_iter", "init_checkpoint", "seed", "precision", "clip_grad_norm", "accumulate")
 SETTINGS += ("ema_decay", "eval_period", "best_metric")
 
 
-def test_no_yaml_config_is_without_a_lazy_one():
-    assert {path.with_suffix(".py") for path in ROOT.glob("projects/*/configs/*.yaml")} == set(CONFIGS)
+def load_yaml(path, *overrides):
+    """The yaml twin of a lazy config; where there is no file, as the answer to its name says."""
+    yaml = path.with_suffix(".yaml")
+    if yaml.is_file():
+        return load_config(str(yaml), overrides)
+    start, keys = re.fullmatch(
+        r".* is gone; use (\S+) with (.*), or the lazy config \S+", successor_of(str(yaml))
+    ).groups()
+    return load_config(f"{ROOT}/{start}", [*shlex.split(keys), *overrides])
+
+
+def test_there_is_one_yaml_for_each_meta_architecture():
+    assert sorted(load_config(str(path)).MODEL.META_ARCHITECTURE for path in YAMLS) == sorted(RECIPES)
+
+
+def test_each_lazy_config_is_a_yaml_or_a_row_of_the_table_and_nothing_else_is():
+    names = [path.stem for path in YAMLS] + list(YAML_ROWS)
+    assert sorted(names) == sorted(path.stem for path in CONFIGS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_mean_the_same_training(path):
-    lazy, yaml = (make_run(load_config(str(path.with_suffix(suffix)))) for suffix in (".py", ".yaml"))
+    lazy, yaml = make_run(load_config(str(path))), make_run(load_yaml(path))
     assert lazy.settings.output_dir == f"output/{path.stem}"
     for setting in SETTINGS:
         assert getattr(lazy.settings, setting) == getattr(yaml.settings, setting), setting
@@ -42,7 +63,7 @@ def test_both_configs_of_a_name_mean_the_same_training(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_drop_the_learning_rate_after_the_same_iteration(path):
-    lazy, yaml = (load_config(str(path.with_suffix(suffix))) for suffix in (".py", ".yaml"))
+    lazy, yaml = load_config(str(path)), load_yaml(path)
     max_iter, (drop,) = yaml.SOLVER.MAX_ITER, yaml.SOLVER.STEPS
     schedule = make_run(lazy).build_schedule(None)
     multipliers = [schedule(iteration / max_iter) for iteration in (0, drop - 1, drop, max_iter - 1)]
@@ -52,14 +73,15 @@ def test_both_configs_of_a_name_drop_the_learning_rate_after_the_same_iteration(
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_make_the_same_model_and_parameter_groups(path):
-    lazy, yaml = (built(path.with_suffix(suffix)) for suffix in (".py", ".yaml"))
+    lazy = built(load_config(str(path), ["train.device=meta"]))
+    yaml = built(load_yaml(path, "MODEL.DEVICE", "meta"))
     for part, expected in zip(lazy, yaml, strict=True):
         assert part == expected
 
 
-def built(path):
+def built(config):
     """Shapes by name, the settings of every module, and (learning rate, decay) by name."""
-    run = make_run(load_config(str(path), ["train.device=meta"] if path.suffix == ".py" else ["MODEL.DEVICE", "meta"]))
+    run = make_run(config)
     with meta_device():
         model = run.build_model()
     shapes = {name: value.shape for name, value in model.state_dict().items()}
@@ -89,13 +111,13 @@ def test_schedules_are_the_papers(name):
     epochs, drop = {**EPOCHS, **EPOCHS_OF_7500}[name]
     length = 7500 if name in EPOCHS_OF_7500 else 7393
     (path,) = [path for path in CONFIGS if path.stem == name]
-    lazy, solver = load_config(str(path)), load_config(str(path.with_suffix(".yaml"))).SOLVER
+    lazy, solver = load_config(str(path)), load_yaml(path).SOLVER
     assert lazy.train.max_iter == epochs * length
     assert OmegaConf.select(lazy, "lr_multiplier.drop_at")[0] == pytest.approx(drop / epochs)
     assert list(solver.STEPS) == [drop * length]
 
 
 def test_configs_are_short_and_named_without_dots():
-    for path in ROOT.glob("projects/*/configs/*.*"):
+    for path in (*ROOT.glob("projects/*/configs/*.*"), *ROOT.glob("configs/quick/*_mnv2.py")):
         assert "." not in path.stem
         assert len(path.read_text().splitlines()) <= 30, path

@@ -42,7 +42,7 @@ STRIDES = (8, 16, 32)
 def single_scale_dab_detr(*, backbone, num_points, **options):
     """DAB-DETR of the coarsest map of the stub; full attention has no points."""
     backbone.config.num_maps = 1
-    coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:]))
+    coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:4]))
     return dab_detr(backbone=coarse, **options)
 
 

@@ -29,14 +29,14 @@ def on_meta(backbone):
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_backbone_gives_what_is_said_of_it(name):
-    assert from_module(on_meta(DESCRIBED[name]))[1:] == DESCRIBED[name][1:]
+    assert from_module(on_meta(DESCRIBED[name]))[1:4] == DESCRIBED[name][1:4]
 
 
 def test_four_maps_begin_at_stride_4():
     for backbone in (resnet(50, num_maps=4), swin(num_maps=4)):
         with torch.no_grad():
             maps = instantiate(backbone.config).eval()(torch.zeros(1, 3, 70, 97))
-        for name, channels, stride in zip(*backbone[1:], strict=True):
+        for name, channels, stride in zip(*backbone[1:4], strict=True):
             assert maps[name].shape == (1, channels, -(-70 // stride), -(-97 // stride))
         assert backbone.strides == (4, 8, 16, 32)
 
@@ -57,9 +57,25 @@ def test_sparse_detrs_swin_drops_more_paths_than_dinos():
     assert [backbone.config.drop_path_rate for backbone in (swin_tiny(), swin())] == [0.2, 0.1]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "weights"),
+    [
+        (resnet(101), "detectron2://ImageNetPretrained/torchvision/R-101.pkl"),
+        (resnet(50, num_maps=1, dilation=True), "detectron2://ImageNetPretrained/torchvision/R-50.pkl"),
+        (swin_tiny(), "swin_tiny_imagenet.pth"),
+        (swin("large", image_size=384), "swin_large_384_imagenet22k.pth"),
+        (swin("small", pretraining="imagenet22kto1k"), "swin_small_imagenet22kto1k.pth"),
+    ],
+)
+def test_a_backbone_names_its_imagenet_weights(backbone, weights):
+    assert backbone.weights == weights
+
+
 def test_unknown_sizes_are_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="no Swin 'huge' .* tiny, small, base, large"):
         swin("huge")
+    with pytest.raises(ValueError, match="no Swin with pretraining 'coco': imagenet, imagenet22k, imagenet22kto1k"):
+        swin(pretraining="coco")
     with pytest.raises(ValueError, match="num_maps must be 1 to 4, got 5"):
         resnet(50, num_maps=5)
 
@@ -107,6 +123,6 @@ def test_a_backbone_from_yaml_keys_is_the_recipes(keys, backbone):
     with meta_device():
         module = build_backbone(cfg)
     expected = on_meta(backbone)
-    assert from_module(module)[1:] == backbone[1:]
+    assert from_module(module)[1:4] == backbone[1:4]
     assert str(module) == str(expected)
     assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in expected.parameters()]

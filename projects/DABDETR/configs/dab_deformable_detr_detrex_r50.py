@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dab_deformable_detr, resnet
 
-from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.detrex import training
 
-model = dab_deformable_detr(backbone=resnet(50, freeze_at=1))
-train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/dab_deformable_detr_detrex_r50"
+backbone = resnet(50, freeze_at=1)
+model = dab_deformable_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=50, drop=40)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dab_deformable_detr, resnet
 
-from ....configs.common.dino import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.dino import training
 
-model = dab_deformable_detr(backbone=resnet(50), anchor_start="normal")
-train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/dab_deformable_detr_r50"
+backbone = resnet(50)
+model = dab_deformable_detr(backbone=backbone, anchor_start="normal")
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

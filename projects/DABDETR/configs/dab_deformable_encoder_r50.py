@@ -2,11 +2,10 @@
 
 from sparse_detr.recipes import dab_deformable_detr, dab_detr, resnet
 
-from ....configs.common.dino import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.dino import training
 
-model, dense = dab_deformable_detr(backbone=resnet(50)), dab_detr(backbone=resnet(50, num_maps=1))
-model.queries, model.decoder, model.heads = dense.queries, dense.decoder, dense.heads
-model.attention_map = dense.attention_map
-train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/dab_deformable_encoder_r50"
+backbone = resnet(50)
+model, _full = dab_deformable_detr(backbone=backbone), dab_detr(backbone=resnet(50, num_maps=1))
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)
+model.queries, model.decoder, model.heads = _full.queries, _full.decoder, _full.heads
+model.attention_map = _full.attention_map

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dab_detr, swin
 
-from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.detrex import training
 
-model = dab_detr(backbone=swin("tiny", num_maps=1), anchor_start="uniform_centers")
-train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
-train.init_checkpoint = "swin_tiny_imagenet.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/dab_detr_detrex_swin_t"
+backbone = swin("tiny", num_maps=1)
+model = dab_detr(backbone=backbone, anchor_start="uniform_centers")
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=50, drop=40)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dab_detr, resnet
 
-from ....configs.common.dino import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.dino import training
 
-model = dab_detr(backbone=resnet(50, num_maps=1))
-train.max_iter, lr_multiplier.drop_at = 50 * EPOCH, [40 / 50]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/dab_detr_r50"
+backbone = resnet(50, num_maps=1)
+model = dab_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

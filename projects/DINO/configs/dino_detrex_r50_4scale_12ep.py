@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dino, resnet
 
-from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.detrex import training
 
-model = dino(backbone=resnet(50, freeze_at=1), position_temperature=10000, position_offset=-0.5)
-train.max_iter, lr_multiplier.drop_at = 12 * EPOCH, [11 / 12]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/dino_detrex_r50_4scale_12ep"
+backbone = resnet(50, freeze_at=1)
+model = dino(backbone=backbone, position_temperature=10000, position_offset=-0.5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=12, drop=11)

@@ -2,10 +2,9 @@
 
 from sparse_detr.recipes import dino, resnet
 
-from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.detrex import training
 
-model = dino(backbone=resnet(50, freeze_at=1))
-train.max_iter, lr_multiplier.drop_at = 24 * EPOCH, [20 / 24]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+backbone = resnet(50, freeze_at=1)
+model = dino(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=24, drop=20)
 dataloader.train.dataset.filter_empty = False
-train.output_dir = "output/dino_detrex_r50_4scale_24ep"

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dino, swin
 
-from ....configs.common.detrex import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.detrex import training
 
-model = dino(backbone=swin("base", image_size=384), position_temperature=10000, position_offset=-0.5)
-train.max_iter, lr_multiplier.drop_at = 12 * EPOCH, [11 / 12]
-train.init_checkpoint = "swin_base_384_imagenet22kto1k.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/dino_detrex_swin_b_384_4scale_12ep"
+backbone = swin("base", image_size=384, pretraining="imagenet22kto1k")
+model = dino(backbone=backbone, position_temperature=10000, position_offset=-0.5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=12, drop=11)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dino, swin
 
-from ....configs.common.dino import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.dino import training
 
-model = dino(backbone=swin("large", image_size=384), shared_heads=True)
-train.max_iter, lr_multiplier.drop_at = 36 * EPOCH, [30 / 36]
-train.init_checkpoint = "swin_large_384_imagenet22k.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/dino_swin_l_384_4scale_36ep"
+backbone = swin("large", image_size=384)
+model = dino(backbone=backbone, shared_heads=True)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=36, drop=30)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import dino, swin
 
-from ....configs.common.dino import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.dino import training
 
-model = dino(backbone=swin("large", image_size=384, num_maps=4), shared_heads=True, num_levels=5)
-train.max_iter, lr_multiplier.drop_at = 12 * EPOCH, [11 / 12]
-train.init_checkpoint = "swin_large_384_imagenet22k.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/dino_swin_l_384_5scale_12ep"
+backbone = swin("large", image_size=384, num_maps=4)
+model = dino(backbone=backbone, shared_heads=True, num_levels=5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=12, drop=11)

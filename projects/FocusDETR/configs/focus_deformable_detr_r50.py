@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import focus_deformable_detr, resnet
 
-from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+from ....configs.common.coco import training
 
-model = focus_deformable_detr(backbone=resnet(50))
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/focus_deformable_detr_r50"
+backbone = resnet(50)
+model = focus_deformable_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import focus_detr, resnet
 
-from ....configs.common.focus import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.focus import training
 
-model = focus_detr(backbone=resnet(101, freeze_at=1))
-train.max_iter, lr_multiplier.drop_at = 36 * EPOCH, [20 / 36]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-101.pkl"
-train.output_dir = "output/focus_detr_r101_36ep"
+backbone = resnet(101, freeze_at=1)
+model = focus_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=36, drop=20)

@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import focus_detr, resnet
 
-from ....configs.common.focus import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.focus import training
 
-model = focus_detr(backbone=resnet(50, freeze_at=1), position_temperature=10000, position_offset=-0.5)
-train.max_iter, lr_multiplier.drop_at = 12 * EPOCH, [11 / 12]
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/focus_detr_r50_12ep"
+backbone = resnet(50, freeze_at=1)
+model = focus_detr(backbone=backbone, position_temperature=10000, position_offset=-0.5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=12, drop=11)

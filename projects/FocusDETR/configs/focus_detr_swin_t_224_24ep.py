@@ -2,9 +2,8 @@
 
 from sparse_detr.recipes import focus_detr, swin
 
-from ....configs.common.focus import EPOCH, dataloader, lr_multiplier, optimizer, train
+from ....configs.common.focus import training
 
-model = focus_detr(backbone=swin("tiny"), position_temperature=10000, position_offset=-0.5)
-train.max_iter, lr_multiplier.drop_at = 24 * EPOCH, [20 / 24]
-train.init_checkpoint = "swin_tiny_imagenet.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/focus_detr_swin_t_224_24ep"
+backbone = swin("tiny")
+model = focus_detr(backbone=backbone, position_temperature=10000, position_offset=-0.5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=24, drop=20)

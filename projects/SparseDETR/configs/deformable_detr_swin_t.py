@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import deformable_detr, swin_tiny
 
-from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+from ....configs.common.coco import training
 
-model = deformable_detr(backbone=swin_tiny())
-train.init_checkpoint = "swin_tiny_imagenet.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/deformable_detr_swin_t"
+backbone = swin_tiny()
+model = deformable_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

@@ -5,13 +5,15 @@ Start from a converted checkpoint, train.init_checkpoint=FILE; class rows of ano
 
 from sparse_detr.recipes import resnet, sparse_detr
 
-from ....configs.common.coco import dataloader, optimizer, train
+from ....configs.common.coco import training
 from ....configs.common.schedule import cosine as lr_multiplier
 
-model = sparse_detr(backbone=resnet(50), keep_ratio=0.3, dropout=0.0)
+backbone = resnet(50)
+model = sparse_detr(backbone=backbone, keep_ratio=0.3, dropout=0.0)
+dataloader, _, optimizer, train = training(__file__, backbone)
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 2
 optimizer.lr = 1e-4
 lr_multiplier.warmup_iters = 100
 train.max_iter, train.eval_period, train.checkpointer.period = 5000, 500, 500
-train.output_dir = "output/sparse_detr_r50_finetune"
+train.init_checkpoint = ""

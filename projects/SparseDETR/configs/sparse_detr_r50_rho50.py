@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import resnet, sparse_detr
 
-from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+from ....configs.common.coco import training
 
-model = sparse_detr(backbone=resnet(50), keep_ratio=0.5)
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-train.output_dir = "output/sparse_detr_r50_rho50"
+backbone = resnet(50)
+model = sparse_detr(backbone=backbone, keep_ratio=0.5)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

@@ -2,8 +2,8 @@
 
 from sparse_detr.recipes import sparse_detr, swin_tiny
 
-from ....configs.common.coco import dataloader, lr_multiplier, optimizer, train
+from ....configs.common.coco import training
 
-model = sparse_detr(backbone=swin_tiny(), keep_ratio=0.2)
-train.init_checkpoint = "swin_tiny_imagenet.pth"  # made by `sparse-detr convert`, see the README
-train.output_dir = "output/sparse_detr_swin_t_rho20"
+backbone = swin_tiny()
+model = sparse_detr(backbone=backbone, keep_ratio=0.2)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

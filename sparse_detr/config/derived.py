@@ -1,0 +1,40 @@
+"""Settings that follow from others: the output folder from the config's name, the weights from the backbone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+
+def output_dir_of(path: str) -> str:
+    """Return the output folder of the config file at `path`: `output/` and the file's name without its ending."""
+    return f"output/{Path(path).stem}"
+
+
+def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
+    """Set in place what neither the file at `path` nor the overrides set; values that are set stay.
+
+    `OUTPUT_DIR` becomes that of `output_dir_of`. `MODEL.WEIGHTS` follows the backbone where the weights are those of
+    `configs/Base-DETR.yaml`, of ResNet-50. Lazy configs name both themselves (`training` in `configs/common/coco.py`),
+    so that they are complete for Detectron2's own tools.
+    """
+    from sparse_detr.recipes import RECIPES, resnet
+
+    given = set(overrides[::2])
+    if "OUTPUT_DIR" not in given and "OUTPUT_DIR" not in CfgNode.load_yaml_with_base(path, allow_unsafe=True):
+        cfg.OUTPUT_DIR = output_dir_of(path)
+    weights = cfg.MODEL.WEIGHTS
+    if "MODEL.WEIGHTS" not in given and weights == resnet(50).weights and cfg.MODEL.META_ARCHITECTURE in RECIPES:
+        cfg.MODEL.WEIGHTS = _imagenet_weights(cfg) or weights
+
+
+def _imagenet_weights(cfg: CfgNode) -> str:
+    """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
+    from sparse_detr.recipes import resnet, swin, swin_tiny
+
+    name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
+    if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in (50, 101):
+        return resnet(depth).weights
+    if name == "build_swin_backbone":
+        return swin(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}).weights
+    return swin_tiny().weights if name == "build_swin_tiny_backbone" else ""
