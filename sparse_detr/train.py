@@ -12,7 +12,7 @@ from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
-    from sparse_detr.config.load import Config
+    from sparse_detr.config.kinds import Config
     from sparse_detr.config.run import Run
 
 logger = logging.getLogger(__name__)

@@ -112,9 +112,9 @@ def _model(config_file: Path) -> torch.nn.Module:
 
     require_detectron2()
     from sparse_detr.config import load_config
-    from sparse_detr.config.run import make_run
+    from sparse_detr.config.detector import build_detector
 
-    return make_run(load_config(str(config_file))).build_model()
+    return build_detector(load_config(str(config_file)), device="cpu")
 
 
 def _write(converted: ConvertedCheckpoint, path: Path) -> None:

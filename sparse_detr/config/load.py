@@ -11,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from sparse_detr.config.building import build_part
 from sparse_detr.config.check import check_settings
 from sparse_detr.config.keys import add_detr_config
+from sparse_detr.config.kinds import Config
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
 from sparse_detr.errors import UserError
-
-Config = CfgNode | DictConfig
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:

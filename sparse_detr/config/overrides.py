@@ -54,8 +54,8 @@ def _set_yacs(cfg: CfgNode, key: str, value: str) -> None:
     *parents, name = key.split(".")
     node: Any = cfg
     for parent in parents:
-        node = node.get(parent) if isinstance(node, CfgNode) else None
-    current = node.get(name) if isinstance(node, CfgNode) else None
+        node = node.get(parent) if isinstance(node, dict) else None
+    current = node.get(name) if isinstance(node, dict) else None
     if isinstance(current, str):
         node[name] = value
     elif isinstance(current, float) and isinstance(_literal(value), int):

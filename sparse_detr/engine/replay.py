@@ -18,7 +18,7 @@ from torch import nn
 
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
-from sparse_detr.config.run import make_run
+from sparse_detr.config.detector import build_detector
 from sparse_detr.engine.nonfinite import find_first_bad_tensor, unpack_batch
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import set_random_state
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = load_file(args.bundle)
         _check_arguments(args, bundle)
-        replay = replay_bundle(bundle, make_run(load_config(args.config_file, args.opts)).build_model())
+        replay = replay_bundle(bundle, build_detector(load_config(args.config_file, args.opts)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
