@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_detr.config.rules import TRAINING
+from sparse_detr.errors import UserError
 
 Config = CfgNode | DictConfig
 T = TypeVar("T")
@@ -124,8 +125,16 @@ class YacsKind:
 
 
 def kind_of(cfg: Config) -> ConfigKind:
-    """Ask a config of either kind; changes go into `cfg` itself."""
-    return YacsKind(cfg) if isinstance(cfg, CfgNode) else LazyKind(cfg)
+    """Ask a config of either kind; changes go into `cfg` itself.
+
+    Raises:
+        UserError: it is no config.
+    """
+    if isinstance(cfg, CfgNode):
+        return YacsKind(cfg)
+    if isinstance(cfg, DictConfig):
+        return LazyKind(cfg)
+    raise UserError(f"a config is a DictConfig (lazy) or a CfgNode (yacs), not a {type(cfg).__name__}")
 
 
 def names_in(cfg: Config, part: str) -> list[str]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from sparse_detr.config.building import build_part, build_yacs
 from sparse_detr.config.check import check_settings
-from sparse_detr.config.detector import build_detector
+from sparse_detr.config.detector import build_detector, build_test_mapper
 from sparse_detr.config.kinds import Config, kind_of, names_in
 from sparse_detr.config.limits import evaluation_limit
 from sparse_detr.config.overrides import accepts
@@ -242,11 +242,10 @@ def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
         from detectron2.data import get_detection_dataset_dicts
 
         from sparse_detr.data.loader import build_test_loader
-        from sparse_detr.data.mapper import DetrDatasetMapper
 
         return build_test_loader(
             dataset=get_detection_dataset_dicts(name, filter_empty=False),
-            mapper=DetrDatasetMapper(cfg, is_train=False),
+            mapper=build_test_mapper(cfg),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 

@@ -25,14 +25,24 @@ def expand_output_dir(cfg: Config) -> None:
 def check_device(cfg: Config) -> None:
     """Raise a `UserError` if the config wants a GPU that is not there, as a dumped config may on another machine."""
     device = kind_of(cfg).get("train.device")
-    remedy = kind_of(cfg).assignment("train.device", "cpu")
-    if str(device).startswith("mps") and not torch.backends.mps.is_available():
-        raise UserError(f"the config asks for device {device!r}, which cannot be used here; add {remedy}")
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"the config asks for device {device!r}, but no GPU can be used here; add {remedy}")
-    index = torch.device(device).index if str(device).startswith("cuda") else None
-    if index is not None and index >= torch.cuda.device_count():
-        raise UserError(f"the config asks for device {device!r}, but there are {torch.cuda.device_count()} GPUs")
+    if problem := device_problem(str(device)):
+        remedy = kind_of(cfg).assignment("train.device", "cpu")
+        raise UserError(f"the config asks for device {device!r}, {problem}; add {remedy}")
+
+
+def device_problem(device: str) -> str:
+    """Why a device cannot be used here, as the end of a sentence; "" if it can."""
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+    except RuntimeError:
+        return "which is no device of torch"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "which cannot be used here"
+    if kind == "cuda" and not torch.cuda.is_available():
+        return "but no GPU can be used here"
+    if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
+        return f"but there are {torch.cuda.device_count()} GPUs"
+    return ""
 
 
 def share_seed(cfg: Config) -> None:

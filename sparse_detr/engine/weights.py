@@ -170,7 +170,7 @@ class _TrainedWeights(SafeCheckpointer):
         super()._check_fit(report, weights)
         if report.missing and all(name.startswith("backbone.") for name in report.matched):
             raise UserError(
-                "the checkpoint holds the backbone alone, so the rest of the model is random; give the trained weights: "
+                "the checkpoint holds the backbone alone, so the heads would be random; give the trained weights: "
                 "weights=FILE (Python), train.init_checkpoint=FILE (lazy), MODEL.WEIGHTS FILE (yaml), or --resume for "
                 "the last checkpoint of the output folder"
             )
