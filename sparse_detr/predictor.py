@@ -8,7 +8,6 @@ Detectron2 is imported when a `Predictor` is made.
 
 from __future__ import annotations
 
-import copy
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
@@ -170,6 +169,8 @@ class Predictor:
     def outputs(self, images: Any, *, attention_map: bool = True, **options: Any) -> Outputs:
         """Everything that the detector computes for one image or for many, which make one batch.
 
+        The detections are those of a call up to rounding: the attention map takes another path through the attention.
+
         Args:
             images: as in a call of the predictor.
             attention_map: compute the decoder attention map.
@@ -294,8 +295,7 @@ def _loaded(config: str | os.PathLike[str] | Config) -> Config:
     from sparse_detr.model_zoo import get_config_file
 
     if not isinstance(config, str | os.PathLike):
-        kind_of(config)
-        return copy.deepcopy(config)
+        return kind_of(config).copy()
     path = os.path.expanduser(os.fspath(config))
     if not os.path.exists(path):
         try:

@@ -43,9 +43,8 @@ def _from_yacs(cfg: CfgNode, device: str | None) -> nn.Module:
     import sparse_detr.recipes  # noqa: F401 registers the names
 
     if device is not None:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = device
+        cfg = kind_of(cfg).copy()
+        kind_of(cfg).set("train.device", device)
     return build_yacs("the model", build_model, cfg)
 
 

@@ -7,6 +7,7 @@ A setting is named by its lazy key, whatever the kind; `YACS_KEYS` says where it
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import reduce
 from operator import getitem
@@ -56,6 +57,9 @@ class ConfigKind(Protocol):
     def save(self, path: Path) -> None:
         """Write it so that `load_config` reads it."""
 
+    def copy(self) -> Any:
+        """A copy of the config that may be changed."""
+
     def choose(self, *, lazy: T, yacs: T) -> T:
         """The one of two things that is for configs of this kind."""
 
@@ -86,6 +90,11 @@ class LazyKind:
 
     def save(self, path: Path) -> None:
         LazyConfig.save(self._cfg, os.fspath(path))
+
+    def copy(self) -> DictConfig:
+        copied = copy.deepcopy(self._cfg)
+        OmegaConf.set_readonly(copied, None)
+        return copied
 
     def choose(self, *, lazy: T, yacs: T) -> T:
         return lazy
@@ -119,6 +128,11 @@ class YacsKind:
 
     def save(self, path: Path) -> None:
         path.write_text(self._cfg.dump(), encoding="utf-8")
+
+    def copy(self) -> CfgNode:
+        copied = self._cfg.clone()
+        copied.defrost()
+        return copied
 
     def choose(self, *, lazy: T, yacs: T) -> T:
         return yacs

@@ -60,11 +60,12 @@ def _from_pillow(image: Image.Image, value_range: tuple[float, float] | None, na
 
 
 def _channels_last(image: torch.Tensor, name: str) -> np.ndarray:
-    if image.ndim == 3 and image.shape[0] not in (1, 3):
-        raise BadImageError(f"{name} is a tensor {tuple(image.shape)}; {_remedy(image.shape, first=True)}", "form")
+    found = f"{name} is a tensor {tuple(image.shape)} of {image.dtype}"
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
+        raise BadImageError(f"{found}; {_remedy(image.shape, first=True)}", "form")
+    if image.dtype == torch.bfloat16:  # which NumPy lacks
+        raise BadImageError(f"{found}; give uint8 with values of 0 to 255", "form")
     values = image.detach().cpu()
-    if values.dtype == torch.bfloat16 or values.ndim not in (2, 3):
-        raise BadImageError(f"{name} is a tensor {tuple(image.shape)} of {image.dtype}; {FORMS}", "form")
     return (values if values.ndim == 2 else values.permute(1, 2, 0)).numpy()
 
 
