@@ -65,8 +65,8 @@ def _check_arguments(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
@@ -75,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="needed: the training's config.yaml; a config is code: load only configs you trust",
     )
     parser.add_argument("opts", nargs="*", metavar="override")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+    args = build_parser().parse_intermixed_args(argv)
     try:
         bundle = load_file(args.bundle)
         _check_arguments(args, bundle)
