@@ -16,8 +16,8 @@ from sparse_detr.errors import UserError
 
 require_detectron2()
 
-from sparse_detr.config.detector import build_detector
 from sparse_detr.config.load import Config, load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.engine.weights import check_finite_weights, load_weights
 
 _PACKAGE = Path(__file__).parent

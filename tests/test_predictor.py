@@ -315,7 +315,7 @@ def test_a_yaml_config_serves_and_stays_as_it_is(tmp_path, folder):
     cfg = load_config(str(tmp_path / "sparse.yaml"))
     before = cfg.dump()
     cfg.freeze()
-    from sparse_detr.config.detector import build_detector
+    from sparse_detr.config.model import build_detector
 
     torch.save({"model": build_detector(cfg, device="cpu").state_dict()}, tmp_path / "yacs.pth")
     found = [Predictor(config, tmp_path / "yacs.pth") for config in (tmp_path / "sparse.yaml", cfg)]

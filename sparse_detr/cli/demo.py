@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw every image that can be read; 1 if none can."""
-    check_arguments(args)
+    check_options(args)
     require_detectron2()
     files = find_images(args.input)[: args.max_images]
     make_folder(args.output)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if drawn else 1
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Refuse values that mean nothing.
 
     Raises:
@@ -94,12 +94,12 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 def load_predictor(args: argparse.Namespace) -> Predictor:
     """The detector that the arguments name."""
     from sparse_detr.config import load_config
-    from sparse_detr.config.settings import check_device
+    from sparse_detr.config.settings import check_device_of
     from sparse_detr.data.annotations import read_coco_file
 
     cfg = load_config(args.config_file, args.opts)
     if any(key in word for word in args.opts for key in DEVICE_KEYS):
-        check_device(cfg)
+        check_device_of(cfg)
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
     predictor = Predictor(cfg, args.weights, ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
     if not predictor.class_names:

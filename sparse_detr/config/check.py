@@ -15,7 +15,7 @@ from sparse_detr.config.rules import (
     MODEL_SETTINGS,
     TRAINING,
     YACS_ONLY,
-    Rule,
+    SettingRule,
     optional,
     whole,
 )
@@ -32,7 +32,7 @@ def check_settings(cfg: Config) -> None:
 
 
 def _check_lazy(cfg: DictConfig) -> None:
-    settings = _plain(cfg)
+    settings = _settings_in(cfg)
     rules = {key: rule for key, (_, rule) in TRAINING.items()} | LAZY_ONLY
     for key in sorted(rules, key=lambda key: key.count(".")):  # a group before what is in it
         _check(settings, key, rules[key], "=")
@@ -43,7 +43,7 @@ def _check_lazy(cfg: DictConfig) -> None:
             _check_model_group(key, group)
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
+def _settings_in(cfg: DictConfig) -> dict[str, Any]:
     """The settings as dicts and lists, with what interpolations stand for."""
     try:
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
@@ -64,7 +64,7 @@ def _check_yacs(cfg: CfgNode) -> None:
     _check_recipe(cfg)
 
 
-def _check(settings: dict[str, Any], key: str, rule: Rule, sign: str) -> None:
+def _check(settings: dict[str, Any], key: str, rule: SettingRule, sign: str) -> None:
     """Refuse what stands at a key, if anything does, unless the rule allows it; `sign` stands between key and value."""
     *parents, name = key.split(".")
     group: Any = settings
@@ -74,7 +74,7 @@ def _check(settings: dict[str, Any], key: str, rule: Rule, sign: str) -> None:
         _refuse_unless(rule, group[name], f"{key}{sign}")
 
 
-def _refuse_unless(rule: Rule, value: Any, assignment: str) -> None:
+def _refuse_unless(rule: SettingRule, value: Any, assignment: str) -> None:
     if rule.allows(value):
         return
     text = value if isinstance(value, str) and value else repr(value)

@@ -34,7 +34,7 @@ class Limits:
 def limits_of(cfg: Config) -> Limits:
     """The limits of the model that `cfg` describes; builds nothing."""
     model = kind_of(cfg).choose(lazy=_lazy_model, yacs=_yacs_model)(cfg)
-    return Limits(num_queries=_num_queries(model), num_detections=_number(model, "postprocess.num_detections"))
+    return Limits(num_queries=_num_queries(model), num_detections=_count_at(model, "postprocess.num_detections"))
 
 
 def _lazy_model(cfg: DictConfig) -> Any:
@@ -51,13 +51,13 @@ def _yacs_model(cfg: CfgNode) -> Any:
 
 
 def _num_queries(model: Any) -> int | None:
-    anchors, patterns = _number(model, "queries.anchors.num_anchors"), _number(model, "queries.num_patterns")
+    anchors, patterns = _count_at(model, "queries.anchors.num_anchors"), _count_at(model, "queries.num_patterns")
     if anchors is not None:
         return anchors * max(patterns or 0, 1)
-    return _number(model, "queries.num_queries")
+    return _count_at(model, "queries.num_queries")
 
 
-def _number(model: Any, key: str) -> int | None:
+def _count_at(model: Any, key: str) -> int | None:
     value = OmegaConf.select(model, key) if OmegaConf.is_dict(model) else None
     return value if isinstance(value, int) else None
 

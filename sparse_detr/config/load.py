@@ -40,7 +40,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 def config_kind(path: str) -> str:
     """ "python", "dump" (a lazy config written as yaml) or "yacs", decided by what is in the file."""
-    text = _read(path)
+    text = _text_of(path)
     try:
         node = yaml.compose(text)
     except (yaml.YAMLError, RecursionError):
@@ -55,7 +55,7 @@ def config_kind(path: str) -> str:
     return "python"
 
 
-def _read(path: str) -> str:
+def _text_of(path: str) -> str:
     """The text of a config file, which must have one."""
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder; name a file in it")

@@ -11,7 +11,7 @@ DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
 
 
 @dataclass(frozen=True)
-class Rule:
+class SettingRule:
     """What a setting may be: `allows` tells a good value, `words` say it to a person."""
 
     words: str
@@ -26,12 +26,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def whole(low: int, high: int = 2**31 - 1) -> Rule:
+def whole(low: int, high: int = 2**31 - 1) -> SettingRule:
     """A whole number from `low` on."""
-    return Rule(f"a whole number, {low} or more", lambda value: _is_whole(value) and low <= value <= high)
+    return SettingRule(f"a whole number, {low} or more", lambda value: _is_whole(value) and low <= value <= high)
 
 
-def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
+def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> SettingRule:
     """A finite number; `above` and `below` leave the ends out."""
 
     def allows(value: Any) -> bool:
@@ -43,17 +43,17 @@ def number(low: float, high: float = math.inf, *, above: bool = False, below: bo
 
     lower = f"above {low}" if above else f"{low} or more"
     upper = "" if high == math.inf else f" and below {high}" if below else f" and at most {high}"
-    return Rule(f"a number {lower}{upper}", allows)
+    return SettingRule(f"a number {lower}{upper}", allows)
 
 
-def one_of(*choices: Any) -> Rule:
+def one_of(*choices: Any) -> SettingRule:
     """One of a few values."""
-    return Rule(
+    return SettingRule(
         f"one of {', '.join(map(str, choices))}", lambda value: value in choices and not isinstance(value, bool)
     )
 
 
-def listed(rule: Rule, length: int | None = None, *, filled: bool = True) -> Rule:
+def listed(rule: SettingRule, length: int | None = None, *, filled: bool = True) -> SettingRule:
     """A list, each value as `rule` says."""
 
     def allows(value: Any) -> bool:
@@ -61,17 +61,17 @@ def listed(rule: Rule, length: int | None = None, *, filled: bool = True) -> Rul
         return is_list and length in (None, len(value)) and len(value) >= filled and all(map(rule.allows, value))
 
     count = "" if length is None else f"{length} values, each "
-    return Rule(f"a list of {count}{rule.words}" if count else f"a list, each value {rule.words}", allows)
+    return SettingRule(f"a list of {count}{rule.words}" if count else f"a list, each value {rule.words}", allows)
 
 
-def optional(rule: Rule) -> Rule:
+def optional(rule: SettingRule) -> SettingRule:
     """What `rule` allows, or none."""
-    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.allows(value))
+    return SettingRule(f"{rule.words}, or null", lambda value: value is None or rule.allows(value))
 
 
-def either(first: Rule, second: Rule) -> Rule:
+def either(first: SettingRule, second: SettingRule) -> SettingRule:
     """What one of two rules allows."""
-    return Rule(f"{first.words}, or {second.words}", lambda value: first.allows(value) or second.allows(value))
+    return SettingRule(f"{first.words}, or {second.words}", lambda value: first.allows(value) or second.allows(value))
 
 
 def _is_device(value: Any) -> bool:
@@ -81,21 +81,21 @@ def _is_device(value: Any) -> bool:
         return False
 
 
-FLAG = Rule("true or false", lambda value: isinstance(value, bool))
-TEXT = Rule("a text", lambda value: isinstance(value, str) and "\0" not in value)
-NAME = Rule("a text that is not empty", lambda value: TEXT.allows(value) and value.strip() != "")
-DEVICE = Rule("cpu, cuda or cuda:N", _is_device)
+FLAG = SettingRule("true or false", lambda value: isinstance(value, bool))
+TEXT = SettingRule("a text", lambda value: isinstance(value, str) and "\0" not in value)
+NAME = SettingRule("a text that is not empty", lambda value: TEXT.allows(value) and value.strip() != "")
+DEVICE = SettingRule("cpu, cuda or cuda:N", _is_device)
 SHARE = number(0, 1)
 SOME_SHARE = number(0, 1, above=True)
 POSITIVE = number(0, above=True)
 BETWEEN = number(0, 1, above=True, below=True)
 SOME = whole(1)
 SEED = whole(-(2**31))
-MAPPING = Rule("a group of settings", lambda value: isinstance(value, dict))
+MAPPING = SettingRule("a group of settings", lambda value: isinstance(value, dict))
 SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
 
-TRAINING: dict[str, tuple[str | None, Rule]] = {
+TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     # Lazy key: yacs key, rule. What stands in one of them only is below.
     "train.output_dir": ("OUTPUT_DIR", NAME),
     "train.init_checkpoint": ("MODEL.WEIGHTS", optional(TEXT)),
@@ -131,7 +131,7 @@ TRAINING: dict[str, tuple[str | None, Rule]] = {
     "dataloader.test.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TEST", SOME),
 }
 
-LAZY_ONLY: dict[str, Rule] = {
+LAZY_ONLY: dict[str, SettingRule] = {
     **dict.fromkeys(("model", "optimizer", "lr_multiplier", "dataloader", "train"), MAPPING),
     **dict.fromkeys(("train.amp", "train.ema", "train.ddp"), MAPPING),
     **dict.fromkeys(("dataloader.train", "dataloader.test", "dataloader.train.dataset"), MAPPING),
@@ -159,7 +159,7 @@ LAZY_ONLY: dict[str, Rule] = {
     "dataloader.train.mapper.augmentations.color_jitter": number(0, 1, below=True),
 }
 
-YACS_ONLY: dict[str, Rule] = {
+YACS_ONLY: dict[str, SettingRule] = {
     "SOLVER.CLIP_GRAD_NORM": optional(number(0)),
     "SOLVER.LR_SCHEDULER_NAME": one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.STEPS": listed(SOME, filled=False),
@@ -181,7 +181,7 @@ YACS_ONLY: dict[str, Rule] = {
     "MODEL.SWIN.DROP_PATH_RATE": optional(number(0, 1, below=True)),
 }
 
-MODEL_SETTINGS: dict[str, Rule] = {
+MODEL_SETTINGS: dict[str, SettingRule] = {
     # Arguments of the parts of a model by name, wherever they stand; the same names are keys of MODEL.DETR.
     **dict.fromkeys(("embed_dim", "num_heads", "num_levels", "num_points", "num_queries", "num_classes"), SOME),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "feedforward_dim", "num_detections", "num_objects"), SOME),

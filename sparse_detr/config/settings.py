@@ -22,7 +22,7 @@ def expand_output_dir(cfg: Config) -> None:
     set_output_dir(cfg, os.path.expanduser(kind_of(cfg).get("train.output_dir")))
 
 
-def check_device(cfg: Config) -> None:
+def check_device_of(cfg: Config) -> None:
     """Raise a `UserError` if the config wants a GPU that is not there, as a dumped config may on another machine."""
     device = kind_of(cfg).get("train.device")
     if problem := device_problem(str(device)):

@@ -18,7 +18,7 @@ from torch import nn
 
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
-from sparse_detr.config.detector import build_detector
+from sparse_detr.config.model import build_detector
 from sparse_detr.engine.nonfinite import find_first_bad_tensor, unpack_batch
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import set_random_state
@@ -54,7 +54,7 @@ def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
     return Replay({name: loss.item() for name, loss in losses.items()}, first_bad)
 
 
-def _check_arguments(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
+def _check_bundle(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
     if missing := [key for key in ("model", "batch", "precision", "random_state", "message") if key not in bundle]:
         raise UserError(f"{args.bundle} is no nonfinite_iter_*.pth bundle: it lacks {', '.join(missing)}")
     if args.config_file is None:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
     try:
         bundle = load_file(args.bundle)
-        _check_arguments(args, bundle)
+        _check_bundle(args, bundle)
         replay = replay_bundle(bundle, build_detector(load_config(args.config_file, args.opts)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

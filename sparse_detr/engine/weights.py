@@ -14,7 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
-from sparse_detr.checkpoint.load import existing_file
+from sparse_detr.checkpoint.read import existing_file
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.data.sample import WEIGHTS_FILE
 from sparse_detr.errors import UserError

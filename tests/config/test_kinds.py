@@ -11,8 +11,8 @@ from torch import nn
 
 import sparse_detr
 from sparse_detr.config import add_detr_config, load_config
-from sparse_detr.config.detector import build_detector, set_num_classes
 from sparse_detr.config.kinds import YACS_KEYS, kind_of, names_in
+from sparse_detr.config.model import build_detector, set_num_classes
 from sparse_detr.errors import UserError
 from tests.config.mutations import LAZY, YACS
 

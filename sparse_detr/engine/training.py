@@ -13,9 +13,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from sparse_detr.checkpoint import load_file
-from sparse_detr.config.classes import check_num_classes
+from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
-from sparse_detr.engine.checkpoint import (
+from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
     complete,
