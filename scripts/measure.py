@@ -48,20 +48,20 @@ from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/efficient_detr_mnv2.py"
-FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.schedule.shares=[1.0,1.0]"
+FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.budget.schedule.shares=[1.0,1.0]"
 FAST_SAMPLING = "optimizer.params.sampling_multiplier=1.0"
 NORMS_STAY = "optimizer.params.norm_weight_decay=0.0"
 VARIANTS = {
-    "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.keep_ratio=0.1"]),
-    "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.keep_ratio=0.3"]),
-    "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.keep_ratio=1.0"]),
-    "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.keep_ratio=0.5"]),
+    "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1"]),
+    "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
+    "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
+    "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
     "focus": ("Focus-DETR, 50 % to 10 %", FOCUS, []),
-    "focus_flat30": ("Focus-DETR, 30 % in both layers", FOCUS, ["model.selector.keep_ratio=0.3", FLAT]),
-    "focus_flat50": ("Focus-DETR, 50 % in both layers", FOCUS, ["model.selector.keep_ratio=0.5", FLAT]),
+    "focus_flat30": ("Focus-DETR, 30 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.3", FLAT]),
+    "focus_flat50": ("Focus-DETR, 50 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.5", FLAT]),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
 }

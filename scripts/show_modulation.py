@@ -31,7 +31,7 @@ from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.engine.weights import load_weights
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
-from sparse_detr.modeling.selection.budgets import token_budgets
+from sparse_detr.modeling.selection.budgets import share_of
 from sparse_detr.structures import Pyramid, Tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,8 @@ def main() -> None:
     load_weights(model, args.weights, skip_other_classes=False)
     training = list(examples(model, config.dataloader.train, config.dataloader.train.mapper.augmentations, rounds=3))
     held_out = list(examples(model, config.dataloader.test, config.dataloader.test.mapper.augmentations, rounds=1))
-    shares = sorted({model.keep_ratio, model.mean_keep_ratio, model.keep_ratio * model.selector.schedule[-1]})[::-1]
+    last = model.keep_ratio * model.selector.budget.schedule[-1]
+    shares = sorted({model.keep_ratio, model.mean_keep_ratio, last}, reverse=True)
 
     found: dict[str, Any] = {"alpha": model.selector.scorer.alpha.tolist(), "budgets": shares}
     found["change"] = change_of_scores(model.selector.scorer, held_out)
@@ -172,7 +173,7 @@ def measure(scorer: TopDownScorer, held_out: Sequence[Example], shares: Sequence
     for example in held_out:
         order = score(scorer, example).argsort(dim=1, descending=True)
         for i, share in enumerate(shares):
-            (budget,) = token_budgets(example.pyramid.valid_counts, share)
+            budget = share_of(example.pyramid.valid_counts[0], share)
             kept[i] += int(example.labels.gather(1, order[:, :budget]).sum())
     loss = sum(focal_loss(scorer, example).item() for example in held_out) / total
     return {

@@ -11,10 +11,8 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -138,8 +136,14 @@ class Predictor:
         names = list(class_names or class_names_of(cfg))
         fits = model_classes(self.model) in (None, len(names))
         self.class_names: list[str] = names if fits else []
-        self._lock = Lock()
         self._check(self.options)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the encoder refines every token, so that there is no keep ratio to choose."""
+        from sparse_detr.modeling.selection import KeepAllTokens
+
+        return isinstance(getattr(self.model, "selector", KeepAllTokens()), KeepAllTokens)
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Detect objects in one image or in many.
@@ -161,8 +165,8 @@ class Predictor:
         found: list[Instances] = []
         for batch in _batches(images, chosen.batch_size):
             inputs = [self._input(image, len(found) + i, chosen) for i, image in enumerate(batch)]
-            with torch.no_grad(), self._budget(chosen) as budget:
-                results = self.model(inputs, **budget)
+            with torch.no_grad():
+                results = self.model(inputs, **self._budget(chosen))
             found += [_best(result["instances"], chosen) for result in results]
         return found[0] if _is_one(images) else found
 
@@ -179,8 +183,8 @@ class Predictor:
         chosen = self._chosen(options)
         batch = [images] if _is_one(images) else images
         inputs = [self._input(image, i, chosen) for i, image in enumerate(batch)]
-        with torch.no_grad(), self._budget(chosen) as budget:
-            output = self.model.outputs(inputs, attention_map=attention_map, **budget)
+        with torch.no_grad():
+            output = self.model.outputs(inputs, attention_map=attention_map, **self._budget(chosen))
             results = self.model.detections(output, inputs)
         return Outputs(inputs, output, [_best(result["instances"], chosen) for result in results])
 
@@ -228,25 +232,15 @@ class Predictor:
         if options.top_k is not None and most is not None and options.top_k > most:
             remedy = kind_of(self._config).assignment("model.postprocess.num_detections", options.top_k)
             raise UserError(f"top_k is {options.top_k}, but the model gives at most {most} detections; set {remedy}")
-        if options.keep_ratio is not None and not hasattr(self.model, "set_keep_ratio"):
-            raise UserError(f"keep_ratio is {options.keep_ratio}, but {type(self.model).__name__} has no such setting")
+        if options.keep_ratio not in (None, 1) and self.is_dense:
+            raise UserError(
+                f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token: "
+                "leave keep_ratio out"
+            )
 
-    @contextmanager
-    def _budget(self, options: Options) -> Iterator[dict[str, Any]]:
-        """Arguments of the model that say how many tokens to refine."""
-        with self._lock:
-            if options.keep_ratio is None:
-                yield {}
-                return
-            before = self.model.keep_ratio
-            try:
-                self.model.set_keep_ratio(options.keep_ratio)
-            except ValueError as error:
-                raise UserError(f"keep_ratio is {options.keep_ratio}, but {error}") from error
-            try:
-                yield {}
-            finally:
-                self.model.set_keep_ratio(before)
+    def _budget(self, options: Options) -> dict[str, float]:
+        """The model's argument that says how many tokens to refine."""
+        return {} if options.keep_ratio is None or self.is_dense else {"budget": options.keep_ratio}
 
     def __reduce__(self) -> tuple[Any, ...]:
         import cloudpickle  # a config may hold functions that pickle cannot find

@@ -33,9 +33,11 @@ from sparse_detr import recipes
 from sparse_detr.analysis.tokens import covered_attention, covered_attention_per_level
 from sparse_detr.checkpoint import convert_checkpoint
 from sparse_detr.checkpoint.evidence import RESNETS, SWINS, _call
-from sparse_detr.modeling import denoising, encoder, tokenizer
 from sparse_detr.modeling.detector import GeneralizedDETR
-from sparse_detr.modeling.queries import ProposalGenerator
+from sparse_detr.modeling.encoder import deformable as encoder
+from sparse_detr.modeling.proposals import ProposalGenerator
+from sparse_detr.modeling.tokenizers import multi_scale as tokenizer
+from sparse_detr.modeling.training import denoising
 from tests.conftest import give_back_memory
 from tests.golden.backbones import named_backbone
 from tests.golden.cases import NAMES, GoldenCase, names_with
@@ -114,8 +116,8 @@ def geometry_in_float32():
         centers = (cells + 0.5) / (ratios * sizes)[:, levels]
         return (centers[:, :, None] * ratios[:, None]).to(dtype)
 
-    def generate_in_float32(self, pyramid, dtype):
-        proposals = generate(self, pyramid, torch.float32)
+    def generate_in_float32(self, pyramid, dtype, **parts):
+        proposals = generate(self, pyramid, torch.float32, **parts)
         return dataclasses.replace(proposals, box_logits=proposals.box_logits.to(dtype))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -180,7 +180,7 @@ def test_outputs_hold_what_the_detections_are_made_of(predictor, folder):
     expected = predictor(folder / "rgb.png", keep_ratio=0.5, score_threshold=0.01)
     torch.testing.assert_close(rows(found.instances[0]), rows(expected), atol=1e-4, rtol=1e-5)
     assert found.inputs[0]["image"].shape == (3, 64, 96)
-    assert found.output.selection.kept_mask.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert found.output.selection.keep.float().mean().item() == pytest.approx(0.5, abs=0.02)
     assert found.output.attention_map is not None
     assert predictor.outputs(folder / "rgb.png", attention_map=False).output.attention_map is None
     assert len(predictor.outputs([folder / "rgb.png", folder / "square.png"]).instances) == 2
@@ -299,6 +299,8 @@ def test_a_dense_model_has_no_keep_ratio(folder):
     assert_equal(dense(folder / "rgb.png", keep_ratio=1.0), dense(folder / "rgb.png"))
     with pytest.raises(UserError, match="keep_ratio is 0.5, but this model has a dense encoder"):
         dense(folder / "rgb.png", keep_ratio=0.5)
+    with pytest.raises(UserError, match="keep_ratio is 0.5, but this model has a dense encoder"):
+        Predictor(make_config(deformable_detr), folder / "dense.pth", keep_ratio=0.5)
 
 
 def test_configs_of_every_kind_serve(folder, tmp_path, predictor):

@@ -111,8 +111,8 @@ def object_tokens(selection: TokenSelection, rows: dict[int, Tensor]) -> Tensor 
         return None
     last = max(rows)
     kept = selection.at_layer(last)
-    chosen = torch.zeros_like(kept.row_mask).scatter(1, rows[last], True) & kept.row_mask
-    return torch.zeros_like(selection.kept_mask).scatter(1, kept.indices, chosen)
+    chosen = torch.zeros_like(kept.valid).scatter(1, rows[last], True) & kept.valid
+    return torch.zeros_like(selection.keep).scatter(1, kept.indices, chosen)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
     rows: dict[int, Tensor] = {}
 
     def watch(number: int, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        # Called with (rows, source, pyramid, head), see `EncoderLayer`.
+        # Called with (rows, source, pyramid, proposals), see `DeformableEncoderLayer`.
         return layer.register_forward_pre_hook(
             lambda layer, inputs: rows.update({number: layer.object_tokens(inputs[0], inputs[3])})
         )

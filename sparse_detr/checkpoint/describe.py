@@ -69,7 +69,7 @@ def _recipe_name(evidence: Evidence) -> str:
         return "dab_deformable_detr"
     if evidence.has("selector.scorer."):
         return "sparse_detr"
-    return "efficient_detr" if evidence.start == "memory" else "deformable_detr"
+    return "deformable_detr_topk" if evidence.start == "memory" else "deformable_detr"
 
 
 def _common_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
 # arguments of a recipe beside those that all have
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
-    "efficient_detr": _deformable_arguments,
+    "deformable_detr_topk": _deformable_arguments,
     "sparse_detr": _deformable_arguments,
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
@@ -143,7 +143,7 @@ def _position(evidence: Evidence) -> tuple[float, float]:
 
 def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:
     if _never_refined(evidence):
-        yield "decoder.refinement._target_", "sparse_detr.modeling.refinement.NoRefinement"
+        yield "decoder.refinement._target_", "sparse_detr.modeling.decoder.refinement.NoRefinement"
     if evidence.start in ("box", "memory") and evidence.binary_proposals != (evidence.start == "box"):
         yield "queries.class_agnostic", evidence.binary_proposals
     if evidence.layout.name == "detrex_dab_detr":

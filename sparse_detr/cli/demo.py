@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(args.input)[: args.max_images]
     make_folder(args.output)
     predictor = load_predictor(args)
-    if is_dense(predictor):
+    if predictor.is_dense:
         print("This model has a dense encoder: it keeps every token, so there are no pictures of tokens and scores.")
     skipped = draw_images(predictor, files, args.output, score_threshold=args.score_threshold, weights=args.weights)
     drawn = len(files) - len(skipped)
@@ -105,13 +105,6 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     if not predictor.class_names:
         print("The names of the classes are unknown (--train-json FILE tells them): numbers are shown.")
     return predictor
-
-
-def is_dense(predictor: Predictor) -> bool:
-    """Whether the encoder keeps every token, whatever they are."""
-    from sparse_detr.modeling.selection import KeepAllTokens
-
-    return isinstance(predictor.model.selector, KeepAllTokens)
 
 
 def draw_images(

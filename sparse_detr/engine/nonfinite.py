@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparse_detr.engine.random_state import set_random_state
 from sparse_detr.files import CannotWrite, write_atomically
-from sparse_detr.modeling.distributed import alone
+from sparse_detr.modeling.training.normalizer import alone
 
 logger = logging.getLogger(__name__)
 

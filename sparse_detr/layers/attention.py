@@ -1,4 +1,4 @@
-"""Dense multi-head attention whose masks are broadcast, not written out for every head."""
+"""Full multi-head attention, of all to all, whose masks are broadcast, not written out for every head."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def visible_keys(padding: Tensor | None, blocked: Tensor | None) -> Tensor | None:
-    """What `multi_head_attention` takes as a mask; None where everything is seen.
+def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor | None:
+    """Return what `multi_head_attention` takes as a mask; None where everything is attended to.
 
     Args:
-        padding: (B, S) bool, True on keys that nobody may see.
-        blocked: (Q, S) bool, True where the query of the row must not see the key of the column.
+        valid: (B, S) bool, False on keys that no query may attend to; None for no such keys.
+        keep: (Q, S) bool, True where the query of the row may attend to the key of the column; None for everywhere.
 
     Returns:
-        (B, 1, Q or 1, S) or (Q, S) bool, True where a key is seen.
+        (B, 1, Q or 1, S) or (Q, S) bool, True where a query may attend to a key.
     """
-    hidden = None if padding is None else padding[:, None, None]
-    if blocked is not None:
-        hidden = blocked if hidden is None else hidden | blocked
-    return None if hidden is None else ~hidden
+    if valid is None:
+        return keep
+    mask = valid[:, None, None]
+    return mask if keep is None else mask & keep
 
 
 def multi_head_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, visible: Tensor | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V of every head.
+    """Return softmax(Q K^T / sqrt(D)) V of every head.
 
     Args:
         query: (B, Q, M D).
         key: (B, S, M D).
         value: (B, S, M D'), where D' may differ from D.
         num_heads: M.
-        visible: see `visible_keys`.
+        mask: see `attention_mask`.
         dropout: probability, on the attention weights.
 
     Returns:
         (B, Q, M D').
     """
     query, key, value = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(2)
 
 
@@ -73,12 +73,12 @@ class SelfAttention(nn.Module):
         """Xavier-uniform over the three projections together."""
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, content: Tensor, position: Tensor, visible: Tensor | None) -> Tensor:
-        """(B, Q, C) from (B, Q, C) `content` and `position`; for `visible` see `visible_keys`."""
+    def forward(self, content: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (B, Q, C) from (B, Q, C) `content` and `position`; for `mask` see `attention_mask`."""
         embed_dim = content.shape[-1]
-        located = F.linear(content + position, self.in_proj_weight[: 2 * embed_dim], self.in_proj_bias[: 2 * embed_dim])
-        query, key = located.chunk(2, -1)
-        value = F.linear(content, self.in_proj_weight[2 * embed_dim :], self.in_proj_bias[2 * embed_dim :])
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        query, key = F.linear(content + position, weight[: 2 * embed_dim], bias[: 2 * embed_dim]).chunk(2, -1)
+        value = F.linear(content, weight[2 * embed_dim :], bias[2 * embed_dim :])
         dropout = self.dropout if self.training else 0.0
-        attended = multi_head_attention(query, key, value, num_heads=self.num_heads, visible=visible, dropout=dropout)
+        attended = multi_head_attention(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout)
         return self.out_proj(attended)

@@ -11,23 +11,23 @@ from sparse_detr.structures import geometry_dtype
 class MaskedGroupNorm(nn.GroupNorm):
     """`GroupNorm` with mean and variance over real positions only, so that padding does not change real features."""
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Normalise a map.
 
         Args:
             x: (B, C, h, w).
-            real: (B, h, w) bool, True where the image is; None takes every position, as `GroupNorm` does.
+            valid: (B, h, w) bool, False on padding; None takes every position, as `GroupNorm` does.
 
         Returns:
-            (B, C, h, w), with `real` in the dtype of the weights.
+            (B, C, h, w), with `valid` in the dtype of the weights.
         """
-        if real is None:
+        if valid is None:
             # Not nn.GroupNorm's forward: it refuses groups of one value, which a map of one cell may have.
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         # Counts and sums of half precision maps need float32. Filling, unlike multiplying, also stops NaN.
         groups = x.to(geometry_dtype(x.dtype)).unflatten(1, (self.num_groups, -1))
-        padding = ~real[:, None, None]
-        count = real.sum((-2, -1)).view(-1, 1, 1, 1, 1) * groups.shape[2]
+        padding = ~valid[:, None, None]
+        count = valid.sum((-2, -1)).view(-1, 1, 1, 1, 1) * groups.shape[2]
         mean = groups.masked_fill(padding, 0).sum((2, 3, 4), keepdim=True) / count
         centred = (groups - mean).masked_fill(padding, 0)
         variance = centred.square().sum((2, 3, 4), keepdim=True) / count

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import MLP
+from sparse_detr.modeling.classification import SigmoidFocal
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Args:
-    logits: (B, Q, classes) before the sigmoid.
-    box_logits: (B, Q, 4) cxcywh before the sigmoid.
+    """What a head says.
+
+    Args:
+        logits: (B, Q, classes) before the sigmoid.
+        box_logits: (B, Q, 4) cxcywh before the sigmoid.
     """
 
     logits: Tensor
@@ -29,25 +31,26 @@ class Predictions:
 
 
 class PredictionHead(nn.Module):
-    """A linear classifier (sigmoid, no background class) and a three-layer box regressor relative to a reference.
+    """A linear classifier and a three-layer box regressor relative to a reference.
 
     Args:
         embed_dim: C.
-        num_classes: logits.
+        num_classes: classes to tell apart.
+        classification: what the logits mean; `SigmoidFocal` if None.
     """
 
-    def __init__(self, *, embed_dim: int, num_classes: int):
+    def __init__(self, *, embed_dim: int, num_classes: int, classification: SigmoidFocal | None = None):
         super().__init__()
-        self.class_embed = nn.Linear(embed_dim, num_classes)
+        self.classification = classification or SigmoidFocal()
+        self.class_embed = nn.Linear(embed_dim, self.classification.num_logits(num_classes))
         self.box_embed = MLP(sizes=(embed_dim, embed_dim, embed_dim, 4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Every class starts at a probability of 1 %, every box at its reference."""
-        prior = 0.01
+        """Start every class at its prior and every box at its reference."""
         for layer in (self.class_embed, *self.box_embed.linears):
             layer.reset_parameters()
-        nn.init.constant_(self.class_embed.bias, -math.log((1 - prior) / prior))
+        self.classification.initialize(self.class_embed)
         nn.init.zeros_(self.box_embed.linears[-1].weight)
         nn.init.zeros_(self.box_embed.linears[-1].bias)
 
@@ -83,8 +86,9 @@ def make_heads(
     tied: bool = False,
     proposals: bool = False,
     size_bias: float | None = None,
+    classification: SigmoidFocal | None = None,
 ) -> Heads:
-    """Copies of one freshly initialised head.
+    """Return copies of one freshly initialised head.
 
     Args:
         decoder_layers: heads for the decoder.
@@ -93,8 +97,9 @@ def make_heads(
         proposals: add a head for proposals; queries then come with a box size, and no size is needed as a start.
         size_bias: logit of the width and height that the first decoder head starts with, beside the reference's; None
             for 0 with proposals, else -2.
+        classification: what the logits mean; `SigmoidFocal` if None.
     """
-    head = PredictionHead(embed_dim=embed_dim, num_classes=num_classes)
+    head = PredictionHead(embed_dim=embed_dim, num_classes=num_classes, classification=classification)
     first = copy.deepcopy(head)
     if size_bias is None:
         size_bias = 0.0 if proposals else -2.0

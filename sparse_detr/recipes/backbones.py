@@ -15,7 +15,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 from sparse_detr.backbones import MobileNetV2, SwinTransformer
 
 
-class Backbone(NamedTuple):
+class BackboneSpec(NamedTuple):
     """A backbone and its maps.
 
     Args:
@@ -31,10 +31,10 @@ class Backbone(NamedTuple):
     strides: tuple[int, ...]
 
 
-def from_module(backbone: D2Backbone) -> Backbone:
+def from_module(backbone: D2Backbone) -> BackboneSpec:
     """Describe a built backbone by its `output_shape()`."""
     shapes = sorted(backbone.output_shape().items(), key=lambda item: item[1].stride)
-    return Backbone(
+    return BackboneSpec(
         config=backbone,
         in_features=tuple(name for name, _ in shapes),
         in_channels=tuple(shape.channels for _, shape in shapes),
@@ -42,7 +42,7 @@ def from_module(backbone: D2Backbone) -> Backbone:
     )
 
 
-def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: bool = False) -> Backbone:
+def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: bool = False) -> BackboneSpec:
     """ResNet with frozen batch norm, stride in the 3x3 convolutions (torchvision's).
 
     Args:
@@ -59,7 +59,7 @@ def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: 
         out_features=list(maps[0]),
         freeze_at=freeze_at,
     )
-    return Backbone(config, *maps)
+    return BackboneSpec(config, *maps)
 
 
 def resnet_stages(*, depth: int, dilation: bool = False) -> list[Any]:
@@ -113,7 +113,7 @@ def swin(
     num_maps: int = 3,
     freeze_at: int = 0,
     drop_path_rate: float | None = None,
-) -> Backbone:
+) -> BackboneSpec:
     """Swin transformer with a norm for each map.
 
     Args:
@@ -138,22 +138,22 @@ def swin(
         out_indices=list(range(4 - num_maps, 4)),
         frozen_stages=freeze_at or -1,  # Detectron2's 0 is the patch embedding, as its 1 is
     )
-    return Backbone(config, *maps)
+    return BackboneSpec(config, *maps)
 
 
-def swin_tiny(*, freeze_at: int = 2) -> Backbone:
+def swin_tiny(*, freeze_at: int = 2) -> BackboneSpec:
     """Swin-T as in Sparse DETR, patch embedding and first stage frozen."""
     return swin("tiny", freeze_at=freeze_at, drop_path_rate=0.2)
 
 
-def mobilenet_v2(*, freeze_at: int = 2) -> Backbone:
+def mobilenet_v2(*, freeze_at: int = 2) -> BackboneSpec:
     """MobileNetV2 with frozen batch norm and maps of strides 8, 16 and 32.
 
     Args:
         freeze_at: strides without gradient: 2 is all up to stride 4.
     """
     config = L(MobileNetV2)(out_features=["stride8", "stride16", "stride32"], freeze_at=freeze_at)
-    return Backbone(config, ("stride8", "stride16", "stride32"), (32, 96, 1280), (8, 16, 32))
+    return BackboneSpec(config, ("stride8", "stride16", "stride32"), (32, 96, 1280), (8, 16, 32))
 
 
 def _last_maps(

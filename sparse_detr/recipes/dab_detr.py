@@ -9,20 +9,21 @@ from detectron2.config import LazyCall as L
 from torch import nn
 
 from sparse_detr.layers import FeedForward, SelfAttention, copies
-from sparse_detr.modeling.decoder import Decoder
-from sparse_detr.modeling.dense import (
-    DenseEncoder,
-    DenseEncoderLayer,
+from sparse_detr.modeling.decoder import (
+    BoxPosition,
+    ContentScale,
+    Decoder,
+    LayerScale,
+    LookForwardTwice,
     ModulatedBoxPosition,
     NoAttentionMap,
     conditional_layers,
 )
-from sparse_detr.modeling.queries import ProjectedStart, TopKQueries
-from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors, Start
-from sparse_detr.modeling.query_position import BoxPosition, ContentScale, LayerScale
-from sparse_detr.modeling.refinement import LookForwardTwice
-from sparse_detr.modeling.single_scale import SingleScaleTokenizer
-from sparse_detr.recipes.backbones import Backbone, resnet
+from sparse_detr.modeling.encoder import FullAttentionEncoder, FullAttentionEncoderLayer
+from sparse_detr.modeling.queries import Anchors, FixedCenterAnchors, LearnedAnchors, ProjectedStart, TopKQueries
+from sparse_detr.modeling.queries.anchors import Start
+from sparse_detr.modeling.tokenizers import SingleScaleTokenizer
+from sparse_detr.recipes.backbones import BackboneSpec, resnet
 from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
 from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
 from sparse_detr.recipes.sparse_detr import sparse_detr
@@ -33,7 +34,7 @@ QueryScale = Literal["elementwise", "scalar", "fixed"]
 
 def dab_detr(
     *,
-    backbone: Backbone | None = None,
+    backbone: BackboneSpec | None = None,
     num_classes: int = 80,
     embed_dim: int = 256,
     num_heads: int = 8,
@@ -52,7 +53,7 @@ def dab_detr(
     num_detections: int = 300,
     class_channels: Sequence[int] | None = None,
 ) -> Any:
-    """LazyCall of a detector with dense attention to one map, whose queries are learned boxes.
+    """LazyCall of a detector with full attention to one map, whose queries are learned boxes.
 
     Args:
         backbone: with one map; C5 of ResNet-50 if None.
@@ -81,7 +82,7 @@ def dab_detr(
         class_channels=class_channels,
     )
     model.tokenizer = single_scale_tokenizer(backbone, embed_dim, behavior, position_temperature)
-    encoder_layer, conditional = dense_layers(
+    encoder_layer, conditional = full_attention_layers(
         embed_dim=embed_dim,
         num_heads=num_heads,
         decoder_layers=decoder_layers,
@@ -89,7 +90,9 @@ def dab_detr(
         dropout=dropout,
         activation=activation,
     )
-    model.encoder = L(DenseEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers), embed_dim=embed_dim)
+    model.encoder = L(FullAttentionEncoder)(
+        layers=L(copies)(module=encoder_layer, count=encoder_layers), embed_dim=embed_dim
+    )
     model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
     model.decoder = L(Decoder)(
         layers=conditional,
@@ -162,11 +165,13 @@ def sparse_dab_deformable_detr(**options: Any) -> Any:
     return sparse_detr(base=dab_deformable_detr, **{"two_stage": True, **options})
 
 
-def single_scale_tokenizer(backbone: Backbone, embed_dim: int, behavior: Behavior, position_temperature: float) -> Any:
+def single_scale_tokenizer(
+    backbone: BackboneSpec, embed_dim: int, behavior: Behavior, position_temperature: float
+) -> Any:
     """LazyCall of the tokenizer of a backbone with one map; raises `ValueError` for one with several."""
     if len(backbone.in_features) != 1:
         names = ", ".join(backbone.in_features)
-        raise ValueError(f"dense attention reads one map, but the backbone gives {names}; keep the last one only")
+        raise ValueError(f"full attention reads one map, but the backbone gives {names}; keep the last one only")
     return L(SingleScaleTokenizer)(
         in_channels=backbone.in_channels[0],
         stride=backbone.strides[0],
@@ -176,7 +181,7 @@ def single_scale_tokenizer(backbone: Backbone, embed_dim: int, behavior: Behavio
     )
 
 
-def dense_layers(
+def full_attention_layers(
     *,
     embed_dim: int,
     num_heads: int,
@@ -194,7 +199,7 @@ def dense_layers(
         activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
     )
     self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
-    encoder_layer = L(DenseEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    encoder_layer = L(FullAttentionEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
     layers = L(conditional_layers)(
         ffn=ffn,
         embed_dim=embed_dim,

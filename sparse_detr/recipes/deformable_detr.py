@@ -1,35 +1,39 @@
-"""Deformable DETR (Zhu et al., ICLR 2021) and its top-k variant after Efficient DETR (Yao et al., 2021)."""
+"""Deformable DETR (Zhu et al., ICLR 2021), and its variant with the best encoder tokens as queries."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from detectron2.config import LazyCall as L
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention, SelfAttention, copies
-from sparse_detr.modeling.auxiliary_proposals import NoAuxiliaryProposals
-from sparse_detr.modeling.criterion import SetCriterion
-from sparse_detr.modeling.decoder import Decoder, DecoderLayer
-from sparse_detr.modeling.denoising import NoDenoising
-from sparse_detr.modeling.detector import GeneralizedDETR
-from sparse_detr.modeling.encoder import Encoder, EncoderLayer
-from sparse_detr.modeling.heads import make_heads
-from sparse_detr.modeling.matching import HungarianMatcher
-from sparse_detr.modeling.postprocess import TopKDetections
-from sparse_detr.modeling.queries import (
-    BoxStart,
-    LearnedQueries,
-    MemoryStart,
-    ProposalGenerator,
-    ProposalProjection,
-    TopKQueries,
+from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.decoder import (
+    BoxRefinement,
+    Decoder,
+    DecoderAttentionMap,
+    DeformableDecoderLayer,
+    GivenPosition,
+    NoRefinement,
 )
-from sparse_detr.modeling.query_position import GivenPosition
-from sparse_detr.modeling.refinement import BoxRefinement, NoRefinement
-from sparse_detr.modeling.selection import DecoderAttentionMap, KeepAllTokens, NoSupervision
-from sparse_detr.modeling.tokenizer import MultiScaleTokenizer
-from sparse_detr.recipes.backbones import Backbone, resnet
+from sparse_detr.modeling.detector import GeneralizedDETR
+from sparse_detr.modeling.encoder import DeformableEncoder, DeformableEncoderLayer
+from sparse_detr.modeling.heads import make_heads
+from sparse_detr.modeling.postprocess import TopKDetections
+from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.queries import BoxStart, LearnedQueries, MemoryStart, TopKQueries
+from sparse_detr.modeling.selection import KeepAllTokens
+from sparse_detr.modeling.tokenizers import MultiScaleTokenizer
+from sparse_detr.modeling.training import (
+    HungarianMatcher,
+    NoAuxiliaryProposals,
+    NoDenoising,
+    NoSupervision,
+    SetCriterion,
+)
+from sparse_detr.recipes.backbones import BackboneSpec, resnet
 
 Behavior = Literal["exact", "released"]
 TwoStage = Literal["off", "projected", "memory"]
@@ -37,7 +41,7 @@ TwoStage = Literal["off", "projected", "memory"]
 
 def deformable_detr(
     *,
-    backbone: Backbone | None = None,
+    backbone: BackboneSpec | None = None,
     num_classes: int = 80,
     embed_dim: int = 256,
     num_heads: int = 8,
@@ -83,7 +87,7 @@ def deformable_detr(
         proposals=L(ProposalGenerator)(border="dropped" if released else "clamped"),
         projection=None if two_stage == "off" else L(ProposalProjection)(embed_dim=embed_dim),
         selector=L(KeepAllTokens)(),
-        encoder=L(Encoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers)),
+        encoder=L(DeformableEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers)),
         queries=_queries(two_stage, num_queries, embed_dim),
         denoising=L(NoDenoising)(),
         decoder=L(Decoder)(
@@ -98,19 +102,22 @@ def deformable_detr(
             encoder_layers=encoder_layers - 1 if encoder_auxiliary_loss else 0,
             tied=not box_refinement,
             proposals=two_stage != "off",
+            classification="${..criterion.classification}",
         ),
         attention_map=L(DecoderAttentionMap)(alignment=behavior),
         auxiliary_proposals=L(NoAuxiliaryProposals)(),
         supervision=L(NoSupervision)(),
-        criterion=L(SetCriterion)(matcher=L(HungarianMatcher)()),
-        postprocess=L(TopKDetections)(num_detections=num_detections),
+        criterion=L(SetCriterion)(
+            matcher=L(HungarianMatcher)(classification="${..classification}"), classification=L(SigmoidFocal)()
+        ),
+        postprocess=L(TopKDetections)(classification="${..criterion.classification}", num_detections=num_detections),
         num_classes=num_classes,
         class_channels=class_channels,
         supervise_surplus_rows=released,
     )
 
 
-def backbone_parts(backbone: Backbone, embed_dim: int, num_levels: int, behavior: Behavior) -> dict[str, Any]:
+def backbone_parts(backbone: BackboneSpec, embed_dim: int, num_levels: int, behavior: Behavior) -> dict[str, Any]:
     """The backbone and the tokenizer of its maps, as arguments of `GeneralizedDETR`."""
     tokenizer = L(MultiScaleTokenizer)(
         in_channels=list(backbone.in_channels),
@@ -140,16 +147,30 @@ def transformer_layers(
     )
     ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
     self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
-    encoder_layer = L(EncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
-    decoder_layer = L(DecoderLayer)(
+    encoder_layer = L(DeformableEncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    decoder_layer = L(DeformableDecoderLayer)(
         self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout
     )
     return encoder_layer, decoder_layer
 
 
-def efficient_detr(**options: Any) -> Any:
-    """Deformable DETR with refinement and the best encoder tokens as queries: the dense twin of Sparse DETR."""
+def deformable_detr_topk(**options: Any) -> Any:
+    """Deformable DETR with refinement and the best encoder tokens as queries: Sparse DETR with every token kept.
+
+    The dense baseline of the Sparse DETR paper, "top-k & BBR" in its tables.
+    """
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
+
+
+def efficient_detr(**options: Any) -> Any:
+    """The former name of `deformable_detr_topk`, which the public code of Sparse DETR calls so."""
+    warnings.warn(
+        "efficient_detr is Deformable DETR with the best tokens as queries, not Efficient DETR (Yao et al., 2021); "
+        "its name is deformable_detr_topk now",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return deformable_detr_topk(**options)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 from detectron2.config import LazyCall as L
 from torch import nn
 
-from sparse_detr.modeling.denoising import ContrastiveDenoising
+from sparse_detr.modeling.decoder import BoxPosition, LookForwardTwice
 from sparse_detr.modeling.queries import LearnedStart, TopKQueries
-from sparse_detr.modeling.query_position import BoxPosition
-from sparse_detr.modeling.refinement import LookForwardTwice
+from sparse_detr.modeling.training import ContrastiveDenoising
 from sparse_detr.recipes.deformable_detr import Behavior, deformable_detr
 
 IOU_EPS = 1e-6

@@ -8,18 +8,17 @@ from typing import Any, get_args
 from detectron2.config import LazyCall as L
 from torch import nn
 
-from sparse_detr.modeling.auxiliary_proposals import AuxiliaryProposals
-from sparse_detr.modeling.dual_attention import DualAttentionLayer
-from sparse_detr.modeling.encoder import Encoder
-from sparse_detr.modeling.queries import ProposalProjection
+from sparse_detr.modeling.encoder import DeformableEncoder, DualAttentionLayer
+from sparse_detr.modeling.proposals import ProposalProjection
 from sparse_detr.modeling.selection import (
-    ForegroundLabels,
-    ForegroundSupervision,
+    BatchCascadedBudget,
+    CascadedBudget,
     ScoringNetwork,
     TopDownScorer,
     TopKSelector,
     layer_shares,
 )
+from sparse_detr.modeling.training import AuxiliaryProposals, ForegroundLabels, ForegroundSupervision
 from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
 from sparse_detr.recipes.dino import dino
 
@@ -61,7 +60,7 @@ def focus(
         behavior: `exact`, or `released` for what the public implementation's weights were trained with.
     """
     check_choice("behavior", behavior, get_args(Behavior))
-    if model.encoder._target_ is not Encoder:
+    if model.encoder._target_ is not DeformableEncoder:
         raise ValueError("only a deformable encoder can be focused: take dino, deformable_detr or dab_deformable_detr")
     released = behavior == "released"
     if not model.heads.proposals:
@@ -72,11 +71,12 @@ def focus(
             num_levels="${...tokenizer.num_levels}",
             modulation=behavior,
         ),
-        keep_ratio=keep_ratio,
+        budget=L(BatchCascadedBudget if released else CascadedBudget)(
+            keep_ratio=keep_ratio,
+            schedule=L(layer_shares)(num_layers="${....encoder.layers.count}", published=SCHEDULE, shares=schedule),
+        ),
         inference_keep_ratio=inference_keep_ratio,
-        schedule=L(layer_shares)(num_layers="${...encoder.layers.count}", published=SCHEDULE, shares=schedule),
         padding="ranked_lowest" if released else "excluded",
-        budgets="batch" if released else "image",
     )
     model.encoder.source = "static" if released else "updated"
     model.encoder.layers.module = _dual_attention(model.encoder.layers.module, num_objects, released)

@@ -17,7 +17,7 @@ from detectron2.modeling.backbone import Backbone as D2Backbone
 from torch import nn
 
 from sparse_detr.errors import UserError
-from sparse_detr.recipes.backbones import Backbone, from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
@@ -67,7 +67,7 @@ def recipe_options(name: str) -> list[str]:
     return [option for option in options if option not in RECIPES[name].fixed]
 
 
-def recipe_config(name: str, cfg: CfgNode, backbone: Backbone) -> Any:
+def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
     """The lazy config that a meta-architecture is built from; nothing is built.
 
     Raises:

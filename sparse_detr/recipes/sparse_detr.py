@@ -8,16 +8,17 @@ from typing import Any, Literal
 from detectron2.config import LazyCall as L
 
 from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.queries import ProposalProjection
+from sparse_detr.modeling.proposals import ProposalProjection
 from sparse_detr.modeling.selection import (
-    AttentionMapSupervision,
+    EvenBudget,
     LearnedScorer,
     ObjectnessScorer,
     RandomScorer,
     ScoringNetwork,
     TopKSelector,
 )
-from sparse_detr.recipes.deformable_detr import efficient_detr
+from sparse_detr.modeling.training import AttentionMapSupervision
+from sparse_detr.recipes.deformable_detr import deformable_detr_topk
 from sparse_detr.recipes.dino import dino
 
 Scorer = Literal["attention_map", "objectness", "random"]
@@ -29,7 +30,7 @@ def sparse_detr(
     inference_keep_ratio: float | None = None,
     scorer: Scorer = "attention_map",
     encoder_auxiliary_loss: bool = True,
-    base: Callable[..., Any] = efficient_detr,
+    base: Callable[..., Any] = deformable_detr_topk,
     **options: Any,
 ) -> Any:
     """LazyCall of a detector whose encoder refines the best `keep_ratio` of the tokens.
@@ -49,7 +50,7 @@ def sparse_detr(
         model.projection = L(ProposalProjection)(embed_dim=embed_dim)
     model.selector = L(TopKSelector)(
         scorer=_scorer(scorer, embed_dim, released),
-        keep_ratio=keep_ratio,
+        budget=L(EvenBudget)(keep_ratio=keep_ratio),
         inference_keep_ratio=inference_keep_ratio,
         padding="lowest" if released else "excluded",
     )

@@ -1,18 +1,33 @@
 """Frozen records that the parts of a detector hand to each other."""
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
-from sparse_detr.structures.pyramid import Pyramid, Tokens, geometry_dtype
-from sparse_detr.structures.selection import AllTokens, CascadedTokens, TokenSelection, TopKTokens
+from sparse_detr.structures.pyramid import ImageSizes, Pyramid, Tokens, at_most, geometry_dtype, map_size
+from sparse_detr.structures.queries import Denoising, Queries
+from sparse_detr.structures.selection import (
+    AllTokens,
+    CascadedTokens,
+    TokenSelection,
+    TopKTokens,
+    top_token_cascade,
+    top_tokens,
+)
 
 __all__ = [
     "AllTokens",
     "CascadedTokens",
+    "Denoising",
     "DetectorOutput",
+    "ImageSizes",
     "PredictionGroup",
     "Pyramid",
+    "Queries",
     "Targets",
     "TokenSelection",
     "Tokens",
     "TopKTokens",
+    "at_most",
     "geometry_dtype",
+    "map_size",
+    "top_token_cascade",
+    "top_tokens",
 ]

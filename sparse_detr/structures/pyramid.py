@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+Shapes = tuple[tuple[int, int], ...]
+ImageSizes = Sequence[tuple[int, int]] | Tensor | None
+"""(h, w) of every image before padding.
+
+Pairs of numbers are known on the host: nothing waits for the device, and steps that padding alone needs are left out
+where there is none. A (B, 2) long tensor is what `torch.export` and `torch.compile` take: no step depends on its
+values. None means that every image fills the batch.
+"""
+
 
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of places, boxes and counts beside features of `dtype`: float32 where those are of half precision.
+    """Return the dtype of places, boxes and counts beside features of `dtype`: float32 where those have fewer bits.
 
     8 or 11 bits are too few for a place in a map of 100 cells, or for a box in an image of 1000 pixels.
     """
@@ -19,36 +29,68 @@ def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """Geometry of the feature levels of a padded batch.
+    """Geometry of the feature levels of a padded batch; `Pyramid.of` makes one.
 
     Images are padded at the right and at the bottom, so what is real on a level is a rectangle at its top left.
     Tokens run level by level, row by row within a level.
 
     Args:
         spatial_shapes: (h, w) of every level of the padded batch.
-        valid_shapes: for every image, (h, w) of the unpadded part of every level, at least 1. Kept on the host, so
-            that no budget needs a round trip to the device.
-        device: where the tensors derived from it live.
+        valid_sizes: (B, L, 2) long, (h, w) of the unpadded part of every level of every image, at least 1.
+        valid_counts: tokens of every image that are not padding, on the host; None where only the device knows.
+        has_padding: whether any token is padding; True where only the device knows.
+        cells: (N, 3) long: level, row and column of every token.
+        token_valid_sizes: (B, N, 2) long: `valid_sizes` of the level that the token lies on.
+        padding_mask: (B, N) bool, True on padding.
     """
 
-    spatial_shapes: tuple[tuple[int, int], ...]
-    valid_shapes: tuple[tuple[tuple[int, int], ...], ...]
-    device: torch.device
+    spatial_shapes: Shapes
+    valid_sizes: Tensor
+    valid_counts: list[int] | None
+    has_padding: bool
+    cells: Tensor
+    token_valid_sizes: Tensor
+    padding_mask: Tensor
+
+    @staticmethod
+    def of(
+        spatial_shapes: Shapes, valid_shapes: Sequence[Shapes] | Tensor, *, device: torch.device | None = None
+    ) -> Pyramid:
+        """Make a pyramid.
+
+        Args:
+            spatial_shapes: (h, w) of every level of the padded batch.
+            valid_shapes: for every image, (h, w) of the unpadded part of every level, on the host; or the same as a
+                (B, L, 2) long tensor, whose values are not looked at.
+            device: where the tensors are to be; that of `valid_shapes` if it is a tensor.
+        """
+        if isinstance(valid_shapes, Tensor):
+            return _pyramid(spatial_shapes, valid_shapes, valid_counts=None, has_padding=True)
+        counts = [sum(height * width for height, width in shapes) for shapes in valid_shapes]
+        padded = any(tuple(shapes) != tuple(spatial_shapes) for shapes in valid_shapes)
+        valid_sizes = torch.tensor(valid_shapes, device=device)
+        return _pyramid(spatial_shapes, valid_sizes, valid_counts=counts, has_padding=padded)
+
+    @staticmethod
+    def unpadded(spatial_shapes: Shapes, batch_size: int, *, device: torch.device) -> Pyramid:
+        """Make the pyramid of a batch without padding, of any size, even a symbolic one."""
+        valid_sizes = torch.tensor(spatial_shapes, device=device).expand(batch_size, -1, -1)
+        return _pyramid(spatial_shapes, valid_sizes, valid_counts=None, has_padding=False)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.valid_sizes.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.valid_sizes.device
 
     @property
     def num_tokens(self) -> int:
         """N, the tokens of all levels, padding included."""
-        return sum(self.level_sizes)
-
-    @property
-    def valid_counts(self) -> list[int]:
-        """Tokens of every image that are not padding."""
-        return [sum(height * width for height, width in shapes) for shapes in self.valid_shapes]
-
-    @property
-    def has_padding(self) -> bool:
-        """Whether any token is padding."""
-        return any(shapes != self.spatial_shapes for shapes in self.valid_shapes)
+        return self.cells.shape[0]
 
     @property
     def level_sizes(self) -> list[int]:
@@ -59,45 +101,53 @@ class Pyramid:
         """Cut (B, N, ...) into one (B, h * w, ...) a level."""
         return list(tokens.split(self.level_sizes, dim=1))
 
-    @cached_property
-    def valid_sizes(self) -> Tensor:
-        """(B, L, 2) long, `valid_shapes` on the device."""
-        return torch.tensor(self.valid_shapes, device=self.device)
-
-    @cached_property
-    def cells(self) -> Tensor:
-        """(N, 3) long: level, row and column of every token."""
-        levels = []
-        for level, (height, width) in enumerate(self.spatial_shapes):
-            rows, columns = torch.meshgrid(
-                torch.arange(height, device=self.device), torch.arange(width, device=self.device), indexing="ij"
-            )
-            levels.append(torch.stack([torch.full_like(rows, level), rows, columns], -1).flatten(0, 1))
-        return torch.cat(levels)
-
-    @cached_property
-    def token_valid_sizes(self) -> Tensor:
-        """(B, N, 2) long: valid (h, w) of the level that the token lies on."""
-        return self.valid_sizes[:, self.cells[:, 0]]
-
-    @cached_property
-    def padding_mask(self) -> Tensor:
-        """(B, N) bool, True on padding."""
-        return (self.cells[None, :, 1:] >= self.token_valid_sizes).any(-1)
-
     def valid_ratios(self, dtype: torch.dtype) -> Tensor:
-        """(B, L, 2): unpadded share of every level as (w, h), in `geometry_dtype`."""
+        """Return (B, L, 2): unpadded share of every level as (w, h), in `geometry_dtype`."""
         dtype = geometry_dtype(dtype)
         shapes = torch.tensor(self.spatial_shapes, device=self.device)
         return (self.valid_sizes.to(dtype) / shapes.to(dtype)).flip(-1)
 
     def centers(self, dtype: torch.dtype) -> Tensor:
-        """(B, N, 2): (x, y) of the token centres, in [0, 1] of the unpadded image; above 1 on padding.
+        """Return (B, N, 2): (x, y) of the token centres, in [0, 1] of the unpadded image; above 1 on padding.
 
         In `geometry_dtype`.
         """
         dtype = geometry_dtype(dtype)
         return ((self.cells[:, 1:].to(dtype) + 0.5) / self.token_valid_sizes.to(dtype)).flip(-1)
+
+
+def _pyramid(spatial_shapes: Shapes, valid_sizes: Tensor, **facts: Any) -> Pyramid:
+    levels = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=valid_sizes.device),
+            torch.arange(width, device=valid_sizes.device),
+            indexing="ij",
+        )
+        levels.append(torch.stack([torch.full_like(rows, level), rows, columns], -1).flatten(0, 1))
+    cells = torch.cat(levels)
+    token_valid_sizes = valid_sizes[:, cells[:, 0]]
+    return Pyramid(
+        spatial_shapes=tuple(spatial_shapes),
+        valid_sizes=valid_sizes,
+        cells=cells,
+        token_valid_sizes=token_valid_sizes,
+        padding_mask=(cells[None, :, 1:] >= token_valid_sizes).any(-1),
+        **facts,
+    )
+
+
+def map_size(x: Tensor) -> tuple[int, int]:
+    """Return (h, w) of a map (..., h, w): numbers, symbolic in a traced graph; torch.jit's are taken as constants."""
+    height, width = x.shape[-2:]
+    return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
+
+
+def at_most(number: int, limit: int) -> int:
+    """Return the smaller of two numbers, which are symbolic in a traced graph; torch.jit's are taken as constants."""
+    if torch.jit.is_tracing():
+        return min(int(number), int(limit))
+    return torch.sym_min(number, limit)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, eq=False)

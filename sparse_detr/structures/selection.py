@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -24,12 +24,12 @@ class TokenSelection(Protocol):
         """(B,) long, kept tokens of an image; rows beyond it are surplus, there to fill the batch."""
 
     @property
-    def kept_mask(self) -> Tensor:
+    def keep(self) -> Tensor:
         """(B, N) bool, True on kept tokens."""
 
     @property
-    def row_mask(self) -> Tensor:
-        """(B, K) bool, True on rows that belong to a kept token."""
+    def valid(self) -> Tensor:
+        """(B, K) bool, False on surplus rows."""
 
     def gather(self, tokens: Tensor) -> Tensor:
         """Take the rows (B, K, ...) of the selected tokens out of (B, N, ...)."""
@@ -38,7 +38,7 @@ class TokenSelection(Protocol):
         """Return (B, N, C) `tokens` with the kept ones replaced by their (B, K, C) `rows`; surplus rows are dropped."""
 
     def at_layer(self, layer: int) -> TokenSelection:
-        """The tokens that an encoder layer refines, counted from 0; the first layer's are those of the selection."""
+        """Return the tokens that an encoder layer refines, counted from 0; the first layer's are the selection's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +47,21 @@ class AllTokens:
 
     pyramid: Pyramid
 
-    @cached_property
+    @property
     def indices(self) -> Tensor:
         positions = torch.arange(self.pyramid.num_tokens, device=self.pyramid.device)
-        return positions.expand(len(self.pyramid.valid_shapes), -1)
+        return positions.expand(self.pyramid.batch_size, -1)
 
     @property
     def counts(self) -> Tensor:
-        return torch.tensor(self.pyramid.valid_counts, device=self.pyramid.device)
+        return self.keep.sum(-1)
 
     @property
-    def kept_mask(self) -> Tensor:
+    def keep(self) -> Tensor:
         return ~self.pyramid.padding_mask
 
     @property
-    def row_mask(self) -> Tensor:
+    def valid(self) -> Tensor:
         return ~self.pyramid.padding_mask
 
     def gather(self, tokens: Tensor) -> Tensor:
@@ -76,34 +76,37 @@ class AllTokens:
 
 @dataclass(frozen=True, eq=False)
 class TopKTokens:
-    """The best tokens of every image by score.
+    """The best tokens of every image by score; `top_tokens` chooses them.
 
     Args:
         indices: (B, K) long, best first.
         counts: (B,) long, at most K.
         num_tokens: N.
+        valid: (B, K) bool, False on surplus rows.
     """
 
     indices: Tensor
     counts: Tensor
     num_tokens: int
+    valid: Tensor
 
-    @cached_property
-    def row_mask(self) -> Tensor:
-        ranks = torch.arange(self.indices.shape[1], device=self.indices.device)
-        return ranks < self.counts[:, None]
+    @staticmethod
+    def of(indices: Tensor, counts: Tensor, *, num_tokens: int) -> TopKTokens:
+        """Make a selection of the first `counts` (B,) of (B, K) tokens, best first."""
+        valid = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
+        return TopKTokens(indices=indices, counts=counts, num_tokens=num_tokens, valid=valid)
 
-    @cached_property
-    def kept_mask(self) -> Tensor:
+    @property
+    def keep(self) -> Tensor:
         kept = torch.zeros(self.indices.shape[0], self.num_tokens, dtype=torch.bool, device=self.indices.device)
-        return kept.scatter(1, self.indices, self.row_mask)
+        return kept.scatter(1, self.indices, self.valid)
 
     def gather(self, tokens: Tensor) -> Tensor:
         index = self.indices.reshape(*self.indices.shape, *[1] * (tokens.dim() - 2))
         return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
 
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        rows = torch.where(self.row_mask[..., None], rows, self.gather(tokens))
+        rows = torch.where(self.valid[..., None], rows, self.gather(tokens))
         return tokens.scatter(1, self.indices[..., None].expand_as(rows), rows)
 
     def at_layer(self, layer: int) -> TokenSelection:
@@ -117,21 +120,44 @@ class CascadedTokens(TopKTokens):
     The selection as a whole is that of the first layer.
 
     Args:
-        layer_counts: (layers, B) long, kept tokens of every layer and image; the first row is `counts`.
-        layer_rows: K of every layer, the largest of its counts.
+        layers: the tokens of every layer.
     """
 
-    layer_counts: Tensor
-    layer_rows: tuple[int, ...]
+    layers: tuple[TopKTokens, ...]
+
+    @staticmethod
+    def nested(indices: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, num_tokens: int) -> CascadedTokens:
+        """Make a selection whose layers keep the first `counts` (B,) of (B, K) tokens, in so many `rows` each."""
+        layers = tuple(
+            TopKTokens.of(indices[:, :row], count, num_tokens=num_tokens)
+            for count, row in zip(counts, rows, strict=True)
+        )
+        first = layers[0]
+        return CascadedTokens(
+            indices=first.indices, counts=first.counts, num_tokens=num_tokens, valid=first.valid, layers=layers
+        )
 
     def at_layer(self, layer: int) -> TopKTokens:
-        if layer >= len(self.layer_rows):
+        if layer >= len(self.layers):
             raise ValueError(
-                f"the cascade keeps tokens for {len(self.layer_rows)} encoder layers, and this is layer {layer + 1}; "
-                "give the selector a schedule of one share a layer"
+                f"the cascade keeps tokens for {len(self.layers)} encoder layers, and this is layer {layer + 1}; "
+                "give the budget a schedule of one share a layer"
             )
-        return TopKTokens(
-            indices=self.indices[:, : self.layer_rows[layer]],
-            counts=self.layer_counts[layer],
-            num_tokens=self.num_tokens,
-        )
+        return self.layers[layer]
+
+
+def top_tokens(scores: Tensor, counts: Tensor, rows: int) -> TopKTokens:
+    """Choose the tokens of highest score; images with fewer of them fill up with their next best.
+
+    Args:
+        scores: (B, N).
+        counts: (B,) long, tokens to keep of every image.
+        rows: K, at least the largest count.
+    """
+    return TopKTokens.of(scores.detach().topk(rows, dim=1).indices, counts, num_tokens=scores.shape[1])
+
+
+def top_token_cascade(scores: Tensor, counts: Sequence[Tensor], rows: Sequence[int]) -> CascadedTokens:
+    """Choose the tokens of highest score for every layer; counts and rows as for `top_tokens`, one a layer."""
+    indices = scores.detach().topk(rows[0], dim=1).indices
+    return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1])

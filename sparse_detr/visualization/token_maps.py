@@ -40,7 +40,7 @@ class TokenMaps:
 
 def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None = None) -> TokenMaps:
     """Take the maps of one image of the batch out of a detector's output, and of (B, N) bool `objects`."""
-    kept, pyramid, attention = output.selection.kept_mask, output.pyramid, output.attention_map
+    kept, pyramid, attention = output.selection.keep, output.pyramid, output.attention_map
     kept_count = (kept & ~pyramid.padding_mask)[image].sum().item()
     covered = float("nan") if attention is None else covered_attention(kept, attention)[image].item()
     return TokenMaps(

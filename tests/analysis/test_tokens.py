@@ -25,7 +25,7 @@ def pyramid() -> Pyramid:
 
 
 def make_pyramid(*valid_shapes: tuple[tuple[int, int], ...]) -> Pyramid:
-    return Pyramid(spatial_shapes=SHAPES, valid_shapes=valid_shapes, device=torch.device("cpu"))
+    return Pyramid.of(SHAPES, valid_shapes, device=torch.device("cpu"))
 
 
 def mask(*kept_of_images: list[int]) -> torch.Tensor:
@@ -106,13 +106,8 @@ class Layer(torch.nn.Module):
 
 def test_object_tokens_are_those_of_the_last_layer_without_surplus_rows():
     """The last layer refines tokens 4 and 0 of an image, and 1 of the other, whose second row is surplus."""
-    selection = CascadedTokens(
-        indices=torch.tensor([[4, 0, 2], [1, 2, 3]]),
-        counts=torch.tensor([3, 2]),
-        num_tokens=5,
-        layer_counts=torch.tensor([[3, 2], [2, 1]]),
-        layer_rows=(3, 2),
-    )
+    indices, counts = torch.tensor([[4, 0, 2], [1, 2, 3]]), torch.tensor([[3, 2], [2, 1]])
+    selection = CascadedTokens.nested(indices, counts, (3, 2), num_tokens=5)
     layers = torch.nn.ModuleList([Layer(torch.tensor([[0], [0]])), Layer(torch.tensor([[1, 0], [1, 0]]))])
     encoder = torch.nn.Module()
     encoder.layers = layers

@@ -138,7 +138,7 @@ def test_a_yaml_config_of_the_same_model_takes_the_same_weights(folder):
 
 
 def test_overrides_apply_in_the_configs_own_style(folder, capsys):
-    assert demo("sparse", "--max-images", "1", "--opts", "model.selector.keep_ratio=1.0") == 0
+    assert demo("sparse", "--max-images", "1", "--opts", "model.selector.budget.keep_ratio=1.0") == 0
     assert json.loads((folder / "out" / "tall.json").read_text())["kept_share"] == 1
     assert "1 of 1 images drawn" in capsys.readouterr().out
 

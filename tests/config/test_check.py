@@ -40,7 +40,7 @@ LAZY_FAULTS = {
     "lr_multiplier.warmup_iters=-1": "lr_multiplier.warmup_iters=-1 cannot be used",
     "lr_multiplier.max_iter=${train.x}": "lr_multiplier.max_iter",
     "model.encoder.layers.count=x": "model.encoder.layers.count=x cannot be used; give a whole number",
-    "model.selector.keep_ratio=2": "model.selector.keep_ratio=2 cannot be used; give a number above 0 and at most 1",
+    "model.selector.budget.keep_ratio=2": "keep_ratio=2 cannot be used; give a number above 0 and at most 1",
     "model.queries.num_queries=0": "model.queries.num_queries=0 cannot be used",
     "model.num_classes=0": "model.num_classes=0 cannot be used",
     "model.tokenizer=3": "model.tokenizer is a group of settings",

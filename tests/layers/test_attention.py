@@ -1,15 +1,15 @@
-"""Dense attention against PyTorch's own layer."""
+"""Full attention against PyTorch's own layer."""
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sparse_detr.layers import SelfAttention, multi_head_attention, visible_keys
+from sparse_detr.layers import SelfAttention, attention_mask, multi_head_attention
 
-PADDING = torch.tensor([[False, False, False, True, True], [False] * 5])
-BLOCKED = torch.zeros(5, 5, dtype=torch.bool)
-BLOCKED[2:, :2] = True
+VALID = torch.tensor([[True, True, True, False, False], [True] * 5])
+KEEP = torch.ones(5, 5, dtype=torch.bool)
+KEEP[2:, :2] = False
 
 
 def both_layers():
@@ -22,30 +22,31 @@ def both_layers():
     return ours, theirs
 
 
-@pytest.mark.parametrize("blocked", [None, BLOCKED])
-@pytest.mark.parametrize("padding", [None, PADDING])
-def test_self_attention_is_that_of_pytorch_with_any_mask(padding, blocked):
+@pytest.mark.parametrize("keep", [None, KEEP])
+@pytest.mark.parametrize("valid", [None, VALID])
+def test_self_attention_is_that_of_pytorch_with_any_mask(valid, keep):
     ours, theirs = both_layers()
     content, position = torch.randn(2, 2, 5, 32, dtype=torch.float64)
-    located = content + position
-    expected, _ = theirs(located, located, content, key_padding_mask=padding, attn_mask=blocked)
-    assert_close(ours(content, position, visible_keys(padding, blocked)), expected)
+    query = content + position
+    hidden = [None if mask is None else ~mask for mask in (valid, keep)]  # PyTorch's are True where nothing is read
+    expected, _ = theirs(query, query, content, key_padding_mask=hidden[0], attn_mask=hidden[1])
+    assert_close(ours(content, position, attention_mask(valid, keep)), expected)
 
 
 def test_masks_say_who_is_seen_once_for_all_heads():
-    assert visible_keys(None, None) is None
-    assert torch.equal(visible_keys(None, BLOCKED), ~BLOCKED)
-    assert visible_keys(PADDING, None).shape == (2, 1, 1, 5)
-    both = visible_keys(PADDING, BLOCKED)
+    assert attention_mask(None, None) is None
+    assert torch.equal(attention_mask(None, KEEP), KEEP)
+    assert attention_mask(VALID, None).shape == (2, 1, 1, 5)
+    both = attention_mask(VALID, KEEP)
     assert both.shape == (2, 1, 5, 5)
     assert both[0, 0].tolist() == [[True] * 3 + [False] * 2] * 2 + [[False, False, True, False, False]] * 3
-    assert torch.equal(both[1, 0], ~BLOCKED)
+    assert torch.equal(both[1, 0], KEEP)
 
 
 def test_values_may_have_other_channels_than_queries_and_keys():
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 3, 8), torch.randn(1, 5, 8), torch.randn(1, 5, 4)
-    result = multi_head_attention(query, key, value, num_heads=2, visible=None, dropout=0.0)
+    result = multi_head_attention(query, key, value, num_heads=2, mask=None, dropout=0.0)
     for head in range(2):
         channels, values = slice(4 * head, 4 * head + 4), slice(2 * head, 2 * head + 2)
         weights = (query[0, :, channels] @ key[0, :, channels].T / 2).softmax(-1)

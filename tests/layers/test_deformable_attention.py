@@ -22,7 +22,7 @@ def attention():
 
 
 def pyramid_of(*valid_shapes):
-    return Pyramid(spatial_shapes=SHAPES, valid_shapes=valid_shapes, device=torch.device("cpu"))
+    return Pyramid.of(SHAPES, valid_shapes, device=torch.device("cpu"))
 
 
 def inputs(reference_size):

@@ -20,7 +20,7 @@ def test_channels_interleave_sine_and_cosine_of_falling_frequencies():
 
 
 def test_rows_come_before_columns_and_both_span_two_pi():
-    pyramid = Pyramid(spatial_shapes=((1, 4),), valid_shapes=(((1, 4),),), device=CPU)
+    pyramid = Pyramid.of(((1, 4),), (((1, 4),),), device=CPU)
     embedding = embed_tokens(pyramid, 4, dtype=torch.float64)[0]
     columns = torch.tensor([0.5, 1.5, 2.5, 3.5], dtype=torch.float64) * (2 * math.pi / 4)
     assert_close(embedding[:, 2], columns.sin(), atol=1e-5, rtol=0)
@@ -29,14 +29,14 @@ def test_rows_come_before_columns_and_both_span_two_pi():
 
 
 def test_without_the_offset_a_token_is_at_its_far_edge():
-    pyramid = Pyramid(spatial_shapes=((1, 4),), valid_shapes=(((1, 4),),), device=CPU)
+    pyramid = Pyramid.of(((1, 4),), (((1, 4),),), device=CPU)
     embedding = embed_tokens(pyramid, 4, dtype=torch.float64, offset=0.0)[0]
     assert embedding[:, 2].tolist() == pytest.approx([1, 0, -1, 0], abs=1e-5)
 
 
 def test_padding_does_not_move_real_tokens():
-    alone = Pyramid(spatial_shapes=((2, 3),), valid_shapes=(((2, 3),),), device=CPU)
-    padded = Pyramid(spatial_shapes=((4, 5),), valid_shapes=(((2, 3),),), device=CPU)
+    alone = Pyramid.of(((2, 3),), (((2, 3),),), device=CPU)
+    padded = Pyramid.of(((4, 5),), (((2, 3),),), device=CPU)
     real = embed_tokens(padded, 16, dtype=torch.float64)[~padded.padding_mask]
     assert torch.equal(real, embed_tokens(alone, 16, dtype=torch.float64)[0])
 

@@ -12,7 +12,7 @@ BATCH = [picture(64, 96), picture(96, 64, boxes=((0.2, 0.2, 0.6, 0.6),))]
 
 
 def ask(queries):
-    return queries(MEMORY, proposals=None, projection=None, head=None)
+    return queries(MEMORY, None)
 
 
 def counted(weight):

@@ -17,8 +17,8 @@ from tests.modeling.tiny import build, picture
 MODELS = [
     ("one_stage", {}),
     ("two_stage", {}),
-    ("efficient", {}),
-    ("efficient", {"num_levels": 5}),
+    ("topk", {}),
+    ("topk", {"num_levels": 5}),
     ("sparse", {"keep_ratio": 0.1}),
     ("sparse", {"keep_ratio": 0.3}),
     ("sparse", {"keep_ratio": 1.0}),
@@ -67,8 +67,8 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
     batched = run(model, PICTURES)
     for image, alone in enumerate([run(model, [one]) for one in PICTURES]):
         real = ~batched.pyramid.padding_mask[image]
-        assert torch.equal(batched.selection.kept_mask[image][real], alone.selection.kept_mask[0])
-        assert not batched.selection.kept_mask[image][~real].any()
+        assert torch.equal(batched.selection.keep[image][real], alone.selection.keep[0])
+        assert not batched.selection.keep[image][~real].any()
         if alone.token_scores is not None:
             close(batched.token_scores[image][real], alone.token_scores[0])
         if alone.attention_map is not None:
@@ -143,7 +143,7 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
         close(loss, expected)
 
 
-@pytest.mark.parametrize("name", ["efficient", "sparse", "focus"])
+@pytest.mark.parametrize("name", ["topk", "sparse", "focus"])
 def test_the_released_behaviour_does_depend_on_the_batch(name):
     model = build(name, behavior="released")
     batched, alone = run(model, PICTURES[:2]), run(model, PICTURES[:1])

@@ -3,10 +3,26 @@
 import pytest
 import torch
 
-from sparse_detr.modeling.selection import RandomScorer, TopKSelector, layer_shares
-from sparse_detr.modeling.selection.budgets import batch_budgets, cascaded_budgets, check_schedule, token_budgets
+from sparse_detr.modeling.selection import (
+    BatchCascadedBudget,
+    CascadedBudget,
+    EvenBudget,
+    RandomScorer,
+    TopKSelector,
+    layer_shares,
+)
+from sparse_detr.modeling.selection.budgets import check_schedule, share_of
 
 PUBLISHED = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+
+
+def layers_of(kind, counts, keep_ratio, schedule):
+    """Tokens of every layer and image, which are the same for counts on the host and in a tensor."""
+    budget = kind(keep_ratio=keep_ratio, schedule=schedule)
+    layers = budget.host_layers(counts)
+    assert [kept.tolist() for kept in budget.layers(torch.tensor(counts))] == layers
+    assert all(bound >= max(kept) for bound, kept in zip(budget.largest(max(counts)), layers, strict=True))
+    return layers
 
 
 @pytest.mark.parametrize(
@@ -23,26 +39,34 @@ PUBLISHED = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
     ],
 )
 def test_a_budget_is_the_truncated_share_plus_one_but_never_more_than_there_are(count, keep_ratio, expected):
-    assert token_budgets([count], keep_ratio) == [expected]
+    assert share_of(count, keep_ratio) == expected
+    assert share_of(torch.tensor([count]), keep_ratio).tolist() == [expected]
 
 
 def test_every_image_has_a_cascade_of_its_own():
     """Half of 677 and of 10 tokens, then 0.8 of the half, and so on."""
-    assert cascaded_budgets([677, 10], 0.5, PUBLISHED) == [[339, 6], [271, 5], [204, 4], [204, 4], [136, 3], [68, 2]]
+    assert layers_of(CascadedBudget, [677, 10], 0.5, PUBLISHED) == [
+        [339, 6],
+        [271, 5],
+        [204, 4],
+        [204, 4],
+        [136, 3],
+        [68, 2],
+    ]
 
 
 def test_a_cascade_of_everything_asks_for_no_more_than_there_is():
-    assert cascaded_budgets([10, 1], 1.0, (1.0, 0.5)) == [[10, 1], [6, 1]]
+    assert layers_of(CascadedBudget, [10, 1], 1.0, (1.0, 0.5)) == [[10, 1], [6, 1]]
 
 
 def test_released_layers_have_shares_of_the_largest_budget_and_no_image_more_than_its_first():
     """K = int(677 / 2) + 1 = 339, of which 271, 203, 203, 135 and 67; the other image has int(449 / 2) + 1 = 225."""
     expected = [[339, 225], [271, 225], [203, 203], [203, 203], [135, 135], [67, 67]]
-    assert batch_budgets([677, 449], 0.5, PUBLISHED) == expected
+    assert layers_of(BatchCascadedBudget, [677, 449], 0.5, PUBLISHED) == expected
 
 
 def test_released_layers_keep_one_token_at_least():
-    assert batch_budgets([1, 1], 0.5, PUBLISHED) == [[1, 1]] * 6
+    assert layers_of(BatchCascadedBudget, [1, 1], 0.5, PUBLISHED) == [[1, 1]] * 6
 
 
 @pytest.mark.parametrize(
@@ -69,16 +93,16 @@ def test_a_given_schedule_has_one_share_a_layer():
 @pytest.mark.parametrize("schedule", [(), (0.8, 0.6), (1, 0.5, 0.6), (1, 0), (1, float("nan"))])
 def test_a_schedule_starts_at_one_never_grows_and_stays_above_zero(schedule):
     with pytest.raises(ValueError, match="must start at 1, never grow and stay above 0, got"):
-        TopKSelector(scorer=RandomScorer(), keep_ratio=0.5, schedule=schedule)
+        CascadedBudget(keep_ratio=0.5, schedule=schedule)
 
 
 def test_the_keep_ratio_is_that_of_the_first_layer_and_the_mean_is_reported_beside_it():
-    selector = TopKSelector(scorer=RandomScorer(), keep_ratio=0.5, inference_keep_ratio=0.25, schedule=PUBLISHED)
+    budget = CascadedBudget(keep_ratio=0.5, schedule=PUBLISHED)
+    selector = TopKSelector(scorer=RandomScorer(), budget=budget, inference_keep_ratio=0.25)
     assert (selector.keep_ratio, selector.mean_keep_ratio) == (0.5, pytest.approx(0.3))
     assert selector.eval().mean_keep_ratio == pytest.approx(0.15)
-    selector.set_keep_ratio(1.0)
-    assert (selector.keep_ratio, selector.mean_keep_ratio) == (1.0, pytest.approx(0.6))
-    assert TopKSelector(scorer=RandomScorer(), keep_ratio=0.3).mean_keep_ratio == 0.3
+    assert budget.with_keep_ratio(1.0).mean_keep_ratio == pytest.approx(0.6)
+    assert EvenBudget(keep_ratio=0.3).mean_keep_ratio == 0.3
 
 
 def test_budgets_are_exact_for_every_number_of_tokens_in_single_precision():

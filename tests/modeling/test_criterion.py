@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from sparse_detr.modeling.criterion import SetCriterion
-from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.modeling.training.criterion import SetCriterion
+from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.structures import PredictionGroup, Targets
 
 BOX = (0.5, 0.5, 0.2, 0.2)

@@ -8,26 +8,25 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.layers import MLP, FeedForward, MultiScaleDeformableAttention, SelfAttention, inverse_sigmoid
-from sparse_detr.modeling.decoder import Decoder, DecoderLayer, QueryMask, on_padded_levels
-from sparse_detr.modeling.heads import PredictionHead, make_heads
-from sparse_detr.modeling.queries import Queries
-from sparse_detr.modeling.query_position import (
+from sparse_detr.modeling.decoder.deformable import Decoder, DeformableDecoderLayer, on_padded_levels
+from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
     ContentScale,
     GivenPosition,
     QueryPosition,
     embed_rows_first,
 )
-from sparse_detr.modeling.refinement import BoxRefinement, LookForwardTwice, NoRefinement
+from sparse_detr.modeling.decoder.refinement import BoxRefinement, LookForwardTwice, NoRefinement
+from sparse_detr.modeling.heads import PredictionHead, make_heads
+from sparse_detr.structures import Queries
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((4, 5), (2, 3))
-SEE_ALL = QueryMask(padding=None, blocked=None)
 
 
 def make_decoder(refinement, count=3, **parts):
     torch.manual_seed(0)
-    layer = DecoderLayer(
+    layer = DeformableDecoderLayer(
         self_attn=SelfAttention(embed_dim=32, num_heads=4, dropout=0.0),
         cross_attn=MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2),
         ffn=FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0),
@@ -70,7 +69,7 @@ def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
     layer, queries, pyramid = decoder.layers[0], make_queries(4), make_pyramid(SHAPES)
     tokens, points = make_tokens(pyramid), on_padded_levels(queries.reference_points, pyramid)
     memory = tokens.content
-    result, _ = layer(queries.content, QueryPosition(queries.position, queries.reference_points), tokens, SEE_ALL)
+    result, _ = layer(queries.content, QueryPosition(queries.position, queries.reference_points), tokens, None)
     x = layer.self_attn_norm(queries.content + layer.self_attn(queries.content, queries.position, None))
     x = layer.cross_attn_norm(x + layer.cross_attn(x + queries.position, points, memory, pyramid))
     assert_close(result, layer.ffn_norm(x + layer.ffn(x)))
@@ -93,7 +92,7 @@ def test_refinement_starts_every_layer_from_the_boxes_before_it():
     queries, memory = make_queries(4), make_tokens(make_pyramid(SHAPES))
     content, reference = queries.content, queries.reference_points
     for layer, head, predicted in zip(decoder.layers, heads, output.predictions, strict=True):
-        content, _ = layer(content, QueryPosition(queries.position, reference), memory, SEE_ALL)
+        content, _ = layer(content, QueryPosition(queries.position, reference), memory, None)
         boxes = (head.box_embed(content) + inverse_sigmoid(reference)).sigmoid()
         assert_close(predicted.boxes, boxes)
         reference = boxes
@@ -154,7 +153,7 @@ def test_look_forward_twice_moves_the_reference_by_the_content_before_the_norm_a
     queries, memory = make_queries(4), make_tokens(make_pyramid(SHAPES))
     content, reference = queries.content, queries.reference_points
     for layer, head, predicted in zip(decoder.layers, heads, output.predictions, strict=True):
-        content, _ = layer(content, QueryPosition(queries.position, reference), memory, SEE_ALL)
+        content, _ = layer(content, QueryPosition(queries.position, reference), memory, None)
         assert_close(predicted.boxes, boxes_after(head, decoder.norm(content), reference))
         assert_close(predicted.logits, head.class_embed(decoder.norm(content)))
         reference = boxes_after(head, content, reference)
@@ -197,11 +196,11 @@ def test_the_position_of_a_box_is_scaled_by_the_content_after_the_first_layer():
     assert_close(later, first * MLP.forward(position.scale, queries.content))
 
 
-def test_blocked_queries_are_not_seen():
-    """The first query is blocked for all others, as denoising queries are."""
-    blocked = torch.zeros(4, 4, dtype=torch.bool)
-    blocked[1:, 0] = True
-    quiet, loud = (make_queries(4, attention_mask=blocked) for _ in range(2))
+def test_queries_that_are_not_kept_are_not_attended_to():
+    """No other query may attend to the first, as to denoising queries."""
+    keep = torch.ones(4, 4, dtype=torch.bool)
+    keep[1:, 0] = False
+    quiet, loud = (make_queries(4, keep=keep) for _ in range(2))
     with torch.no_grad():
         loud.content[:, 0] += 100
     first, second = (decode(BoxRefinement(), queries)[0].predictions[-1] for queries in (quiet, loud))

@@ -12,12 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import box_convert
 
-from sparse_detr.modeling.criterion import SetCriterion
-from sparse_detr.modeling.denoising import ContrastiveDenoising, NoDenoising
-from sparse_detr.modeling.matching import HungarianMatcher
-from sparse_detr.modeling.queries import Queries
+from sparse_detr.modeling.training.criterion import SetCriterion
+from sparse_detr.modeling.training.denoising import ContrastiveDenoising, NoDenoising
+from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.recipes import dino
-from sparse_detr.structures import PredictionGroup, Targets, Tokens
+from sparse_detr.structures import PredictionGroup, Queries, Targets, Tokens
 from tests.modeling.tiny import SIZES, make_pyramid, make_tokens, patch_backbone, picture, shake
 
 NUM_CLASSES = 5
@@ -76,7 +75,7 @@ def test_two_groups_of_an_image_with_one_box_and_one_with_two():
 
 
 def test_a_group_sees_itself_and_the_matched_queries_and_is_seen_by_itself_alone():
-    o, x = False, True
+    o, x = True, False
     expected = [
         # group 0   | group 1   | matched
         [o, o, o, o, x, x, x, x, o, o],
@@ -90,7 +89,7 @@ def test_a_group_sees_itself_and_the_matched_queries_and_is_seen_by_itself_alone
         [x, x, x, x, x, x, x, x, o, o],
         [x, x, x, x, x, x, x, x, o, o],
     ]
-    assert denoise(ONE, TWO, num_queries=5).attention_mask.tolist() == expected
+    assert denoise(ONE, TWO, num_queries=5).keep.tolist() == expected
 
 
 def test_matched_queries_follow_unchanged():
@@ -235,10 +234,10 @@ def test_everything_is_made_on_the_device_of_the_boxes_and_nothing_is_read_back(
     queries = make_queries(3)
     queries = replace(queries, content=queries.content.to("meta"), reference_points=queries.reference_points.to("meta"))
     targets = [Targets(labels=t.labels.to("meta"), boxes=t.boxes.to("meta")) for t in (ONE, NONE, many_boxes(120))]
-    noisy = make_denoising().to("meta")(queries, targets)
-    assert noisy.content.shape == (3, 202, EMBED_DIM)
-    tensors = [noisy.content, noisy.reference_points, noisy.valid, noisy.attention_mask]
-    tensors += [x for pair in noisy.denoising.matches for x in pair]
+    noised = make_denoising().to("meta")(queries, targets)
+    assert noised.content.shape == (3, 202, EMBED_DIM)
+    tensors = [noised.content, noised.reference_points, noised.valid, noised.keep]
+    tensors += [x for pair in noised.denoising.matches for x in pair]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
@@ -261,7 +260,7 @@ def test_no_boxes_or_no_budget_give_no_rows_and_the_same_graph(number, targets, 
     assert torch.equal(queries.reference_points, before.reference_points)
     assert queries.denoising.num_queries == 0
     assert [[len(x) for x in pair] for pair in queries.denoising.matches] == [[0, 0], [0, 0]]
-    assert not queries.attention_mask.any()
+    assert queries.keep.all()
     queries.content.sum().backward()
     assert denoising.label_embed.weight.grad is not None
     assert not denoising.label_embed.weight.grad.any()
@@ -353,12 +352,12 @@ def tiny_dino(**options):
 def test_what_is_matched_does_not_notice_denoising(behavior):
     pictures = [picture(64, 64), picture(64, 96), picture(96, 64, boxes=())]
     model = tiny_dino(behavior=behavior, denoising_queries=8)
-    noisy = model.losses(pictures)
+    noised = model.losses(pictures)
     model.denoising = NoDenoising()
     plain = model.losses(pictures)
-    assert {name for name in noisy if "_dn" not in name} == set(plain)
-    assert min(loss.item() for name, loss in noisy.items() if "_dn" in name) > 0
-    torch.testing.assert_close({name: noisy[name] for name in plain}, plain)
+    assert {name for name in noised if "_dn" not in name} == set(plain)
+    assert min(loss.item() for name, loss in noised.items() if "_dn" in name) > 0
+    torch.testing.assert_close({name: noised[name] for name in plain}, plain)
 
 
 def decode(model, queries, images):
@@ -398,7 +397,7 @@ def test_an_image_decodes_beside_a_fuller_one_as_it_does_alone():
         content=queries.content[:1, used],
         reference_points=queries.reference_points[:1, used],
         valid=None,
-        attention_mask=queries.attention_mask[used][:, used],
+        keep=queries.keep[used][:, used],
     )
     torch.testing.assert_close(decode(model, alone, 1)[0], decode(model, queries, 2)[0, used])
 

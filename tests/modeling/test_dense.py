@@ -1,4 +1,4 @@
-"""Dense attention, position by position: against the formulas written out for one image, by hand, and with padding."""
+"""Full attention, position by position: against the formulas written out for one image, by hand, and with padding."""
 
 import math
 
@@ -6,24 +6,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_detr.layers import FeedForward, SelfAttention, inverse_sigmoid, visible_keys
-from sparse_detr.modeling.decoder import QueryMask
-from sparse_detr.modeling.dense import (
+from sparse_detr.layers import FeedForward, SelfAttention, attention_mask, inverse_sigmoid
+from sparse_detr.modeling.decoder.conditional import (
     ConditionalCrossAttention,
     ConditionalSelfAttention,
-    DenseEncoder,
-    DenseEncoderLayer,
-    ModulatedBoxPosition,
     conditional_layers,
 )
-from sparse_detr.modeling.queries import Queries
-from sparse_detr.modeling.query_position import ContentScale, LayerScale, QueryPosition
-from sparse_detr.structures import AllTokens, TopKTokens
+from sparse_detr.modeling.decoder.query_position import ContentScale, LayerScale, ModulatedBoxPosition, QueryPosition
+from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
+from sparse_detr.structures import AllTokens, Queries, TopKTokens
 from tests.modeling.tiny import SIZES, build, make_pyramid, make_tokens, picture, shake
 
 HEADS, DIM = 4, 32
 PADDED = make_pyramid(((3, 4),), ((3, 4),), ((2, 3),))
-NO_MASK = QueryMask(padding=None, blocked=None)
 IMAGES = [picture(96, 64), picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9),))]
 
 
@@ -128,7 +123,7 @@ class Formulas:
         return results
 
 
-def dense_run(model):
+def full_attention_run(model):
     """Tokens of a padded batch, then (logits, boxes) of every decoder layer and image from the formulas."""
     seen = []
     hook = model.tokenizer.register_forward_hook(lambda _, __, tokens: seen.append(tokens))
@@ -145,7 +140,7 @@ def dense_run(model):
 
 
 def test_every_layer_of_the_whole_model_follows_the_formulas_whatever_the_padding():
-    output, expected = dense_run(build("dab"))
+    output, expected = full_attention_run(build("dab"))
     assert output.pyramid.has_padding
     for layer, group in enumerate(output.groups):
         for image, results in enumerate(expected):
@@ -157,7 +152,7 @@ def test_every_layer_of_the_whole_model_follows_the_formulas_whatever_the_paddin
 def test_gradients_of_the_whole_model_follow_the_formulas():
     """Anchors get theirs through sine, 1 / w, 1 / h and both sigmoids; later layers look at detached boxes."""
     model = build("dab")
-    output, expected = dense_run(model)
+    output, expected = full_attention_run(model)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("backbone")]
     loss = sum(group.logits.square().sum() + group.boxes.square().sum() for group in output.groups)
     other = sum(x.square().sum() for results in expected for layer in results for x in layer)
@@ -169,7 +164,7 @@ def test_gradients_of_the_whole_model_follow_the_formulas():
 def make_encoder(count=2):
     torch.manual_seed(0)
     layers = [
-        DenseEncoderLayer(
+        FullAttentionEncoderLayer(
             self_attn=SelfAttention(embed_dim=DIM, num_heads=HEADS, dropout=0.0),
             ffn=FeedForward(embed_dim=DIM, feedforward_dim=48, dropout=0.0),
             embed_dim=DIM,
@@ -177,23 +172,23 @@ def make_encoder(count=2):
         )
         for _ in range(count)
     ]
-    encoder = DenseEncoder(layers=layers, embed_dim=DIM).double()
+    encoder = FullAttentionEncoder(layers=layers, embed_dim=DIM).double()
     shake(encoder)
     return encoder
 
 
 def test_the_encoder_hands_out_every_layer_and_its_memory_is_the_last():
     tokens = make_tokens(PADDED, DIM)
-    output = make_encoder()(tokens, AllTokens(PADDED), scores=None, head=None)
+    output = make_encoder()(tokens, AllTokens(PADDED), None)
     assert [tuple(layer.shape) for layer in output.layers] == [(2, 12, DIM)] * 2
     assert output.memory is output.layers[-1]
 
 
-def test_an_encoder_that_attends_densely_refuses_to_leave_tokens_out():
+def test_an_encoder_with_full_attention_refuses_to_leave_tokens_out():
     tokens = make_tokens(PADDED, DIM)
-    some = TopKTokens(indices=torch.zeros(2, 1, dtype=torch.long), counts=torch.ones(2).long(), num_tokens=12)
-    with pytest.raises(ValueError, match="dense attention refines every token, but TopKTokens leaves some out"):
-        make_encoder()(tokens, some)
+    some = TopKTokens.of(torch.zeros(2, 1, dtype=torch.long), torch.ones(2).long(), num_tokens=12)
+    with pytest.raises(ValueError, match="full attention refines every token, but TopKTokens leaves some out"):
+        make_encoder()(tokens, some, None)
 
 
 def random(*shape, seed=0):
@@ -205,16 +200,16 @@ def self_attention():
     return ConditionalSelfAttention(embed_dim=DIM, num_heads=HEADS, dropout=0.0).double()
 
 
-@pytest.mark.parametrize("kind", ["padding", "blocked", "both"])
+@pytest.mark.parametrize("kind", ["valid", "keep", "both"])
 def test_queries_that_are_hidden_from_others_change_nothing_for_them(kind):
     """Of five queries the first three see only each other."""
     attention, content, position = self_attention(), random(2, 5, DIM), random(2, 5, DIM, seed=1)
-    padding = torch.tensor([False, False, False, True, True]).expand(2, 5)
-    blocked = torch.zeros(5, 5, dtype=torch.bool)
-    blocked[:3, 3:] = True
-    visible = visible_keys(None if kind == "blocked" else padding, None if kind == "padding" else blocked)
+    valid = torch.tensor([True, True, True, False, False]).expand(2, 5)
+    keep = torch.ones(5, 5, dtype=torch.bool)
+    keep[:3, 3:] = False
+    mask = attention_mask(None if kind == "keep" else valid, None if kind == "valid" else keep)
     alone = attention(content[:, :3], position[:, :3], None)
-    assert_close(attention(content, position, visible)[:, :3], alone)
+    assert_close(attention(content, position, mask)[:, :3], alone)
     assert not torch.allclose(attention(content, position, None)[:, :3], alone)
 
 
@@ -275,7 +270,7 @@ def test_a_layer_has_no_samples_to_show():
         dropout=0.0,
         count=1,
     )
-    content, samples = layer.double()(random(2, 5, DIM), where(), make_tokens(PADDED, DIM), NO_MASK, need_samples=True)
+    content, samples = layer.double()(random(2, 5, DIM), where(), make_tokens(PADDED, DIM), None, need_samples=True)
     assert content.shape == (2, 5, DIM)
     assert samples is None
 
@@ -365,9 +360,9 @@ def test_a_layer_keeps_blocked_queries_from_each_other():
     layer = model.decoder.layers[1]
     content, tokens = random(2, 5, 64), make_tokens(PADDED, 64)
     at = QueryPosition(random(2, 5, 64, seed=2), torch.full((2, 5, 4), 0.5).double(), random(2, 5, 64, seed=3))
-    blocked = torch.zeros(5, 5, dtype=torch.bool)
-    blocked[2:, :2] = True
-    masked, _ = layer(content, at, tokens, QueryMask(None, blocked))
+    keep = torch.ones(5, 5, dtype=torch.bool)
+    keep[2:, :2] = False
+    masked, _ = layer(content, at, tokens, attention_mask(None, keep))
     kept = QueryPosition(at.position[:, 2:], at.reference_points[:, 2:], at.spatial[:, 2:])
-    alone, _ = layer(content[:, 2:], kept, tokens, NO_MASK)
+    alone, _ = layer(content[:, 2:], kept, tokens, None)
     assert_close(masked[:, 2:], alone)

@@ -160,7 +160,7 @@ def test_outputs_describe_the_whole_run(name):
     assert len({group.suffix for group in output.groups}) == len(names)
     assert output.image_sizes == ((96, 64), (70, 125))
     tokens = (2, output.pyramid.num_tokens)
-    assert output.selection.kept_mask.shape == tokens
+    assert output.selection.keep.shape == tokens
     assert output.attention_map is None if name == "dab" else output.attention_map.shape == tokens
     assert (output.token_scores is None) == (model.keep_ratio == 1)
     assert model.outputs(BATCH, attention_map=False).attention_map is None
@@ -186,18 +186,17 @@ def test_rows_that_fill_the_batch_are_supervised_in_the_released_behaviour_only(
     assert group.valid is None if supervised else group.valid.sum(1).tolist() == [first, second]
 
 
-def test_setting_the_keep_ratio_changes_the_number_of_tokens_at_once():
+def test_a_budget_in_the_call_is_the_number_of_tokens_of_that_call():
     model = build("sparse").eval()
     total = torch.tensor(model.outputs(BATCH).pyramid.valid_counts)
     for ratio in (0.1, 0.5, 1.0):
-        model.set_keep_ratio(ratio)
-        assert model.keep_ratio == ratio
-        counts = model.outputs(BATCH).selection.counts
+        counts = model.outputs(BATCH, budget=ratio).selection.counts
         assert counts.tolist() == torch.minimum((total * ratio).long() + 1, total).tolist()
+    assert model.keep_ratio == 0.3
     with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got 1.5"):
-        model.set_keep_ratio(1.5)
+        model(BATCH, budget=1.5)
     with pytest.raises(ValueError, match="dense encoder"):
-        build("efficient").set_keep_ratio(0.5)
+        build("topk").eval()(BATCH, budget=0.5)
 
 
 def test_inference_keep_ratio_counts_in_eval_mode_only():
@@ -207,7 +206,7 @@ def test_inference_keep_ratio_counts_in_eval_mode_only():
 
 
 def test_keeping_every_token_equals_the_dense_model_with_the_same_weights():
-    sparse, dense = build("sparse", keep_ratio=1.0), build("efficient", encoder_auxiliary_loss=True)
+    sparse, dense = build("sparse", keep_ratio=1.0), build("topk", encoder_auxiliary_loss=True)
     own = {key: value for key, value in sparse.state_dict().items() if not key.startswith("selector.")}
     assert set(own) == set(dense.state_dict())
     dense.load_state_dict(own)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sparse_detr.modeling.distributed import alone, mean_over_processes
+from sparse_detr.modeling.training.normalizer import alone, mean_over_processes
 
 
 @pytest.fixture

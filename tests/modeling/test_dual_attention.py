@@ -9,9 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.dual_attention import DualAttentionLayer
-from sparse_detr.modeling.encoder import Encoder, EncoderLayer, take_rows
+from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, take_rows
+from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer
 from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.proposals import Proposals
 from sparse_detr.structures import CascadedTokens, TopKTokens
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
@@ -40,27 +41,32 @@ def head():
     return head
 
 
+def proposed(head):
+    """Proposals that know the head alone."""
+    return Proposals(box_logits=None, valid=None, keep=None, head=head)
+
+
 @pytest.fixture
 def rows():
     """Seven tokens of one image and four of another, with their scores."""
     tokens = make_tokens(make_pyramid(SHAPES, SHAPES, SHAPES))
     generator = torch.Generator().manual_seed(5)
     order = torch.stack([torch.randperm(26, generator=generator) for _ in range(2)])
-    selection = TopKTokens(indices=order[:, :7], counts=torch.tensor([7, 4]), num_tokens=26)
+    selection = TopKTokens.of(order[:, :7], torch.tensor([7, 4]), num_tokens=26)
     scores = torch.randn(2, 26, generator=generator, dtype=torch.float64)
     return take_rows(tokens, selection, scores)
 
 
 def plain(layer, content, rows, source, pyramid):
     """What follows the object attention."""
-    return EncoderLayer.forward(layer, replace(rows, content=content), source, pyramid, None)
+    return DeformableEncoderLayer.forward(layer, replace(rows, content=content), source, pyramid, None)
 
 
 def attend_by_hand(layer, content, position):
     """Residual self-attention (J, C) of tokens in one sequence, head by head, and the normalisation."""
     weight, bias = layer.object_attn.in_proj_weight, layer.object_attn.in_proj_bias
-    located = content + position
-    query, key = (located @ weight[i : i + 32].T + bias[i : i + 32] for i in (0, 32))
+    queries = content + position
+    query, key = (queries @ weight[i : i + 32].T + bias[i : i + 32] for i in (0, 32))
     value = content @ weight[64:].T + bias[64:]
     heads = [
         (query[:, h : h + 8] @ key[:, h : h + 8].T / 8**0.5).softmax(-1) @ value[:, h : h + 8] for h in (0, 8, 16, 24)
@@ -78,7 +84,7 @@ def test_the_best_products_of_token_score_and_class_attend_to_each_other(rows, h
         product = score * best if object_score == "logit_product" else score.sigmoid() * best.sigmoid()
         chosen = product.argsort(descending=True)[:3]
         content[image, chosen] = attend_by_hand(layer, content[image, chosen], rows.position[image, chosen])
-    assert_close(layer(rows, source, pyramid, head), plain(layer, content, rows, source, pyramid))
+    assert_close(layer(rows, source, pyramid, proposed(head)), plain(layer, content, rows, source, pyramid))
 
 
 def test_raw_logits_put_the_least_likely_tokens_first():
@@ -87,25 +93,25 @@ def test_raw_logits_put_the_least_likely_tokens_first():
     nn.init.zeros_(head.class_embed.weight)
     nn.init.constant_(head.class_embed.bias, -4.6)
     tokens, order = make_tokens(make_pyramid(SHAPES)), torch.arange(26)[None]
-    selection = TopKTokens(indices=order, counts=torch.tensor([26]), num_tokens=26)
+    selection = TopKTokens.of(order, torch.tensor([26]), num_tokens=26)
     some = take_rows(tokens, selection, torch.linspace(3, -3, 26, dtype=torch.float64)[None])
-    assert layer.object_tokens(some, head).tolist() == [[0]]
+    assert layer.object_tokens(some, proposed(head)).tolist() == [[0]]
     layer.object_score = "logit_product"
-    assert layer.object_tokens(some, head).tolist() == [[25]]
+    assert layer.object_tokens(some, proposed(head)).tolist() == [[25]]
 
 
 def test_surplus_rows_neither_attend_nor_are_attended(rows, head):
     """Nor do they take the place of a token: the second image has four for six places."""
     layer, pyramid = make_layer(num_objects=6), make_pyramid(SHAPES, SHAPES, SHAPES)
-    source, surplus = make_tokens(pyramid).content, ~rows.real
-    expected = layer(rows, source, pyramid, head)
+    source, surplus = make_tokens(pyramid).content, ~rows.valid
+    expected = layer(rows, source, pyramid, proposed(head))
     loud = replace(
         rows, content=torch.where(surplus[..., None], 1e3, rows.content), scores=rows.scores.masked_fill(surplus, 1e6)
     )
-    assert_close(layer(loud, source, pyramid, head)[rows.real], expected[rows.real])
+    assert_close(layer(loud, source, pyramid, proposed(head))[rows.valid], expected[rows.valid])
     alone = replace(rows, **{name: getattr(rows, name)[1:, :4] for name in ("content", "position", "reference_points")})
-    alone = replace(alone, real=rows.real[1:, :4], scores=rows.scores[1:, :4])
-    assert_close(layer(alone, source[1:], make_pyramid(SHAPES), head)[0], expected[1, :4])
+    alone = replace(alone, valid=rows.valid[1:, :4], scores=rows.scores[1:, :4])
+    assert_close(layer(alone, source[1:], make_pyramid(SHAPES), proposed(head))[0], expected[1, :4])
 
 
 def test_padding_that_was_excluded_from_the_ranking_is_no_object(head):
@@ -114,29 +120,29 @@ def test_padding_that_was_excluded_from_the_ranking_is_no_object(head):
     with torch.no_grad():
         head.class_embed.bias.fill_(-50.0)
     tokens = make_tokens(make_pyramid(SHAPES))
-    selection = TopKTokens(indices=torch.arange(26)[None], counts=torch.tensor([20]), num_tokens=26)
+    selection = TopKTokens.of(torch.arange(26)[None], torch.tensor([20]), num_tokens=26)
     scores = torch.randn(1, 26, dtype=torch.float64).masked_fill(torch.arange(26) >= 20, float("-inf"))
-    assert (layer.object_tokens(take_rows(tokens, selection, scores), head) < 20).all()
+    assert (layer.object_tokens(take_rows(tokens, selection, scores), proposed(head)) < 20).all()
 
 
 def test_released_surplus_rows_take_part(rows, head):
     layer, pyramid = make_layer(num_objects=6, surplus="attended"), make_pyramid(SHAPES, SHAPES, SHAPES)
     source = make_tokens(pyramid).content
-    expected = layer(rows, source, pyramid, head)
-    other = replace(rows, scores=rows.scores.masked_fill(~rows.real, 1e6))
-    assert not torch.allclose(layer(other, source, pyramid, head)[1, :4], expected[1, :4])
+    expected = layer(rows, source, pyramid, proposed(head))
+    other = replace(rows, scores=rows.scores.masked_fill(~rows.valid, 1e6))
+    assert not torch.allclose(layer(other, source, pyramid, proposed(head))[1, :4], expected[1, :4])
 
 
 @pytest.mark.parametrize("num_objects", [7, 300])
 def test_fewer_tokens_than_places_all_attend(rows, head, num_objects):
     layer = make_layer(num_objects=num_objects)
-    assert layer.object_tokens(rows, head).sort().values.tolist() == [list(range(7))] * 2
+    assert layer.object_tokens(rows, proposed(head)).sort().values.tolist() == [list(range(7))] * 2
 
 
 def test_nothing_is_learnt_of_scores_and_classes_through_the_choice(rows, head):
     layer, pyramid = make_layer(), make_pyramid(SHAPES, SHAPES, SHAPES)
     scores = rows.scores.clone().requires_grad_()
-    layer(replace(rows, scores=scores), make_tokens(pyramid).content, pyramid, head).sum().backward()
+    layer(replace(rows, scores=scores), make_tokens(pyramid).content, pyramid, proposed(head)).sum().backward()
     assert scores.grad is None
     assert all(parameter.grad is None for parameter in head.parameters())
     assert layer.object_attn.in_proj_weight.grad.any()
@@ -144,25 +150,20 @@ def test_nothing_is_learnt_of_scores_and_classes_through_the_choice(rows, head):
 
 def test_a_model_without_scores_or_proposal_head_is_told_so(rows, head):
     pyramid = make_pyramid(SHAPES, SHAPES, SHAPES)
-    for some, given in ((rows, None), (replace(rows, scores=None), head)):
-        with pytest.raises(ValueError, match="ranked by a token score and a proposal head, and the model lacks one"):
-            make_layer()(some, make_tokens(pyramid).content, pyramid, given)
+    cases = [(rows, None, "no proposal head"), (replace(rows, scores=None), head, "selector scores nothing")]
+    for some, given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            make_layer()(some, make_tokens(pyramid).content, pyramid, proposed(given))
 
 
 def test_tokens_that_no_layer_selects_leave_an_encoder_as_they_came(head):
     """And those of the first selection alone are refined once."""
     layer = make_layer()
-    encoder = Encoder(layers=[layer, copy.deepcopy(layer)])
+    encoder = DeformableEncoder(layers=[layer, copy.deepcopy(layer)])
     tokens, order = make_tokens(make_pyramid(SHAPES)), torch.randperm(26)[None]
-    selection = CascadedTokens(
-        indices=order[:, :9],
-        counts=torch.tensor([9]),
-        num_tokens=26,
-        layer_counts=torch.tensor([[9], [4]]),
-        layer_rows=(9, 4),
-    )
+    selection = CascadedTokens.nested(order, torch.tensor([[9], [4]]), (9, 4), num_tokens=26)
     scores = torch.randn(1, 26, dtype=torch.float64)
-    output = encoder(tokens, selection, scores=scores, head=head)
-    assert torch.equal(output.memory[~selection.kept_mask], tokens.content[~selection.kept_mask])
+    output = encoder(tokens, selection, proposed(head), scores=scores)
+    assert torch.equal(output.memory[~selection.keep], tokens.content[~selection.keep])
     assert torch.equal(output.memory[0, order[0, 4:9]], output.layers[0][0, 4:9])
     assert torch.equal(output.memory[0, order[0, :4]], output.layers[1][0])

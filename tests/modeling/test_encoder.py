@@ -7,7 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.encoder import Encoder, EncoderLayer, TokenRows, encoder_reference_points
+from sparse_detr.modeling.encoder.deformable import (
+    DeformableEncoder,
+    DeformableEncoderLayer,
+    TokenRows,
+    encoder_reference_points,
+)
 from sparse_detr.structures import AllTokens, CascadedTokens, TopKTokens
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
@@ -20,8 +25,8 @@ def encoder():
     torch.manual_seed(0)
     attention = MultiScaleDeformableAttention(embed_dim=32, num_heads=4, num_levels=2, num_points=2)
     ffn = FeedForward(embed_dim=32, feedforward_dim=48, dropout=0.0)
-    layer = EncoderLayer(self_attn=attention, ffn=ffn, embed_dim=32, dropout=0.0)
-    encoder = Encoder(layers=[layer, copy.deepcopy(layer), copy.deepcopy(layer)]).double()
+    layer = DeformableEncoderLayer(self_attn=attention, ffn=ffn, embed_dim=32, dropout=0.0)
+    encoder = DeformableEncoder(layers=[layer, copy.deepcopy(layer), copy.deepcopy(layer)]).double()
     shake(encoder)
     return encoder
 
@@ -30,7 +35,7 @@ def some_tokens(*counts):
     """A random order of all 26 tokens, of which each image keeps a number."""
     generator = torch.Generator().manual_seed(5)
     order = torch.stack([torch.randperm(26, generator=generator) for _ in counts])
-    return TopKTokens(indices=order[:, : max(counts)], counts=torch.tensor(counts), num_tokens=26)
+    return TopKTokens.of(order[:, : max(counts)], torch.tensor(counts), num_tokens=26)
 
 
 def test_keeping_every_token_equals_the_dense_encoder_on_real_tokens(encoder):
@@ -38,21 +43,23 @@ def test_keeping_every_token_equals_the_dense_encoder_on_real_tokens(encoder):
     dense = AllTokens(tokens.pyramid)
     counts = dense.counts
     order = torch.stack([row.int().argsort(stable=True) for row in tokens.pyramid.padding_mask])
-    everything = TopKTokens(indices=order, counts=counts, num_tokens=26)
+    everything = TopKTokens.of(order, counts, num_tokens=26)
     real = ~tokens.pyramid.padding_mask
-    assert_close(encoder(tokens, everything).memory[real], encoder(tokens, dense).memory[real], atol=1e-12, rtol=0)
+    assert_close(
+        encoder(tokens, everything, None).memory[real], encoder(tokens, dense, None).memory[real], atol=1e-12, rtol=0
+    )
 
 
 def test_a_loop_that_reads_all_tokens_and_writes_the_kept_ones_gives_the_same(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
     rows = selection.indices[0]
-    assert_close(encoder(tokens, selection).memory, looped(encoder, tokens, [rows] * 3), atol=1e-12, rtol=0)
+    assert_close(encoder(tokens, selection, None).memory, looped(encoder, tokens, [rows] * 3), atol=1e-12, rtol=0)
 
 
 def test_a_cascade_refines_fewer_and_fewer_tokens(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(9)
     rows, nested = selection.indices[0], cascade(selection, (9,), (5,), (2,))
-    output = encoder(tokens, nested)
+    output = encoder(tokens, nested, None)
     assert_close(output.memory, looped(encoder, tokens, [rows, rows[:5], rows[:2]]), atol=1e-12, rtol=0)
     assert [layer.shape[1] for layer in output.layers] == [9, 5, 2]
 
@@ -60,20 +67,20 @@ def test_a_cascade_refines_fewer_and_fewer_tokens(encoder):
 def test_a_cascade_of_equal_shares_is_no_cascade(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
     nested = cascade(selection, *[(6, 3)] * 3)
-    assert torch.equal(encoder(tokens, nested).memory, encoder(tokens, selection).memory)
+    assert torch.equal(encoder(tokens, nested, None).memory, encoder(tokens, selection, None).memory)
 
 
 def test_a_cascade_must_be_as_long_as_the_encoder(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
-    with pytest.raises(ValueError, match="for 2 encoder layers, and this is layer 3; give the selector a schedule"):
-        encoder(tokens, cascade(selection, (6,), (4,)))
+    with pytest.raises(ValueError, match="for 2 encoder layers, and this is layer 3; give the budget a schedule"):
+        encoder(tokens, cascade(selection, (6,), (4,)), None)
 
 
 def test_static_values_are_the_tokens_as_they_came(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
-    updated, encoder.source = encoder(tokens, selection).memory, "static"
+    updated, encoder.source = encoder(tokens, selection, None).memory, "static"
     expected = looped(encoder, tokens, [selection.indices[0]] * 3, source=tokens.content)
-    static = encoder(tokens, selection).memory
+    static = encoder(tokens, selection, None).memory
     assert_close(static, expected, atol=1e-12, rtol=0)
     assert (static - updated).abs().max() > 1e-3
 
@@ -82,32 +89,27 @@ def looped(encoder, tokens, rows, *, source=None):
     """The memory of one image whose layer i reads all tokens, or always `source`, and writes `rows[i]`."""
     memory, references = tokens.content.clone(), encoder_reference_points(tokens.pyramid, torch.float64)
     for layer, kept in zip(encoder.layers, rows, strict=True):
-        sliced = TokenRows(memory[:, kept], tokens.position[:, kept], references[:, kept], real=None)
+        sliced = TokenRows(memory[:, kept], tokens.position[:, kept], references[:, kept], valid=None)
         memory[:, kept] = layer(sliced, memory.clone() if source is None else source, tokens.pyramid, None)
     return memory
 
 
 def cascade(selection, *counts):
     """The selection, of which every layer keeps `counts` an image."""
-    return CascadedTokens(
-        indices=selection.indices,
-        counts=selection.counts,
-        num_tokens=selection.num_tokens,
-        layer_counts=torch.tensor(counts),
-        layer_rows=tuple(map(max, counts)),
-    )
+    rows = tuple(map(max, counts))
+    return CascadedTokens.nested(selection.indices, torch.tensor(counts), rows, num_tokens=selection.num_tokens)
 
 
 def test_tokens_that_are_not_kept_leave_as_they_came(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
-    memory = encoder(tokens, selection).memory
-    assert torch.equal(memory[~selection.kept_mask], tokens.content[~selection.kept_mask])
-    assert not (memory[selection.kept_mask] == tokens.content[selection.kept_mask]).any()
+    memory = encoder(tokens, selection, None).memory
+    assert torch.equal(memory[~selection.keep], tokens.content[~selection.keep])
+    assert not (memory[selection.keep] == tokens.content[selection.keep]).any()
 
 
 def test_every_layer_hands_out_the_selected_tokens_after_it(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
-    output = encoder(tokens, selection)
+    output = encoder(tokens, selection, None)
     assert [tuple(layer.shape) for layer in output.layers] == [(1, 6, 32)] * 3
     assert torch.equal(selection.gather(output.memory), output.layers[-1])
 

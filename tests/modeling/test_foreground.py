@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_detr.modeling.selection import ForegroundLabels, ForegroundSupervision
-from sparse_detr.modeling.selection.foreground import size_ranges
+from sparse_detr.modeling.training.foreground import ForegroundLabels, ForegroundSupervision, size_ranges
 from sparse_detr.structures import DetectorOutput, Targets
 from tests.modeling.tiny import make_pyramid
 

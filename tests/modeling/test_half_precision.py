@@ -7,8 +7,8 @@ from detectron2.config import instantiate
 from torch.testing import assert_close
 
 from sparse_detr.layers import MaskedGroupNorm, embed_tokens
-from sparse_detr.modeling.selection.scorers import ScoringNetwork
-from sparse_detr.modeling.selection.top_down import interpolate_real
+from sparse_detr.modeling.selection import ScoringNetwork
+from sparse_detr.modeling.selection.top_down import interpolate_valid
 from sparse_detr.recipes.backbones import swin
 from tests.modeling.tiny import MODELS, build, make_pyramid, picture
 
@@ -136,5 +136,5 @@ def test_scores_are_interpolated_between_the_right_tokens_of_a_wide_level(dtype)
     pyramid = make_pyramid(((1, 400), (1, 200)))
     values = torch.zeros(1, 200)
     values[0, 190] = 1
-    expected = interpolate_real(values, pyramid, 1, 0)
-    assert torch.equal(interpolate_real(values.to(dtype), pyramid, 1, 0), expected.to(dtype))
+    expected = interpolate_valid(values, pyramid, 1, 0)
+    assert torch.equal(interpolate_valid(values.to(dtype), pyramid, 1, 0), expected.to(dtype))

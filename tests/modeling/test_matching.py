@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.structures import PredictionGroup, Targets
 
 

@@ -6,14 +6,13 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import embed_boxes
 from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.queries import (
     BoxStart,
     LearnedQueries,
     LearnedStart,
     MemoryStart,
     ProjectedStart,
-    ProposalGenerator,
-    ProposalProjection,
     TopKQueries,
 )
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
@@ -26,20 +25,20 @@ def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, start=None, **opt
     """Queries of random memory, and everything they were made from."""
     torch.manual_seed(seed)
     memory = make_tokens(pyramid).content.requires_grad_()
-    proposals = ProposalGenerator(border=border)(pyramid, torch.float64)
     projection = ProposalProjection(embed_dim=32).double()
     head = PredictionHead(embed_dim=32, num_classes=3).double()
     shake(head)
+    proposals = ProposalGenerator(border=border)(pyramid, torch.float64, projection=projection, head=head)
     start = start or MemoryStart(embed_dim=32)
     queries = TopKQueries(num_queries=num_queries, start=start, **options).double()
-    return queries(memory, proposals=proposals, projection=projection, head=head), memory, head
+    return queries(memory, proposals), memory, head
 
 
 def test_clamped_proposals_keep_every_real_token_and_exclude_padding():
     proposals = ProposalGenerator()(make_pyramid(SHAPES, *PADDED), torch.float64)
     padding = make_pyramid(SHAPES, *PADDED).padding_mask
-    assert torch.equal(proposals.ignored, padding)
-    assert torch.equal(proposals.excluded, padding)
+    assert torch.equal(proposals.valid, ~padding)
+    assert torch.equal(proposals.keep, ~padding)
     boxes = proposals.box_logits.sigmoid()
     assert bool(((boxes >= 0.01 - 1e-12) & (boxes <= 0.99 + 1e-12)).all())
     assert boxes[0, 6].tolist() == pytest.approx([0.3, 0.375, 0.05, 0.05])  # level 0, row 1, column 1
@@ -57,15 +56,16 @@ def test_released_proposals_of_border_tokens_fill_the_image_and_may_still_become
     proposals = ProposalGenerator(border="dropped")(pyramid, torch.float64)
     assert proposals.box_logits[0, 0].sigmoid().tolist() == [1.0] * 4
     assert proposals.box_logits[0, 5].isfinite().all()
-    assert proposals.ignored[0, :3].tolist() == [True, True, False]
-    assert proposals.excluded is None
+    assert proposals.valid[0, :3].tolist() == [False, False, True]
+    assert proposals.keep is None
 
 
 def test_the_projection_sees_zeros_where_nothing_is_proposed():
     pyramid = make_pyramid(SHAPES, *PADDED)
     projection = ProposalProjection(embed_dim=32).double()
     torch.nn.init.normal_(projection.norm.bias)
-    projected = projection(make_tokens(pyramid).content, ProposalGenerator()(pyramid, torch.float64))
+    proposals = ProposalGenerator()(pyramid, torch.float64, projection=projection)
+    projected = proposals.project(make_tokens(pyramid).content)
     hidden = projected[pyramid.padding_mask]
     assert_close(hidden, projection.norm(projection.linear.bias).expand_as(hidden))
 
@@ -85,12 +85,13 @@ def test_the_position_is_projected_from_the_boxes_embedding():
     pyramid = make_pyramid(SHAPES)
     torch.manual_seed(0)
     queries = TopKQueries(num_queries=4, start=MemoryStart(embed_dim=32)).double()
-    made = queries(
-        make_tokens(pyramid).content,
-        proposals=ProposalGenerator()(pyramid, torch.float64),
+    proposals = ProposalGenerator()(
+        pyramid,
+        torch.float64,
         projection=ProposalProjection(embed_dim=32).double(),
         head=PredictionHead(embed_dim=32, num_classes=3).double(),
     )
+    made = queries(make_tokens(pyramid).content, proposals)
     projection = queries.start.position_projection
     expected = projection.norm(projection.linear(embed_boxes(made.reference_points, 16, dtype=torch.float64)))
     assert torch.equal(made.position, expected)
@@ -158,7 +159,7 @@ def test_supervising_the_chosen_proposals_alone_chooses_the_same_and_hands_out_t
 def test_learned_queries_are_the_same_for_every_image_and_learn_their_reference_points():
     torch.manual_seed(0)
     queries = LearnedQueries(num_queries=5, embed_dim=32)
-    made = queries(torch.zeros(3, 7, 32), proposals=None, projection=None, head=None)
+    made = queries(torch.zeros(3, 7, 32), None)
     position, content = queries.embedding.weight.chunk(2, -1)
     assert torch.equal(made.position[2], position)
     assert torch.equal(made.content[1], content)
@@ -172,5 +173,5 @@ def test_learned_queries_are_the_same_for_every_image_and_learn_their_reference_
 def test_learned_reference_points_keep_single_precision_under_autocast(dtype):
     queries = LearnedQueries(num_queries=5, embed_dim=32)
     with torch.autocast("cpu", dtype):
-        made = queries(torch.zeros(1, 7, 32), proposals=None, projection=None, head=None)
+        made = queries(torch.zeros(1, 7, 32), None)
     assert made.reference_points.dtype == torch.float32

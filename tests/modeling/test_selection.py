@@ -8,16 +8,19 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.queries import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.selection import (
+    BatchCascadedBudget,
+    CascadedBudget,
+    EvenBudget,
     KeepAllTokens,
     LearnedScorer,
     ObjectnessScorer,
     RandomScorer,
     ScoringNetwork,
+    TokenScores,
     TopKSelector,
 )
-from sparse_detr.modeling.selection.scorers import TokenScores
 from sparse_detr.structures import AllTokens
 from tests.modeling.tiny import make_pyramid, make_tokens
 
@@ -32,22 +35,23 @@ class GivenScores(nn.Module):
         super().__init__()
         self.values = values
 
-    def forward(self, tokens, proposals, projection):
+    def forward(self, tokens, proposals):
         return TokenScores(self.values)
 
 
-def select(values, *valid_shapes, shapes=SHAPES, **options):
+def select(values, *valid_shapes, budget=None, keep_ratio=None, **options):
     """The selection of a `TopKSelector` with the scores `values`."""
-    selector = TopKSelector(scorer=GivenScores(values), **options)
-    return selector(make_tokens(make_pyramid(shapes, *valid_shapes)), None, None)
+    budget = budget or EvenBudget(keep_ratio=keep_ratio)
+    selector = TopKSelector(scorer=GivenScores(values), budget=budget, **options)
+    return selector(make_tokens(make_pyramid(SHAPES, *valid_shapes)), None)
 
 
 def scored_parts(scorer):
-    """(tokens, proposals, projection) of a padded batch for a scorer."""
+    """Tokens and proposals of a padded batch for a scorer."""
     pyramid = make_pyramid(SHAPES, *PADDED)
     torch.manual_seed(0)
     projection = ProposalProjection(embed_dim=32).double()
-    return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64), projection
+    return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64, projection=projection)
 
 
 def test_the_best_tokens_are_kept_best_first():
@@ -62,12 +66,12 @@ def test_every_image_has_a_budget_of_its_own():
     selected = select(torch.rand(2, 26), *PADDED, keep_ratio=0.5)
     assert selected.selection.counts.tolist() == [14, 5]
     assert selected.selection.indices.shape == (2, 14)
-    assert selected.selection.kept_mask.sum(1).tolist() == [14, 5]
+    assert selected.selection.keep.sum(1).tolist() == [14, 5]
 
 
 def test_growing_ratios_keep_nested_sets():
     scores = torch.rand(2, 26, generator=torch.Generator().manual_seed(0))
-    kept = [select(scores, *PADDED, keep_ratio=r).selection.kept_mask for r in (0.05, 0.1, 0.3, 0.7, 1.0)]
+    kept = [select(scores, *PADDED, keep_ratio=r).selection.keep for r in (0.05, 0.1, 0.3, 0.7, 1.0)]
     for smaller, larger in zip(kept[:-1], kept[1:], strict=True):
         assert not (smaller & ~larger).any()
         assert larger.sum() > smaller.sum()
@@ -78,9 +82,9 @@ def test_padding_is_never_kept_however_high_its_score(keep_ratio):
     pyramid = make_pyramid(SHAPES, *PADDED)
     scores = torch.where(pyramid.padding_mask, 100.0, torch.rand(2, 26))
     selected = select(scores, *PADDED, keep_ratio=keep_ratio)
-    assert not (selected.selection.kept_mask & pyramid.padding_mask).any()
+    assert not (selected.selection.keep & pyramid.padding_mask).any()
     if keep_ratio == 1:
-        assert torch.equal(selected.selection.kept_mask, ~pyramid.padding_mask)
+        assert torch.equal(selected.selection.keep, ~pyramid.padding_mask)
 
 
 def test_released_padding_has_the_lowest_score_of_the_batch():
@@ -107,50 +111,68 @@ def test_padding_that_is_excluded_has_a_finite_score_to_supervise():
     assert torch.equal(selected.ranking.isneginf(), pyramid.padding_mask)
 
 
-@pytest.mark.parametrize("budgets", ["image", "batch"])
-def test_a_cascade_keeps_prefixes_of_the_best_tokens(budgets):
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(CascadedBudget, [[14, 5], [8, 3], [3, 1]]), (BatchCascadedBudget, [[14, 5], [8, 5], [2, 2]])],
+)
+def test_a_cascade_keeps_prefixes_of_the_best_tokens(kind, expected):
     """26 and 8 real tokens; half of them are 14 and 5. The later layers keep three and one fifth of that."""
     scores = torch.rand(2, 26, generator=torch.Generator().manual_seed(0))
-    nested = select(scores, *PADDED, keep_ratio=0.5, schedule=(1.0, 0.6, 0.2), budgets=budgets).selection
+    nested = select(scores, *PADDED, budget=kind(keep_ratio=0.5, schedule=(1.0, 0.6, 0.2))).selection
     flat = select(scores, *PADDED, keep_ratio=0.5).selection
     assert torch.equal(nested.indices, flat.indices)
-    assert torch.equal(nested.kept_mask, flat.kept_mask)
+    assert torch.equal(nested.keep, flat.keep)
     layers = [nested.at_layer(i) for i in range(3)]
-    expected = {"image": [[14, 5], [8, 3], [3, 1]], "batch": [[14, 5], [8, 5], [2, 2]]}
-    assert [layer.counts.tolist() for layer in layers] == expected[budgets]
+    assert [layer.counts.tolist() for layer in layers] == expected
     for wide, narrow in zip(layers[:-1], layers[1:], strict=True):
         assert torch.equal(narrow.indices, wide.indices[:, : narrow.indices.shape[1]])
-        assert not (narrow.kept_mask & ~wide.kept_mask).any()
+        assert not (narrow.keep & ~wide.keep).any()
 
 
 @pytest.mark.parametrize("keep_ratio", [0, -0.1, 1.0001, math.nan, math.inf])
 def test_ratios_outside_of_zero_to_one_are_refused(keep_ratio):
     with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got"):
-        TopKSelector(scorer=RandomScorer(), keep_ratio=keep_ratio)
+        EvenBudget(keep_ratio=keep_ratio)
     with pytest.raises(ValueError, match="keep_ratio must be above 0"):
-        TopKSelector(scorer=RandomScorer(), keep_ratio=0.5, inference_keep_ratio=keep_ratio)
+        CascadedBudget(keep_ratio=keep_ratio, schedule=(1.0, 0.5))
+    budget = EvenBudget(keep_ratio=0.5)
     with pytest.raises(ValueError, match="keep_ratio must be above 0"):
-        TopKSelector(scorer=RandomScorer(), keep_ratio=0.5).set_keep_ratio(keep_ratio)
+        TopKSelector(scorer=RandomScorer(), budget=budget, inference_keep_ratio=keep_ratio)
+    selector = TopKSelector(scorer=GivenScores(torch.rand(1, 26)), budget=budget)
+    with pytest.raises(ValueError, match="keep_ratio must be above 0"):
+        selector(make_tokens(make_pyramid(SHAPES)), None, keep_ratio)
 
 
 def test_inference_may_keep_another_share_than_training():
-    selector = TopKSelector(scorer=GivenScores(torch.rand(1, 26)), keep_ratio=0.5, inference_keep_ratio=0.1)
+    budget = EvenBudget(keep_ratio=0.5)
+    selector = TopKSelector(scorer=GivenScores(torch.rand(1, 26)), budget=budget, inference_keep_ratio=0.1)
     tokens = make_tokens(make_pyramid(SHAPES))
-    assert selector.train()(tokens, None, None).selection.counts.tolist() == [14]
-    assert selector.eval()(tokens, None, None).selection.counts.tolist() == [3]
+    assert selector.train()(tokens, None).selection.counts.tolist() == [14]
+    assert selector.eval()(tokens, None).selection.counts.tolist() == [3]
     assert selector.keep_ratio == 0.1
-    selector.set_keep_ratio(1.0)
-    assert selector.keep_ratio == selector.train().keep_ratio == 1.0
+    assert selector.train().keep_ratio == 0.5
+
+
+def test_a_call_may_bring_another_budget_which_the_next_call_does_not_know():
+    budget = CascadedBudget(keep_ratio=0.5, schedule=(1.0, 0.5))
+    selector = TopKSelector(scorer=GivenScores(torch.rand(1, 26)), budget=budget)
+    tokens = make_tokens(make_pyramid(SHAPES))
+    for given, counts in ((1.0, [26, 14]), (1, [26, 14]), (None, [14, 7]), (EvenBudget(keep_ratio=0.1), [3, 3])):
+        selection = selector(tokens, None, given).selection
+        assert [selection.at_layer(layer).counts.item() for layer in (0, 1)] == counts
+    assert selector.keep_ratio == 0.5
 
 
 def test_the_dense_encoder_keeps_everything_and_refuses_another_ratio():
     selector, tokens = KeepAllTokens(), make_tokens(make_pyramid(SHAPES))
-    selected = selector(tokens, None, None)
+    selected = selector(tokens, None)
     assert isinstance(selected.selection, AllTokens)
     assert selected.scores is None
-    selector.set_keep_ratio(1.0)
-    with pytest.raises(ValueError, match=r"dense encoder; it cannot keep 0.3"):
-        selector.set_keep_ratio(0.3)
+    for everything in (1, 1.0, EvenBudget(keep_ratio=1.0)):
+        assert isinstance(selector(tokens, None, everything).selection, AllTokens)
+    for share in (0.3, EvenBudget(keep_ratio=0.3)):
+        with pytest.raises(ValueError, match=r"dense encoder; it cannot keep 0.3"):
+            selector(tokens, None, share)
 
 
 def test_the_scoring_network_joins_a_tokens_features_with_the_mean_of_the_real_ones():
@@ -184,16 +206,16 @@ def test_a_scoring_network_of_256_channels_has_the_published_number_of_parameter
 
 def test_the_learned_scorer_sees_content_and_position():
     scorer = LearnedScorer(network=ScoringNetwork(embed_dim=32)).double()
-    tokens, proposals, projection = scored_parts(scorer)
-    projected = projection(tokens.content + tokens.position, proposals)
+    tokens, proposals = scored_parts(scorer)
+    projected = proposals.project(tokens.content + tokens.position)
     expected = scorer.network(projected, tokens.pyramid.padding_mask)
-    assert torch.equal(scorer(tokens, proposals, projection).values, expected)
+    assert torch.equal(scorer(tokens, proposals).values, expected)
 
 
 def test_random_scores_are_drawn_anew_in_training_and_at_inference():
     scorer, tokens = RandomScorer(), make_tokens(make_pyramid(SHAPES))
     for mode in (True, False):
-        first, second = (scorer.train(mode)(tokens, None, None).values for _ in range(2))
+        first, second = (scorer.train(mode)(tokens, None).values for _ in range(2))
         assert first.shape == (1, 26)
         assert not torch.equal(first, second)
         assert bool(((first >= 0) & (first < 1)).all())

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import embed_tokens
 from sparse_detr.layers.position_encoding import sine_embedding
-from sparse_detr.modeling.single_scale import SingleScaleTokenizer
+from sparse_detr.modeling.tokenizers.single_scale import SingleScaleTokenizer
 from tests.modeling.tiny import make_pyramid
 
 

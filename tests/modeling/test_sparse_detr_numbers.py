@@ -75,7 +75,7 @@ def converted():
 
 @pytest.fixture(scope="module")
 def model(converted):
-    maps = recipes.Backbone(FormulaMaps(), ("level0", "level1", "level2"), (512, 1024, 2048), (8, 16, 32))
+    maps = recipes.BackboneSpec(FormulaMaps(), ("level0", "level1", "level2"), (512, 1024, 2048), (8, 16, 32))
     config = recipes.sparse_detr(
         backbone=maps, num_classes=91, num_queries=10, keep_ratio=0.1, dropout=0.0, behavior="released"
     )

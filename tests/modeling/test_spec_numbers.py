@@ -7,12 +7,10 @@ from torch.testing import assert_close
 from torchvision.ops import box_convert, generalized_box_iou
 
 from sparse_detr.layers import MultiScaleDeformableAttention, embed_boxes, embed_tokens, inverse_sigmoid
-from sparse_detr.modeling.criterion import SetCriterion
-from sparse_detr.modeling.encoder import encoder_reference_points
-from sparse_detr.modeling.matching import HungarianMatcher
-from sparse_detr.modeling.queries import ProposalGenerator
-from sparse_detr.modeling.selection import AttentionMapSupervision, TopKSelector
-from sparse_detr.modeling.selection.scorers import TokenScores
+from sparse_detr.modeling.encoder.deformable import encoder_reference_points
+from sparse_detr.modeling.proposals import ProposalGenerator
+from sparse_detr.modeling.selection import EvenBudget, TokenScores, TopKSelector
+from sparse_detr.modeling.training import AttentionMapSupervision, HungarianMatcher, SetCriterion
 from sparse_detr.ops import multi_scale_deformable_attention, splat_attention
 from sparse_detr.structures import DetectorOutput, PredictionGroup, Pyramid, Targets, Tokens, TopKTokens
 
@@ -21,7 +19,7 @@ CPU = torch.device("cpu")
 
 def padded_map():
     """A 3x4 level of which row 2 and column 3 are padding, and an unpadded 2x2 level."""
-    return Pyramid(spatial_shapes=((3, 4), (2, 2)), valid_shapes=(((2, 3), (2, 2)),), device=CPU)
+    return Pyramid.of(((3, 4), (2, 2)), (((2, 3), (2, 2)),), device=CPU)
 
 
 def token(level, row, column):
@@ -57,8 +55,8 @@ def test_token_score_loss_is_binary_cross_entropy_over_all_tokens():
     output = DetectorOutput(
         groups=(),
         predictions=None,
-        pyramid=Pyramid(spatial_shapes=((1, 3),), valid_shapes=(((1, 3),),) * 2, device=CPU),
-        selection=TopKTokens(indices=torch.zeros(2, 2, dtype=torch.long), counts=counts, num_tokens=3),
+        pyramid=Pyramid.of(((1, 3),), (((1, 3),),) * 2, device=CPU),
+        selection=TopKTokens.of(torch.zeros(2, 2, dtype=torch.long), counts, num_tokens=3),
         token_scores=torch.tensor([[2.0, -1, 0.5], [0, 1, -2]]),
         attention_map=labels,
         image_sizes=((8, 24),) * 2,
@@ -76,7 +74,7 @@ def test_position_embedding_counts_real_rows_and_columns():
 
 
 def test_encoder_reference_points_are_centres_on_every_padded_level():
-    pyramid = Pyramid(spatial_shapes=((3, 4), (2, 2)), valid_shapes=(((2, 3), (2, 1)),), device=CPU)
+    pyramid = Pyramid.of(((3, 4), (2, 2)), (((2, 3), (2, 1)),), device=CPU)
     references = encoder_reference_points(pyramid, torch.float32)[0]
     assert_close(references[token(0, 1, 2)], torch.tensor([[0.625, 0.5], [0.4166667, 0.75]]))
     assert_close(references[token(1, 1, 1)], torch.tensor([[1.125, 0.5], [0.75, 0.75]]))
@@ -122,14 +120,14 @@ class FixedScores(nn.Module):
         super().__init__()
         self.values = nn.Parameter(values)
 
-    def forward(self, tokens, proposals, projection):
+    def forward(self, tokens, proposals):
         return TokenScores(self.values)
 
 
 def test_released_padding_scores_send_their_gradient_to_the_lowest_score():
-    pyramid = Pyramid(spatial_shapes=((1, 5),), valid_shapes=(((1, 3),), ((1, 4),)), device=CPU)
+    pyramid = Pyramid.of(((1, 5),), (((1, 3),), ((1, 4),)), device=CPU)
     scorer = FixedScores(torch.tensor([[1.0, 2, 3, 4, 5], [6, 7, 8, 9, -1]]))
     empty = torch.zeros(2, 5, 4)
-    selector = TopKSelector(scorer=scorer, keep_ratio=0.5, padding="lowest")
-    selector(Tokens(content=empty, position=empty, pyramid=pyramid), None, None).scores.sum().backward()
+    selector = TopKSelector(scorer=scorer, budget=EvenBudget(keep_ratio=0.5), padding="lowest")
+    selector(Tokens(content=empty, position=empty, pyramid=pyramid), None).scores.sum().backward()
     assert scorer.values.grad.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 3]]

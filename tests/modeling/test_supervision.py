@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.layers import AttentionSamples
-from sparse_detr.modeling.selection import AttentionMapSupervision, DecoderAttentionMap, NoSupervision
+from sparse_detr.modeling.decoder import DecoderAttentionMap
+from sparse_detr.modeling.training import AttentionMapSupervision, NoSupervision
 from sparse_detr.structures import DetectorOutput, TopKTokens
 from tests.modeling.tiny import make_pyramid
 
@@ -21,8 +22,8 @@ def looks_at(*cells, shape=(2, 3)):
 
 def output_of(scores, attention, counts, *, valid_shapes, shape=(1, 4)):
     scores, attention = torch.tensor(scores), torch.tensor(attention)
-    selection = TopKTokens(
-        indices=torch.zeros(len(counts), max(counts), dtype=torch.long), counts=torch.tensor(counts), num_tokens=4
+    selection = TopKTokens.of(
+        torch.zeros(len(counts), max(counts), dtype=torch.long), torch.tensor(counts), num_tokens=4
     )
     return DetectorOutput(
         groups=(),
@@ -84,7 +85,10 @@ def test_scores_that_rank_padding_last_give_a_finite_loss_and_gradient():
 
 def test_a_decoder_without_sampling_points_teaches_no_scores():
     output = replace(output_of([[0.0] * 4], [[0.0] * 4], [1], valid_shapes=(((1, 4),),)), attention_map=None)
-    with pytest.raises(ValueError, match="attending densely, no map; choose a scorer that learns something else"):
+    with pytest.raises(
+        ValueError,
+        match="a decoder with full attention, which has no such map; choose a scorer",
+    ):
         AttentionMapSupervision()(output, [])
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from sparse_detr.modeling.tokenizer import MultiScaleTokenizer
+from sparse_detr.modeling.tokenizers.multi_scale import MultiScaleTokenizer
 
 CHANNELS, STRIDES = (4, 6, 8), (8, 16, 32)
 
@@ -37,7 +37,7 @@ def test_extra_levels_halve_the_map_and_round_up(num_levels, expected):
     tokenizer, maps = make_tokenizer(num_levels=num_levels), make_maps(850, 1040)
     pyramid = tokenizer.pyramid(maps, [(850, 1040)], (850, 1040))
     assert pyramid.spatial_shapes == expected
-    assert pyramid.valid_shapes == (expected,)
+    assert pyramid.valid_sizes.tolist() == [list(map(list, expected))]
 
 
 @pytest.mark.parametrize("num_levels", [3, 4, 5])
@@ -79,7 +79,7 @@ def test_exact_masks_take_in_every_cell_that_covers_a_real_pixel():
     for height, width in [(1, 1), (8, 16), (9, 17), (33, 64), (65, 100), (120, 119)]:
         pyramid = tokenizer.pyramid(make_maps(128, 128), [(height, width)], (128, 128))
         expected = tuple((-(-height // s), -(-width // s)) for s in (8, 16, 32, 64, 128))
-        assert pyramid.valid_shapes == (expected,)
+        assert pyramid.valid_sizes.tolist() == [list(map(list, expected))]
 
 
 def test_exact_real_tokens_are_those_of_the_image_alone_whatever_padding_holds():

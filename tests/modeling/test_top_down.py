@@ -1,13 +1,15 @@
 """Scores from coarse to fine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from sparse_detr.modeling.queries import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
-from sparse_detr.modeling.selection.top_down import interpolate_real
+from sparse_detr.modeling.selection.top_down import interpolate_valid
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((7, 10), (4, 5), (2, 3))
@@ -25,10 +27,10 @@ def make_scorer(modulation, num_levels=3):
 
 
 def parts(pyramid):
-    """(tokens, proposals, projection)"""
+    """Tokens and proposals."""
     torch.manual_seed(0)
     projection = ProposalProjection(embed_dim=32).double()
-    return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64), projection
+    return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64, projection=projection)
 
 
 def change_of_scores(scorer, pyramid):
@@ -44,7 +46,7 @@ def change_of_scores(scorer, pyramid):
 def test_values_between_token_centres_are_interpolated_linearly():
     """Two cells 0 and 4 with centres at 1/4 and 3/4; four at 1/8, 3/8, ..."""
     pyramid = make_pyramid(((1, 4), (1, 2)))
-    fine = interpolate_real(torch.tensor([[0.0, 4.0]]), pyramid, 1, 0)
+    fine = interpolate_valid(torch.tensor([[0.0, 4.0]]), pyramid, 1, 0)
     assert fine.tolist() == [[0.0, 1.0, 3.0, 4.0]]
 
 
@@ -52,7 +54,7 @@ def test_interpolation_reads_no_padding_and_sees_the_unpadded_image():
     """The second image is two cells wide on both levels; what is beyond is noise."""
     pyramid = make_pyramid(((1, 4), (1, 3)), ((1, 4), (1, 3)), ((1, 2), (1, 2)))
     values = torch.tensor([[0.0, 3.0, 6.0], [5.0, 7.0, 1e30]])
-    fine = interpolate_real(values, pyramid, 1, 0)
+    fine = interpolate_valid(values, pyramid, 1, 0)
     assert_close(fine[0], torch.tensor([0.0, 1.875, 4.125, 6.0]))
     assert fine[1].tolist() == [5.0, 7.0, 7.0, 7.0]
 
@@ -61,14 +63,14 @@ def test_without_padding_interpolation_is_that_of_pytorch():
     pyramid, values = make_pyramid(((7, 10), (4, 3))), torch.randn(2, 12, dtype=torch.float64)
     expected = F.interpolate(values.view(2, 1, 4, 3), (7, 10), mode="bilinear", align_corners=False)
     pyramid = make_pyramid(pyramid.spatial_shapes, *[pyramid.spatial_shapes] * 2)
-    assert_close(interpolate_real(values, pyramid, 1, 0), expected.flatten(1))
+    assert_close(interpolate_valid(values, pyramid, 1, 0), expected.flatten(1))
 
 
 def test_normalised_features_are_louder_under_foreground_and_quieter_under_background():
     """Token by token, of the unpadded part of the second image."""
     scorer, pyramid = make_scorer("exact"), make_pyramid(SHAPES, *PADDED)
-    tokens, proposals, projection = parts(pyramid)
-    projected = projection(tokens.content + tokens.position, proposals)
+    tokens, proposals = parts(pyramid)
+    projected = proposals.project(tokens.content + tokens.position)
     real, network = ~pyramid.padding_mask[1], scorer.network
     masks = pyramid.split(real[None])
     levels = [x[1][mask[0]] for x, mask in zip(pyramid.split(projected), masks, strict=True)]
@@ -81,19 +83,19 @@ def test_normalised_features_are_louder_under_foreground_and_quieter_under_backg
             probability = expected[0].sigmoid().view(1, 1, height, width)
             seen = F.interpolate(probability, PADDED[1][level - 1], mode="bilinear", align_corners=False)
             gain = 1 + scorer.alpha[2 - level] * (2 * seen.reshape(-1, 1) - 1)
-    assert_close(scorer(tokens, proposals, projection).values[1][real], torch.cat(expected))
+    assert_close(scorer(tokens, proposals).values[1][real], torch.cat(expected))
 
 
 def test_released_scores_modulate_the_network_s_input_by_raw_logits_of_padded_maps():
     scorer, pyramid = make_scorer("released"), make_pyramid(SHAPES, *PADDED)
-    tokens, proposals, projection = parts(pyramid)
-    fine, middle, coarse = pyramid.split(projection(tokens.content + tokens.position, proposals))
+    tokens, proposals = parts(pyramid)
+    fine, middle, coarse = pyramid.split(proposals.project(tokens.content + tokens.position))
     none = [torch.zeros(x.shape[:2], dtype=torch.bool) for x in (fine, middle, coarse)]
     scores = [scorer.network(coarse, none[2])]
     for x, alpha, mask, shapes in ((middle, 0.3, none[1], SHAPES[1:]), (fine, -0.2, none[0], SHAPES[:2])):
         up = F.interpolate(scores[0].view(2, 1, *shapes[1]), shapes[0], mode="bilinear", align_corners=True)
         scores.insert(0, scorer.network(x * (1 + alpha * up.flatten(1)[..., None]), mask))
-    assert_close(scorer(tokens, proposals, projection).values, torch.cat(scores, 1))
+    assert_close(scorer(tokens, proposals).values, torch.cat(scores, 1))
 
 
 def test_what_a_coarse_level_sees_changes_the_scores_of_the_finer_ones():
@@ -123,18 +125,18 @@ def test_alpha_learns_where_it_has_an_effect(modulation, low, high):
 @pytest.mark.parametrize(("modulation", "taught"), [("exact", False), ("released", True)])
 def test_coarse_features_learn_nothing_of_fine_scores(modulation, taught):
     scorer, pyramid = make_scorer(modulation), make_pyramid(((4, 4), (2, 2)))
-    tokens, proposals, projection = parts(pyramid)
-    projected = projection(tokens.content + tokens.position, proposals).detach().requires_grad_()
-    scorer(tokens, proposals, lambda *_: projected).values[:, :16].sum().backward()
+    tokens, proposals = parts(pyramid)
+    projected = proposals.project(tokens.content + tokens.position).detach().requires_grad_()
+    scorer(tokens, replace(proposals, projection=lambda *_: projected)).values[:, :16].sum().backward()
     assert projected.grad[:, 16:].any() == taught
 
 
 def test_a_single_level_is_scored_without_modulation():
     scorer, pyramid = make_scorer("exact", num_levels=1), make_pyramid(((4, 5),))
-    tokens, proposals, projection = parts(pyramid)
-    projected = projection(tokens.content + tokens.position, proposals)
+    tokens, proposals = parts(pyramid)
+    projected = proposals.project(tokens.content + tokens.position)
     expected = scorer.network(projected, pyramid.padding_mask)
-    assert torch.equal(scorer(tokens, proposals, projection).values, expected)
+    assert torch.equal(scorer(tokens, proposals).values, expected)
     assert scorer.alpha.shape == (0,)
     assert not scorer.alpha.requires_grad
 

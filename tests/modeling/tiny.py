@@ -8,12 +8,12 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from sparse_detr.recipes import (
-    Backbone,
+    BackboneSpec,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
+    deformable_detr_topk,
     dino,
-    efficient_detr,
     focus_deformable_detr,
     focus_detr,
     sparse_dab_deformable_detr,
@@ -40,9 +40,9 @@ STRIDES = (8, 16, 32)
 
 
 def single_scale_dab_detr(*, backbone, num_points, **options):
-    """DAB-DETR of the coarsest map of the stub; dense attention has no points."""
+    """DAB-DETR of the coarsest map of the stub; full attention has no points."""
     backbone.config.num_maps = 1
-    coarse = Backbone(backbone.config, *(facts[-1:] for facts in backbone[1:]))
+    coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:]))
     return dab_detr(backbone=coarse, **options)
 
 
@@ -51,7 +51,7 @@ MODELS = {
     "one_stage": (deformable_detr, {}),
     "refined": (deformable_detr, {"box_refinement": True}),
     "two_stage": (deformable_detr, {"box_refinement": True, "two_stage": "projected"}),
-    "efficient": (efficient_detr, {}),
+    "topk": (deformable_detr_topk, {}),
     "sparse": (sparse_detr, {"keep_ratio": 0.3}),
     "sparse_without_auxiliary_loss": (sparse_detr, {"keep_ratio": 0.3, "encoder_auxiliary_loss": False}),
     "objectness": (sparse_detr, {"keep_ratio": 0.3, "scorer": "objectness"}),
@@ -102,7 +102,7 @@ class PatchBackbone(D2Backbone):
 
 
 def patch_backbone():
-    return Backbone(LazyCall(PatchBackbone)(), tuple(f"map{stride}" for stride in STRIDES), CHANNELS, STRIDES)
+    return BackboneSpec(LazyCall(PatchBackbone)(), tuple(f"map{stride}" for stride in STRIDES), CHANNELS, STRIDES)
 
 
 def build(name, *, seed=0, dtype=torch.float64, **options):
@@ -133,12 +133,12 @@ def picture(height, width, boxes=((0.1, 0.2, 0.5, 0.7), (0.4, 0.3, 0.9, 0.8)), *
 
 def make_pyramid(shapes, *valid_shapes):
     """A pyramid, unpadded and of one image unless valid shapes are given."""
-    return Pyramid(spatial_shapes=shapes, valid_shapes=valid_shapes or (shapes,), device=CPU)
+    return Pyramid.of(shapes, valid_shapes or (shapes,), device=CPU)
 
 
 def make_tokens(pyramid, embed_dim=32, *, seed=0, dtype=torch.float64):
     """Random tokens of a pyramid."""
     generator = torch.Generator().manual_seed(seed)
-    size = (len(pyramid.valid_shapes), pyramid.num_tokens, embed_dim)
+    size = (pyramid.batch_size, pyramid.num_tokens, embed_dim)
     content, position = torch.randn(2, *size, generator=generator, dtype=dtype)
     return Tokens(content=content, position=position, pyramid=pyramid)

@@ -6,7 +6,7 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import build_model
 
 from sparse_detr.config import add_detr_config
-from sparse_detr.modeling.query_position import LayerScale
+from sparse_detr.modeling.decoder.query_position import LayerScale
 from sparse_detr.modeling.selection import KeepAllTokens, TopKSelector
 from sparse_detr.recipes import dab_deformable_detr, dab_detr, resnet, sparse_dab_deformable_detr
 from tests.modeling.tiny import SIZES, build, patch_backbone, picture, shake
@@ -119,7 +119,7 @@ def test_a_single_decoder_layer_leaves_no_parameter_without_a_gradient(name):
         ({"activation": "gelu"}, "activation must be one of prelu, relu, got 'gelu'"),
         ({"anchor_start": "grid"}, "anchor_start must be one of normal, uniform_centers, uniform, got 'grid'"),
         ({"query_scale": "none"}, "query_scale must be one of elementwise, scalar, fixed, got 'none'"),
-        ({"backbone": resnet(50)}, "dense attention reads one map, but the backbone gives res3, res4, res5"),
+        ({"backbone": resnet(50)}, "full attention reads one map, but the backbone gives res3, res4, res5"),
     ],
 )
 def test_what_dab_detr_cannot_be_is_refused_by_name(options, message):

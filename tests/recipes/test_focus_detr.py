@@ -5,9 +5,9 @@ import itertools
 import pytest
 from detectron2.config import instantiate
 
-from sparse_detr.modeling.auxiliary_proposals import AuxiliaryProposals
 from sparse_detr.modeling.queries import LearnedQueries, TopKQueries
-from sparse_detr.recipes import dab_detr, dino, efficient_detr, focus, focus_deformable_detr, focus_detr
+from sparse_detr.modeling.training.auxiliary_proposals import AuxiliaryProposals
+from sparse_detr.recipes import dab_detr, deformable_detr_topk, dino, focus, focus_deformable_detr, focus_detr
 from tests.modeling.tiny import SIZES, build, patch_backbone, picture
 
 
@@ -18,18 +18,23 @@ def tiny(recipe, **options):
 def test_released_and_exact_differ_in_every_part_that_the_paper_and_its_code_see_differently():
     exact, released = (tiny(focus_detr, behavior=behavior) for behavior in ("exact", "released"))
     choices = [
-        (c.selector.padding, c.selector.budgets, c.selector.scorer.modulation, c.selector.scorer.network.mean_over)
+        (
+            c.selector.padding,
+            c.selector.budget._target_.split(".")[-1],
+            c.selector.scorer.modulation,
+            c.selector.scorer.network.mean_over,
+        )
         + (c.encoder.source, c.encoder.layers.module.object_score, c.encoder.layers.module.surplus)
         + (c.supervision.labels.rule, c.supervision.normalization, c.supervision.padding)
         for c in (exact, released)
     ]
     assert choices[0] == (
-        *("excluded", "image", "exact", "real"),
+        *("excluded", "CascadedBudget", "exact", "real"),
         *("updated", "probability_product", "masked"),
         *("chessboard", "batch", "ignored"),
     )
     assert choices[1] == (
-        *("ranked_lowest", "batch", "released", "all"),
+        *("ranked_lowest", "BatchCascadedBudget", "released", "all"),
         *("static", "logit_product", "attended"),
         *("side", "image", "negative"),
     )
@@ -40,19 +45,18 @@ def test_released_and_exact_differ_in_every_part_that_the_paper_and_its_code_see
 def test_half_of_the_tokens_enter_and_three_tenths_are_refined_on_average():
     model = instantiate(focus_detr(backbone=patch_backbone()))
     assert (model.keep_ratio, model.mean_keep_ratio) == (0.5, pytest.approx(0.3))
-    model.set_keep_ratio(0.25)
-    assert model.mean_keep_ratio == pytest.approx(0.15)
+    assert model.selector.budget.with_keep_ratio(0.25).mean_keep_ratio == pytest.approx(0.15)
 
 
 def test_the_schedule_follows_the_number_of_layers_that_a_config_sets_later():
     config = tiny(focus_detr)
     config.encoder.layers.count = 11
-    assert len(instantiate(config).selector.schedule) == 11
-    config.selector.schedule.shares = [1.0, 0.5]
+    assert len(instantiate(config).selector.budget.schedule) == 11
+    config.selector.budget.schedule.shares = [1.0, 0.5]
     with pytest.raises(ValueError, match="2 shares, and the encoder 11 layers"):
         instantiate(config)
     config.encoder.layers.count = 2
-    assert instantiate(config).selector.schedule == (1.0, 0.5)
+    assert instantiate(config).selector.budget.schedule == (1.0, 0.5)
 
 
 @pytest.mark.parametrize("num_levels", [3, 4, 5])
@@ -63,7 +67,7 @@ def test_alphas_and_size_ranges_follow_the_number_of_levels(num_levels):
 
 
 def test_any_dense_model_can_be_focused():
-    for base in (dino, efficient_detr):
+    for base in (dino, deformable_detr_topk):
         model = instantiate(focus(tiny(base), keep_ratio=0.4, num_objects=7))
         assert model.keep_ratio == 0.4
         assert {layer.num_objects for layer in model.encoder.layers} == {7}

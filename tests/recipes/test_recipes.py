@@ -5,7 +5,7 @@ import torch
 from detectron2.config import instantiate
 
 from sparse_detr.modeling.selection import KeepAllTokens, ObjectnessScorer, RandomScorer, TopKSelector
-from sparse_detr.recipes import deformable_detr, efficient_detr, mobilenet_v2, resnet, sparse_detr, swin_tiny
+from sparse_detr.recipes import deformable_detr, deformable_detr_topk, mobilenet_v2, resnet, sparse_detr, swin_tiny
 from sparse_detr.recipes.backbones import from_module
 from sparse_detr.structures import AllTokens
 from tests.modeling.tiny import MODELS, SIZES, make_pyramid, make_tokens, patch_backbone
@@ -31,7 +31,7 @@ def test_the_number_of_classes_stands_in_one_place_and_reaches_every_head(name):
 
 def test_a_keep_ratio_can_be_set_in_the_config():
     config = tiny(sparse_detr)
-    config.selector.keep_ratio, config.selector.inference_keep_ratio = 0.2, 0.6
+    config.selector.budget.keep_ratio, config.selector.inference_keep_ratio = 0.2, 0.6
     model = instantiate(config)
     assert (model.train().keep_ratio, model.eval().keep_ratio) == (0.2, 0.6)
 
@@ -75,7 +75,7 @@ def test_released_and_exact_differ_in_every_part_that_sees_padding():
 
 
 def test_dense_recipes_keep_every_token_and_sparse_ones_do_not():
-    assert isinstance(instantiate(tiny(efficient_detr)).selector, KeepAllTokens)
+    assert isinstance(instantiate(tiny(deformable_detr_topk)).selector, KeepAllTokens)
     assert isinstance(instantiate(tiny(sparse_detr)).selector, TopKSelector)
 
 
@@ -104,7 +104,7 @@ def test_as_many_layers_are_built_as_were_asked_for_and_none_if_none():
 def test_without_encoder_layers_the_memory_is_the_tokens():
     model = instantiate(tiny(deformable_detr, encoder_layers=0))
     tokens = make_tokens(make_pyramid(((4, 5), (2, 3))), 64)
-    assert model.encoder(tokens, AllTokens(tokens.pyramid)).memory is tokens.content
+    assert model.encoder(tokens, AllTokens(tokens.pyramid), None).memory is tokens.content
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from sparse_detr.recipes import efficient_detr, sparse_detr
+from sparse_detr.recipes import deformable_detr_topk, sparse_detr
 from tests.modeling.tiny import SIZES, patch_backbone
 
 
@@ -26,7 +26,7 @@ def test_actions_take_every_input_in_turn_and_the_first_does_not_count(script, m
 
 
 def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer(script):
-    none, one, two = (encoder_gigaflops(script, efficient_detr, encoder_layers=count) for count in (0, 1, 2))
+    none, one, two = (encoder_gigaflops(script, deformable_detr_topk, encoder_layers=count) for count in (0, 1, 2))
     assert none == 0
     assert two == pytest.approx(2 * one)
 
@@ -42,4 +42,4 @@ def test_a_dense_encoder_layer_costs_what_its_formula_says(script):
     samples = SIZES["num_heads"] * levels * points
     token = 3 * dim * samples + 2 * dim**2 + 2 * dim * hidden + 4 * dim * levels * points + 2 * 5 * dim
     tokens = 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2
-    assert 1e9 * encoder_gigaflops(script, efficient_detr, encoder_layers=1) == pytest.approx(tokens * token)
+    assert 1e9 * encoder_gigaflops(script, deformable_detr_topk, encoder_layers=1) == pytest.approx(tokens * token)

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def pyramid():
     """The first image fills 1x2 of the 2x3 level and 1x1 of the 1x2 level; the second fills both."""
-    return Pyramid(spatial_shapes=((2, 3), (1, 2)), valid_shapes=(((1, 2), (1, 1)), ((2, 3), (1, 2))), device=CPU)
+    return Pyramid.of(((2, 3), (1, 2)), (((1, 2), (1, 1)), ((2, 3), (1, 2))), device=CPU)
 
 
 def test_cells_run_level_by_level_and_row_by_row(pyramid):
@@ -29,7 +29,7 @@ def test_padding_is_what_lies_right_of_or_below_the_image(pyramid):
 
 
 def test_a_batch_of_equal_images_has_no_padding():
-    pyramid = Pyramid(spatial_shapes=((2, 3),), valid_shapes=(((2, 3),),) * 2, device=CPU)
+    pyramid = Pyramid.of(((2, 3),), (((2, 3),),) * 2, device=CPU)
     assert not pyramid.has_padding
     assert not pyramid.padding_mask.any()
 

@@ -22,14 +22,12 @@ def dense_output() -> DetectorOutput:
 
 
 def make_output(*, kept: list[int] | None) -> DetectorOutput:
-    pyramid = Pyramid(spatial_shapes=SHAPES, valid_shapes=(VALID_SHAPES,), device=torch.device("cpu"))
+    pyramid = Pyramid.of(SHAPES, (VALID_SHAPES,), device=torch.device("cpu"))
     group = PredictionGroup(name="decoder_0", suffix="", logits=torch.zeros(1, 1, 1), boxes=torch.zeros(1, 1, 4))
     if kept is None:
         selection = AllTokens(pyramid)
     else:
-        selection = TopKTokens(
-            indices=torch.tensor([kept]), counts=torch.tensor([len(kept)]), num_tokens=pyramid.num_tokens
-        )
+        selection = TopKTokens.of(torch.tensor([kept]), torch.tensor([len(kept)]), num_tokens=pyramid.num_tokens)
     return DetectorOutput(
         groups=(group,),
         predictions=group,

@@ -1,19 +1,18 @@
 """From encoded tokens to decoder queries."""
 
-from sparse_detr.modeling.queries.initializers import Denoising, LearnedQueries, Queries, TopKQueries
-from sparse_detr.modeling.queries.proposals import ProposalGenerator, ProposalProjection, Proposals
+from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
+from sparse_detr.modeling.queries.learned import LearnedQueries
 from sparse_detr.modeling.queries.starts import BoxStart, LearnedStart, MemoryStart, ProjectedStart
+from sparse_detr.modeling.queries.topk import TopKQueries
 
 __all__ = [
+    "Anchors",
     "BoxStart",
-    "Denoising",
+    "FixedCenterAnchors",
+    "LearnedAnchors",
     "LearnedQueries",
     "LearnedStart",
     "MemoryStart",
     "ProjectedStart",
-    "ProposalGenerator",
-    "ProposalProjection",
-    "Proposals",
-    "Queries",
     "TopKQueries",
 ]

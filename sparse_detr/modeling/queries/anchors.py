@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import inverse_sigmoid
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.queries.initializers import Queries
-from sparse_detr.modeling.queries.proposals import ProposalProjection, Proposals
-from sparse_detr.structures import geometry_dtype
+from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.structures import Queries, geometry_dtype
 
 Start = Literal["normal", "uniform_centers", "uniform"]
 
@@ -102,14 +100,7 @@ class LearnedAnchors(nn.Module):
         if self.patterns is not None:
             nn.init.xavier_uniform_(self.patterns.weight)
 
-    def forward(
-        self,
-        memory: Tensor,
-        *,
-        proposals: Proposals | None,
-        projection: ProposalProjection | None,
-        head: PredictionHead | None,
-    ) -> Queries:
+    def forward(self, memory: Tensor, proposals: Proposals) -> Queries:
         """Repeat the queries for every image; only the batch size of `memory` matters."""
         logits = self.anchors()
         content = logits.new_zeros(len(logits), self.embed_dim) if self.content is None else self.content.weight

@@ -1,25 +1,35 @@
-"""Which tokens the encoder refines: scorers, the selector, and how the scores learn."""
+"""Which tokens the encoder refines: scorers, budgets and the selector."""
 
-from sparse_detr.modeling.selection.attention_map import DecoderAttentionMap
-from sparse_detr.modeling.selection.budgets import layer_shares
-from sparse_detr.modeling.selection.foreground import ForegroundLabels, ForegroundSupervision
-from sparse_detr.modeling.selection.scorers import LearnedScorer, ObjectnessScorer, RandomScorer, ScoringNetwork
-from sparse_detr.modeling.selection.selector import KeepAllTokens, Selected, TopKSelector
-from sparse_detr.modeling.selection.supervision import AttentionMapSupervision, NoSupervision
+from sparse_detr.modeling.selection.budgets import (
+    BatchCascadedBudget,
+    Budget,
+    CascadedBudget,
+    EvenBudget,
+    layer_shares,
+)
+from sparse_detr.modeling.selection.scorers import ObjectnessScorer, RandomScorer
+from sparse_detr.modeling.selection.selector import (
+    KeepAllTokens,
+    LearnedScorer,
+    ScoringNetwork,
+    Selected,
+    TokenScores,
+    TopKSelector,
+)
 from sparse_detr.modeling.selection.top_down import TopDownScorer
 
 __all__ = [
-    "AttentionMapSupervision",
-    "DecoderAttentionMap",
-    "ForegroundLabels",
-    "ForegroundSupervision",
+    "BatchCascadedBudget",
+    "Budget",
+    "CascadedBudget",
+    "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
-    "NoSupervision",
     "ObjectnessScorer",
     "RandomScorer",
     "ScoringNetwork",
     "Selected",
+    "TokenScores",
     "TopDownScorer",
     "TopKSelector",
     "layer_shares",

@@ -1,17 +1,159 @@
-"""How many tokens each encoder layer refines (Sparse DETR, section 3.1; Focus-DETR's cascade, section 3.1)."""
+"""How many tokens each encoder layer refines (Sparse DETR, section 3.1; Focus-DETR's cascade, section 3.1).
+
+A budget is an argument of a call: the model has one of its own, and whoever calls it may give another. It is asked with
+the number of real tokens of every image, and answers for every encoder layer. No weight depends on it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
+
+from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade, top_tokens
+
+Count = TypeVar("Count", int, Tensor)
+"""Tokens of one image; or (B,) long, of every image, where only the device knows them."""
 
 
-def check_keep_ratio(keep_ratio: float) -> float:
-    """Return a ratio in (0, 1]; raise `ValueError` for any other."""
+class Budget(Protocol):
+    """How many tokens of an image the encoder layers refine."""
+
+    keep_ratio: float
+    """Share of the tokens that the first layer refines, above 0 and at most 1."""
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        """Mean share of all layers."""
+
+    def with_keep_ratio(self, keep_ratio: float) -> Budget:
+        """Return the same budget with another share in the first layer."""
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        """Return the tokens of highest (B, N) `ranking` within the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenBudget:
+    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n real tokens.
+
+    Args:
+        keep_ratio: share of the tokens, above 0 and at most 1.
+
+    Raises:
+        ValueError: the ratio is out of range.
+    """
+
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        return self.keep_ratio
+
+    def with_keep_ratio(self, keep_ratio: float) -> EvenBudget:
+        return replace(self, keep_ratio=keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        if pyramid.valid_counts is None:
+            counts, rows = (
+                share_of(real_tokens(pyramid), self.keep_ratio),
+                share_of(pyramid.num_tokens, self.keep_ratio),
+            )
+            return top_tokens(ranking, counts, rows)
+        kept = [share_of(count, self.keep_ratio) for count in pyramid.valid_counts]
+        return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadedBudget:
+    """Fewer and fewer tokens from layer to layer: layer i refines min(int(n * keep_ratio * c_i) + 1, n) of n.
+
+    Args:
+        keep_ratio: share of the tokens in the first layer, above 0 and at most 1.
+        schedule: c_i of every encoder layer, 1 for the first and never growing.
+
+    Raises:
+        ValueError: a ratio or share is out of range, or the schedule does not start at 1 or grows.
+    """
+
+    keep_ratio: float
+    schedule: Sequence[float]
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+        object.__setattr__(self, "schedule", check_schedule(self.schedule))
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        return self.keep_ratio * sum(self.schedule) / len(self.schedule)
+
+    def with_keep_ratio(self, keep_ratio: float) -> CascadedBudget:
+        return replace(self, keep_ratio=keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        if pyramid.valid_counts is None:
+            counts = self.layers(real_tokens(pyramid))
+            return top_token_cascade(ranking, counts, self.largest(pyramid.num_tokens))
+        layers = self.host_layers(pyramid.valid_counts)
+        counts = list(torch.tensor(layers, device=ranking.device))
+        return top_token_cascade(ranking, counts, [max(kept) for kept in layers])
+
+    def layers(self, counts: Tensor) -> list[Tensor]:
+        """Return the (B,) tokens of every layer, of images with (B,) `counts` real tokens."""
+        return [share_of(counts, self.keep_ratio * share) for share in self.schedule]
+
+    def host_layers(self, counts: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of every layer and image, of images with `counts` real tokens."""
+        return [[share_of(count, self.keep_ratio * share) for count in counts] for share in self.schedule]
+
+    def largest(self, count: int) -> list[int]:
+        """Return how many tokens every layer refines at most, of images with at most `count` tokens."""
+        return [share_of(count, self.keep_ratio * share) for share in self.schedule]
+
+
+class BatchCascadedBudget(CascadedBudget):
+    """The cascade of Focus-DETR's public code, which follows the largest image of the batch.
+
+    Layer i refines int(K c_i) tokens, K the largest first budget of the batch, but no more than the image's own first
+    budget. So what an image keeps depends on the others of its batch.
+    """
+
+    def layers(self, counts: Tensor) -> list[Tensor]:
+        first = share_of(counts, self.keep_ratio)
+        # In float32, as the public implementation, whose products can fall below a whole number where doubles do not.
+        shares = torch.tensor(self.schedule, dtype=torch.float32, device=counts.device)
+        return [first.minimum((share * first.max()).long().clamp(min=1)) for share in shares]
+
+    def host_layers(self, counts: Sequence[int]) -> list[list[int]]:
+        return [kept.tolist() for kept in self.layers(torch.tensor(counts))]
+
+    def largest(self, count: int) -> list[int]:
+        # One more than every share, for float32 may round up.
+        return [at_most(share_of(count, self.keep_ratio * share) + 1, count) for share in self.schedule]
+
+
+def share_of(count: Count, keep_ratio: float) -> Count:
+    """Return the tokens that are kept of `count`: min(int(count * keep_ratio) + 1, count)."""
+    if isinstance(count, Tensor):
+        return count.minimum((count.double() * keep_ratio).long() + 1)
+    return at_most(torch.sym_int(count * keep_ratio) + 1, count)
+
+
+def real_tokens(pyramid: Pyramid) -> Tensor:
+    """Return (B,) long: tokens of every image that are not padding."""
+    return pyramid.valid_sizes.prod(-1).sum(-1)
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    """Raise `ValueError` for a ratio that is not above 0 and at most 1."""
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}; 1 refines every token")
-    return float(keep_ratio)
 
 
 def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:
@@ -29,7 +171,7 @@ def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:
 def layer_shares(
     *, num_layers: int, published: Sequence[float], shares: Sequence[float] | None = None
 ) -> tuple[float, ...]:
-    """A schedule of one share an encoder layer.
+    """Return a schedule of one share an encoder layer.
 
     Args:
         num_layers: encoder layers.
@@ -54,21 +196,3 @@ def layer_shares(
         round(published[i] + (position - i) * (published[i + 1] - published[i]), 9)
         for i, position in zip(below, positions, strict=True)
     )
-
-
-def token_budgets(valid_counts: list[int], keep_ratio: float) -> list[int]:
-    """Tokens that every image keeps of its real ones: min(int(n * keep_ratio) + 1, n)."""
-    return [min(int(count * keep_ratio) + 1, count) for count in valid_counts]
-
-
-def cascaded_budgets(valid_counts: list[int], keep_ratio: float, schedule: Sequence[float]) -> list[list[int]]:
-    """Tokens that every layer keeps of every image, by the image's own number of tokens."""
-    return [token_budgets(valid_counts, keep_ratio * share) for share in schedule]
-
-
-def batch_budgets(valid_counts: list[int], keep_ratio: float, schedule: Sequence[float]) -> list[list[int]]:
-    """Tokens that every layer keeps of every image, by the largest image: min(k_b, int(c_i max k)), k as above."""
-    first = token_budgets(valid_counts, keep_ratio)
-    # In float32, as the public implementation, whose products can fall below a whole number where doubles do not.
-    layers = (max(int(torch.tensor(share, dtype=torch.float32) * max(first)), 1) for share in schedule)
-    return [[min(budget, layer) for budget in first] for layer in layers]

@@ -5,9 +5,8 @@
 
 The network starts with a layer normalisation, which a positive factor of its input does not get through: the released
 form changes no score, or flips the sign of a token's features where 1 + alpha U falls below zero. The exact form comes
-after the normalisation, in [-1, 1]: features under what is foreground get louder, under background quieter. It hands
-down what the coarser level says without teaching it anything, or the many foreground tokens of fine levels would make
-coarse scores their servant.
+after the normalisation, in [-1, 1]: features under foreground grow, features under background shrink. No gradient goes
+back to the coarser level: fine levels have many more foreground tokens, and coarse scores would learn to serve them.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.modeling.queries import ProposalProjection, Proposals
-from sparse_detr.modeling.selection.scorers import ScoringNetwork, TokenScores
+from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.selection.selector import ScoringNetwork, TokenScores
 from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
 
 
@@ -42,21 +41,22 @@ class TopDownScorer(nn.Module):
         self.alpha = nn.Parameter(torch.empty(num_levels - 1), requires_grad=num_levels > 1)
         nn.init.uniform_(self.alpha, *self.initial_alpha[modulation])
 
-    def forward(self, tokens: Tokens, proposals: Proposals, projection: ProposalProjection) -> TokenScores:
+    def forward(self, tokens: Tokens, proposals: Proposals) -> TokenScores:
+        """Score all tokens, from the coarsest level to the finest."""
         pyramid = tokens.pyramid
-        levels = pyramid.split(projection(tokens.content + tokens.position, proposals))
+        levels = pyramid.split(proposals.project(tokens.content + tokens.position))
         masks = pyramid.split(pyramid.padding_mask)
         last = len(levels) - 1
         scores = [self.network(levels[last], masks[last])]  # grows at the front, towards the finest
         for level in reversed(range(last)):
-            gain = 1 + self.alpha[last - 1 - level] * self._seen(scores[0], pyramid, level)
+            gain = 1 + self.alpha[last - 1 - level] * self._modulation(scores[0], pyramid, level)
             scores.insert(0, self._score(levels[level], masks[level], gain))
         return TokenScores(torch.cat(scores, 1))
 
-    def _seen(self, coarser: Tensor, pyramid: Pyramid, level: int) -> Tensor:
-        """(B, n_l): what the scores of level l + 1 say of the tokens of level l."""
+    def _modulation(self, coarser: Tensor, pyramid: Pyramid, level: int) -> Tensor:
+        """Return U_l (B, n_l): what the scores of level l + 1 say of the tokens of level l."""
         if self.modulation == "exact":
-            return interpolate_real(2 * coarser.detach().sigmoid() - 1, pyramid, level + 1, level)
+            return interpolate_valid(2 * coarser.detach().sigmoid() - 1, pyramid, level + 1, level)
         coarse_map = coarser.unflatten(1, (1, *pyramid.spatial_shapes[level + 1]))
         fine_map = F.interpolate(coarse_map, pyramid.spatial_shapes[level], mode="bilinear", align_corners=True)
         return fine_map.flatten(1)
@@ -67,7 +67,7 @@ class TopDownScorer(nn.Module):
         return self.network(x * gain[..., None], padding_mask)
 
 
-def interpolate_real(values: Tensor, pyramid: Pyramid, source: int, target: int) -> Tensor:
+def interpolate_valid(values: Tensor, pyramid: Pyramid, source: int, target: int) -> Tensor:
     """Bilinear interpolation of one level's values at the token centres of another, in the unpadded image.
 
     Beyond the outermost centres the values go on as they are. Padding is never read, and gets what the border has.
@@ -87,10 +87,10 @@ def interpolate_real(values: Tensor, pyramid: Pyramid, source: int, target: int)
 
 def _weights(pyramid: Pyramid, source: int, target: int, axis: int, dtype: torch.dtype) -> Tensor:
     """(B, n', n): how much of each source row (axis 0) or column (1) a target row or column takes."""
-    real = pyramid.valid_sizes[:, source, axis, None].to(dtype)  # (B, 1)
-    real_target = pyramid.valid_sizes[:, target, axis, None].to(dtype)
+    valid = pyramid.valid_sizes[:, source, axis, None].to(dtype)  # (B, 1)
+    valid_target = pyramid.valid_sizes[:, target, axis, None].to(dtype)
     centers = torch.arange(pyramid.spatial_shapes[target][axis], device=pyramid.device).to(dtype) + 0.5
-    position = (centers / real_target * real - 0.5).clamp(min=0)
-    position = torch.minimum(position, real - 1)
+    position = (centers / valid_target * valid - 0.5).clamp(min=0)
+    position = torch.minimum(position, valid - 1)
     cells = torch.arange(pyramid.spatial_shapes[source][axis], device=pyramid.device).to(dtype)
     return (1 - (position[..., None] - cells).abs()).clamp(min=0)

@@ -7,23 +7,24 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from sparse_detr.modeling.distributed import mean_over_processes
-from sparse_detr.modeling.matching import HungarianMatcher
+from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.training.matching import HungarianMatcher
+from sparse_detr.modeling.training.normalizer import mean_over_processes
 from sparse_detr.structures import PredictionGroup, Targets
 
 
 class SetCriterion(nn.Module):
-    """Match every group to the true boxes, then sum focal, L1 and generalized IoU losses per true box.
+    """Match every group to the true boxes, then sum class, L1 and generalized IoU losses per true box.
 
     A group that comes with its matches, as denoising queries do, keeps them.
 
     Args:
         matcher: the assignment.
+        classification: what the logits mean; `SigmoidFocal` if None.
         class_weight, bbox_weight, giou_weight: weights of the losses, the same for every group.
         denoising_class_weight: of the class loss of groups that come with their matches; None for `class_weight`.
-        alpha, gamma: of the focal loss.
         iou_eps: added to the denominators of the generalized IoU; public code of DAB-DETR and DINO adds 1e-6.
     """
 
@@ -31,23 +32,22 @@ class SetCriterion(nn.Module):
         self,
         *,
         matcher: HungarianMatcher,
+        classification: SigmoidFocal | None = None,
         class_weight: float = 2.0,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
         iou_eps: float = 1e-12,
         denoising_class_weight: float | None = None,
     ):
         super().__init__()
-        self.matcher = matcher
+        self.matcher, self.classification = matcher, classification or SigmoidFocal()
         self.weights = {"class": class_weight, "bbox": bbox_weight, "giou": giou_weight}
         given = class_weight if denoising_class_weight is None else denoising_class_weight
         self.denoising_weights = {**self.weights, "class": given}
-        self.alpha, self.gamma, self.iou_eps = alpha, gamma, iou_eps
+        self.iou_eps = iou_eps
 
     def forward(self, groups: Sequence[PredictionGroup], targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Weighted losses `loss_class`, `loss_bbox`, `loss_giou`, each with the suffix of its group.
+        """Return the weighted losses `loss_class`, `loss_bbox`, `loss_giou`, each with the suffix of its group.
 
         Args:
             groups: the supervised predictions.
@@ -63,7 +63,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def group_losses(self, group: PredictionGroup, targets: Sequence[Targets], normalizer: Tensor) -> dict[str, Tensor]:
-        """Unweighted losses of one group."""
+        """Return the unweighted losses of one group."""
         matches = self.matcher(group, targets) if group.matches is None else group.matches
         normalizer = normalizer * group.repeats
         images = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(matches)])
@@ -75,15 +75,7 @@ class SetCriterion(nn.Module):
         predicted = group.boxes[images, rows]
         corners = box_convert(predicted, "cxcywh", "xyxy"), box_convert(boxes, "cxcywh", "xyxy")
         return {
-            "class": self._class_loss(group, images, rows, labels) / normalizer,
+            "class": self.classification.loss(group.logits, (images, rows), labels, group.valid, normalizer),
             "bbox": F.l1_loss(predicted, boxes, reduction="sum") / normalizer,
             "giou": generalized_box_iou_loss(*corners, reduction="sum", eps=self.iou_eps) / normalizer,
         }
-
-    def _class_loss(self, group: PredictionGroup, images: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-        truth = torch.zeros_like(group.logits)
-        truth[images, rows, labels] = 1
-        loss = sigmoid_focal_loss(group.logits, truth, alpha=self.alpha, gamma=self.gamma, reduction="none")
-        if group.valid is not None:
-            loss = loss * group.valid[..., None]
-        return loss.sum()

@@ -1,11 +1,11 @@
-"""Queries that start from noisy true boxes, a task without matching that a decoder learns first (DINO, section 3.3).
+"""Queries that start from noised true boxes, a task without matching that a decoder learns first (DINO, section 3.3).
 
 A group holds a positive and a negative copy of every true box; as many groups are made as the budget allows. With n
 boxes in the fullest image, groups of 2n queries stand one after the other in front of the queries that are matched:
 
     group 0: positive 0 ... n-1, negative 0 ... n-1 | group 1: positive ... | ... | matched queries
 
-Nobody sees into another group, and matched queries see no group at all: nothing leaks into what inference computes.
+No query attends to another group, and matched queries attend to no group: nothing leaks into what inference computes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from sparse_detr.layers import inverse_sigmoid
-from sparse_detr.modeling.queries import Denoising, Queries
-from sparse_detr.structures import Targets
+from sparse_detr.structures import Denoising, Queries, Targets
 
 _UNUSED_LABEL = -1
 # Random numbers that one query takes: whether to relabel, the new class, four signs and four magnitudes.
@@ -32,6 +31,7 @@ class NoDenoising(nn.Module):
     """Leaves the queries as they are."""
 
     def forward(self, queries: Queries, targets: Sequence[Targets] | None) -> Queries:
+        """Return the queries."""
         return queries
 
 
@@ -132,31 +132,31 @@ class ContrastiveDenoising(nn.Module):
         choice, noise = _random_numbers(true, (true.slots, groups * 2 * slots * sum(_NUMBERS)))
         true = true.choose(slots, choice)
         noise = noise.view(len(targets), groups, 2, slots, sum(_NUMBERS))
-        content, references = self._noisy(true, noise)
+        content, references = self._noised(true, noise)
         rows, matched = content.shape[1], queries.content.shape[1]
         return replace(
             queries,
             content=torch.cat([content.to(queries.content.dtype), queries.content], 1),
             reference_points=torch.cat([references.to(queries.reference_points.dtype), queries.reference_points], 1),
             valid=self._valid(true, groups, queries, filled=filled),
-            attention_mask=_blocked(groups, 2 * slots, matched, device=content.device),
+            keep=_keep(groups, 2 * slots, matched, device=content.device),
             denoising=Denoising(num_queries=rows, matches=_matches(true, groups, targets), repeats=groups),
         )
 
-    def _noisy(self, true: TrueBoxes, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _noised(self, true: TrueBoxes, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Content (B, 2Gn, C) and reference boxes (B, 2Gn, 4) from noise (B, G, 2, n, ten random numbers)."""
         relabel, classes, signs, magnitudes = noise.split(_NUMBERS, -1)
-        labels = self._noisy_labels(true.labels[:, None, None], relabel[..., 0], classes[..., 0])
-        boxes = self._noisy_boxes(true.boxes[:, None, None], signs, magnitudes)
+        labels = self._noised_labels(true.labels[:, None, None], relabel[..., 0], classes[..., 0])
+        boxes = self._noised_boxes(true.boxes[:, None, None], signs, magnitudes)
         unused = ~true.used[:, None, None, :, None]
         content = self.label_embed(labels.clamp(min=0)).masked_fill(unused, 0)
         references = inverse_sigmoid(boxes, self.logit_eps).sigmoid().masked_fill(unused, 0.5)
         return content.flatten(1, 3), references.flatten(1, 3)
 
-    def _noisy_labels(self, labels: Tensor, relabel: Tensor, classes: Tensor) -> Tensor:
+    def _noised_labels(self, labels: Tensor, relabel: Tensor, classes: Tensor) -> Tensor:
         return torch.where(relabel < self.label_noise / 2, (classes * self.num_classes).long(), labels)
 
-    def _noisy_boxes(self, boxes: Tensor, signs: Tensor, magnitudes: Tensor) -> Tensor:
+    def _noised_boxes(self, boxes: Tensor, signs: Tensor, magnitudes: Tensor) -> Tensor:
         """Move the corners of (B, 1, 1, n, 4) boxes by random numbers (B, G, 2, n, 4); cxcywh, maybe of no size."""
         negative = torch.arange(2, device=boxes.device).view(2, 1, 1)
         half_size = boxes[..., 2:].tile(2) / 2
@@ -199,11 +199,11 @@ def _random_numbers(true: TrueBoxes, sizes: tuple[int, ...]) -> tuple[Tensor, ..
     return torch.rand(len(keys), sum(sizes), device=rank.device, dtype=torch.float32)[rank].split(sizes, 1)
 
 
-def _blocked(groups: int, size: int, matched: int, *, device: torch.device) -> Tensor:
-    """(Q', Q') bool, True where the query of the row must not see that of the column."""
+def _keep(groups: int, size: int, matched: int, *, device: torch.device) -> Tensor:
+    """Return (Q', Q') bool, True where the query of the row may attend to that of the column."""
     group = torch.arange(groups, device=device).repeat_interleave(size)
     group = torch.cat([group, group.new_full((matched,), groups)])
-    return (group[:, None] != group) & (group < groups)
+    return (group[:, None] == group) | (group == groups)
 
 
 def _matches(true: TrueBoxes, groups: int, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:

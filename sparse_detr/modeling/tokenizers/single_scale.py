@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers.position_encoding import sine_embedding
-from sparse_detr.modeling.tokenizer import Padding, level_geometry
-from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
+from sparse_detr.modeling.tokenizers.geometry import Padding, level_geometry
+from sparse_detr.structures import ImageSizes, Pyramid, Tokens, geometry_dtype, map_size
 
 
 class SingleScaleTokenizer(nn.Module):
@@ -20,8 +20,7 @@ class SingleScaleTokenizer(nn.Module):
         in_channels: channels of the map.
         stride: its stride.
         embed_dim: C.
-        padding: `exact`: the real part of the map is its real pixels rounded up; `released` is the public
-            implementation, mask by nearest neighbour.
+        padding: see `level_geometry`.
         position_temperature: of the sine embedding (DAB-DETR, section 4.5).
     """
 
@@ -43,21 +42,24 @@ class SingleScaleTokenizer(nn.Module):
         """C."""
         return self.projection.out_channels
 
-    def forward(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
-    ) -> Tokens:
+    def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch; see `MultiScaleTokenizer`. `features` is one map."""
         pyramid = self.pyramid(features, image_sizes, padded_size)
         content = self.projection(features[0]).flatten(2).transpose(1, 2)
         return Tokens(content=content, position=self._position(pyramid), pyramid=pyramid)
 
-    def pyramid(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
-    ) -> Pyramid:
-        """Geometry of the one level that `features` will give."""
+    def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
+        """Return the geometry of the one level that `features` will give."""
         (x,) = features
-        shape = (int(x.shape[-2]), int(x.shape[-1]))
-        return level_geometry([shape], [self.stride], image_sizes, padded_size, padding=self.padding, device=x.device)
+        return level_geometry(
+            [map_size(x)],
+            [self.stride],
+            image_sizes,
+            padded_size,
+            padding=self.padding,
+            batch_size=x.shape[0],
+            device=x.device,
+        )
 
     def _position(self, pyramid: Pyramid) -> Tensor:
         """(B, N, C) sine embedding of the real rows and columns up to a token, counted along its own column and row.
@@ -65,10 +67,10 @@ class SingleScaleTokenizer(nn.Module):
         For a real token that is `embed_tokens` without an offset. Padding has its place in it as well, because
         decoders of the public implementations may look at padding.
         """
-        real = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
+        valid = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
         dtype = self.projection.weight.dtype
-        counts = torch.stack([real.cumsum(1), real.cumsum(2)], -1).to(geometry_dtype(dtype))
-        totals = torch.stack([counts[:, -1:, :, 0].expand_as(real), counts[:, :, -1:, 1].expand_as(real)], -1)
+        counts = torch.stack([valid.cumsum(1), valid.cumsum(2)], -1).to(geometry_dtype(dtype))
+        totals = torch.stack([counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)], -1)
         angles = counts / (totals + 1e-6) * (2 * math.pi)
         embedding = sine_embedding(angles, self.embed_dim // 2, self.position_temperature)
         return embedding.flatten(-2).flatten(1, 2).to(dtype)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.modeling.distributed import mean_over_processes
-from sparse_detr.modeling.selection.selector import top_tokens
-from sparse_detr.structures import DetectorOutput, Targets
+from sparse_detr.modeling.training.normalizer import mean_over_processes
+from sparse_detr.structures import DetectorOutput, Targets, top_tokens
 
 
 class NoSupervision(nn.Module):
@@ -20,11 +19,12 @@ class NoSupervision(nn.Module):
     needs_attention_map = False
 
     def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Return no losses."""
         return {}
 
 
 class AttentionMapSupervision(nn.Module):
-    """Predict which tokens the decoder looks at most: binary cross entropy to its binarised attention map.
+    """Predict which tokens the decoder attends to most: binary cross entropy to its binarised attention map.
 
     As many tokens of an image are positive as it keeps (Sparse DETR, section 3.2).
 
@@ -44,13 +44,14 @@ class AttentionMapSupervision(nn.Module):
         """`loss_token_score`, weighted."""
         if output.token_scores is None or output.attention_map is None:
             raise ValueError(
-                "token scores learn the decoder's attention map, and this model has no scores or, its decoder "
-                "attending densely, no map; choose a scorer that learns something else"
+                "token scores learn the decoder's attention map, but this model has no token scores, or a decoder with "
+                "full attention, which has no such map; choose a scorer that learns something else"
             )
         mask = output.pyramid.padding_mask
         attention = output.attention_map.masked_fill(mask, -1)
-        labels = top_tokens(attention, output.selection.counts.tolist()).kept_mask
-        counted = torch.ones_like(mask) if self.padding == "negative" else ~mask
-        scores = output.token_scores[counted]
-        loss = F.binary_cross_entropy_with_logits(scores, labels[counted].to(scores.dtype), reduction="sum")
-        return {"loss_token_score": self.weight * loss / mean_over_processes(counted.sum().to(loss.dtype))}
+        selection = output.selection
+        labels = top_tokens(attention, selection.counts, rows=selection.indices.shape[1]).keep
+        valid = torch.ones_like(mask) if self.padding == "negative" else ~mask
+        scores = output.token_scores[valid]
+        loss = F.binary_cross_entropy_with_logits(scores, labels[valid].to(scores.dtype), reduction="sum")
+        return {"loss_token_score": self.weight * loss / mean_over_processes(valid.sum().to(loss.dtype))}

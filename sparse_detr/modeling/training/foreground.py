@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from sparse_detr.modeling.distributed import mean_over_processes
+from sparse_detr.modeling.training.normalizer import mean_over_processes
 from sparse_detr.structures import DetectorOutput, Pyramid, Targets
 
 SizeRule = Literal["chessboard", "side"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_detr.layers import MaskedGroupNorm, embed_tokens
-from sparse_detr.structures import Pyramid, Tokens
-
-Padding = Literal["exact", "released"]
+from sparse_detr.modeling.tokenizers.geometry import Padding, level_geometry
+from sparse_detr.structures import ImageSizes, Pyramid, Tokens, map_size
 
 
 class LevelProjection(nn.Module):
@@ -32,9 +29,9 @@ class LevelProjection(nn.Module):
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """Project (B, C_in, h, w); `real` (B, h, w) bool is what the normalisation looks at, None for everything."""
-        return self.norm(self.conv(x), real)
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        """Project (B, C_in, h, w); the normalisation looks at `valid` (B, h, w) bool, at everything if it is None."""
+        return self.norm(self.conv(x), valid)
 
 
 class MultiScaleTokenizer(nn.Module):
@@ -82,20 +79,18 @@ class MultiScaleTokenizer(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
 
-    def forward(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
-    ) -> Tokens:
+    def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch.
 
         Args:
             features: backbone maps (B, C_l, h_l, w_l), fine to coarse.
-            image_sizes: (h, w) of every image before padding.
+            image_sizes: (h, w) of every image before padding, see `ImageSizes`.
             padded_size: (h, w) of the batch.
         """
         pyramid = self.pyramid(features, image_sizes, padded_size)
         masks = zip(pyramid.split(pyramid.padding_mask), pyramid.spatial_shapes, strict=True)
-        real = [~mask.unflatten(1, shape) for mask, shape in masks]
-        content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, real, pyramid)], 1)
+        valid = [~mask.unflatten(1, shape) for mask, shape in masks]
+        content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, valid, pyramid)], 1)
         dtype = self.level_embed.dtype
         position = embed_tokens(
             pyramid,
@@ -109,18 +104,23 @@ class MultiScaleTokenizer(nn.Module):
         level_embed = torch.cat([row.expand(size, -1) for row, size in rows])
         return Tokens(content=content, position=position + level_embed, pyramid=pyramid)
 
-    def pyramid(
-        self, features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
-    ) -> Pyramid:
-        """Geometry of the levels that `features` will give."""
-        shapes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
+    def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
+        """Return the geometry of the levels that `features` will give."""
+        shapes = [map_size(x) for x in features]
         while len(shapes) < len(self.projections):
-            shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+            height, width = shapes[-1]
+            shapes.append(((height - 1) // 2 + 1, (width - 1) // 2 + 1))
         return level_geometry(
-            shapes, self.strides, image_sizes, padded_size, padding=self.padding, device=features[0].device
+            shapes,
+            self.strides,
+            image_sizes,
+            padded_size,
+            padding=self.padding,
+            batch_size=features[0].shape[0],
+            device=features[0].device,
         )
 
-    def _project(self, features: Sequence[Tensor], real: list[Tensor], pyramid: Pyramid) -> list[Tensor]:
+    def _project(self, features: Sequence[Tensor], valid: list[Tensor], pyramid: Pyramid) -> list[Tensor]:
         levels: list[Tensor] = []
         masked = self.padding == "exact" and pyramid.has_padding
         for level, projection in enumerate(self.projections):
@@ -130,46 +130,6 @@ class MultiScaleTokenizer(nn.Module):
                 first = level == self.num_backbone_levels
                 source = features[-1] if first else levels[-1]
                 if masked:
-                    source = source.masked_fill(~real[level - 1][:, None], 0)
-            levels.append(projection(source, real[level] if masked else None))
+                    source = source.masked_fill(~valid[level - 1][:, None], 0)
+            levels.append(projection(source, valid[level] if masked else None))
         return levels
-
-
-def level_geometry(
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-    image_sizes: Sequence[tuple[int, int]],
-    padded_size: tuple[int, int],
-    *,
-    padding: Padding,
-    device: torch.device,
-) -> Pyramid:
-    """Geometry of levels of known shapes.
-
-    Args:
-        shapes: (h, w) of every level.
-        strides: of the levels.
-        image_sizes: (h, w) of every image before padding.
-        padded_size: (h, w) of the batch.
-        padding: what is real, see `MultiScaleTokenizer`.
-        device: where the geometry's tensors live.
-    """
-
-    def real_cells(size: int, padded: int, cells: int, stride: int) -> int:
-        found = -(-size // stride) if padding == "exact" else _nearest_cells(size, padded, cells)
-        return min(found, cells)
-
-    valid = tuple(
-        tuple(
-            tuple(real_cells(size[i], padded_size[i], shape[i], stride) for i in (0, 1))
-            for shape, stride in zip(shapes, strides, strict=True)
-        )
-        for size in image_sizes
-    )
-    return Pyramid(spatial_shapes=tuple(shapes), valid_shapes=valid, device=device)  # type: ignore[arg-type]
-
-
-def _nearest_cells(size: int, padded: int, cells: int) -> int:
-    """Cells whose nearest pixel, floor(cell * padded / cells) in float32, is real."""
-    nearest = F.interpolate(torch.arange(padded, dtype=torch.float32)[None, None], size=cells)
-    return int((nearest < size).sum())

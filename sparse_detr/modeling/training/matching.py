@@ -9,31 +9,32 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from sparse_detr.modeling.classification import SigmoidFocal
 from sparse_detr.structures import PredictionGroup, Targets
 
 
 class HungarianMatcher(nn.Module):
-    """Find the assignment of least cost: focal classification, L1 and generalized IoU.
+    """Find the assignment of least cost: classification, L1 and generalized IoU.
 
     Args:
+        classification: what the logits mean; `SigmoidFocal` if None.
         class_weight, bbox_weight, giou_weight: weights of the three costs.
-        alpha, gamma: of the focal cost.
         iou_eps: added to the denominators of the generalized IoU, as in the criterion.
     """
 
     def __init__(
         self,
         *,
+        classification: SigmoidFocal | None = None,
         class_weight: float = 2.0,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
         iou_eps: float = 1e-12,
     ):
         super().__init__()
+        self.classification = classification or SigmoidFocal()
         self.class_weight, self.bbox_weight, self.giou_weight = class_weight, bbox_weight, giou_weight
-        self.alpha, self.gamma, self.iou_eps = alpha, gamma, iou_eps
+        self.iou_eps = iou_eps
 
     @torch.no_grad()
     def forward(self, group: PredictionGroup, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:
@@ -64,13 +65,11 @@ class HungarianMatcher(nn.Module):
         return rows[torch.as_tensor(predicted, device=device)], torch.as_tensor(true, device=device)
 
     def cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor) -> Tensor:
-        """(Q, T) cost from (Q, classes), (Q, 4) and (T,), (T, 4); boxes cxcywh."""
-        probability = logits[:, labels].sigmoid()
-        positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
-        negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+        """Return the (Q, T) cost of (Q, classes), (Q, 4) and (T,), (T, 4); boxes cxcywh."""
         distance = torch.cdist(boxes, true_boxes, p=1)
         corners = box_convert(boxes, "cxcywh", "xyxy")[:, None].expand(-1, len(true_boxes), -1)
         true_corners = box_convert(true_boxes, "cxcywh", "xyxy").expand_as(corners)
         apart = generalized_box_iou_loss(corners, true_corners, reduction="none", eps=self.iou_eps)  # 1 - IoU
         overlap = 1 - apart
-        return self.class_weight * (positive - negative) + self.bbox_weight * distance - self.giou_weight * overlap
+        classification = self.classification.cost(logits, labels)
+        return self.class_weight * classification + self.bbox_weight * distance - self.giou_weight * overlap

@@ -14,29 +14,30 @@ class NoRefinement(nn.Module):
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
-        """The reference of the next layer, and the one that its predictions are relative to.
+        """Return the reference of the next layer, and the one that its predictions are relative to.
 
         Args:
             head: of the layer that just ran.
-            content: (B, Q, C), what it gave.
-            reference: (B, Q, 2|4), what it started from.
-            predictions: what its head said.
+            content: (B, Q, C), its output.
+            reference: (B, Q, 2|4), its own reference.
+            predictions: of its head.
             logit_eps: see `inverse_sigmoid`.
         """
         return reference, reference
 
 
-class BoxRefinement(NoRefinement):
+class BoxRefinement(nn.Module):
     """Every layer starts from the boxes predicted before it, detached (Deformable DETR, section 4.2)."""
 
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
+        """Return the next reference twice; see `NoRefinement`."""
         boxes = predictions.boxes.detach()
         return boxes, boxes
 
 
-class LookForwardTwice(NoRefinement):
+class LookForwardTwice(nn.Module):
     """A layer's predictions also train the boxes that it started from (DINO, section 3.5; so does DAB-DETR's code).
 
     The next layer looks at a detached box and predicts relative to the same box with its gradient. The head reads the
@@ -46,5 +47,6 @@ class LookForwardTwice(NoRefinement):
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
+        """Return the next reference, detached and not; see `NoRefinement`."""
         boxes = (head.box_embed(content) + inverse_sigmoid(reference, logit_eps)).sigmoid()
         return boxes.detach(), boxes

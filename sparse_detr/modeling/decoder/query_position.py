@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import MLP, embed_boxes
-from sparse_detr.modeling.queries import Queries
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import Pyramid, Queries
 
 
 @dataclass(frozen=True, eq=False)
 class QueryPosition:
-    """Args:
-    position: (B, Q, C), added to the content wherever a query attends.
-    reference_points: (B, Q, 2|4), where it looks in the memory, in [0, 1] of the unpadded image.
-    spatial: (B, Q, C), what dense attention compares with the positions of the memory; None for deformable attention.
+    """The embedding and the reference of every query.
+
+    Args:
+        position: (B, Q, C), added to the content wherever a query attends.
+        reference_points: (B, Q, 2|4), where it reads the memory, in [0, 1] of the unpadded image.
+        spatial: (B, Q, C), what full attention compares with the positions of the memory; None for deformable
+            attention.
     """
 
     position: Tensor
@@ -53,7 +55,7 @@ class ContentScale(MLP):
     """
 
     def forward(self, content: Tensor, layer: int) -> Tensor:  # type: ignore[override]
-        """Factors of (B, Q, C), which they broadcast to; `layer` counts from 0."""
+        """Return factors of (B, Q, C), or of a shape that broadcasts to it; `layer` counts from 0."""
         return super().forward(content) if layer > 0 else content.new_ones(())
 
 
@@ -70,7 +72,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_layers, embed_dim))
 
     def forward(self, content: Tensor, layer: int) -> Tensor:
-        """See `ContentScale`."""
+        """Return the (C,) factors of a layer; see `ContentScale`."""
         return self.weight[layer]
 
 
@@ -106,6 +108,41 @@ class BoxPosition(nn.Module):
         return boxes * pyramid.valid_ratios(boxes.dtype)[:, :1].repeat(1, 1, 2)
 
 
+class ModulatedBoxPosition(nn.Module):
+    """An MLP of the sine embedding of the box, and the embedding of its centre for full attention.
+
+    The latter is multiplied by learned factors, and its row and column halves by the height and width that the content
+    asks for over those of the box (DAB-DETR, sections 4.2 and 4.4). A side below a ten-thousandth of the image counts
+    as a ten-thousandth, so that the quotient stays within what half precision can hold; public code divides by any.
+
+    Args:
+        embed_dim: C, a multiple of 4.
+        scale: (content, layer) -> the factors, such as `ContentScale` and `LayerScale`; None for none.
+    """
+
+    min_size = 1e-4
+
+    def __init__(self, *, embed_dim: int, scale: nn.Module | None):
+        super().__init__()
+        self.num_features = embed_dim // 2
+        self.mlp = MLP(sizes=(2 * embed_dim, embed_dim, embed_dim))
+        self.scale = scale
+        self.size = MLP(sizes=(embed_dim, embed_dim, 2))
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
+    ) -> QueryPosition:
+        """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
+        embedding = embed_rows_first(reference_points, self.num_features, dtype=self.mlp.dtype)
+        spatial = embedding[..., : 2 * self.num_features]
+        if self.scale is not None:
+            spatial = spatial * self.scale(content, layer)
+        factors = self.size(content).sigmoid() / reference_points[..., 2:].clamp(min=self.min_size)
+        factors = factors.flip(-1).repeat_interleave(self.num_features, -1)  # (w, h) -> rows, columns
+        spatial = (spatial * factors).to(self.mlp.dtype)
+        return QueryPosition(position=self.mlp(embedding), reference_points=reference_points, spatial=spatial)
+
+
 def embed_rows_first(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
-    """Sine embedding of (..., 4) boxes in the order cy, cx, w, h: rows first, as in the embedding of tokens."""
+    """Return the sine embedding of (..., 4) boxes in the order cy, cx, w, h: rows first, as for tokens."""
     return embed_boxes(boxes[..., [1, 0, 2, 3]], num_features, dtype=dtype)

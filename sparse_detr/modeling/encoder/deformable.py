@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.proposals import Proposals
 from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderOutput:
-    """Args:
-    memory: (B, N, C), every token; those that were not selected are as they came.
-    layers: (B, K, C) of every layer, the tokens that it refined.
+    """The encoded tokens.
+
+    Args:
+        memory: (B, N, C), every token; those that were not selected are as they came.
+        layers: (B, K, C) of every layer, the tokens that it refined.
     """
 
     memory: Tensor
@@ -32,18 +34,18 @@ class TokenRows:
         content: (B, K, C).
         position: (B, K, C), added wherever a token attends.
         reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
-        real: (B, K) bool, False on rows that only fill the batch.
+        valid: (B, K) bool, False on rows that only fill the batch.
         scores: (B, K), what the tokens were ranked by; None where nothing was scored.
     """
 
     content: Tensor
     position: Tensor
     reference_points: Tensor
-    real: Tensor
+    valid: Tensor
     scores: Tensor | None = None
 
 
-class EncoderLayer(nn.Module):
+class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention of some tokens over all of them, then a feed-forward network; post-norm.
 
     Args:
@@ -59,14 +61,14 @@ class EncoderLayer(nn.Module):
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows: TokenRows, source: Tensor, pyramid: Pyramid, head: PredictionHead | None) -> Tensor:
+    def forward(self, rows: TokenRows, source: Tensor, pyramid: Pyramid, proposals: Proposals) -> Tensor:
         """Refine some tokens.
 
         Args:
             rows: the tokens.
             source: (B, N, C), all tokens, to read around the reference points.
             pyramid: geometry of the source.
-            head: class and box head of the proposals, for layers that ask what a token may be.
+            proposals: of all tokens, for layers that ask what a token may be.
 
         Returns:
             Their new content, (B, K, C).
@@ -76,7 +78,7 @@ class EncoderLayer(nn.Module):
         return self.ffn_norm(content + self.ffn(content))
 
 
-class Encoder(nn.Module):
+class DeformableEncoder(nn.Module):
     """Layers that refine the selected tokens, each written back before the next one reads.
 
     Rows are taken out of the sequence where the selection changes, and else go on from layer to layer.
@@ -95,17 +97,17 @@ class Encoder(nn.Module):
         self,
         tokens: Tokens,
         selection: TokenSelection,
+        proposals: Proposals,
         *,
         scores: Tensor | None = None,
-        head: PredictionHead | None = None,
     ) -> EncoderOutput:
         """Refine tokens.
 
         Args:
             tokens: all tokens.
             selection: those that every layer refines.
-            scores: (B, N), what they were ranked by.
-            head: class and box head of the proposals.
+            proposals: a box for every token, and what says which object it may be.
+            scores: (B, N), what the tokens were ranked by; None where nothing was scored.
         """
         memory, outputs = tokens.content, []
         before = rows = None
@@ -114,23 +116,23 @@ class Encoder(nn.Module):
             if rows is None or kept is not before:
                 rows = take_rows(replace(tokens, content=memory), kept, scores)
             source = memory if self.source == "updated" else tokens.content
-            rows = replace(rows, content=layer(rows, source, tokens.pyramid, head))
+            rows = replace(rows, content=layer(rows, source, tokens.pyramid, proposals))
             memory, before = kept.scatter(memory, rows.content), kept
             outputs.append(rows.content)
         return EncoderOutput(memory=memory, layers=tuple(outputs))
 
 
 def take_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:
-    """The selected tokens, with their (B, N) scores if there are any."""
+    """Return the selected tokens, with their (B, N) scores if there are any."""
     return TokenRows(
         content=selection.gather(tokens.content),
         position=selection.gather(tokens.position),
         reference_points=selection.gather(encoder_reference_points(tokens.pyramid, tokens.position.dtype)),
-        real=selection.row_mask,
+        valid=selection.valid,
         scores=None if scores is None else selection.gather(scores),
     )
 
 
 def encoder_reference_points(pyramid: Pyramid, dtype: torch.dtype) -> Tensor:
-    """(B, N, L, 2): the centre of every token, as (x, y) in [0, 1] of each padded level."""
+    """Return (B, N, L, 2): the centre of every token, as (x, y) in [0, 1] of each padded level."""
     return pyramid.centers(dtype)[:, :, None] * pyramid.valid_ratios(dtype)[:, None]

@@ -1,10 +1,12 @@
-"""The decoder: layers over queries and memory, where their positions come from, and how boxes are refined."""
+"""The decoder: layers over queries and memory, where their positions come from, and how boxes are refined.
+
+Deformable DETR, section 4.1; `Decoder` runs layers of every kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -13,27 +15,28 @@ from sparse_detr.layers import (
     FeedForward,
     MultiScaleDeformableAttention,
     SelfAttention,
+    attention_mask,
     inverse_sigmoid,
-    visible_keys,
 )
+from sparse_detr.modeling.decoder.query_position import QueryPosition
 from sparse_detr.modeling.heads import PredictionHead, Predictions
-from sparse_detr.modeling.queries import Queries
-from sparse_detr.modeling.query_position import QueryPosition
-from sparse_detr.structures import Pyramid, Tokens
+from sparse_detr.structures import Pyramid, Queries, Tokens
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderOutput:
-    """Args:
-    predictions: of every layer, first to last.
-    samples: where every layer's cross-attention looked; None unless asked for, and where attention is dense.
+    """What the decoder says.
+
+    Args:
+        predictions: of every layer, first to last.
+        samples: of every layer's cross-attention; None unless asked for, and where attention is full.
     """
 
     predictions: tuple[Predictions, ...]
     samples: tuple[AttentionSamples, ...] | None
 
     def split(self, count: int) -> tuple[DecoderOutput, DecoderOutput]:
-        """The first `count` queries, and the others."""
+        """Return the outputs of the first `count` queries, and of the others."""
         return self._rows(slice(None, count)), self._rows(slice(count, None))
 
     def _rows(self, rows: slice) -> DecoderOutput:
@@ -44,30 +47,12 @@ class DecoderOutput:
         return DecoderOutput(tuple(predictions), tuple(samples))
 
 
-@dataclass(frozen=True, eq=False)
-class QueryMask:
-    """Which queries see which.
-
-    Args:
-        padding: (B, Q) bool, True on queries that no other may attend to; None for none.
-        blocked: (Q, Q) bool, True where the query of the row must not attend to that of the column; None for nowhere.
-    """
-
-    padding: Tensor | None
-    blocked: Tensor | None
-
-    @cached_property
-    def visible(self) -> Tensor | None:
-        """Both together, once for all layers; see `visible_keys`."""
-        return visible_keys(self.padding, self.blocked)
-
-
-class DecoderLayer(nn.Module):
+class DeformableDecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention to the memory, a feed-forward network; post-norm.
 
     Args:
-        self_attn: dense attention.
-        cross_attn: deformable attention.
+        self_attn: the queries' attention to each other.
+        cross_attn: their deformable attention to the memory.
         ffn: the feed-forward branch.
         embed_dim: C.
         dropout: probability, on either attention's output.
@@ -89,7 +74,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: QueryMask, *, need_samples: bool = False
+        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: Tensor | None, *, need_samples: bool = False
     ) -> tuple[Tensor, AttentionSamples | None]:
         """Update the queries' content.
 
@@ -97,21 +82,21 @@ class DecoderLayer(nn.Module):
             content: (B, Q, C).
             at: where the queries are.
             memory: what they read.
-            mask: which queries see which.
-            need_samples: say where the cross-attention looked, which its fastest form does not.
+            mask: which queries attend to which, see `attention_mask`.
+            need_samples: return the samples of the cross-attention, which its fastest form does not keep.
 
         Returns:
-            The new content, and where the cross-attention looked, or None.
+            The new content, and the samples or None.
         """
-        attended = self.self_attn(content, at.position, mask.visible)
+        attended = self.self_attn(content, at.position, mask)
         content = self.self_attn_norm(content + self.dropout(attended))
-        located, points = content + at.position, on_padded_levels(at.reference_points, memory.pyramid)
+        query, points = content + at.position, on_padded_levels(at.reference_points, memory.pyramid)
         if need_samples:
-            samples = self.cross_attn.sample(located, points, memory.pyramid)
+            samples = self.cross_attn.sample(query, points, memory.pyramid)
             attended = self.cross_attn.read(memory.content, samples, memory.pyramid)
         else:
             samples = None
-            attended = self.cross_attn(located, points, memory.content, memory.pyramid)
+            attended = self.cross_attn(query, points, memory.content, memory.pyramid)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples
 
@@ -150,25 +135,25 @@ class Decoder(nn.Module):
         *,
         need_samples: bool = False,
     ) -> DecoderOutput:
-        """Decode, with the head of every layer; `need_samples` says where the layers looked, for an attention map."""
+        """Decode, with the head of every layer; `need_samples` keeps the samples, for an attention map."""
         content, reference = queries.content, queries.reference_points
         anchor = reference  # what predictions are relative to: the reference, possibly with its gradient
-        mask = QueryMask(padding=None if queries.valid is None else ~queries.valid, blocked=queries.attention_mask)
+        mask = attention_mask(queries.valid, queries.keep)
         predictions: list[Predictions] = []
         samples: list[AttentionSamples] = []
         for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
             at = self.query_position(queries, reference, content, memory.pyramid, layer=i)
-            content, looked = layer(content, at, memory, mask, need_samples=need_samples)
+            content, layer_samples = layer(content, at, memory, mask, need_samples=need_samples)
             predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))
-            if looked is not None:
-                samples.append(looked)
+            if layer_samples is not None:
+                samples.append(layer_samples)
         return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if samples else None)
 
 
 def on_padded_levels(reference_points: Tensor, pyramid: Pyramid) -> Tensor:
-    """(B, Q, L, 2|4): reference points of the unpadded image as shares of each padded level."""
+    """Return (B, Q, L, 2|4): reference points of the unpadded image as shares of each padded level."""
     ratios = pyramid.valid_ratios(reference_points.dtype)
     ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)
     return reference_points[:, :, None] * ratios[:, None]

@@ -1,4 +1,4 @@
-"""How much attention the decoder paid to every encoder token (Sparse DETR, section 3.2 and appendix A.2)."""
+"""How much attention the decoder pays to every encoder token (Sparse DETR, section 3.2 and appendix A.2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparse_detr.structures import Pyramid
 
 
 class DecoderAttentionMap(nn.Module):
-    """Sum of the cross-attention that a token received from every decoder layer, head and query.
+    """Sum of the cross-attention that a token receives from every decoder layer, head and query.
 
     Args:
         alignment: `exact` credits the tokens that a sample was interpolated from; `released` is the public
@@ -28,16 +28,23 @@ class DecoderAttentionMap(nn.Module):
         self.pixel_offset = self.pixel_offsets[alignment]
 
     @torch.no_grad()
-    def forward(self, samples: Sequence[AttentionSamples], pyramid: Pyramid, valid_queries: Tensor | None) -> Tensor:
-        """(B, N) map, without gradient.
+    def forward(self, samples: Sequence[AttentionSamples], pyramid: Pyramid, valid: Tensor | None) -> Tensor:
+        """Return the (B, N) map, without gradient.
 
         Args:
             samples: of every decoder layer.
             pyramid: geometry of the tokens.
-            valid_queries: (B, Q) bool, the queries that count; None for all.
+            valid: (B, Q) bool, False on queries that do not count; None where all count.
         """
         locations = torch.cat([layer.locations for layer in samples], 1)
         weights = torch.cat([layer.weights for layer in samples], 1).to(locations.dtype)
-        if valid_queries is not None:
-            weights = weights * valid_queries.repeat(1, len(samples))[:, :, None, None, None]
+        if valid is not None:
+            weights = weights * valid.repeat(1, len(samples))[:, :, None, None, None]
         return splat_attention(pyramid.spatial_shapes, locations, weights, pixel_offset=self.pixel_offset)
+
+
+class NoAttentionMap(nn.Module):
+    """Full attention samples no points that could be counted."""
+
+    def forward(self, samples: Sequence[AttentionSamples] | None, pyramid: Pyramid, valid: Tensor | None) -> None:
+        """Return None."""

@@ -1,0 +1,31 @@
+"""From queries and encoded tokens to predictions."""
+
+from sparse_detr.modeling.decoder.attention_map import DecoderAttentionMap, NoAttentionMap
+from sparse_detr.modeling.decoder.conditional import ConditionalDecoderLayer, conditional_layers
+from sparse_detr.modeling.decoder.deformable import Decoder, DecoderOutput, DeformableDecoderLayer
+from sparse_detr.modeling.decoder.query_position import (
+    BoxPosition,
+    ContentScale,
+    GivenPosition,
+    LayerScale,
+    ModulatedBoxPosition,
+)
+from sparse_detr.modeling.decoder.refinement import BoxRefinement, LookForwardTwice, NoRefinement
+
+__all__ = [
+    "BoxPosition",
+    "BoxRefinement",
+    "ConditionalDecoderLayer",
+    "ContentScale",
+    "Decoder",
+    "DecoderAttentionMap",
+    "DecoderOutput",
+    "DeformableDecoderLayer",
+    "GivenPosition",
+    "LayerScale",
+    "LookForwardTwice",
+    "ModulatedBoxPosition",
+    "NoAttentionMap",
+    "NoRefinement",
+    "conditional_layers",
+]

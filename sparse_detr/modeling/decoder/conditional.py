@@ -1,0 +1,169 @@
+"""The decoder layer with full attention by content and place (Conditional DETR; DAB-DETR, sections 4.2 and 4.4).
+
+Meng et al., ICCV 2021, and Liu et al., ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr.layers import AttentionSamples, FeedForward, multi_head_attention
+from sparse_detr.modeling.decoder.query_position import QueryPosition
+from sparse_detr.modeling.encoder.full import tokens_mask
+from sparse_detr.structures import Tokens
+
+
+class ConditionalSelfAttention(nn.Module):
+    """Self-attention of queries with projections of their own for content and position.
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        dropout: probability, on the attention weights.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        _check_heads(embed_dim, num_heads)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_content_proj, self.query_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, content: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (B, Q, C) from (B, Q, C) `content` and `position`; for `mask` see `attention_mask`."""
+        attended = multi_head_attention(
+            self.query_content_proj(content) + self.query_pos_proj(position),
+            self.key_content_proj(content) + self.key_pos_proj(position),
+            self.value_proj(content),
+            num_heads=self.num_heads,
+            mask=mask,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended)
+
+
+class ConditionalCrossAttention(nn.Module):
+    """Attention of queries to the memory by content and, side by side with it, by place.
+
+    In every head the query is its content next to its `spatial` embedding, the key is its content next to its
+    position, so that their product is the sum of a content and a spatial similarity (DAB-DETR, section 4.2).
+
+    Args:
+        embed_dim: C.
+        num_heads: M, a divisor of C.
+        dropout: probability, on the attention weights.
+        first: the content of the first layer's queries says nothing yet: add positions to it and to the memory's.
+        memory_padding: `hidden` from the queries, or `visible` to them, as in detrex.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float,
+        first: bool,
+        memory_padding: Literal["hidden", "visible"] = "hidden",
+    ):
+        super().__init__()
+        _check_heads(embed_dim, num_heads)
+        self.num_heads, self.dropout, self.memory_padding = num_heads, dropout, memory_padding
+        self.query_content_proj = nn.Linear(embed_dim, embed_dim)
+        self.query_pos_proj = nn.Linear(embed_dim, embed_dim) if first else None
+        self.query_spatial_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, content: Tensor, at: QueryPosition, memory: Tokens) -> Tensor:
+        """Return (B, Q, C) from the queries' `content` (B, Q, C), where they are, and what they read."""
+        assert at.spatial is not None
+        query, key = self.query_content_proj(content), self.key_content_proj(memory.content)
+        spatial_query, spatial_key = self.query_spatial_proj(at.spatial), self.key_pos_proj(memory.position)
+        if self.query_pos_proj is not None:
+            query, key = query + self.query_pos_proj(at.position), key + spatial_key
+        attended = multi_head_attention(
+            self._side_by_side(query, spatial_query),
+            self._side_by_side(key, spatial_key),
+            self.value_proj(memory.content),
+            num_heads=self.num_heads,
+            mask=tokens_mask(memory.pyramid) if self.memory_padding == "hidden" else None,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended)
+
+    def _side_by_side(self, content: Tensor, place: Tensor) -> Tensor:
+        """Return (B, Q, 2C) from twice (B, Q, C), head by head."""
+        return torch.cat([x.unflatten(-1, (self.num_heads, -1)) for x in (content, place)], -1).flatten(-2)
+
+
+class ConditionalDecoderLayer(nn.Module):
+    """Self-attention among queries, full attention to the memory, a feed-forward network; post-norm.
+
+    Args:
+        self_attn: the queries' attention to each other.
+        cross_attn: their attention to the memory.
+        ffn: the feed-forward branch.
+        embed_dim: C.
+        dropout: probability, on either attention's output.
+    """
+
+    def __init__(
+        self,
+        *,
+        self_attn: ConditionalSelfAttention,
+        cross_attn: ConditionalCrossAttention,
+        ffn: FeedForward,
+        embed_dim: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
+        self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.ffn_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: Tensor | None, *, need_samples: bool = False
+    ) -> tuple[Tensor, AttentionSamples | None]:
+        """Update the queries' content (B, Q, C); see `DeformableDecoderLayer`. Full attention samples nothing."""
+        content = self.self_attn_norm(content + self.dropout(self.self_attn(content, at.position, mask)))
+        content = self.cross_attn_norm(content + self.dropout(self.cross_attn(content, at, memory)))
+        return self.ffn_norm(content + self.ffn(content)), None
+
+
+def conditional_layers(
+    *,
+    ffn: FeedForward,
+    embed_dim: int,
+    num_heads: int,
+    dropout: float,
+    count: int,
+    memory_padding: Literal["hidden", "visible"] = "hidden",
+) -> list[nn.Module]:
+    """Return `count` decoder layers, each with a copy of `ffn`; the first adds positions in its cross-attention."""
+    return [
+        ConditionalDecoderLayer(
+            self_attn=ConditionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
+            cross_attn=ConditionalCrossAttention(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                dropout=dropout,
+                first=i == 0,
+                memory_padding=memory_padding,
+            ),
+            ffn=copy.deepcopy(ffn),
+            embed_dim=embed_dim,
+            dropout=dropout,
+        )
+        for i in range(count)
+    ]
+
+
+def _check_heads(embed_dim: int, num_heads: int) -> None:
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")

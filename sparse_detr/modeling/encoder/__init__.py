@@ -1,0 +1,15 @@
+"""Refine the selected tokens."""
+
+from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
+from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer
+from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
+
+__all__ = [
+    "DeformableEncoder",
+    "DeformableEncoderLayer",
+    "DualAttentionLayer",
+    "EncoderOutput",
+    "FullAttentionEncoder",
+    "FullAttentionEncoderLayer",
+    "TokenRows",
+]

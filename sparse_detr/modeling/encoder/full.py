@@ -1,0 +1,80 @@
+"""The encoder with full attention, of all tokens to all (DETR, section 3.2; DAB-DETR; Conditional DETR)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from sparse_detr.layers import MLP, FeedForward, SelfAttention, attention_mask
+from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, take_rows
+from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.structures import AllTokens, Pyramid, Tokens, TokenSelection
+
+
+class FullAttentionEncoderLayer(nn.Module):
+    """Full self-attention, then a feed-forward network; post-norm.
+
+    Args:
+        self_attn: the attention.
+        ffn: the feed-forward branch.
+        embed_dim: C.
+        dropout: probability, on the attention's output.
+    """
+
+    def __init__(self, *, self_attn: SelfAttention, ffn: FeedForward, embed_dim: int, dropout: float):
+        super().__init__()
+        self.self_attn, self.ffn = self_attn, ffn
+        self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, rows: TokenRows, mask: Tensor | None) -> Tensor:
+        """Return the new content (B, N, C) of all tokens; for `mask` see `attention_mask`."""
+        attended = self.self_attn(rows.content, rows.position, mask)
+        content = self.self_attn_norm(rows.content + self.dropout(attended))
+        return self.ffn_norm(content + self.ffn(content))
+
+
+class FullAttentionEncoder(nn.Module):
+    """Layers over all tokens, whose positions every layer multiplies by a function of the content.
+
+    Args:
+        layers: the layers, first to last, which share that function.
+        embed_dim: C.
+    """
+
+    def __init__(self, *, layers: list[nn.Module], embed_dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.position_scale = MLP(sizes=(embed_dim, embed_dim, embed_dim))
+
+    def forward(
+        self,
+        tokens: Tokens,
+        selection: TokenSelection,
+        proposals: Proposals,
+        *,
+        scores: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Refine every token; see `DeformableEncoder`.
+
+        Raises:
+            ValueError: some tokens are not selected.
+        """
+        if not isinstance(selection, AllTokens):
+            raise ValueError(
+                f"full attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
+                "or choose a model with a deformable encoder"
+            )
+        mask = tokens_mask(tokens.pyramid)
+        rows, outputs = take_rows(tokens, selection, scores), []
+        for layer in self.layers:
+            scaled = replace(rows, position=tokens.position * self.position_scale(rows.content))
+            rows = replace(rows, content=layer(scaled, mask))
+            outputs.append(rows.content)
+        return EncoderOutput(memory=rows.content, layers=tuple(outputs))
+
+
+def tokens_mask(pyramid: Pyramid) -> Tensor | None:
+    """Return what `multi_head_attention` may attend to of the tokens; None for all of them."""
+    return attention_mask(~pyramid.padding_mask if pyramid.has_padding else None)

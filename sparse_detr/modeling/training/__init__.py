@@ -1,0 +1,21 @@
+"""What only training needs: matching, losses, denoising, and what the token scores learn."""
+
+from sparse_detr.modeling.training.auxiliary_proposals import AuxiliaryProposals, NoAuxiliaryProposals
+from sparse_detr.modeling.training.criterion import SetCriterion
+from sparse_detr.modeling.training.denoising import ContrastiveDenoising, NoDenoising
+from sparse_detr.modeling.training.foreground import ForegroundLabels, ForegroundSupervision
+from sparse_detr.modeling.training.matching import HungarianMatcher
+from sparse_detr.modeling.training.token_supervision import AttentionMapSupervision, NoSupervision
+
+__all__ = [
+    "AttentionMapSupervision",
+    "AuxiliaryProposals",
+    "ContrastiveDenoising",
+    "ForegroundLabels",
+    "ForegroundSupervision",
+    "HungarianMatcher",
+    "NoAuxiliaryProposals",
+    "NoDenoising",
+    "NoSupervision",
+    "SetCriterion",
+]

@@ -1,0 +1,117 @@
+"""The flow of every model, PyTorch alone: tokenize, encode, query, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sparse_detr.modeling.decoder import DecoderOutput
+from sparse_detr.modeling.heads import Heads
+from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.selection import Budget, Selected
+from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, map_size
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the encoder did.
+
+    Args:
+        memory: all tokens, refined or as they came.
+        layers: (B, K, C) of every encoder layer, the tokens that it refined.
+        selected: which tokens were refined, and why.
+        proposals: a box for every token.
+    """
+
+    memory: Tokens
+    layers: tuple[Tensor, ...]
+    selected: Selected
+    proposals: Proposals
+
+
+class DetectionTransformer(nn.Module):
+    """A detection transformer over tokens, some of which its encoder may leave as they are.
+
+    This is what is exported and compiled; `GeneralizedDETR` puts Detectron2's contract around it.
+
+    Args:
+        backbone: image batch -> dict of maps.
+        in_features: the maps to use, fine to coarse.
+        tokenizer: maps -> tokens.
+        proposals: a box for every token.
+        projection: what scorers and the proposal head read tokens through; None where nothing does.
+        selector: which tokens the encoder refines.
+        encoder: refines them.
+        queries: encoded tokens -> decoder queries.
+        denoising: adds queries that start from noised true boxes, where there are true boxes to learn from.
+        decoder: queries -> predictions.
+        heads: class and box heads.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        in_features: Sequence[str],
+        tokenizer: nn.Module,
+        proposals: nn.Module,
+        projection: nn.Module | None,
+        selector: nn.Module,
+        encoder: nn.Module,
+        queries: nn.Module,
+        denoising: nn.Module,
+        decoder: nn.Module,
+        heads: Heads,
+    ):
+        super().__init__()
+        self.backbone, self.in_features, self.tokenizer = backbone, tuple(in_features), tokenizer
+        self.proposals, self.projection, self.selector = proposals, projection, selector
+        self.encoder, self.queries, self.denoising, self.decoder = encoder, queries, denoising, decoder
+        self.decoder_heads = nn.ModuleList(heads.decoder)
+        self.proposal_head = heads.proposals
+        self.encoder_heads = nn.ModuleList(heads.encoder)
+
+    def forward(
+        self, images: Tensor, sizes: ImageSizes = None, budget: Budget | float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Predict.
+
+        Args:
+            images: (B, channels, H, W), normalised and padded with zeros at the right and bottom.
+            sizes: (h, w) of every image before padding, see `ImageSizes`; (B, 2) long for export, None for no padding.
+            budget: how many tokens the encoder refines; a number is a share of the tokens, None the model's own budget.
+
+        Returns:
+            Logits (B, Q, classes) and boxes (B, Q, 4), cxcywh in [0, 1] of the unpadded image.
+        """
+        tokens = self.tokenize(images, sizes)
+        encoded = self.encode(tokens, budget)
+        queries = self.query(encoded)
+        last = self.decode(queries, encoded).predictions[-1]
+        return last.logits, last.boxes
+
+    def tokenize(self, images: Tensor, sizes: ImageSizes) -> Tokens:
+        """Turn images into tokens; for the arguments see `forward`."""
+        features = self.backbone(images)
+        return self.tokenizer([features[name] for name in self.in_features], sizes, map_size(images))
+
+    def encode(self, tokens: Tokens, budget: Budget | float | None = None) -> Encoded:
+        """Select tokens within the budget, and refine them."""
+        proposals = self.proposals(
+            tokens.pyramid, tokens.position.dtype, projection=self.projection, head=self.proposal_head
+        )
+        selected = self.selector(tokens, proposals, budget)
+        output = self.encoder(tokens, selected.selection, proposals, scores=selected.ranking)
+        memory = Tokens(content=output.memory, position=tokens.position, pyramid=tokens.pyramid)
+        return Encoded(memory, output.layers, selected, proposals)
+
+    def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:
+        """Make the decoder's queries; true boxes add denoising queries in front, in models that have them."""
+        queries = self.queries(encoded.memory.content, encoded.proposals)
+        return self.denoising(queries, targets)
+
+    def decode(self, queries: Queries, encoded: Encoded, *, need_samples: bool = False) -> DecoderOutput:
+        """Turn queries into predictions; `need_samples` keeps what an attention map is made of."""
+        return self.decoder(queries, encoded.memory, self.decoder_heads, need_samples=need_samples)
