@@ -140,7 +140,7 @@ class Predictor:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the encoder refines every token, so that there is no keep ratio to choose."""
+        """Return whether the encoder refines every token, so that there is no keep ratio to choose."""
         from sparse_detr.modeling.selection import KeepAllTokens
 
         return isinstance(getattr(self.model, "selector", KeepAllTokens()), KeepAllTokens)
@@ -171,7 +171,7 @@ class Predictor:
         return found[0] if _is_one(images) else found
 
     def outputs(self, images: Any, *, attention_map: bool = True, **options: Any) -> Outputs:
-        """Everything that the detector computes for one image or for many, which make one batch.
+        """Return everything that the detector computes for one image or for many, which make one batch.
 
         The detections are those of a call up to rounding: the attention map takes another path through the attention.
 
@@ -189,7 +189,7 @@ class Predictor:
         return Outputs(inputs, output, [_best(result["instances"], chosen) for result in results])
 
     def read(self, image: Any, *, channel_order: str = "RGB", name: str = "the image") -> np.ndarray:
-        """The image before its preprocessing, upright: (H, W, 3) uint8 RGB. A call takes it in place of the image.
+        """Return the image before its preprocessing, upright: (H, W, 3) uint8 RGB. A call takes it in the image's place.
 
         Args:
             image: as in a call of the predictor.
@@ -208,7 +208,7 @@ class Predictor:
             raise ImageError(str(error)) from error
 
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
-        """The model's input of an image, as the mapper of the evaluation makes it."""
+        """Return the model's input of an image, as the mapper of the evaluation makes it."""
         from detectron2.data import transforms as T
 
         picture = self.read(image, channel_order=options.channel_order, name=f"image {index}")
@@ -219,7 +219,7 @@ class Predictor:
         return {**name, "image": tensor, "height": picture.shape[0], "width": picture.shape[1]}
 
     def _chosen(self, options: dict[str, Any]) -> Options:
-        """The predictor's options with those of a call."""
+        """Return the predictor's options with those of a call."""
         chosen = replace(self.options, **options)
         self._check(chosen)
         return chosen
@@ -239,7 +239,7 @@ class Predictor:
             )
 
     def _budget(self, options: Options) -> dict[str, float]:
-        """The model's argument that says how many tokens to refine."""
+        """Return the model's argument that says how many tokens to refine."""
         return {} if options.keep_ratio is None or self.is_dense else {"budget": options.keep_ratio}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -283,7 +283,7 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _loaded(config: str | os.PathLike[str] | Config) -> Config:
-    """A config that the predictor may change."""
+    """Return a config that the predictor may change."""
     from sparse_detr.config.kinds import kind_of
     from sparse_detr.config.load import load_config
     from sparse_detr.model_zoo import get_config_file
@@ -317,7 +317,7 @@ def _set_device(cfg: Config, device: str | torch.device | None) -> None:
 
 
 def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
-    """The path or address of the checkpoint to load."""
+    """Return the path or address of the checkpoint to load."""
     from sparse_detr.config.kinds import kind_of
 
     path = os.path.expanduser(kind_of(cfg).get("train.init_checkpoint") or "" if weights is None else weights)
@@ -327,7 +327,7 @@ def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of a file, to tell whether it has changed; None for an address."""
+    """Return the size and time of a file, to tell whether it has changed; None for an address."""
     if not os.path.isfile(path):
         return None
     facts = os.stat(path)
@@ -335,7 +335,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def _checked_mapper(mapper: Any) -> Any:
-    """A mapper whose preprocessing can be applied to an image that is no file."""
+    """Return the mapper if its preprocessing can be applied to an image that is no file, else raise a `UserError`."""
     image_format = getattr(mapper, "image_format", None)
     if not hasattr(mapper, "augmentations") or image_format not in CHANNEL_ORDERS:
         raise UserError(
@@ -346,7 +346,7 @@ def _checked_mapper(mapper: Any) -> Any:
 
 
 def _is_one(images: Any) -> bool:
-    """Whether it is one image, or what should have been one; else many."""
+    """Return whether it is one image, or what should have been one; else many."""
     single = str | bytes | dict | Tensor
     return not isinstance(images, Iterable) or isinstance(images, single) or hasattr(images, "shape")
 
@@ -358,6 +358,6 @@ def _batches(images: Any, size: int) -> Iterator[list[Any]]:
 
 
 def _best(instances: Instances, options: Options) -> Instances:
-    """The detections that a call asks for."""
+    """Return the detections that a call asks for."""
     chosen = instances[instances.scores >= options.score_threshold] if options.score_threshold > 0 else instances
     return chosen[: options.top_k] if options.top_k is not None else chosen

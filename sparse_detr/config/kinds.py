@@ -40,28 +40,28 @@ class ConfigKind(Protocol):
     """What a config of either kind answers. Keys are lazy keys."""
 
     def get(self, key: str) -> Any:
-        """The value of a setting, None where it is missing."""
+        """Return the value of a setting, None where it is missing."""
 
     def set(self, key: str, value: Any) -> None:
         """Set a setting in place."""
 
     def assignment(self, key: str, value: Any) -> str:
-        """What a person writes on the command line to set it."""
+        """Return what a person writes on the command line to set it."""
 
     def text(self) -> str:
-        """The whole config as yaml, for people to read."""
+        """Return the whole config as yaml, for people to read."""
 
     def values(self) -> Any:
-        """The whole config as plain groups and values, interpolations resolved where they can be."""
+        """Return the whole config as plain groups and values, interpolations resolved where they can be."""
 
     def save(self, path: Path) -> None:
         """Write it so that `load_config` reads it."""
 
     def copy(self) -> Any:
-        """A copy of the config that may be changed."""
+        """Return a copy of the config that may be changed."""
 
     def choose(self, *, lazy: T, yacs: T) -> T:
-        """The one of two things that is for configs of this kind."""
+        """Return the one of two things that is for configs of this kind."""
 
 
 class LazyKind:
@@ -139,7 +139,7 @@ class YacsKind:
 
 
 def kind_of(cfg: Config) -> ConfigKind:
-    """Ask a config of either kind; changes go into `cfg` itself.
+    """Return what answers for a config of either kind; changes go into `cfg` itself.
 
     Raises:
         UserError: it is no config.
@@ -152,6 +152,6 @@ def kind_of(cfg: Config) -> ConfigKind:
 
 
 def names_in(cfg: Config, part: str) -> list[str]:
-    """Names of the data sets to "train" or to "test" on."""
+    """Return the names of the data sets to "train" or to "test" on."""
     names = kind_of(cfg).get(f"dataloader.{part}.dataset.names")
     return [] if names is None else [names] if isinstance(names, str) else list(names)

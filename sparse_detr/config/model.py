@@ -24,7 +24,7 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 def build_detector(cfg: Config, *, device: str | None = None) -> nn.Module:
-    """The model that a config describes, in training mode; no checkpoint is loaded. `cfg` stays as it is.
+    """Build the model that a config describes, in training mode, without loading weights; `cfg` stays as it is.
 
     Args:
         device: where to put it; None for what the config says.
@@ -49,7 +49,7 @@ def _from_yacs(cfg: CfgNode, device: str | None) -> nn.Module:
 
 
 def build_test_mapper(cfg: Config) -> Mapper:
-    """The preprocessing that the config evaluates with: a record of Detectron2 -> a model's input.
+    """Build the preprocessing that the config evaluates with: a record of Detectron2 -> a model's input.
 
     Raises:
         UserError: the config does not say it.
@@ -73,7 +73,7 @@ def _yacs_test_mapper(cfg: CfgNode) -> Mapper:
 
 
 def class_names_of(cfg: Config) -> list[str]:
-    """Names of the classes: of the own data in the config, else of its data set; [] if they are unknown."""
+    """Return the names of the classes: of the own data in the config, else of its data set; [] if they are unknown."""
     from sparse_detr.data.annotations import read_coco_file
 
     own = kind_of(cfg).get("train.own_data") or {}

@@ -88,7 +88,7 @@ def _from_array(
 
 
 def _remedy(shape: tuple[int, ...], *, first: bool) -> str:
-    """How to bring an array of this shape into one that is read."""
+    """Say how to bring an array of this shape into one that is read."""
     wanted = "(3, h, w)" if first else "(H, W, 3)"
     if len(shape) == 4:
         return f"give every image of a batch by itself, {wanted}: list(images)"
