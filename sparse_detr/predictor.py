@@ -189,7 +189,7 @@ class Predictor:
         return Outputs(inputs, output, [_best(result["instances"], chosen) for result in results])
 
     def read(self, image: Any, *, channel_order: str = "RGB", name: str = "the image") -> np.ndarray:
-        """Return the image before its preprocessing, upright: (H, W, 3) uint8 RGB. A call takes it in the image's place.
+        """Return the image upright as (H, W, 3) uint8 RGB, before its preprocessing; a call takes it as well.
 
         Args:
             image: as in a call of the predictor.

@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import pickle
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -231,6 +232,21 @@ def test_weights_that_have_changed_since_pickling_are_refused(tmp_path):
     make_weights(make_config(), weights)
     with pytest.raises(UserError, match="x.pth has changed since the predictor was pickled; make a new Predictor"):
         pickle.loads(pickled)
+
+
+def test_the_code_of_the_documentation_runs(tmp_path, folder, monkeypatch, capsys):
+    categories = [{"id": n, "name": f"class {n}"} for n in range(NUM_CLASSES)]
+    (tmp_path / "own.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    cfg = make_config()
+    cfg.train.own_data = {"train_json": "own.json"}
+    (tmp_path / "output").mkdir()
+    LazyConfig.save(cfg, str(tmp_path / "output/config.yaml"))
+    shutil.copy(folder / "sparse.pth", tmp_path / "output/model_final.pth")
+    shutil.copy(folder / "rgb.png", tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = (ROOT / "docs/predictor.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace("score_threshold=0.3", "score_threshold=0.02"), {})
+    assert capsys.readouterr().out.startswith("class ")
 
 
 WRONG_IMAGES = {
