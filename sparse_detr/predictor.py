@@ -58,7 +58,8 @@ class Options:
         top_k: detections an image, at most; None for what the model gives.
         keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None for what the config says.
         channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images know theirs.
-        batch_size: images that go through the model together, padded to the largest.
+        batch_size: images that go through the model together, padded to the largest. Images of one size give what they
+            give alone up to rounding; of smaller ones, a convolutional backbone sees the padding at the border.
 
     Raises:
         UserError: names the option, its value and what it may be.
@@ -103,6 +104,7 @@ class Predictor:
         model: in eval mode.
         class_names: by class index; empty if they are unknown.
         weights: the path or address that they came from.
+        options: defaults of a call.
 
     Raises:
         UserError: config, weights or an option cannot be used.
@@ -126,6 +128,8 @@ class Predictor:
 
         self._config = cfg = _loaded(config)
         _set_device(cfg, device)
+        if isinstance(class_names, str):
+            raise UserError(f"class_names is the text {class_names!r}; give a list of names")
         if class_names:
             set_num_classes(cfg, len(class_names))
         self.weights, self._ema = _weights_of(cfg, weights), ema
@@ -320,7 +324,10 @@ def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
     """Return the path or address of the checkpoint to load."""
     from sparse_detr.config.kinds import kind_of
 
-    path = os.path.expanduser(kind_of(cfg).get("train.init_checkpoint") or "" if weights is None else weights)
+    found = kind_of(cfg).get("train.init_checkpoint") or "" if weights is None else weights
+    if not isinstance(found, str | os.PathLike):
+        raise UserError(f"weights is a {type(found).__name__}; give the path of a checkpoint (torch.save writes one)")
+    path = os.path.expanduser(os.fspath(found))
     if not path.strip():
         raise UserError("no weights are named; give weights=FILE, of a training or of `sparse-detr convert`")
     return os.path.abspath(path) if os.path.isfile(path) else path

@@ -20,6 +20,7 @@ from PIL import Image
 
 from sparse_detr import Predictor
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.data.augmentation import test_augmentations as resize
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.errors import UserError
@@ -87,6 +88,17 @@ def predictor(folder):
     return Predictor(make_config(), folder / "sparse.pth")
 
 
+@pytest.fixture(scope="module")
+def yacs_predictor(folder):
+    """Of a yaml config, with a convolutional backbone."""
+    (folder / "sparse.yaml").write_text(YAML)
+    torch.manual_seed(0)
+    model = build_detector(load_config(str(folder / "sparse.yaml")), device="cpu")
+    shake(model, 0.02)
+    torch.save({"model": model.state_dict()}, folder / "yacs.pth")
+    return Predictor(folder / "sparse.yaml", folder / "yacs.pth")
+
+
 def rows(instances):
     """(n, 6): box, score, class."""
     classes = instances.pred_classes[:, None]
@@ -152,7 +164,13 @@ def test_one_image_gives_instances_and_several_a_list(predictor, folder):
     assert predictor([]) == []
 
 
-def test_a_batch_gives_what_its_images_give_alone(predictor, folder):
+def test_images_of_one_size_give_in_a_batch_what_they_give_alone(yacs_predictor, folder):
+    images = [yacs_predictor.read(folder / name) for name in ("rgb.png", "gray.png", "palette.png")]
+    for batched, alone in zip(yacs_predictor(images, batch_size=2), yacs_predictor(images), strict=True):
+        torch.testing.assert_close(rows(batched), rows(alone), atol=1e-4, rtol=1e-5)
+
+
+def test_a_padded_image_gives_what_it_gives_alone_unless_the_backbone_sees_the_padding(predictor, folder):
     paths = [folder / name for name in ("rgb.png", "square.png", "turned.jpg")]
     for batched, alone in zip(predictor(paths, batch_size=3), predictor(paths), strict=True):
         torch.testing.assert_close(rows(batched), rows(alone), atol=1e-4, rtol=1e-5)
@@ -328,21 +346,17 @@ def test_configs_of_every_kind_serve(folder, tmp_path, predictor):
     assert cfg == before
 
 
-def test_a_yaml_config_serves_and_stays_as_it_is(tmp_path, folder):
-    (tmp_path / "sparse.yaml").write_text(YAML)
-    cfg = load_config(str(tmp_path / "sparse.yaml"))
+def test_a_yaml_config_serves_and_stays_as_it_is(yacs_predictor, folder):
+    cfg = load_config(str(folder / "sparse.yaml"))
     before = cfg.dump()
     cfg.freeze()
-    from sparse_detr.config.model import build_detector
-
-    torch.save({"model": build_detector(cfg, device="cpu").state_dict()}, tmp_path / "yacs.pth")
-    found = [Predictor(config, tmp_path / "yacs.pth") for config in (tmp_path / "sparse.yaml", cfg)]
-    assert_equal(found[0](folder / "rgb.png"), found[1](folder / "rgb.png"))
-    assert_equal(pickle.loads(pickle.dumps(found[1]))(folder / "rgb.png"), found[0](folder / "rgb.png"))
-    assert found[0].class_names[0] == "person"  # of its data set, COCO
+    other = Predictor(cfg, folder / "yacs.pth")
+    for same in (other, pickle.loads(pickle.dumps(other))):
+        assert_equal(same(folder / "rgb.png"), yacs_predictor(folder / "rgb.png"))
     assert cfg.dump() == before
+    assert yacs_predictor.class_names[0] == "person"  # of its data set, COCO
     with pytest.raises(UserError, match="set TEST.DETECTIONS_PER_IMAGE 999"):
-        found[0](folder / "rgb.png", top_k=999)
+        yacs_predictor(folder / "rgb.png", top_k=999)
 
 
 def test_a_name_of_the_model_zoo_serves(folder):
@@ -362,6 +376,8 @@ def test_without_weights_those_of_the_config_are_loaded(folder, predictor, tmp_p
     cfg = make_config()
     with pytest.raises(UserError, match="no weights are named; give weights=FILE"):
         Predictor(cfg)
+    with pytest.raises(UserError, match="weights is a dict; give the path of a checkpoint"):
+        Predictor(cfg, {})
     cfg.train.init_checkpoint = str(folder / "sparse.pth")
     assert_equal(Predictor(cfg)(folder / "rgb.png"), predictor(folder / "rgb.png"))
     weights = torch.load(folder / "sparse.pth", weights_only=True)["model"]
@@ -401,6 +417,8 @@ def test_given_class_names_set_the_number_of_classes(folder, predictor):
     cfg.model.num_classes = 80
     named = Predictor(cfg, folder / "sparse.pth", class_names=list("abcde"))
     assert named.class_names == list("abcde")
+    with pytest.raises(UserError, match="class_names is the text 'cat'; give a list of names"):
+        Predictor(cfg, folder / "sparse.pth", class_names="cat")
     assert_equal(named(folder / "rgb.png"), predictor(folder / "rgb.png"))
 
 
