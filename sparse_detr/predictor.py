@@ -264,26 +264,26 @@ def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, argumen
 def check_score(name: str, value: Any) -> None:
     """Raise a `UserError` unless `value` is in [0, 1]."""
     if not (_is_real(value) and 0 <= value <= 1):
-        raise UserError(f"{name} {_as_text(value)} is no score; give a number from 0 to 1")
+        raise UserError(f"{name} {_number_or_quoted(value)} is no score; give a number from 0 to 1")
 
 
 def check_share(name: str, value: Any) -> None:
     """Raise a `UserError` unless `value` is in (0, 1]."""
     if not (_is_real(value) and 0 < value <= 1):
-        raise UserError(f"{name} {_as_text(value)} is no share; give a number above 0, at most 1")
+        raise UserError(f"{name} {_number_or_quoted(value)} is no share; give a number above 0, at most 1")
 
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _as_text(value: Any) -> str:
+def _number_or_quoted(value: Any) -> str:
     return f"{value:g}" if _is_real(value) else repr(value)
 
 
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} {_as_text(value)} cannot be used; give a whole number, 1 or more")
+        raise UserError(f"{name} {_number_or_quoted(value)} cannot be used; give a whole number, 1 or more")
 
 
 def _loaded(config: str | os.PathLike[str] | Config) -> Config:

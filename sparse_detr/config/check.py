@@ -35,7 +35,7 @@ def _check_lazy(cfg: DictConfig) -> None:
     settings = _settings_in(cfg)
     rules = {key: rule for key, (_, rule) in TRAINING.items()} | LAZY_ONLY
     for key in sorted(rules, key=lambda key: key.count(".")):  # a group before what is in it
-        _check(settings, key, rules[key], "=")
+        _check_setting(settings, key, rules[key], "=")
     check_arguments(settings)
     model = settings.get("model", {})
     for key, group in groups(model, "model") if is_ours(model.get("_target_")) else ():
@@ -55,7 +55,7 @@ def _check_yacs(cfg: CfgNode) -> None:
     rules = {**YACS_ONLY, **{key: rule for key, rule in TRAINING.values() if key}}
     rules |= {f"MODEL.DETR.{name.upper()}": optional(rule) for name, rule in MODEL_SETTINGS.items()}
     for key, rule in rules.items():
-        _check(cfg, key, rule, " ")
+        _check_setting(cfg, key, rule, " ")
     optimizer = cfg.SOLVER.get("OPTIMIZER", "ADAMW")
     if optimizer not in ("ADAMW", "SGD"):
         raise UserError(f"SOLVER.OPTIMIZER is {optimizer!r}; choose ADAMW or SGD")
@@ -64,7 +64,7 @@ def _check_yacs(cfg: CfgNode) -> None:
     _check_recipe(cfg)
 
 
-def _check(settings: dict[str, Any], key: str, rule: SettingRule, sign: str) -> None:
+def _check_setting(settings: dict[str, Any], key: str, rule: SettingRule, sign: str) -> None:
     """Refuse what stands at a key, if anything does, unless the rule allows it; `sign` stands between key and value."""
     *parents, name = key.split(".")
     group: Any = settings

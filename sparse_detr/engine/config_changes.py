@@ -40,12 +40,12 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
     else:
-        yield path, _text(value)
+        yield path, _value_as_text(value)
 
 
-def _text(value: Any) -> str:
+def _value_as_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_value_as_text, value))}]"
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return str(value)
