@@ -86,7 +86,7 @@ class Predictor:
     """A detector with its weights, its preprocessing and its class names.
 
     Images are prepared as the config's evaluation prepares them: alone, an image gives what the evaluation finds in it,
-    to the last bit. A call changes nothing, so threads may share a predictor. A pickled one holds the config and the
+    to the last bit. A call changes nothing in the predictor, so threads may share it. A pickled one holds config and
     path of the weights, and loads them where it is unpickled.
 
     Args:
