@@ -1,7 +1,16 @@
-"""Token-sparse detection transformers for Detectron2."""
+"""Token-sparse detection transformers for Detectron2.
+
+`sparse_detr.Predictor` is a loaded detector; it is imported when it is first named.
+"""
 
 import warnings
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_detr.predictor import Predictor
+
+__all__ = ["Predictor"]
 
 __version__ = "0.1.0"
 
@@ -12,3 +21,11 @@ if find_spec("fvcore") is not None:
     from sparse_detr.analysis.flops import register_flop_handles
 
     register_flop_handles()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Predictor":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparse_detr.predictor import Predictor
+
+    return Predictor

@@ -17,10 +17,8 @@ from sparse_detr.errors import UserError
 
 require_detectron2()
 
-from detectron2.config import CfgNode, instantiate
-from detectron2.modeling import build_model
-
 from sparse_detr.config.load import Config, load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.config.removed import successor_of
 from sparse_detr.engine.weights import check_finite_weights, load_weights
 
@@ -94,12 +92,7 @@ def get(
     if ema and weights is None or weights is not None and not str(weights).strip():
         raise UserError("no checkpoint is named; give weights=FILE")
     cfg = get_config(config_path, trained=trained and weights is None)
-    if isinstance(cfg, CfgNode):
-        if device is not None:
-            cfg.MODEL.DEVICE = device
-        model = build_model(cfg)
-    else:
-        model = instantiate(cfg.model).to(device or cfg.train.device)
+    model = build_detector(cfg, device=device)
     if weights is not None:
         load_weights(model, weights, skip_other_classes=False, ema=ema)
         check_finite_weights(model, weights)

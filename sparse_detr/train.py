@@ -12,7 +12,7 @@ from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
-    from sparse_detr.config.load import Config
+    from sparse_detr.config.kinds import Config
     from sparse_detr.config.run import Run
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def _prepare(args: argparse.Namespace):
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
     from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, use_own_data
-    from sparse_detr.config.settings import check_device
+    from sparse_detr.config.settings import check_device_of
 
     cfg = load_config(args.config_file, args.opts)
-    check_device(cfg)
+    check_device_of(cfg)
     use_own_data(cfg, {key: getattr(args, key) for key in (*OWN_DATA_KEYS, BOXES_FROM_MASKS)}, args.opts)
     return cfg
 
@@ -120,9 +120,9 @@ def _train_or_evaluate(args: argparse.Namespace) -> None:
 
 
 def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held: Sequence[logging.LogRecord]) -> None:
-    from sparse_detr.engine.report import report_results
+    from sparse_detr.engine.results import report_results
     from sparse_detr.engine.setup import set_up_process
-    from sparse_detr.engine.train import evaluate_only, train
+    from sparse_detr.engine.training import evaluate_only, train
 
     settings = run_description.settings
     set_up_process(cfg, settings, args)

@@ -16,6 +16,10 @@ ALLOWED = {
     "modeling": ("ops", "structures", "layers", "errors", "_detectron2"),
     "backbones": ("layers", "errors", "_detectron2"),
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
+    "checkpoint": ("errors",),
+    "data": ("errors", "files", "_detectron2"),
+    "config": ("recipes", "data", "solver", "errors"),
+    "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
 }
 PAPERS = ("sparse", "focus", "dino", "dab", "deformable_detr", "efficient_detr")
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from sparse_detr import train
-from sparse_detr.cli.demo import preprocessing
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_test_mapper
 from sparse_detr.config.run import make_run
 from sparse_detr.engine import replay
 from sparse_detr.errors import UserError
@@ -244,5 +244,7 @@ def test_warnings_about_own_data_are_in_the_log_file_and_masks_and_preprocessing
     assert log.count("were given the box around their mask") == 1
     assert log.count("more boxes than the model's 5 queries") == 1
     saved = str(tmp_path / "out" / "config.yaml")
-    assert preprocessing(load_config(saved))({"file_name": str(tmp_path / "images" / "1.png")})["image"].shape[0] == 3
+    assert (
+        build_test_mapper(load_config(saved))({"file_name": str(tmp_path / "images" / "1.png")})["image"].shape[0] == 3
+    )
     assert main(["--config-file", saved, "--resume", "train.max_iter=3"]) == 0

@@ -1,9 +1,9 @@
 """Converting, checking and loading checkpoints."""
 
-from sparse_detr.checkpoint.classes import COCO_IDS
+from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.convert import ConvertedCheckpoint, convert_checkpoint
-from sparse_detr.checkpoint.load import load_file
-from sparse_detr.checkpoint.report import MatchReport, load_for_finetuning, match_report
+from sparse_detr.checkpoint.match import MatchReport, load_for_finetuning, match_report
+from sparse_detr.checkpoint.read import load_file
 
 __all__ = [
     "COCO_IDS",

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.classes import coco_91_to_80, count_classes, without_unused_labels
+from sparse_detr.checkpoint.coco_classes import coco_91_to_80, count_classes, without_unused_labels
 from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
+from sparse_detr.checkpoint.match import equal_values
 from sparse_detr.checkpoint.name_maps import count_indices, rename
-from sparse_detr.checkpoint.report import equal_values
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 

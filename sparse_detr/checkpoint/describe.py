@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparse_detr.checkpoint.classes import count_classes
+from sparse_detr.checkpoint.coco_classes import count_classes
 from sparse_detr.checkpoint.evidence import Evidence
 
 
@@ -46,7 +46,7 @@ def describe(evidence: Evidence) -> Description:
     """Derive the recipe and its arguments."""
     if evidence.is_backbone:
         return Description(recipe=None, backbone=evidence.backbone)
-    recipe = _recipe(evidence)
+    recipe = _recipe_name(evidence)
     arguments = _common_arguments(evidence) | ARGUMENTS[recipe](evidence)
     return Description(
         recipe=recipe,
@@ -58,7 +58,7 @@ def describe(evidence: Evidence) -> Description:
     )
 
 
-def _recipe(evidence: Evidence) -> str:
+def _recipe_name(evidence: Evidence) -> str:
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
     if evidence.start == "learned":

@@ -65,21 +65,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(config_file: str) -> dict[str, Any]:
     """What a config says of the boxes and values of its data."""
-    from detectron2.config import CfgNode
-    from omegaconf import OmegaConf
-
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config import load_config
+    from sparse_detr.config.kinds import kind_of
     from sparse_detr.config.limits import limits_of
 
     cfg = load_config(config_file)
     limits = limits_of(cfg)
-    is_yacs = isinstance(cfg, CfgNode)
-    value_range = cfg.INPUT.VALUE_RANGE if is_yacs else OmegaConf.select(cfg, "dataloader.train.mapper.value_range")
     return {
         "num_queries": limits.num_queries,
         "num_detections": limits.num_detections,
-        "value_range": value_range,
+        "value_range": kind_of(cfg).get("dataloader.train.mapper.value_range"),
     }
 
 

@@ -61,19 +61,19 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_file(args.input)
     make_folder(args.output.parent)
     if args.ema and has_our_names(averaged := unwrap(checkpoint, averaged=True).weights):
-        _save(args.output, {"model": averaged})
+        _save_weights(args.output, {"model": averaged})
         print(f"wrote the averaged weights alone, whose names are this project's: {args.output}")
         return 0
     converted = convert_checkpoint(checkpoint, source=args.source, num_classes=args.classes, ema=args.ema)
     print(converted)
-    if not _matches(converted, args):
+    if not _is_close_enough(converted, args):
         return 1
     _write(converted, args.output)
     print(f"wrote {args.output}")
     return 0
 
 
-def _matches(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
+def _is_close_enough(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
     """Whether enough of the file is known and, given a config, enough of its model is filled; says why not."""
     if converted.known_share < args.min_match:
         print(
@@ -112,9 +112,9 @@ def _model(config_file: Path) -> torch.nn.Module:
 
     require_detectron2()
     from sparse_detr.config import load_config
-    from sparse_detr.config.run import make_run
+    from sparse_detr.config.model import build_detector
 
-    return make_run(load_config(str(config_file))).build_model()
+    return build_detector(load_config(str(config_file)), device="cpu")
 
 
 def _write(converted: ConvertedCheckpoint, path: Path) -> None:
@@ -126,9 +126,9 @@ def _write(converted: ConvertedCheckpoint, path: Path) -> None:
         "arguments": converted.description.arguments,
         "overrides": converted.description.overrides,
     }
-    _save(path, {"model": converted.state_dict, "metadata": metadata})
+    _save_weights(path, {"model": converted.state_dict, "metadata": metadata})
 
 
-def _save(path: Path, content: dict[str, Any]) -> None:
+def _save_weights(path: Path, content: dict[str, Any]) -> None:
     weights = {name: value.contiguous().clone() for name, value in content["model"].items()}
     write_atomically(path, lambda file: torch.save({**content, "model": weights}, file))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder
+from sparse_detr.predictor import ImageError, Predictor, check_score, check_share
 
 CONFIG_IS_CODE = "a config is code: load only configs you trust"
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
@@ -38,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw every image that can be read; 1 if none can."""
-    check_arguments(args)
+    check_options(args)
     require_detectron2()
     files = find_images(args.input)[: args.max_images]
     make_folder(args.output)
-    detector = load_detector(args)
-    if detector.is_dense:
+    predictor = load_predictor(args)
+    if predictor.is_dense:
         print("This model has a dense encoder: it keeps every token, so there are no pictures of tokens and scores.")
-    skipped = draw_images(detector, files, args.output, args.score_threshold)
+    skipped = draw_images(predictor, files, args.output, score_threshold=args.score_threshold, weights=args.weights)
     drawn = len(files) - len(skipped)
     print(f"{drawn} of {len(files)} images drawn, {len(skipped)} skipped.")
     for reason in skipped[:MAX_REASONS]:
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if drawn else 1
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace) -> None:
     """Refuse values that mean nothing.
 
     Raises:
@@ -64,10 +63,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     """
     if not args.weights.strip():
         raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
-    if not 0 <= args.score_threshold <= 1:
-        raise UserError(f"--score-threshold {args.score_threshold:g} is no score; give a number from 0 to 1")
-    if args.keep_ratio is not None and not 0 < args.keep_ratio <= 1:
-        raise UserError(f"--keep-ratio {args.keep_ratio:g} is no share; give a number above 0, at most 1")
+    check_score("--score-threshold", args.score_threshold)
+    if args.keep_ratio is not None:
+        check_share("--keep-ratio", args.keep_ratio)
     if args.max_images is not None and args.max_images < 1:
         raise UserError(f"--max-images {args.max_images} leaves nothing to draw; give 1 or more")
 
@@ -93,94 +91,50 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     return list(found)
 
 
-@dataclass(frozen=True)
-class Detector:
-    """A model with what must be done to its inputs.
-
-    Args:
-        model: in eval mode.
-        mapper: record of a file -> model input, as in evaluation.
-        class_names: by class index.
-        weights: the file that they came from.
-        budget: share of the tokens to refine; None for the model's own.
-    """
-
-    model: Any
-    mapper: Callable[[dict[str, Any]], dict[str, Any] | None]
-    class_names: Sequence[str]
-    weights: str
-    budget: float | None = None
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the encoder keeps every token, whatever they are."""
-        from sparse_detr.modeling.selection import KeepAllTokens
-
-        return isinstance(self.model.selector, KeepAllTokens)
-
-
-def load_detector(args: argparse.Namespace) -> Detector:
-    """Build the model of the config, load its weights and find its preprocessing and class names."""
-    import torch
-
-    import sparse_detr.recipes  # noqa: F401 registers the names for yaml
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """The detector that the arguments name."""
     from sparse_detr.config import load_config
-    from sparse_detr.config.run import make_run
-    from sparse_detr.config.settings import check_device
-    from sparse_detr.engine.weights import check_finite_weights, load_weights
+    from sparse_detr.config.settings import check_device_of
+    from sparse_detr.data.annotations import read_coco_file
 
     cfg = load_config(args.config_file, args.opts)
     if any(key in word for word in args.opts for key in DEVICE_KEYS):
-        check_device(cfg)
-    elif not torch.cuda.is_available():
-        _set(cfg, *DEVICE_KEYS, "cpu")
-    names = class_names(cfg, args.train_json)
-    if args.train_json:
-        _set(cfg, "model.num_classes", "MODEL.DETR.NUM_CLASSES", len(names))
-    model = make_run(cfg).build_model().eval()
-    load_weights(model, args.weights, skip_other_classes=False, ema=args.ema)
-    check_finite_weights(model, args.weights)
-    mapper = preprocessing(cfg)
-    detector = Detector(model=model, mapper=mapper, class_names=names, weights=args.weights, budget=args.keep_ratio)
-    if detector.is_dense and args.keep_ratio not in (None, 1):
-        raise UserError(f"--keep-ratio {args.keep_ratio}: this model has a dense encoder; leave the option out")
-    return detector
+        check_device_of(cfg)
+    names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
+    predictor = Predictor(cfg, args.weights, ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
+    if not predictor.class_names:
+        print("The names of the classes are unknown (--train-json FILE tells them): numbers are shown.")
+    return predictor
 
 
-def draw_images(detector: Detector, files: Sequence[str], output: Path, score_threshold: float) -> list[str]:
+def draw_images(
+    predictor: Predictor, files: Sequence[str], output: Path, *, score_threshold: float, weights: str
+) -> list[str]:
     """Write the pictures of every file; returns why files could not be read, in words."""
-    import torch
     from tqdm import tqdm
 
     from sparse_detr.analysis.tokens import object_tokens, watch_object_rows
-    from sparse_detr.data.images import BadImageError, read_image
     from sparse_detr.visualization import list_detections, token_maps
     from sparse_detr.visualization.pictures import write_files
 
+    origin = {"weights": weights, "class_names": predictor.class_names, "score_threshold": score_threshold}
     skipped: list[str] = []
     for file_name, stem in zip(tqdm(files, desc="drawing", unit="image"), unique_stems(files), strict=True):
         try:
-            image = read_image(file_name, value_range=getattr(detector.mapper, "value_range", None))
-            sample = detector.mapper({"file_name": file_name})
-        except BadImageError as error:
+            image = predictor.read(file_name)
+        except ImageError as error:
             skipped.append(str(error))
             continue
-        if sample is None:  # the mapper has said why
-            skipped.append(file_name)
-            continue
-        with torch.no_grad(), watch_object_rows(detector.model.encoder) as rows:
-            found = detector.model.outputs([sample], detector.budget, attention_map=True)
-            instances = detector.model.detections(found, [sample])[0]["instances"]
-        detections = list_detections(instances, detector.class_names, score_threshold)
-        caption = f"score at least {score_threshold:g}"
-        maps = token_maps(found, objects=object_tokens(found.selection, rows))
-        origin = {
-            "file_name": file_name,
-            "weights": detector.weights,
-            "class_names": list(detector.class_names),
-            "score_threshold": score_threshold,
-        }
-        write_files(output / stem, image, detections, maps, caption=caption, origin=origin)
+        with watch_object_rows(predictor.model.encoder) as rows:
+            found = predictor.outputs(image, score_threshold=score_threshold)
+        write_files(
+            output / stem,
+            image,
+            list_detections(found.instances[0], predictor.class_names),
+            token_maps(found.output, objects=object_tokens(found.output.selection, rows)),
+            caption=f"score at least {score_threshold:g}",
+            origin={"file_name": file_name, **origin},
+        )
     return skipped
 
 
@@ -193,62 +147,3 @@ def unique_stems(files: Sequence[str]) -> list[str]:
             stem, copy = f"{Path(file_name).stem}-{copy}", copy + 1
         stems.append(stem)
     return stems
-
-
-def preprocessing(cfg: Any) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
-    """The preprocessing that the config evaluates with."""
-    from detectron2.config import CfgNode, instantiate
-    from omegaconf import OmegaConf
-
-    from sparse_detr.data.mapper import DetrDatasetMapper
-
-    if isinstance(cfg, CfgNode):
-        return DetrDatasetMapper(cfg, is_train=False)
-    mapper = OmegaConf.select(cfg, "dataloader.test.mapper")
-    if mapper is None:
-        raise UserError(
-            "the config has no dataloader.test.mapper, which says how images are resized for the model; "
-            "give the config that the training was started with, and --train-json"
-        )
-    return instantiate(mapper)
-
-
-def class_names(cfg: Any, train_json: str | None) -> Sequence[str]:
-    """Names of the classes, from a COCO file, the own data in the config, or its data set; [] if they are unknown."""
-    from detectron2.data import MetadataCatalog
-
-    from sparse_detr.data.annotations import read_coco_file
-
-    own_json = train_json or _setting(cfg, "train.own_data.train_json", "DATASETS.OWN.TRAIN_JSON")
-    if train_json or (own_json and os.path.isfile(own_json)):
-        return list(read_coco_file(own_json).class_names.values())
-    for key in ("test", "train"):
-        names = _setting(cfg, f"dataloader.{key}.dataset.names", f"DATASETS.{key.upper()}")
-        for name in [names] if isinstance(names, str) else names or []:
-            if classes := MetadataCatalog.get(name).get("thing_classes"):
-                return classes
-    print("The names of the classes are unknown (--train-json FILE tells them): numbers are shown.")
-    return []
-
-
-def _setting(cfg: Any, lazy_key: str, yacs_key: str) -> Any:
-    """A value of a config of either kind, None where it is missing."""
-    from detectron2.config import CfgNode
-    from omegaconf import OmegaConf
-
-    if not isinstance(cfg, CfgNode):
-        return OmegaConf.select(cfg, lazy_key)
-    for part in yacs_key.split("."):
-        cfg = cfg.get(part) if cfg is not None else None
-    return cfg
-
-
-def _set(cfg: Any, lazy_key: str, yacs_key: str, value: Any) -> None:
-    """Set a value in a config of either kind."""
-    from detectron2.config import CfgNode
-    from omegaconf import OmegaConf
-
-    if isinstance(cfg, CfgNode):
-        cfg.merge_from_list([yacs_key, value])
-    else:
-        OmegaConf.update(cfg, lazy_key, value)

@@ -31,7 +31,7 @@ def build_part(cfg: DictConfig, key: str) -> Any:
         if isinstance(error, UserError) or _is_of_the_machine(error):
             raise
         where, cause = _innermost_failure(key, node) or (key, error)
-        raise UserError(f"{where} cannot be built: {_reason(cause)}") from error
+        raise UserError(f"{where} cannot be built: {_kind_and_reason(cause)}") from error
 
 
 def build_yacs(what: str, build: Callable[..., Any], cfg: CfgNode, *args: Any) -> Any:
@@ -46,7 +46,7 @@ def build_yacs(what: str, build: Callable[..., Any], cfg: CfgNode, *args: Any) -
         if isinstance(error, UserError) or _is_of_the_machine(error):
             raise
         keys = "; see the keys MODEL.DETR and MODEL.BACKBONE" if what == "the model" else "; see the keys SOLVER"
-        raise UserError(f"{what} cannot be built: {_reason(error)}{keys}") from error
+        raise UserError(f"{what} cannot be built: {_kind_and_reason(error)}{keys}") from error
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -82,6 +82,6 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
             yield name, child
 
 
-def _reason(error: BaseException) -> str:
+def _kind_and_reason(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -7,12 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from sparse_detr.config.load import Config
+from sparse_detr.config.kinds import Config, kind_of
 
 logger = logging.getLogger(__name__)
 
+EVALUATION_LIMIT = "dataloader.evaluator.max_dets_per_image"
 COCO_LIMIT = 100
 """Detections of a class in an image that COCO's scores count."""
 
@@ -32,8 +33,12 @@ class Limits:
 
 def limits_of(cfg: Config) -> Limits:
     """The limits of the model that `cfg` describes; builds nothing."""
-    model = _yacs_model(cfg) if isinstance(cfg, CfgNode) else OmegaConf.select(cfg, "model")
-    return Limits(num_queries=_num_queries(model), num_detections=_number(model, "postprocess.num_detections"))
+    model = kind_of(cfg).choose(lazy=_lazy_model, yacs=_yacs_model)(cfg)
+    return Limits(num_queries=_num_queries(model), num_detections=_count_at(model, "postprocess.num_detections"))
+
+
+def _lazy_model(cfg: DictConfig) -> Any:
+    return OmegaConf.select(cfg, "model")
 
 
 def _yacs_model(cfg: CfgNode) -> Any:
@@ -46,13 +51,13 @@ def _yacs_model(cfg: CfgNode) -> Any:
 
 
 def _num_queries(model: Any) -> int | None:
-    anchors, patterns = _number(model, "queries.anchors.num_anchors"), _number(model, "queries.num_patterns")
+    anchors, patterns = _count_at(model, "queries.anchors.num_anchors"), _count_at(model, "queries.num_patterns")
     if anchors is not None:
         return anchors * max(patterns or 0, 1)
-    return _number(model, "queries.num_queries")
+    return _count_at(model, "queries.num_queries")
 
 
-def _number(model: Any, key: str) -> int | None:
+def _count_at(model: Any, key: str) -> int | None:
     value = OmegaConf.select(model, key) if OmegaConf.is_dict(model) else None
     return value if isinstance(value, int) else None
 
@@ -63,19 +68,20 @@ def evaluation_limit(name: str, cfg: Config) -> int:
     COCO's 100, unless the config names another number or an image has more boxes of a class: then all of them count.
     Warns where the config's number, or the model's number of detections, is too small for the data.
     """
+    kind = kind_of(cfg)
     chosen, given = _chosen_limit(cfg), limits_of(cfg).num_detections
     of_class, of_image = _most_boxes(name)
     if given is not None and of_image > given:
         logger.warning(
             f"an image of {name} has {of_image} boxes, but the model gives at most {given} detections; write "
-            f"{_assignment(cfg, 'TEST.DETECTIONS_PER_IMAGE', 'model.postprocess.num_detections', of_image)}"
+            f"{kind.assignment('model.postprocess.num_detections', of_image)}"
         )
     if chosen is not None:
         if of_class > chosen:
             logger.warning(
                 f"an image of {name} has {of_class} boxes of a class, but the evaluation counts at most {chosen} "
                 "detections of a class; write "
-                f"{_assignment(cfg, 'TEST.DETECTIONS_PER_IMAGE', 'dataloader.evaluator.max_dets_per_image', of_class)}"
+                f"{kind.assignment(EVALUATION_LIMIT, of_class)}"
             )
         return chosen
     if of_class <= COCO_LIMIT:
@@ -89,14 +95,9 @@ def evaluation_limit(name: str, cfg: Config) -> int:
 
 
 def _chosen_limit(cfg: Config) -> int | None:
-    if isinstance(cfg, CfgNode):
-        chosen = cfg.TEST.DETECTIONS_PER_IMAGE
-        return None if chosen is None else max(chosen, COCO_LIMIT)
-    return OmegaConf.select(cfg, "dataloader.evaluator.max_dets_per_image")
-
-
-def _assignment(cfg: Config, yacs_key: str, lazy_key: str, value: int) -> str:
-    return f"{yacs_key} {value}" if isinstance(cfg, CfgNode) else f"{lazy_key}={value}"
+    kind = kind_of(cfg)
+    chosen, least = kind.get(EVALUATION_LIMIT), kind.choose(lazy=0, yacs=COCO_LIMIT)  # yacs: the model's number as well
+    return None if chosen is None else max(chosen, least)
 
 
 def _most_boxes(name: str) -> tuple[int, int]:

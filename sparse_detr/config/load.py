@@ -12,11 +12,10 @@ from sparse_detr.config.building import build_part
 from sparse_detr.config.check import check_settings
 from sparse_detr.config.derived import derive_yacs
 from sparse_detr.config.keys import add_detr_config
+from sparse_detr.config.kinds import Config
 from sparse_detr.config.overrides import apply_to_lazy, apply_to_yacs
 from sparse_detr.config.removed import successor_of
 from sparse_detr.errors import UserError
-
-Config = CfgNode | DictConfig
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +44,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 def config_kind(path: str) -> str:
     """ "python", "dump" (a lazy config written as yaml) or "yacs", decided by what is in the file."""
-    text = _read(path)
+    text = _text_of(path)
     try:
         node = yaml.compose(text)
     except (yaml.YAMLError, RecursionError):
@@ -60,7 +59,7 @@ def config_kind(path: str) -> str:
     return "python"
 
 
-def _read(path: str) -> str:
+def _text_of(path: str) -> str:
     """The text of a config file, which must have one."""
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder; name a file in it")

@@ -47,15 +47,15 @@ def apply_to_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
         try:
             _set_yacs(cfg, key, value)
         except OVERRIDE_ERRORS as error:
-            raise UserError(f"{key} {value}: {_reason(error)}") from error
+            raise UserError(f"{key} {value}: {_first_line(error)}") from error
 
 
 def _set_yacs(cfg: CfgNode, key: str, value: str) -> None:
     *parents, name = key.split(".")
     node: Any = cfg
     for parent in parents:
-        node = node.get(parent) if isinstance(node, CfgNode) else None
-    current = node.get(name) if isinstance(node, CfgNode) else None
+        node = node.get(parent) if isinstance(node, dict) else None
+    current = node.get(name) if isinstance(node, dict) else None
     if isinstance(current, str):
         node[name] = value
     elif isinstance(current, float) and isinstance(_literal(value), int):
@@ -87,7 +87,7 @@ def apply_to_lazy(cfg: DictConfig, path: str, overrides: Sequence[str]) -> DictC
         except OVERRIDE_ERRORS as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{override}: {_reason(error)}; quote the value if it is a text") from error
+            raise UserError(f"{override}: {_first_line(error)}; quote the value if it is a text") from error
     return cfg
 
 
@@ -149,7 +149,7 @@ def accepts(target: str | Callable | None, name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _reason(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """An error's first line; the rest is a drawing or a trace."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 
+from sparse_detr.config.kinds import Config, kind_of
 from sparse_detr.config.limits import limits_of
-from sparse_detr.config.load import Config
 from sparse_detr.errors import UserError
 
 OWN_DATA_KEYS = ("train_json", "train_images", "val_json", "val_images")
@@ -45,7 +45,7 @@ def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str]
         num_detections=limits.num_detections,
     )
     _refuse_other_number(cfg, own.num_classes, paths["train_json"], overrides)
-    _write_yacs(cfg, own, paths) if isinstance(cfg, CfgNode) else _write_lazy(cfg, own, paths)
+    kind_of(cfg).choose(lazy=_write_lazy, yacs=_write_yacs)(cfg, own, paths)
 
 
 def _check_complete(paths: Mapping[str, Any]) -> None:
@@ -56,20 +56,16 @@ def _check_complete(paths: Mapping[str, Any]) -> None:
 
 
 def _stored_paths(cfg: Config) -> dict[str, Any]:
-    if isinstance(cfg, CfgNode):
-        stored = {key.lower(): value for key, value in cfg.DATASETS.OWN.items()} if "OWN" in cfg.DATASETS else {}
-    else:
-        stored = OmegaConf.select(cfg, "train.own_data") or {}
-    return {key: value for key, value in stored.items() if value}
+    stored = kind_of(cfg).get("train.own_data") or {}
+    return {str(key).lower(): value for key, value in stored.items() if value}
 
 
 def _refuse_other_number(cfg: Config, num_classes: int, train_json: str, overrides: Sequence[str]) -> None:
     """Refuse a number of classes that the user has set by hand and that is not the data's."""
-    if isinstance(cfg, CfgNode):
-        chosen = cfg.MODEL.DETR.NUM_CLASSES
-    else:
-        given = any(override.startswith("model.num_classes=") for override in overrides)
-        chosen = cfg.model.num_classes if given else None
+    kind = kind_of(cfg)
+    in_command = any(override.startswith("model.num_classes=") for override in overrides)
+    given = kind.choose(lazy=in_command, yacs=True)  # every lazy config has a number, a yacs one only if it is set
+    chosen = kind.get("model.num_classes") if given else None
     if chosen not in (None, num_classes):
         raise UserError(
             f"num_classes is set to {chosen}, but {train_json} has {num_classes} categories; "
@@ -85,7 +81,7 @@ def _write_yacs(cfg: CfgNode, own, paths: Mapping[str, Any]) -> None:
         cfg.DATASETS.OWN[key.upper()] = value
 
 
-def _write_lazy(cfg, own, paths: Mapping[str, Any]) -> None:
+def _write_lazy(cfg: DictConfig, own, paths: Mapping[str, Any]) -> None:
     cfg.model.num_classes, cfg.model.class_channels = own.num_classes, None
     cfg.dataloader.train.dataset.names = own.train_name
     if own.val_name and not ("test" in cfg.dataloader and "evaluator" in cfg.dataloader):

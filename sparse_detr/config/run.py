@@ -16,8 +16,9 @@ from torch import nn
 
 from sparse_detr.config.building import build_part, build_yacs
 from sparse_detr.config.check import check_settings
+from sparse_detr.config.kinds import Config, kind_of, names_in
 from sparse_detr.config.limits import evaluation_limit
-from sparse_detr.config.load import Config
+from sparse_detr.config.model import build_detector, build_test_mapper
 from sparse_detr.config.overrides import accepts
 from sparse_detr.errors import UserError
 from sparse_detr.solver import detr_parameter_groups
@@ -72,17 +73,13 @@ class Run:
     @property
     def config_text(self) -> str:
         """The config as yaml, for people to read."""
-        return self.config.dump() if isinstance(self.config, CfgNode) else OmegaConf.to_yaml(self.config)
+        return kind_of(self.config).text()
 
 
 def make_run(cfg: Config) -> Run:
     """Describe the training that `cfg` asks for; raises `UserError` for settings that cannot be used."""
     check_settings(cfg)
-    return _run_from_yacs(cfg) if isinstance(cfg, CfgNode) else _run_from_lazy(cfg)
-
-
-def _names(value: Any) -> list[str]:
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    return kind_of(cfg).choose(lazy=_run_from_lazy, yacs=_run_from_yacs)(cfg)
 
 
 def _run_from_lazy(cfg: DictConfig) -> Run:
@@ -100,9 +97,9 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
     return Run(
         config=cfg,
         settings=_lazy_settings(cfg.train),
-        train_names=_names(OmegaConf.select(cfg, "dataloader.train.dataset.names")),
+        train_names=names_in(cfg, "train"),
         evaluation_sets=_lazy_evaluation_sets(cfg),
-        build_model=lambda: build_part(cfg, "model").to(cfg.train.device),
+        build_model=lambda: build_detector(cfg),
         build_optimizer=build_optimizer,
         build_schedule=lambda optimizer: build_part(cfg, "lr_multiplier"),
         build_train_loader=lambda: build_part(cfg, "dataloader.train"),
@@ -133,7 +130,7 @@ def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
         return []
     return [
         EvaluationSet(
-            names=_names(OmegaConf.select(cfg, "dataloader.test.dataset.names")),
+            names=names_in(cfg, "test"),
             build_loader=lambda: build_part(cfg, "dataloader.test"),
             build_evaluator=lambda: _lazy_evaluator(cfg),
         )
@@ -164,15 +161,14 @@ def _is_coco_evaluator(evaluator: Any) -> bool:
 
 
 def _run_from_yacs(cfg: CfgNode) -> Run:
-    from detectron2.modeling import build_model
     from detectron2.solver import build_lr_scheduler
 
     return Run(
         config=cfg,
         settings=_yacs_settings(cfg),
-        train_names=list(cfg.DATASETS.TRAIN),
-        evaluation_sets=[_yacs_evaluation_set(cfg, name) for name in cfg.DATASETS.TEST],
-        build_model=lambda: build_yacs("the model", build_model, cfg),
+        train_names=names_in(cfg, "train"),
+        evaluation_sets=[_yacs_evaluation_set(cfg, name) for name in names_in(cfg, "test")],
+        build_model=lambda: build_detector(cfg),
         build_optimizer=lambda model: build_yacs_optimizer(cfg, model),
         build_schedule=lambda optimizer: build_yacs("the learning-rate schedule", build_lr_scheduler, cfg, optimizer),
         build_train_loader=lambda: _yacs_train_loader(cfg),
@@ -246,11 +242,10 @@ def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
         from detectron2.data import get_detection_dataset_dicts
 
         from sparse_detr.data.loader import build_test_loader
-        from sparse_detr.data.mapper import DetrDatasetMapper
 
         return build_test_loader(
             dataset=get_detection_dataset_dicts(name, filter_empty=False),
-            mapper=DetrDatasetMapper(cfg, is_train=False),
+            mapper=build_test_mapper(cfg),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 

@@ -19,7 +19,7 @@ from sparse_detr.errors import UserError
 logger = logging.getLogger(__name__)
 
 # What Pillow raises for missing, truncated and corrupt files: each decoder has its own habit.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 # Pixels above which an image is refused, in place of Pillow's own limit against files that fill the memory.
@@ -30,7 +30,8 @@ class BadImageError(Exception):
     """An image that cannot be used; the message names the file and the reason.
 
     `kind` is "missing", "corrupt" (or truncated, or no image at all), "another size" than recorded, "too large" for
-    Pillow, or "value range": nothing says which of its values are black and white.
+    Pillow, "value range": nothing says which of its values are black and white, or "form": an array of another shape or
+    type than an image has.
     """
 
     def __init__(self, message: str, kind: str):
@@ -69,12 +70,12 @@ def read_image(file_name: str, image_format: str = "RGB", value_range: Sequence[
     try:
         depth = image_depth(file_name)
         if depth is not None:
-            return _to_8_bits(file_name, read_values(file_name), depth, value_range)
+            return to_8_bits(file_name, read_values(file_name), depth, value_range)
         # Pillow's own memory is read-only, of which PyTorch warns when an augmentation takes it.
         return np.require(detection_utils.read_image(str(file_name), image_format), requirements="W")
     except UserError:  # a ValueError too
         raise
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise BadImageError(f"{file_name}: {_reason(file_name, error)}", _kind(error)) from error
 
 
@@ -86,7 +87,11 @@ def image_depth(file_name: str) -> Depth | None:
     """
     _set_max_pixels()
     with PathManager.open(str(file_name), "rb") as file, Image.open(file) as header:
-        mode, file_format = header.mode, header.format
+        return depth_of_mode(header.mode, header.format)
+
+
+def depth_of_mode(mode: str, file_format: str | None) -> Depth | None:
+    """What Pillow's mode, such as "I;16", says of an image's values; None for 8 bits or less."""
     if mode == "F":
         return Depth("float", (0.0, 1.0))
     if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):  # which have no 32 bits
@@ -122,7 +127,7 @@ def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str |
     """How an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
     try:
         depth = image_depth(file_name)
-    except _DECODING_ERRORS:
+    except DECODING_ERRORS:
         return None
     used = value_range or (depth and depth.default_range)
     if depth is None or used is None:
@@ -159,8 +164,12 @@ def too_many_bad(bad: int, total: int, max_bad_share: float) -> bool:
     return bad > max(int(max_bad_share * total), 1 if max_bad_share > 0 else 0)
 
 
-def _to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
-    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8."""
+def to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
+    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8.
+
+    Raises:
+        BadImageError: nothing says which values are black and white; names `file_name`.
+    """
     low, high = check_value_range(value_range) or depth.default_range or (math.nan, math.nan)
     if value_range is None:
         _refuse_values_beyond(file_name, values, depth)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_detr.checkpoint import load_file
-from sparse_detr.engine.checkpoint import BEST_PREFIX, earlier_files
+from sparse_detr.engine.checkpointer import BEST_PREFIX, earlier_files
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 

@@ -1,17 +1,12 @@
 """The config of a run in plain text values, to write it down and to say what a resumed training does differently."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from sparse_detr.config.load import Config
+from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.run import Run
 from sparse_detr.files import write_atomically
 
@@ -26,34 +21,18 @@ def write_config(run: Run) -> None:
     """Write `config.yaml` into the output folder: what runs, so that it can be repeated and resumed."""
     folder = Path(run.settings.output_dir)
     with tempfile.TemporaryDirectory() as scratch:
-        _save(run.config, Path(scratch, CONFIG_FILE))
+        kind_of(run.config).save(Path(scratch, CONFIG_FILE))
         for path in Path(scratch).iterdir():  # a config that yaml cannot hold is pickled beside it
             content = path.read_bytes()
             write_atomically(folder / path.name, lambda file, content=content: file.write(content))
     logger.info(f"Config written to {folder / CONFIG_FILE}")
 
 
-def _save(cfg: Config, path: Path) -> None:
-    if isinstance(cfg, CfgNode):
-        path.write_text(cfg.dump(), encoding="utf-8")
-    else:
-        LazyConfig.save(cfg, os.fspath(path))
-
-
 def flat_config(run: Run) -> dict[str, str]:
     """Every value of the config by its path, as text; the output folder, which may move, is left out of them."""
-    values = dict(_leaves(_plain(run.config), ""))
+    values = dict(_leaves(kind_of(run.config).values(), ""))
     folder = run.settings.output_dir
     return {key: value.replace(folder, "<output folder>") if folder else value for key, value in values.items()}
-
-
-def _plain(cfg: Config) -> Any:
-    if isinstance(cfg, CfgNode):
-        return cfg
-    try:
-        return OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException:  # a value that refers to one which is given later
-        return OmegaConf.to_container(cfg, resolve=False)
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -61,12 +40,12 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
     else:
-        yield path, _text(value)
+        yield path, _value_as_text(value)
 
 
-def _text(value: Any) -> str:
+def _value_as_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_value_as_text, value))}]"
     if callable(value):
         return f"{value.__module__}.{getattr(value, '__qualname__', value)}"
     return str(value)

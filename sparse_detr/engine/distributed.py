@@ -49,7 +49,7 @@ def on_main_process(work: Callable[[], Any]) -> Any:
     return result
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def without_ddp(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 

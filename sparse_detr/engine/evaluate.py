@@ -8,9 +8,9 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch import nn
 
-from sparse_detr.config.classes import check_num_classes
+from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run
-from sparse_detr.engine.distributed import unwrap
+from sparse_detr.engine.distributed import without_ddp
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None
     Args:
         before_image: called before each batch.
     """
-    model = unwrap(model)
+    model = without_ddp(model)
     callbacks = {"before_inference": before_image} if before_image else None
     results = {}
     for evaluation_set in run.evaluation_sets:

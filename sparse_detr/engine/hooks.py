@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparse_detr.engine.best import best_score, last_scored, remove_score, write_last_scored, write_score
-from sparse_detr.engine.checkpoint import BEST_PREFIX, TrainingCheckpointer
+from sparse_detr.engine.checkpointer import BEST_PREFIX, TrainingCheckpointer
 from sparse_detr.engine.distributed import from_main_process, largest_of_ranks, on_main_process
 from sparse_detr.engine.evaluate import AVERAGE_PREFIX
 from sparse_detr.engine.random_state import keep_random_state

@@ -36,7 +36,7 @@ def start_processes(
         main(*args)
         dist.destroy_process_group()
         return
-    _check_arguments(num_gpus, num_machines, dist_url)
+    _check_processes(num_gpus, num_machines, dist_url)
     if num_gpus * num_machines > 1:
         _pass_signals_on()
     try:
@@ -56,7 +56,7 @@ def _say_who_was_killed(error: mp.ProcessExitedException) -> str:
     return f"process {error.error_index} was killed by {error.signal_name}; {guess}; the last checkpoint is kept"
 
 
-def _check_arguments(num_gpus: int, num_machines: int, dist_url: str) -> None:
+def _check_processes(num_gpus: int, num_machines: int, dist_url: str) -> None:
     if num_machines > 1 and dist_url == "auto":
         raise UserError("several machines need --dist-url tcp://<address of machine 0>:<free port>, the same on all")
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():

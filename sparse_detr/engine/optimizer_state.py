@@ -119,8 +119,8 @@ def _assume_names(old: dict[str, Any], names: list[list[str]]) -> list[list[str]
     sizes, old_sizes = ([len(group) for group in groups] for groups in (names, _params(old)))
     if sizes != old_sizes:
         raise UserError(
-            f"the checkpoint's optimiser has groups of {_listed(old_sizes)} parameters and the config gives "
-            f"{_listed(sizes)}; it is of an older version, which kept no names to tell them apart; {_REMEDY}"
+            f"the checkpoint's optimiser has groups of {_sizes_as_text(old_sizes)} parameters and the config gives "
+            f"{_sizes_as_text(sizes)}; it is of an older version, which kept no names to tell them apart; {_REMEDY}"
         )
     return names
 
@@ -129,7 +129,7 @@ def _params(state: dict[str, Any]) -> list[list[int]]:
     return [group["params"] for group in state["param_groups"]]
 
 
-def _listed(sizes: list[int]) -> str:
+def _sizes_as_text(sizes: list[int]) -> str:
     return ", ".join(map(str, sizes))
 
 

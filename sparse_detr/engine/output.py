@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from detectron2.engine import default_writers, hooks
 from detectron2.utils.events import EventWriter
 
-from sparse_detr.engine.checkpoint import POINTER, numbered_checkpoints
+from sparse_detr.engine.checkpointer import POINTER, numbered_checkpoints
 from sparse_detr.engine.distributed import on_main_process
 from sparse_detr.engine.nonfinite import NonFiniteError
 from sparse_detr.errors import UserError

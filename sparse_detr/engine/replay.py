@@ -18,7 +18,7 @@ from torch import nn
 
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
-from sparse_detr.config.run import make_run
+from sparse_detr.config.model import build_detector
 from sparse_detr.engine.nonfinite import find_first_bad_tensor, unpack_batch
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import set_random_state
@@ -54,7 +54,7 @@ def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
     return Replay({name: loss.item() for name, loss in losses.items()}, first_bad)
 
 
-def _check_arguments(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
+def _check_bundle(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
     if missing := [key for key in ("model", "batch", "precision", "random_state", "message") if key not in bundle]:
         raise UserError(f"{args.bundle} is no nonfinite_iter_*.pth bundle: it lacks {', '.join(missing)}")
     if args.config_file is None:
@@ -65,8 +65,8 @@ def _check_arguments(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
@@ -75,11 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="needed: the training's config.yaml; a config is code: load only configs you trust",
     )
     parser.add_argument("opts", nargs="*", metavar="override")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+    args = build_parser().parse_intermixed_args(argv)
     try:
         bundle = load_file(args.bundle)
-        _check_arguments(args, bundle)
-        replay = replay_bundle(bundle, make_run(load_config(args.config_file, args.opts)).build_model())
+        _check_bundle(args, bundle)
+        replay = replay_bundle(bundle, build_detector(load_config(args.config_file, args.opts)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

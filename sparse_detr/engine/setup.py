@@ -5,14 +5,12 @@ import logging
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from omegaconf import OmegaConf
 
-from sparse_detr.config.load import Config
+from sparse_detr.config.kinds import Config, kind_of
 from sparse_detr.config.run import TrainSettings
 from sparse_detr.engine.output import survive_a_full_disk
 
@@ -36,10 +34,4 @@ def set_up_process(cfg: Config, settings: TrainSettings, args: argparse.Namespac
     logger.info(f"Contents of args.config_file={args.config_file}:\n{text}")
     seed_all_rng(None if settings.seed < 0 else settings.seed + comm.get_rank())
     if not args.eval_only:
-        torch.backends.cudnn.benchmark = _cudnn_benchmark(cfg)
-
-
-def _cudnn_benchmark(cfg: Config) -> bool:
-    if isinstance(cfg, CfgNode):
-        return cfg.CUDNN_BENCHMARK
-    return bool(OmegaConf.select(cfg, "train.cudnn_benchmark", default=False))
+        torch.backends.cudnn.benchmark = bool(kind_of(cfg).get("train.cudnn_benchmark"))

@@ -11,10 +11,10 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparse_detr.engine.distributed import largest_of_ranks, unwrap
-from sparse_detr.engine.memory import out_of_memory_message
+from sparse_detr.engine.distributed import largest_of_ranks, without_ddp
 from sparse_detr.engine.nonfinite import Failure, stop_training
 from sparse_detr.engine.optimizer_state import carry_over, describe_optimizer, restart_schedule
+from sparse_detr.engine.out_of_memory import out_of_memory_message
 from sparse_detr.engine.precision import Precision
 from sparse_detr.engine.random_state import random_state, set_random_state
 from sparse_detr.errors import UserError
@@ -144,7 +144,7 @@ class Trainer(SimpleTrainer):
 
     def _failure(self, batch: Batch, what: str) -> Failure:
         return Failure.diagnose(
-            model=unwrap(self.model),
+            model=without_ddp(self.model),
             compute_losses=self.compute_losses,
             batch=batch,
             what=what,
@@ -158,13 +158,13 @@ class Trainer(SimpleTrainer):
         return {
             **super().state_dict(),
             "grad_scaler": self.precision.scaler.state_dict(),
-            "optimizer_description": describe_optimizer(unwrap(self.model), self.optimizer),
+            "optimizer_description": describe_optimizer(without_ddp(self.model), self.optimizer),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the place in the training, momenta and loss scale of a checkpoint; the settings stay the config's."""
         described = state_dict.get("optimizer_description")
-        optimizer_state = carry_over(state_dict["optimizer"], described, unwrap(self.model), self.optimizer)
+        optimizer_state = carry_over(state_dict["optimizer"], described, without_ddp(self.model), self.optimizer)
         super().load_state_dict({**state_dict, "optimizer": optimizer_state})
         for hook in self._hooks:
             if isinstance(hook, hooks.LRScheduler):

@@ -14,7 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
-from sparse_detr.checkpoint.load import existing_file
+from sparse_detr.checkpoint.read import existing_file
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
@@ -160,6 +160,33 @@ def load_weights(
     """
     loader = SafeCheckpointer(model, skip_other_classes=skip_other_classes, averaged=ema)
     loader.load(os.fspath(path), checkpointables=[])
+
+
+class _TrainedWeights(SafeCheckpointer):
+    """Refuses a backbone alone, as configs name it to train from: the heads would be random."""
+
+    def _check_fit(self, report: MatchReport, weights: Mapping[str, Tensor]) -> None:
+        super()._check_fit(report, weights)
+        if report.missing and all(name.startswith("backbone.") for name in report.matched):
+            raise UserError(
+                "the checkpoint holds the backbone alone, so the heads would be random; give the trained weights: "
+                "weights=FILE (Python), train.init_checkpoint=FILE (lazy), MODEL.WEIGHTS FILE (yaml), or --resume for "
+                "the last checkpoint of the output folder"
+            )
+
+
+def load_trained_weights(model: nn.Module, path: str | os.PathLike[str], *, ema: bool = False) -> None:
+    """Load what detects: weights of a whole model with the model's classes, all finite; "" loads nothing.
+
+    Args:
+        model: changed in place.
+        path, ema: as in `load_weights`.
+
+    Raises:
+        UserError: as `load_weights`, or they are a backbone's alone, or some are NaN or infinite.
+    """
+    _TrainedWeights(model, averaged=ema).load(os.fspath(path), checkpointables=[])
+    check_finite_weights(model, os.fspath(path))
 
 
 def check_finite_weights(model: nn.Module, path: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_detr.checkpoint import convert_checkpoint, match_report
-from sparse_detr.checkpoint.classes import COCO_IDS
+from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.name_maps import RESNET, SWIN, prefixed, rename
 from sparse_detr.checkpoint.official_names import SPARSE, TRANSFORMER
 from sparse_detr.errors import UserError

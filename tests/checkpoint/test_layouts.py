@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from sparse_detr import recipes
 from sparse_detr.checkpoint import convert_checkpoint, match_report
-from sparse_detr.checkpoint.classes import COCO_IDS
+from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.layouts import LAYOUTS
 from sparse_detr.checkpoint.name_maps import rename
 from sparse_detr.errors import UserError

@@ -2,12 +2,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sparse_detr.config.settings import check_device
+from sparse_detr.config.settings import check_device_of
 from sparse_detr.errors import UserError
 
 
 def test_a_config_from_a_gpu_machine_is_refused_without_one_and_told_what_to_add(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="'cuda'.*add train.device=cpu"):
-        check_device(OmegaConf.create({"train": {"device": "cuda"}}))
-    check_device(OmegaConf.create({"train": {"device": "cpu"}}))
+        check_device_of(OmegaConf.create({"train": {"device": "cuda"}}))
+    check_device_of(OmegaConf.create({"train": {"device": "cpu"}}))

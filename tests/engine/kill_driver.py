@@ -10,7 +10,7 @@ import torch
 from detectron2.utils.env import seed_all_rng
 
 from sparse_detr import files
-from sparse_detr.engine.train import train
+from sparse_detr.engine.training import train
 from tests.engine.toys import toy_run
 
 EXIT_AFTER_ERROR = 70

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
 from sparse_detr.engine.distributed import wrap_for_ranks
-from sparse_detr.engine.train import train
+from sparse_detr.engine.training import train
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
 from tests.engine.toys import ToyDetector, toy_loader, toy_run
 

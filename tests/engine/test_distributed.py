@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparse_detr.config.run import TrainSettings
-from sparse_detr.engine import train
+from sparse_detr.engine import training
 from tests.engine import ranks
 
 
@@ -68,6 +68,6 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(outcome):
 
 @pytest.mark.parametrize("main_process", [True, False])
 def test_all_ranks_save_and_the_main_process_alone_deletes(monkeypatch, main_process):
-    monkeypatch.setattr(train.comm, "is_main_process", lambda: main_process)
+    monkeypatch.setattr(training.comm, "is_main_process", lambda: main_process)
     settings = TrainSettings(output_dir="", max_iter=1, device="cpu", checkpointer={"period": 3, "max_to_keep": 2})
-    assert train._checkpoint_options(settings) == {"period": 3, "max_to_keep": 2 if main_process else None}
+    assert training._checkpoint_options(settings) == {"period": 3, "max_to_keep": 2 if main_process else None}

@@ -7,7 +7,7 @@ from torch import nn
 
 from sparse_detr.engine.nonfinite import NonFiniteError, pack_batch, tensors_in, unpack_batch
 from sparse_detr.engine.replay import replay_bundle
-from sparse_detr.engine.train import train
+from sparse_detr.engine.training import train
 from tests.engine.toys import ToyDetector, toy_run
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sparse_detr.engine.output import hold_folder
-from sparse_detr.engine.train import train
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.training import train
 from sparse_detr.errors import UserError
 from tests.engine.kill_driver import in_child
 from tests.engine.toys import toy_run
@@ -83,7 +83,7 @@ def full(*arguments, **options):
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_old_one_and_says_so(tmp_path, monkeypatch, caplog):
-    at_iteration(5, lambda: monkeypatch.setattr("sparse_detr.engine.checkpoint.torch.save", full), monkeypatch)
+    at_iteration(5, lambda: monkeypatch.setattr("sparse_detr.engine.checkpointer.torch.save", full), monkeypatch)
     with pytest.raises(
         UserError, match=r"model_0000005.pth: the disk is full; free .*up to .*model_0000003.pth is saved"
     ):

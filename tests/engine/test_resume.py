@@ -10,11 +10,11 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from sparse_detr.engine.best import best_score
-from sparse_detr.engine.checkpoint import LastCheckpoint, find_last_checkpoint
+from sparse_detr.engine.checkpointer import LastCheckpoint, find_last_checkpoint
 from sparse_detr.engine.hooks import KeepBest
 from sparse_detr.engine.output import what_is_saved
-from sparse_detr.engine.train import evaluate_only, train
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.training import evaluate_only, train
 from sparse_detr.engine.weights import load_weights
 from sparse_detr.errors import UserError
 from tests.engine.toys import ToyDetector, toy_run

@@ -9,7 +9,7 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 
-from sparse_detr.engine.train import train
+from sparse_detr.engine.training import train
 from sparse_detr.errors import UserError
 from tests.engine.toys import ToyDetector, toy_run
 

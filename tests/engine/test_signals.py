@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from sparse_detr.engine.train import train
+from sparse_detr.engine.training import train
 from tests.engine.toys import ToyDetector, toy_run
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from sparse_detr.engine.checkpoint import TrainingCheckpointer
+from sparse_detr.engine.checkpointer import TrainingCheckpointer
 from sparse_detr.engine.weights import check_finite_weights, load_weights
 from sparse_detr.errors import UserError
 from tests.engine.toys import ToyDetector

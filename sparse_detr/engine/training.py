@@ -3,19 +3,19 @@
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 
-from sparse_detr.checkpoint import MatchReport, load_file
-from sparse_detr.config.classes import check_num_classes
+from sparse_detr.checkpoint import load_file
+from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
-from sparse_detr.engine.checkpoint import (
+from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
     complete,
@@ -38,7 +38,7 @@ from sparse_detr.engine.output import (
     worker_error,
 )
 from sparse_detr.engine.trainer import Trainer
-from sparse_detr.engine.weights import SafeCheckpointer, check_finite_weights, load_weights
+from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
 from sparse_detr.files import CannotWrite, make_folder
 
@@ -144,23 +144,9 @@ def evaluate_only(
     model = run.build_model()
     if not path:
         logger.warning("NO CHECKPOINT IS NAMED: the scores below are those of random weights")
-    _EvaluationCheckpointer(model, averaged=ema).load(path, checkpointables=[])
-    check_finite_weights(model, path)
+    load_trained_weights(model, path, ema=ema)
     with disk_errors_for_users(run.settings.output_dir):
         return evaluate_with_average(run, model, None if ema else _average_of(run, model, path))
-
-
-class _EvaluationCheckpointer(SafeCheckpointer):
-    """Refuses a backbone alone, as configs name it to train from: the scores would be those of random heads."""
-
-    def _check_fit(self, report: MatchReport, weights: Mapping[str, Tensor]) -> None:
-        super()._check_fit(report, weights)
-        if report.missing and all(name.startswith("backbone.") for name in report.matched):
-            raise UserError(
-                "the checkpoint holds the backbone alone, which has nothing to evaluate; give the trained weights as "
-                "train.init_checkpoint=FILE (lazy) or MODEL.WEIGHTS FILE (yaml), or --resume for the last checkpoint "
-                "of the output folder"
-            )
 
 
 def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
@@ -168,8 +154,7 @@ def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
     if not run.settings.ema_decay or not os.path.isfile(path) or "ema" not in load_file(path):
         return None
     average = copy.deepcopy(model)
-    load_weights(average, path, skip_other_classes=False, ema=True)
-    check_finite_weights(average, path)
+    load_trained_weights(average, path, ema=True)
     return average
 
 

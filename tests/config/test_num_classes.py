@@ -4,7 +4,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from sparse_detr.config.classes import check_num_classes
+from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.errors import UserError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sparse_detr.checkpoint.classes import is_class_rows
+from sparse_detr.checkpoint.coco_classes import is_class_rows
 from sparse_detr.errors import UserError
 
 LISTED = 12

@@ -1,0 +1,94 @@
+"""From a config of either kind to its detector: the model, the preprocessing of its images and its class names.
+
+This is the one way, for every command, script and application.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from sparse_detr.config.building import build_part, build_yacs
+from sparse_detr.config.kinds import Config, kind_of, names_in
+from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+def build_detector(cfg: Config, *, device: str | None = None) -> nn.Module:
+    """Build the model that a config describes, in training mode, without loading weights; `cfg` stays as it is.
+
+    Args:
+        device: where to put it; None for what the config says.
+
+    Raises:
+        UserError: it cannot be built; names the key of the innermost part that cannot.
+    """
+    return kind_of(cfg).choose(lazy=_from_lazy, yacs=_from_yacs)(cfg, device)
+
+
+def _from_lazy(cfg: DictConfig, device: str | None) -> nn.Module:
+    return build_part(cfg, "model").to(device or OmegaConf.select(cfg, "train.device") or "cpu")
+
+
+def _from_yacs(cfg: CfgNode, device: str | None) -> nn.Module:
+    import sparse_detr.recipes  # noqa: F401 registers the names
+
+    if device is not None:
+        cfg = kind_of(cfg).copy()
+        kind_of(cfg).set("train.device", device)
+    return build_yacs("the model", build_model, cfg)
+
+
+def build_test_mapper(cfg: Config) -> Mapper:
+    """Build the preprocessing that the config evaluates with: a record of Detectron2 -> a model's input.
+
+    Raises:
+        UserError: the config does not say it.
+    """
+    return kind_of(cfg).choose(lazy=_lazy_test_mapper, yacs=_yacs_test_mapper)(cfg)
+
+
+def _lazy_test_mapper(cfg: DictConfig) -> Mapper:
+    if OmegaConf.select(cfg, "dataloader.test.mapper") is None:
+        raise UserError(
+            "the config has no dataloader.test.mapper, which says how images are resized for the model; "
+            "give the config that the training was started with, and --train-json"
+        )
+    return build_part(cfg, "dataloader.test.mapper")
+
+
+def _yacs_test_mapper(cfg: CfgNode) -> Mapper:
+    from sparse_detr.data.mapper import DetrDatasetMapper
+
+    return DetrDatasetMapper(cfg, is_train=False)
+
+
+def class_names_of(cfg: Config) -> list[str]:
+    """Return the names of the classes: of the own data in the config, else of its data set; [] if they are unknown."""
+    from sparse_detr.data.annotations import read_coco_file
+
+    own = kind_of(cfg).get("train.own_data") or {}
+    own_json = own.get("train_json") or own.get("TRAIN_JSON")
+    if own_json and os.path.isfile(own_json):
+        return list(read_coco_file(own_json).class_names.values())
+    for name in names_in(cfg, "test") + names_in(cfg, "train"):
+        if classes := MetadataCatalog.get(name).get("thing_classes"):
+            return list(classes)
+    return []
+
+
+def set_num_classes(cfg: Config, number: int) -> None:
+    """Let the model have `number` classes, one logit each, unless it has as many among more logits."""
+    kind = kind_of(cfg)
+    if len(kind.get("model.class_channels") or ()) != number:
+        kind.set("model.num_classes", number)
+        kind.set("model.class_channels", None)

@@ -1,0 +1,370 @@
+"""A loaded detector: images in any form in, detections out.
+
+    predictor = Predictor("output/config.yaml", "output/model_final.pth")
+    instances = predictor("street.jpg", score_threshold=0.3)
+
+Detectron2 is imported when a `Predictor` is made.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from detectron2.structures import Instances
+
+    from sparse_detr.config.kinds import Config
+    from sparse_detr.structures import DetectorOutput
+
+CHANNEL_ORDERS = ("RGB", "BGR")
+
+
+class ImageError(UserError):
+    """An image that cannot be used; the message names it, the reason and the remedy."""
+
+
+class Outputs(NamedTuple):
+    """What a detector computes for a batch of images.
+
+    Args:
+        inputs: what the model was given, one dict an image.
+        output: everything that the model computes.
+        instances: the detections, one `Instances` an image.
+    """
+
+    inputs: list[dict[str, Any]]
+    output: DetectorOutput
+    instances: list[Instances]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to detect.
+
+    Args:
+        score_threshold: detections below it are left out, in [0, 1]; 0 leaves all that the model gives.
+        top_k: detections an image, at most; None for what the model gives.
+        keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None for what the config says.
+        channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images know theirs.
+        batch_size: images that go through the model together, padded to the largest. Images of one size give what they
+            give alone up to rounding; of smaller ones, a convolutional backbone sees the padding at the border.
+
+    Raises:
+        UserError: names the option, its value and what it may be.
+    """
+
+    score_threshold: float = 0.0
+    top_k: int | None = None
+    keep_ratio: float | None = None
+    channel_order: str = "RGB"
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_score("score_threshold", self.score_threshold)
+        if self.keep_ratio is not None:
+            check_share("keep_ratio", self.keep_ratio)
+        if self.top_k is not None:
+            _check_count("top_k", self.top_k)
+        _check_count("batch_size", self.batch_size)
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise UserError(f"channel_order is {self.channel_order!r}; give RGB or BGR")
+
+
+class Predictor:
+    """A detector with its weights, its preprocessing and its class names.
+
+    Images are prepared as the config's evaluation prepares them: alone, an image gives what the evaluation finds in it,
+    to the last bit. A call changes nothing in the predictor, so threads may share it. A pickled one holds config and
+    path of the weights, and loads them where it is unpickled.
+
+    Args:
+        config: a config file of either kind, such as the `config.yaml` of a training, or a name of
+            `sparse_detr.model_zoo`, or a loaded config, which stays as it is. A config is code: load only configs you
+            trust.
+        weights: checkpoint of a training or of `sparse-detr convert`; None for the one that the config names
+            (train.init_checkpoint, MODEL.WEIGHTS). It must hold the whole model, not its backbone alone.
+        device: where to detect; None for what the config says, or the CPU where that is a GPU and there is none.
+        ema: load the averaged weights of the checkpoint.
+        class_names: by class index, in place of those of the config's data set; the model gets as many classes.
+        options: defaults of a call, see `Options`.
+
+    Attributes:
+        model: in eval mode.
+        class_names: by class index; empty if they are unknown.
+        weights: the path or address that they came from.
+        options: defaults of a call.
+
+    Raises:
+        UserError: config, weights or an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | Config,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        ema: bool = False,
+        class_names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.options = Options(**options)
+        require_detectron2()
+        from sparse_detr.config.model import build_detector, build_test_mapper, class_names_of, set_num_classes
+        from sparse_detr.config.num_classes import model_classes
+        from sparse_detr.engine.weights import load_trained_weights
+
+        self._config = cfg = _loaded(config)
+        _set_device(cfg, device)
+        if isinstance(class_names, str):
+            raise UserError(f"class_names is the text {class_names!r}; give a list of names")
+        if class_names:
+            set_num_classes(cfg, len(class_names))
+        self.weights, self._ema = _weights_of(cfg, weights), ema
+        self._stamp = _stamp(self.weights)
+        self._mapper = _checked_mapper(build_test_mapper(cfg))
+        self.model: nn.Module = build_detector(cfg).eval()
+        load_trained_weights(self.model, self.weights, ema=ema)
+        names = list(class_names or class_names_of(cfg))
+        fits = model_classes(self.model) in (None, len(names))
+        self.class_names: list[str] = names if fits else []
+        self._check(self.options)
+
+    @property
+    def is_dense(self) -> bool:
+        """Return whether the encoder refines every token, so that there is no keep ratio to choose."""
+        from sparse_detr.modeling.selection import KeepAllTokens
+
+        return isinstance(getattr(self.model, "selector", KeepAllTokens()), KeepAllTokens)
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        """Detect objects in one image or in many.
+
+        Args:
+            images: one image, or any iterable of images. An image is a path, a `PIL.Image`, a NumPy array (H, W, 3)
+                uint8, a gray one (H, W), or a tensor (3, h, w) uint8.
+            options: of this call, in place of those of the predictor: see `Options`.
+
+        Returns:
+            `Instances` of one image, a list of them for many: `pred_boxes` (x1, y1, x2, y2 in pixels of the image),
+            `scores` and `pred_classes`, best first, on the model's device.
+
+        Raises:
+            UserError: an option cannot be used.
+            ImageError: an image cannot be used; says which, and why.
+        """
+        chosen = self._chosen(options)
+        found: list[Instances] = []
+        for batch in _batches(images, chosen.batch_size):
+            inputs = [self._input(image, len(found) + i, chosen) for i, image in enumerate(batch)]
+            with torch.no_grad():
+                results = self.model(inputs, **self._budget(chosen))
+            found += [_best(result["instances"], chosen) for result in results]
+        return found[0] if _is_one(images) else found
+
+    def outputs(self, images: Any, *, attention_map: bool = True, **options: Any) -> Outputs:
+        """Return everything that the detector computes for one image or for many, which make one batch.
+
+        The detections are those of a call up to rounding: the attention map takes another path through the attention.
+
+        Args:
+            images: as in a call of the predictor.
+            attention_map: compute the decoder attention map.
+            options: as in a call of the predictor; `batch_size` changes nothing.
+        """
+        chosen = self._chosen(options)
+        batch = [images] if _is_one(images) else images
+        inputs = [self._input(image, i, chosen) for i, image in enumerate(batch)]
+        with torch.no_grad():
+            output = self.model.outputs(inputs, attention_map=attention_map, **self._budget(chosen))
+            results = self.model.detections(output, inputs)
+        return Outputs(inputs, output, [_best(result["instances"], chosen) for result in results])
+
+    def read(self, image: Any, *, channel_order: str = "RGB", name: str = "the image") -> np.ndarray:
+        """Return the image upright as (H, W, 3) uint8 RGB, before its preprocessing; a call takes it as well.
+
+        Args:
+            image: as in a call of the predictor.
+            name: of an image that is no file, for the message.
+
+        Raises:
+            ImageError: it cannot be used; says why.
+        """
+        from sparse_detr.data.any_image import read_any_image
+        from sparse_detr.data.images import BadImageError
+
+        value_range = getattr(self._mapper, "value_range", None)
+        try:
+            return read_any_image(image, channel_order=channel_order, value_range=value_range, name=name)
+        except BadImageError as error:
+            raise ImageError(str(error)) from error
+
+    def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
+        """Return the model's input of an image, as the mapper of the evaluation makes it."""
+        from detectron2.data import transforms as T
+
+        picture = self.read(image, channel_order=options.channel_order, name=f"image {index}")
+        augmented = T.AugInput(picture if self._mapper.image_format == "RGB" else picture[:, :, ::-1])
+        self._mapper.augmentations(augmented)
+        tensor = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
+        name = {"file_name": os.fspath(image)} if isinstance(image, str | os.PathLike) else {}
+        return {**name, "image": tensor, "height": picture.shape[0], "width": picture.shape[1]}
+
+    def _chosen(self, options: dict[str, Any]) -> Options:
+        """Return the predictor's options with those of a call."""
+        chosen = replace(self.options, **options)
+        self._check(chosen)
+        return chosen
+
+    def _check(self, options: Options) -> None:
+        """Refuse what this model cannot do."""
+        from sparse_detr.config.kinds import kind_of
+
+        most = getattr(getattr(self.model, "postprocess", None), "num_detections", None)
+        if options.top_k is not None and most is not None and options.top_k > most:
+            remedy = kind_of(self._config).assignment("model.postprocess.num_detections", options.top_k)
+            raise UserError(f"top_k is {options.top_k}, but the model gives at most {most} detections; set {remedy}")
+        if options.keep_ratio not in (None, 1) and self.is_dense:
+            raise UserError(
+                f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token: "
+                "leave keep_ratio out"
+            )
+
+    def _budget(self, options: Options) -> dict[str, float]:
+        """Return the model's argument that says how many tokens to refine."""
+        return {} if options.keep_ratio is None or self.is_dense else {"budget": options.keep_ratio}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import cloudpickle  # a config may hold functions that pickle cannot find
+
+        arguments = {"ema": self._ema, "class_names": self.class_names or None, **asdict(self.options)}
+        return _restore, (cloudpickle.dumps(self._config), self.weights, self._stamp, arguments)
+
+
+def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, arguments: dict[str, Any]) -> Predictor:
+    """Unpickle a predictor, unless its weights are others by now."""
+    require_detectron2()
+    if stamp is not None and os.path.isfile(weights) and _stamp(weights) != stamp:
+        raise UserError(f"{weights} has changed since the predictor was pickled; make a new Predictor")
+    return Predictor(pickle.loads(config), weights, **arguments)
+
+
+def check_score(name: str, value: Any) -> None:
+    """Raise a `UserError` unless `value` is in [0, 1]."""
+    if not (_is_real(value) and 0 <= value <= 1):
+        raise UserError(f"{name} {_number_or_quoted(value)} is no score; give a number from 0 to 1")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise a `UserError` unless `value` is in (0, 1]."""
+    if not (_is_real(value) and 0 < value <= 1):
+        raise UserError(f"{name} {_number_or_quoted(value)} is no share; give a number above 0, at most 1")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number_or_quoted(value: Any) -> str:
+    return f"{value:g}" if _is_real(value) else repr(value)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} {_number_or_quoted(value)} cannot be used; give a whole number, 1 or more")
+
+
+def _loaded(config: str | os.PathLike[str] | Config) -> Config:
+    """Return a config that the predictor may change."""
+    from sparse_detr.config.kinds import kind_of
+    from sparse_detr.config.load import load_config
+    from sparse_detr.model_zoo import get_config_file
+
+    if not isinstance(config, str | os.PathLike):
+        return kind_of(config).copy()
+    path = os.path.expanduser(os.fspath(config))
+    if not os.path.exists(path):
+        try:
+            path = get_config_file(path)
+        except UserError as error:
+            raise UserError(f"there is no file {path!r} (working directory: {os.getcwd()}), and {error}") from error
+    return load_config(path)
+
+
+def _set_device(cfg: Config, device: str | torch.device | None) -> None:
+    """Write the device to use into the config.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    from sparse_detr.config.kinds import kind_of
+    from sparse_detr.config.settings import device_problem
+
+    wanted = str(device or kind_of(cfg).get("train.device") or "cpu")
+    if device is None and wanted.startswith("cuda") and not torch.cuda.is_available():
+        wanted = "cpu"
+    if problem := device_problem(wanted):
+        raise UserError(f"device is {wanted!r}, {problem}; give another one, such as device='cpu'")
+    kind_of(cfg).set("train.device", wanted)
+
+
+def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
+    """Return the path or address of the checkpoint to load."""
+    from sparse_detr.config.kinds import kind_of
+
+    found = kind_of(cfg).get("train.init_checkpoint") or "" if weights is None else weights
+    if not isinstance(found, str | os.PathLike):
+        raise UserError(f"weights is a {type(found).__name__}; give the path of a checkpoint (torch.save writes one)")
+    path = os.path.expanduser(os.fspath(found))
+    if not path.strip():
+        raise UserError("no weights are named; give weights=FILE, of a training or of `sparse-detr convert`")
+    return os.path.abspath(path) if os.path.isfile(path) else path
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Return the size and time of a file, to tell whether it has changed; None for an address."""
+    if not os.path.isfile(path):
+        return None
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _checked_mapper(mapper: Any) -> Any:
+    """Return the mapper if its preprocessing can be applied to an image that is no file, else raise a `UserError`."""
+    image_format = getattr(mapper, "image_format", None)
+    if not hasattr(mapper, "augmentations") or image_format not in CHANNEL_ORDERS:
+        raise UserError(
+            f"the config's dataloader.test.mapper is a {type(mapper).__name__} of image format {image_format!r}; a "
+            "predictor needs one with `augmentations` and the `image_format` RGB or BGR, such as DetrDatasetMapper"
+        )
+    return mapper
+
+
+def _is_one(images: Any) -> bool:
+    """Return whether it is one image, or what should have been one; else many."""
+    single = str | bytes | dict | Tensor
+    return not isinstance(images, Iterable) or isinstance(images, single) or hasattr(images, "shape")
+
+
+def _batches(images: Any, size: int) -> Iterator[list[Any]]:
+    rest = iter([images] if _is_one(images) else images)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _best(instances: Instances, options: Options) -> Instances:
+    """Return the detections that a call asks for."""
+    chosen = instances[instances.scores >= options.score_threshold] if options.score_threshold > 0 else instances
+    return chosen[: options.top_k] if options.top_k is not None else chosen
