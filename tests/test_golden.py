@@ -35,7 +35,7 @@ from sparse_detr.checkpoint import convert_checkpoint
 from sparse_detr.checkpoint.evidence import RESNETS, SWINS, _call
 from sparse_detr.modeling.detector import GeneralizedDETR
 from sparse_detr.modeling.encoder import deformable as encoder
-from sparse_detr.modeling.proposals import ProposalGenerator
+from sparse_detr.modeling.heads import ProposalGenerator
 from sparse_detr.modeling.tokenizers import multi_scale as tokenizer
 from sparse_detr.modeling.training import denoising
 from tests.conftest import give_back_memory

@@ -1,13 +1,17 @@
 """Imports run one way, Detectron2 stays at the boundary, and no paper is named in a condition."""
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.modeling.tiny import build, picture
+
 ROOT = Path(__file__).parents[1] / "sparse_detr"
 TORCH_ONLY = ("ops", "structures", "layers", "modeling")
-BOUNDARY = ("modeling/detector.py", "modeling/inputs.py", "modeling/postprocess.py")
+BOUNDARY = ("modeling/detector.py", "modeling/inputs.py")
 # What a layer may import of this package, besides itself.
 ALLOWED = {
     "ops": (),
@@ -20,6 +24,23 @@ ALLOWED = {
     "data": ("errors", "files", "_detectron2"),
     "config": ("recipes", "data", "solver", "errors"),
     "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
+    "analysis": ("structures", "errors", "files"),
+    "visualization": ("analysis", "structures", "files", "errors"),
+}
+# What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.
+ROOMS = {
+    "classification": (),
+    "inputs": (),
+    "heads": ("classification",),
+    "initialization": ("heads",),
+    "tokenizers": (),
+    "selection": ("heads",),
+    "encoder": ("heads",),
+    "queries": ("heads",),
+    "decoder": ("heads",),
+    "training": ("classification", "heads"),
+    "transformer": ("heads", "selection", "decoder"),
+    "detector": ("classification", "heads", "initialization", "inputs", "selection", "transformer"),
 }
 PAPERS = ("sparse", "focus", "dino", "dab", "deformable_detr", "efficient_detr")
 
@@ -74,6 +95,33 @@ def test_a_layer_imports_only_layers_below_it(path):
     layer = relative(path).split("/")[0]
     used = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sparse_detr.")}
     assert used - {layer} <= set(ALLOWED[layer])
+
+
+@pytest.mark.parametrize("path", [path for path in sources("modeling") if path.id != "modeling/__init__.py"])
+def test_the_stages_of_the_flow_do_not_know_each_other(path):
+    room = relative(path).removesuffix(".py").split("/")[1]
+    used = {name.split(".")[2] for name in imported_modules(path) if name.startswith("sparse_detr.modeling.")}
+    assert used - {room} <= set(ROOMS[room])
+
+
+def test_the_eight_files_of_the_flow_are_those_that_an_image_passes():
+    """Those that `modeling/__init__.py` lists; checks and the sigmoid of the scores are no stage."""
+    listed = set(re.findall(r"^    (\S+\.py) ", (ROOT / "modeling/__init__.py").read_text(), re.MULTILINE))
+    model = build("sparse").eval()
+    passed = set()
+
+    def note(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT / "modeling"):
+            passed.add(path.relative_to(ROOT / "modeling").as_posix())
+
+    sys.setprofile(note)
+    try:
+        model([picture(96, 64), picture(64, 96)])
+    finally:
+        sys.setprofile(None)
+    assert len(listed) <= 8
+    assert passed - {"inputs.py", "classification.py"} == listed
 
 
 @pytest.mark.parametrize("path", sources("modeling"))

@@ -143,7 +143,7 @@ def _position(evidence: Evidence) -> tuple[float, float]:
 
 def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:
     if _never_refined(evidence):
-        yield "decoder.refinement._target_", "sparse_detr.modeling.decoder.refinement.NoRefinement"
+        yield "decoder.refinement._target_", "sparse_detr.modeling.decoder.deformable.NoRefinement"
     if evidence.start in ("box", "memory") and evidence.binary_proposals != (evidence.start == "box"):
         yield "queries.class_agnostic", evidence.binary_proposals
     if evidence.layout.name == "detrex_dab_detr":

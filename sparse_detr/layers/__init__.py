@@ -1,6 +1,6 @@
 """Building blocks that know nothing of detectors."""
 
-from sparse_detr.layers.attention import SelfAttention, attention_mask, multi_head_attention
+from sparse_detr.layers.attention import SelfAttention, attention_mask, multi_head_attention, token_mask
 from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
@@ -20,4 +20,5 @@ __all__ = [
     "embed_tokens",
     "inverse_sigmoid",
     "multi_head_attention",
+    "token_mask",
 ]

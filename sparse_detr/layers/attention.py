@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_detr.structures import Pyramid
+
 
 def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor | None:
     """Return what `multi_head_attention` takes as a mask; None where everything is attended to.
@@ -21,6 +23,11 @@ def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor |
         return keep
     mask = valid[:, None, None]
     return mask if keep is None else mask & keep
+
+
+def token_mask(pyramid: Pyramid) -> Tensor | None:
+    """Return the `attention_mask` of keys that are tokens of a pyramid: padding is not attended to."""
+    return attention_mask(~pyramid.padding_mask if pyramid.has_padding else None)
 
 
 def multi_head_attention(

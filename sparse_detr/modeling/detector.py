@@ -16,8 +16,9 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 
+from sparse_detr.modeling.classification import SigmoidFocal
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
@@ -245,6 +246,54 @@ class GeneralizedDETR(DetectionTransformer):
         if self.class_channels is not None:
             labels = torch.tensor(self.class_channels, device=labels.device)[labels]
         return Targets(labels=labels.to(self.device), boxes=boxes)
+
+
+class TopKDetections(nn.Module):
+    """The best (query, class) pairs of an image; no suppression, no threshold (Deformable DETR, appendix A.4).
+
+    Args:
+        classification: what the logits mean; `SigmoidFocal` if None.
+        num_detections: detections an image, at most.
+    """
+
+    def __init__(self, *, classification: SigmoidFocal | None = None, num_detections: int = 100):
+        super().__init__()
+        self.classification, self.num_detections = classification or SigmoidFocal(), num_detections
+
+    def forward(
+        self,
+        group: PredictionGroup,
+        image_sizes: Sequence[tuple[int, int]],
+        class_channels: Sequence[int] | None = None,
+    ) -> list[Instances]:
+        """Return one `Instances` an image with `pred_boxes` in pixels, `scores` and `pred_classes`.
+
+        Args:
+            group: predictions.
+            image_sizes: (h, w) of every image.
+            class_channels: for every class of the data set, the logit that stands for it; None if they are the same.
+        """
+        scores = self.classification.scores(group.logits)
+        if class_channels is not None:
+            scores = scores[..., class_channels]
+        valid = [None] * len(image_sizes) if group.valid is None else list(group.valid)
+        return [
+            self._detect(scores[image], group.boxes[image], valid[image], size)
+            for image, size in enumerate(image_sizes)
+        ]
+
+    def _detect(self, scores: Tensor, boxes: Tensor, valid: Tensor | None, size: tuple[int, int]) -> Instances:
+        if valid is not None:
+            scores, boxes = scores[valid], boxes[valid]
+        best, flat = scores.flatten().topk(min(self.num_detections, scores.numel()))
+        query = torch.div(flat, scores.shape[-1], rounding_mode="floor")
+        height, width = size
+        corners = box_convert(boxes[query], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        result = Instances(size)
+        result.pred_boxes = Boxes(corners)
+        result.scores = best
+        result.pred_classes = flat % scores.shape[-1]
+        return result
 
 
 def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **facts: Any) -> list[PredictionGroup]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sparse_detr.modeling.decoder import DecoderOutput
-from sparse_detr.modeling.heads import Heads
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import Heads, Proposals
 from sparse_detr.modeling.selection import Budget, Selected
 from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, map_size
 
@@ -110,7 +109,7 @@ class DetectionTransformer(nn.Module):
     def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:
         """Make the decoder's queries; true boxes add denoising queries in front, in models that have them."""
         queries = self.queries(encoded.memory.content, encoded.proposals)
-        return self.denoising(queries, targets)
+        return queries if targets is None else self.denoising(queries, targets)
 
     def decode(self, queries: Queries, encoded: Encoded, *, need_samples: bool = False) -> DecoderOutput:
         """Turn queries into predictions; `need_samples` keeps what an attention map is made of."""

@@ -18,11 +18,9 @@ from sparse_detr.modeling.decoder import (
     GivenPosition,
     NoRefinement,
 )
-from sparse_detr.modeling.detector import GeneralizedDETR
+from sparse_detr.modeling.detector import GeneralizedDETR, TopKDetections
 from sparse_detr.modeling.encoder import DeformableEncoder, DeformableEncoderLayer
-from sparse_detr.modeling.heads import make_heads
-from sparse_detr.modeling.postprocess import TopKDetections
-from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.heads import ProposalGenerator, ProposalProjection, make_heads
 from sparse_detr.modeling.queries import BoxStart, LearnedQueries, MemoryStart, TopKQueries
 from sparse_detr.modeling.selection import KeepAllTokens
 from sparse_detr.modeling.tokenizers import MultiScaleTokenizer

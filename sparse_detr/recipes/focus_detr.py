@@ -8,7 +8,7 @@ from typing import Any, get_args
 from detectron2.config import LazyCall as L
 
 from sparse_detr.modeling.encoder import DeformableEncoder, DualAttentionLayer, ObjectAttention
-from sparse_detr.modeling.proposals import ProposalProjection
+from sparse_detr.modeling.heads import ProposalProjection
 from sparse_detr.modeling.selection import (
     BatchCascadedBudget,
     CascadedBudget,

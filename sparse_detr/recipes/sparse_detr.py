@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from detectron2.config import LazyCall as L
 
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.proposals import ProposalProjection
+from sparse_detr.modeling.heads import PredictionHead, ProposalProjection
 from sparse_detr.modeling.selection import (
     EvenBudget,
     LearnedScorer,

@@ -12,7 +12,7 @@ from sparse_detr.checkpoint.official_names import SPARSE, TRANSFORMER
 from sparse_detr.errors import UserError
 from tests.golden.cases import GoldenCase
 
-NO_REFINEMENT = {"decoder.refinement._target_": "sparse_detr.modeling.decoder.refinement.NoRefinement"}
+NO_REFINEMENT = {"decoder.refinement._target_": "sparse_detr.modeling.decoder.deformable.NoRefinement"}
 
 
 @pytest.fixture(scope="module")

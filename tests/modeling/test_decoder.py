@@ -8,15 +8,21 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.layers import MLP, FeedForward, MultiScaleDeformableAttention, SelfAttention, inverse_sigmoid
-from sparse_detr.modeling.decoder.deformable import Decoder, DeformableDecoderLayer, on_padded_levels
+from sparse_detr.modeling.decoder.deformable import (
+    BoxRefinement,
+    Decoder,
+    DeformableDecoderLayer,
+    GivenPosition,
+    LookForwardTwice,
+    NoRefinement,
+    QueryPosition,
+    on_padded_levels,
+)
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
     ContentScale,
-    GivenPosition,
-    QueryPosition,
     embed_rows_first,
 )
-from sparse_detr.modeling.decoder.refinement import BoxRefinement, LookForwardTwice, NoRefinement
 from sparse_detr.modeling.heads import PredictionHead, make_heads
 from sparse_detr.structures import Queries
 from tests.modeling.tiny import make_pyramid, make_tokens, shake

@@ -244,9 +244,8 @@ def test_everything_is_made_on_the_device_of_the_boxes_and_nothing_is_read_back(
 # Nothing to denoise
 
 
-def test_without_targets_nothing_changes():
+def test_no_denoising_changes_nothing():
     queries = make_queries(2)
-    assert make_denoising()(queries, None) is queries
     assert NoDenoising()(queries, [ONE, TWO]) is queries
 
 

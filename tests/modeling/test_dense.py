@@ -12,7 +12,8 @@ from sparse_detr.modeling.decoder.conditional import (
     ConditionalSelfAttention,
     conditional_layers,
 )
-from sparse_detr.modeling.decoder.query_position import ContentScale, LayerScale, ModulatedBoxPosition, QueryPosition
+from sparse_detr.modeling.decoder.deformable import QueryPosition
+from sparse_detr.modeling.decoder.query_position import ContentScale, LayerScale, ModulatedBoxPosition
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
 from sparse_detr.structures import AllTokens, Queries, TopKTokens
 from tests.modeling.tiny import SIZES, build, make_pyramid, make_tokens, picture, shake

@@ -11,8 +11,7 @@ from torch.testing import assert_close
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, take_rows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import PredictionHead, Proposals
 from sparse_detr.structures import CascadedTokens, TopKTokens
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 

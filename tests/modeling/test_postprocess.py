@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_detr.modeling.postprocess import TopKDetections
+from sparse_detr.modeling.detector import TopKDetections
 from sparse_detr.structures import PredictionGroup
 from tests.modeling.tiny import build, picture
 

@@ -5,8 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.layers import embed_boxes
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.heads import PredictionHead, ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.queries import (
     BoxStart,
     LearnedQueries,

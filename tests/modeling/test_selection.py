@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.heads import PredictionHead, ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.selection import (
     BatchCascadedBudget,
     CascadedBudget,

@@ -8,7 +8,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from sparse_detr.layers import MultiScaleDeformableAttention, embed_boxes, embed_tokens, inverse_sigmoid
 from sparse_detr.modeling.encoder.deformable import encoder_reference_points
-from sparse_detr.modeling.proposals import ProposalGenerator
+from sparse_detr.modeling.heads import ProposalGenerator
 from sparse_detr.modeling.selection import EvenBudget, TokenScores, TopKSelector
 from sparse_detr.modeling.training import AttentionMapSupervision, HungarianMatcher, SetCriterion
 from sparse_detr.ops import multi_scale_deformable_attention, splat_attention

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from sparse_detr.modeling.proposals import ProposalGenerator, ProposalProjection
+from sparse_detr.modeling.heads import ProposalGenerator, ProposalProjection
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.selection.top_down import interpolate_valid
 from tests.modeling.tiny import make_pyramid, make_tokens, shake

@@ -2,15 +2,22 @@
 
 from sparse_detr.modeling.decoder.attention_map import DecoderAttentionMap, NoAttentionMap
 from sparse_detr.modeling.decoder.conditional import ConditionalDecoderLayer, conditional_layers
-from sparse_detr.modeling.decoder.deformable import Decoder, DecoderOutput, DeformableDecoderLayer
+from sparse_detr.modeling.decoder.deformable import (
+    BoxRefinement,
+    Decoder,
+    DecoderOutput,
+    DeformableDecoderLayer,
+    GivenPosition,
+    LookForwardTwice,
+    NoRefinement,
+    QueryPosition,
+)
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
     ContentScale,
-    GivenPosition,
     LayerScale,
     ModulatedBoxPosition,
 )
-from sparse_detr.modeling.decoder.refinement import BoxRefinement, LookForwardTwice, NoRefinement
 
 __all__ = [
     "BoxPosition",
@@ -27,5 +34,6 @@ __all__ = [
     "ModulatedBoxPosition",
     "NoAttentionMap",
     "NoRefinement",
+    "QueryPosition",
     "conditional_layers",
 ]

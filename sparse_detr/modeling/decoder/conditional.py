@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.layers import AttentionSamples, FeedForward, multi_head_attention
-from sparse_detr.modeling.decoder.query_position import QueryPosition
-from sparse_detr.modeling.encoder.full import tokens_mask
+from sparse_detr.layers import AttentionSamples, FeedForward, multi_head_attention, token_mask
+from sparse_detr.modeling.decoder.deformable import QueryPosition
 from sparse_detr.structures import Tokens
 
 
@@ -91,7 +90,7 @@ class ConditionalCrossAttention(nn.Module):
             self._side_by_side(key, spatial_key),
             self.value_proj(memory.content),
             num_heads=self.num_heads,
-            mask=tokens_mask(memory.pyramid) if self.memory_padding == "hidden" else None,
+            mask=token_mask(memory.pyramid) if self.memory_padding == "hidden" else None,
             dropout=self.dropout if self.training else 0.0,
         )
         return self.out_proj(attended)

@@ -18,7 +18,6 @@ from sparse_detr.layers import (
     attention_mask,
     inverse_sigmoid,
 )
-from sparse_detr.modeling.decoder.query_position import QueryPosition
 from sparse_detr.modeling.heads import PredictionHead, Predictions
 from sparse_detr.structures import Pyramid, Queries, Tokens
 
@@ -45,6 +44,41 @@ class DecoderOutput:
             return DecoderOutput(tuple(predictions), None)
         samples = [AttentionSamples(layer.locations[:, rows], layer.weights[:, rows]) for layer in self.samples]
         return DecoderOutput(tuple(predictions), tuple(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class QueryPosition:
+    """The embedding and the reference of every query.
+
+    Args:
+        position: (B, Q, C), added to the content wherever a query attends.
+        reference_points: (B, Q, 2|4), where it reads the memory, in [0, 1] of the unpadded image.
+        spatial: (B, Q, C), what full attention compares with the positions of the memory; None for deformable
+            attention.
+    """
+
+    position: Tensor
+    reference_points: Tensor
+    spatial: Tensor | None = None
+
+
+class GivenPosition(nn.Module):
+    """The embedding that the queries came with, in every layer (Deformable DETR, section 4.1)."""
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
+    ) -> QueryPosition:
+        """Embed the queries of one layer.
+
+        Args:
+            queries: what the decoder started from.
+            reference_points: (B, Q, 2|4) of this layer.
+            content: (B, Q, C) of this layer, which in the first one holds nothing of the image yet.
+            pyramid: geometry of the memory.
+            layer: number of the decoder layer, from 0.
+        """
+        assert queries.position is not None
+        return QueryPosition(position=queries.position, reference_points=reference_points)
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -99,6 +133,50 @@ class DeformableDecoderLayer(nn.Module):
             attended = self.cross_attn(query, points, memory.content, memory.pyramid)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples
+
+
+class NoRefinement(nn.Module):
+    """Every layer starts from the queries' own reference (Deformable DETR, section 4.1)."""
+
+    def forward(
+        self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the reference of the next layer, and the one that its predictions are relative to.
+
+        Args:
+            head: of the layer that just ran.
+            content: (B, Q, C), its output.
+            reference: (B, Q, 2|4), its own reference.
+            predictions: of its head.
+            logit_eps: see `inverse_sigmoid`.
+        """
+        return reference, reference
+
+
+class BoxRefinement(nn.Module):
+    """Every layer starts from the boxes predicted before it, detached (Deformable DETR, section 4.2)."""
+
+    def forward(
+        self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next reference twice; see `NoRefinement`."""
+        boxes = predictions.boxes.detach()
+        return boxes, boxes
+
+
+class LookForwardTwice(nn.Module):
+    """A layer's predictions also train the boxes that it started from (DINO, section 3.5; so does DAB-DETR's code).
+
+    The next layer looks at a detached box and predicts relative to the same box with its gradient. The head reads the
+    content before the decoder's norm here and after it for predictions, so a prediction is not the next reference.
+    """
+
+    def forward(
+        self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the next reference, detached and not; see `NoRefinement`."""
+        boxes = (head.box_embed(content) + inverse_sigmoid(reference, logit_eps)).sigmoid()
+        return boxes.detach(), boxes
 
 
 class Decoder(nn.Module):

@@ -1,50 +1,15 @@
-"""Where decoder queries are: the embedding that is added to them wherever they attend."""
+"""Where decoder queries are, from their boxes: the embedding that is added to them wherever they attend (DAB-DETR)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import MLP, embed_boxes
+from sparse_detr.modeling.decoder.deformable import QueryPosition
 from sparse_detr.structures import Pyramid, Queries
-
-
-@dataclass(frozen=True, eq=False)
-class QueryPosition:
-    """The embedding and the reference of every query.
-
-    Args:
-        position: (B, Q, C), added to the content wherever a query attends.
-        reference_points: (B, Q, 2|4), where it reads the memory, in [0, 1] of the unpadded image.
-        spatial: (B, Q, C), what full attention compares with the positions of the memory; None for deformable
-            attention.
-    """
-
-    position: Tensor
-    reference_points: Tensor
-    spatial: Tensor | None = None
-
-
-class GivenPosition(nn.Module):
-    """The embedding that the queries came with, in every layer (Deformable DETR, section 4.1)."""
-
-    def forward(
-        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
-    ) -> QueryPosition:
-        """Embed the queries of one layer.
-
-        Args:
-            queries: what the decoder started from.
-            reference_points: (B, Q, 2|4) of this layer.
-            content: (B, Q, C) of this layer, which in the first one holds nothing of the image yet.
-            pyramid: geometry of the memory.
-            layer: number of the decoder layer, from 0.
-        """
-        assert queries.position is not None
-        return QueryPosition(position=queries.position, reference_points=reference_points)
 
 
 class ContentScale(MLP):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 
 

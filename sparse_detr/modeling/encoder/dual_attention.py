@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparse_detr.layers import SelfAttention, attention_mask
 from sparse_detr.modeling.encoder.deformable import DeformableEncoderLayer, TokenRows
-from sparse_detr.modeling.proposals import Proposals, take_rows
+from sparse_detr.modeling.heads import Proposals, take_rows
 from sparse_detr.structures import Pyramid, at_most, geometry_dtype
 
 

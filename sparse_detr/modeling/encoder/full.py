@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from sparse_detr.layers import MLP, FeedForward, SelfAttention, attention_mask
+from sparse_detr.layers import MLP, FeedForward, SelfAttention, token_mask
 from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, take_rows
-from sparse_detr.modeling.proposals import Proposals
-from sparse_detr.structures import AllTokens, Pyramid, Tokens, TokenSelection
+from sparse_detr.modeling.heads import Proposals
+from sparse_detr.structures import AllTokens, Tokens, TokenSelection
 
 
 class FullAttentionEncoderLayer(nn.Module):
@@ -66,15 +66,10 @@ class FullAttentionEncoder(nn.Module):
                 f"full attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
                 "or choose a model with a deformable encoder"
             )
-        mask = tokens_mask(tokens.pyramid)
+        mask = token_mask(tokens.pyramid)
         rows, outputs = take_rows(tokens, selection, scores), []
         for layer in self.layers:
             scaled = replace(rows, position=tokens.position * self.position_scale(rows.content))
             rows = replace(rows, content=layer(scaled, mask))
             outputs.append(rows.content)
         return EncoderOutput(memory=rows.content, layers=tuple(outputs))
-
-
-def tokens_mask(pyramid: Pyramid) -> Tensor | None:
-    """Return what `multi_head_attention` may attend to of the tokens; None for all of them."""
-    return attention_mask(~pyramid.padding_mask if pyramid.has_padding else None)

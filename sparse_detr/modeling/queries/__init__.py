@@ -2,8 +2,7 @@
 
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
 from sparse_detr.modeling.queries.learned import LearnedQueries
-from sparse_detr.modeling.queries.starts import BoxStart, LearnedStart, MemoryStart, ProjectedStart
-from sparse_detr.modeling.queries.topk import TopKQueries
+from sparse_detr.modeling.queries.topk import BoxStart, LearnedStart, MemoryStart, ProjectedStart, TopKQueries
 
 __all__ = [
     "Anchors",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import inverse_sigmoid
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import Queries, geometry_dtype
 
 Start = Literal["normal", "uniform_centers", "uniform"]

@@ -1,14 +1,10 @@
 """Which tokens the encoder refines: scorers, budgets and the selector."""
 
-from sparse_detr.modeling.selection.budgets import (
-    BatchCascadedBudget,
-    Budget,
-    CascadedBudget,
-    EvenBudget,
-    layer_shares,
-)
+from sparse_detr.modeling.selection.budgets import BatchCascadedBudget, CascadedBudget, layer_shares
 from sparse_detr.modeling.selection.scorers import ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
+    Budget,
+    EvenBudget,
     KeepAllTokens,
     LearnedScorer,
     ScoringNetwork,

@@ -1,70 +1,15 @@
-"""How many tokens each encoder layer refines (Sparse DETR, section 3.1; Focus-DETR's cascade, section 3.1).
-
-A budget is an argument of a call: the model has one of its own, and whoever calls it may give another. It is asked with
-the number of real tokens of every image, and answers for every encoder layer. No weight depends on it.
-"""
+"""Fewer and fewer tokens from layer to layer (Focus-DETR's cascade, section 3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade, top_tokens
-
-Count = TypeVar("Count", int, Tensor)
-"""Tokens of one image; or (B,) long, of every image, where only the device knows them."""
-
-
-class Budget(Protocol):
-    """How many tokens of an image the encoder layers refine."""
-
-    keep_ratio: float
-    """Share of the tokens that the first layer refines, above 0 and at most 1."""
-
-    @property
-    def mean_keep_ratio(self) -> float:
-        """Mean share of all layers."""
-
-    def with_keep_ratio(self, keep_ratio: float) -> Budget:
-        """Return the same budget with another share in the first layer."""
-
-    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        """Return the tokens of highest (B, N) `ranking` within the budget."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvenBudget:
-    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n real tokens.
-
-    Args:
-        keep_ratio: share of the tokens, above 0 and at most 1.
-
-    Raises:
-        ValueError: the ratio is out of range.
-    """
-
-    keep_ratio: float
-
-    def __post_init__(self) -> None:
-        check_keep_ratio(self.keep_ratio)
-
-    @property
-    def mean_keep_ratio(self) -> float:
-        return self.keep_ratio
-
-    def with_keep_ratio(self, keep_ratio: float) -> EvenBudget:
-        return replace(self, keep_ratio=keep_ratio)
-
-    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        if pyramid.valid_counts is None:
-            counts, most = real_tokens(pyramid), share_of(pyramid.num_tokens, self.keep_ratio)
-            return top_tokens(ranking, share_of(counts, self.keep_ratio), most, exact=False)
-        kept = [share_of(count, self.keep_ratio) for count in pyramid.valid_counts]
-        return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
+from sparse_detr.modeling.selection.selector import check_keep_ratio, real_tokens, share_of
+from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,24 +78,6 @@ class BatchCascadedBudget(CascadedBudget):
     def largest(self, count: int) -> list[int]:
         # One more than every share, for float32 may round up.
         return [at_most(share_of(count, self.keep_ratio * share) + 1, count) for share in self.schedule]
-
-
-def share_of(count: Count, keep_ratio: float) -> Count:
-    """Return the tokens that are kept of `count`: min(int(count * keep_ratio) + 1, count)."""
-    if isinstance(count, Tensor):
-        return count.minimum((count.double() * keep_ratio).long() + 1)
-    return at_most(torch.sym_int(count * keep_ratio) + 1, count)
-
-
-def real_tokens(pyramid: Pyramid) -> Tensor:
-    """Return (B,) long: tokens of every image that are not padding."""
-    return pyramid.valid_sizes.prod(-1).sum(-1)
-
-
-def check_keep_ratio(keep_ratio: float) -> None:
-    """Raise `ValueError` for a ratio that is not above 0 and at most 1."""
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}; 1 refines every token")
 
 
 def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:

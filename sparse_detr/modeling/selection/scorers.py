@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparse_detr.modeling.heads import PredictionHead
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import PredictionHead, Proposals
 from sparse_detr.modeling.selection.selector import TokenScores
 from sparse_detr.structures import PredictionGroup, Tokens, geometry_dtype
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import Proposals
 from sparse_detr.modeling.selection.selector import ScoringNetwork, TokenScores
 from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
 

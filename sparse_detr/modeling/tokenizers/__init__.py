@@ -1,7 +1,6 @@
 """From backbone maps to one sequence of tokens."""
 
-from sparse_detr.modeling.tokenizers.geometry import level_geometry
-from sparse_detr.modeling.tokenizers.multi_scale import MultiScaleTokenizer
+from sparse_detr.modeling.tokenizers.multi_scale import MultiScaleTokenizer, level_geometry
 from sparse_detr.modeling.tokenizers.single_scale import SingleScaleTokenizer
 
 __all__ = ["MultiScaleTokenizer", "SingleScaleTokenizer", "level_geometry"]

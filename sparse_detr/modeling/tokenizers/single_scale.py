@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers.position_encoding import sine_embedding
-from sparse_detr.modeling.tokenizers.geometry import Padding, level_geometry
+from sparse_detr.modeling.tokenizers.multi_scale import Padding, level_geometry
 from sparse_detr.structures import ImageSizes, Pyramid, Tokens, geometry_dtype, map_size
 
 

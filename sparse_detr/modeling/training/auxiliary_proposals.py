@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sparse_detr.modeling.proposals import Proposals
+from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import PredictionGroup
 
 

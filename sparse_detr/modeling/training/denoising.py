@@ -30,7 +30,7 @@ _NUMBERS = (1, 1, 4, 4)
 class NoDenoising(nn.Module):
     """Leaves the queries as they are."""
 
-    def forward(self, queries: Queries, targets: Sequence[Targets] | None) -> Queries:
+    def forward(self, queries: Queries, targets: Sequence[Targets]) -> Queries:
         """Return the queries."""
         return queries
 
@@ -114,16 +114,14 @@ class ContrastiveDenoising(nn.Module):
         self.unused, self.logit_eps = unused, logit_eps
         self.label_embed = nn.Embedding(num_classes, embed_dim)
 
-    def forward(self, queries: Queries, targets: Sequence[Targets] | None) -> Queries:
-        """Prepend the denoising queries; `targets` are one an image, or None outside of training.
+    def forward(self, queries: Queries, targets: Sequence[Targets]) -> Queries:
+        """Prepend the denoising queries; `targets` are one an image.
 
         A batch without boxes gives no rows, and the same graph.
 
         Raises:
             ValueError: the queries have no boxes to start from, or positions that do not come from these boxes.
         """
-        if targets is None:
-            return queries
         _check(queries)
         true = TrueBoxes.of(targets)
         slots = min(true.slots, self.num_queries)
