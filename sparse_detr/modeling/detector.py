@@ -1,4 +1,4 @@
-"""The detector as Detectron2 knows it: images in, losses or `Instances` out; the flow is in `transformer.py`."""
+"""The detector as a meta-architecture of Detectron2: images in, losses or `Instances` out."""
 
 from __future__ import annotations
 

@@ -137,5 +137,5 @@ def test_denoising_groups_may_have_another_weight_of_the_class_loss():
     found = make_group([[[1.0]]], [[BOX]])
     losses = criterion(class_weight=2.0, denoising_class_weight=1.0)([given, found], make_targets([(0, BOX)]))
     assert losses["loss_class"].item() == pytest.approx(2 * losses["loss_class_dn"].item())
-    alike = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
-    assert alike["loss_class"].item() == alike["loss_class_dn"].item()
+    equal = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
+    assert equal["loss_class"].item() == equal["loss_class_dn"].item()

@@ -206,10 +206,10 @@ def test_queries_that_are_not_kept_are_not_attended_to():
     """No other query may attend to the first one, as for denoising queries."""
     keep = torch.ones(4, 4, dtype=torch.bool)
     keep[1:, 0] = False
-    quiet, loud = (make_queries(4, keep=keep) for _ in range(2))
+    queries, changed = (make_queries(4, keep=keep) for _ in range(2))
     with torch.no_grad():
-        loud.content[:, 0] += 100
-    first, second = (decode(BoxRefinement(), queries)[0].predictions[-1] for queries in (quiet, loud))
+        changed.content[:, 0] += 100
+    first, second = (decode(BoxRefinement(), x)[0].predictions[-1] for x in (queries, changed))
     assert torch.equal(first.boxes[:, 1:], second.boxes[:, 1:])
     assert not torch.equal(first.boxes[:, :1], second.boxes[:, :1])
 

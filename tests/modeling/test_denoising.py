@@ -379,9 +379,9 @@ def noised_queries(model):
 def test_a_group_does_not_change_another_group():
     model = tiny_dino(denoising_queries=4)
     queries = noised_queries(model)
-    loud = queries.content.detach().clone()
-    loud[:, :4] += 100
-    before, after = decode(model, queries, 2), decode(model, replace(queries, content=loud), 2)
+    changed = queries.content.detach().clone()
+    changed[:, :4] += 100
+    before, after = decode(model, queries, 2), decode(model, replace(queries, content=changed), 2)
     torch.testing.assert_close(before[:, 4:], after[:, 4:])
     assert not torch.isclose(before[1, :4], after[1, :4]).any()
 
@@ -457,9 +457,9 @@ def ranks(tmp_path_factory):
 def test_a_process_without_boxes_averages_gradients_with_one_that_has_some(ranks):
     first, second = (rank["toy"] for rank in ranks)
     with_boxes, without = (toy_gradients(ToyDetector(), targets) for targets in ((ONE, TWO), (NONE, NONE)))
-    for mine, theirs, a, b in zip(first, second, with_boxes, without, strict=True):
-        assert torch.equal(mine, theirs)
-        torch.testing.assert_close(mine, (a + b) / 2)
+    for gradient, other, a, b in zip(first, second, with_boxes, without, strict=True):
+        assert torch.equal(gradient, other)
+        torch.testing.assert_close(gradient, (a + b) / 2)
 
 
 @pytest.mark.slow
@@ -468,6 +468,6 @@ def test_a_process_without_boxes_has_the_losses_and_the_graph_of_one_that_has_so
     first, second = (rank["dino"] for rank in ranks)
     assert first["losses"] == second["losses"]
     assert "loss_giou_dn_0" in first["losses"]
-    for mine, theirs in zip(first["gradients"], second["gradients"], strict=True):
-        assert mine.isfinite().all()
-        assert torch.equal(mine, theirs)
+    for gradient, other in zip(first["gradients"], second["gradients"], strict=True):
+        assert gradient.isfinite().all()
+        assert torch.equal(gradient, other)

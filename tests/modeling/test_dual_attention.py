@@ -115,10 +115,10 @@ def test_no_token_attends_to_surplus_rows_and_they_are_no_object_tokens(rows, he
     layer, pyramid = make_layer(num_objects=6), make_pyramid(SHAPES, SHAPES, SHAPES)
     source, surplus = make_tokens(pyramid).content, ~rows.valid
     expected = layer(rows, source, pyramid, proposed(head))
-    loud = replace(
+    changed = replace(
         rows, content=torch.where(surplus[..., None], 1e3, rows.content), scores=rows.scores.masked_fill(surplus, 1e6)
     )
-    assert_close(layer(loud, source, pyramid, proposed(head))[rows.valid], expected[rows.valid])
+    assert_close(layer(changed, source, pyramid, proposed(head))[rows.valid], expected[rows.valid])
     alone = replace(rows, **{name: getattr(rows, name)[1:, :4] for name in ("content", "position", "reference_points")})
     alone = replace(alone, valid=rows.valid[1:, :4], scores=rows.scores[1:, :4])
     assert_close(layer(alone, source[1:], make_pyramid(SHAPES), proposed(head))[0], expected[1, :4])

@@ -139,7 +139,7 @@ def test_triton_without_a_compiler_is_not_available(gpu):
 
 def test_triton_with_an_old_gpu_is_not_available(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9 - 3 * device, 1))
-    assert "needs compute capability 7.0, one GPU here has 6.1" in available_backends()["triton"]
+    assert "needs compute capability 7.0, but a GPU here has 6.1" in available_backends()["triton"]
 
 
 def test_a_triton_that_does_not_import_is_not_available(gpu, monkeypatch):

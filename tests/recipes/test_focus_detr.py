@@ -74,7 +74,7 @@ def test_any_deformable_encoder_can_become_that_of_focus_detr():
 
 
 def test_an_encoder_with_full_attention_is_refused():
-    with pytest.raises(ValueError, match="only a deformable encoder can be focused: take dino, "):
+    with pytest.raises(ValueError, match="Focus-DETR needs a deformable encoder; use dino, "):
         focus(dab_detr(num_classes=5))
 
 
