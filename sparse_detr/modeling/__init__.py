@@ -13,8 +13,7 @@ One image through Sparse DETR, from `forward` to boxes, passes these eight files
     detector.py                 the best (query, class) pairs -> `Instances` in pixels of the image
 
 The parts of other models are in the same folders. `training/` holds what only losses need, `classification.py` says
-what a logit means, `inputs.py` checks the inputs of a model; `sparse_detr.recipes` says which parts make the model of a
-paper.
+what a logit means, `inputs.py` checks the inputs of a model; `sparse_detr.recipes` says which parts make which model.
 
 Shape letters: B images, N tokens of all levels, K kept tokens, Q queries, T true boxes, C channels of a token
 (`embed_dim`), L levels, P points, M heads, D = C / M.

@@ -63,7 +63,7 @@ class BatchCascadedBudget(CascadedBudget):
     """The cascade of the public code of Focus-DETR, which depends on the largest image of the batch.
 
     Layer i refines int(K c_i) tokens, but no more than the first layer keeps of the image; K is the largest number that
-    the first layer keeps of any image of the batch. So an image keeps other tokens in another batch.
+    the first layer keeps of any image of the batch. So an image may keep other tokens in another batch.
     """
 
     def layers(self, counts: Tensor) -> list[Tensor]:

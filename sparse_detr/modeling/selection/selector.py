@@ -73,7 +73,7 @@ class ScoringNetwork(nn.Module):
 
 
 class LearnedScorer(nn.Module):
-    """The scoring network on projected tokens.
+    """The scoring network on projected tokens; only the loss of its scores trains it.
 
     Args:
         network: the network.

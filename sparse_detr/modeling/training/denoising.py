@@ -5,8 +5,8 @@ largest number of boxes of an image, groups of 2n queries stand one after the ot
 
     group 0: positive 0 ... n-1, negative 0 ... n-1 | group 1: positive ... | ... | matched queries
 
-No query attends to another group, and matched queries attend to no group: matched queries learn nothing from true
-boxes.
+No query attends to another group, and matched queries attend to no group, so that no true box leaks into what inference
+computes.
 """
 
 from __future__ import annotations
