@@ -27,14 +27,14 @@ def kept_share(keep: Tensor, pyramid: Pyramid) -> Tensor:
 
 
 def covered_attention(keep: Tensor, attention_map: Tensor) -> Tensor:
-    """Return the share of the decoder's attention that falls on kept tokens: Sparse DETR's correlation metric.
+    """Return the share of the decoder's attention on kept tokens: the correlation metric of Sparse DETR.
 
     Args:
         keep: (B, N) bool, True on kept tokens.
         attention_map: (B, N), not negative.
 
     Returns:
-        (B,) in [0, 1]; NaN, meaning undefined, where the decoder paid no attention at all.
+        (B,) in [0, 1]; NaN if the decoder paid no attention at all.
     """
     return (attention_map * keep).sum(-1) / attention_map.sum(-1)
 
@@ -46,10 +46,10 @@ def covered_attention_per_level(keep: Tensor, attention_map: Tensor, pyramid: Py
 
 
 def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
-    """Return for every true box whether a token was kept to find it by.
+    """Return for every true box whether a kept token covers it.
 
-    A box is covered if the centre of a kept token lies in it. One that is too small to hold the centre of any token is
-    covered if one of the tokens whose cell its own centre lies in is kept.
+    A box is covered if it contains the centre of a kept token. A box that contains no centre of any token is covered if
+    its own centre lies in the cell of a kept token.
 
     Args:
         keep: (B, N) bool, True on kept tokens.
@@ -78,8 +78,8 @@ def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
     the referenced-token ratio.
 
     Args:
-        sampling_locations: (B, ..., L, P, 2) as (x, y) in [0, 1] of the padded levels, of as many layers, queries and
-            heads as there are.
+        sampling_locations: (B, ..., L, P, 2) as (x, y) in [0, 1] of the padded levels, for any number of layers,
+            queries and heads.
         pyramid: geometry.
 
     Returns:
@@ -117,7 +117,7 @@ def object_tokens(selection: TokenSelection, rows: dict[int, Tensor]) -> Tensor 
 
 @contextmanager
 def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Collect the (B, J) rows that attend to each other in every encoder layer by its number, while the block runs."""
+    """Collect the object rows (B, J) of every encoder layer by its number, while the block runs."""
     rows: dict[int, Tensor] = {}
 
     def watch(number: int, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:

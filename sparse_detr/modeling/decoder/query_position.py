@@ -13,7 +13,7 @@ from sparse_detr.structures import Pyramid, Queries
 
 
 class ContentScale(MLP):
-    """Factors of a position embedding from the content of queries; 1 in the first layer, which has no content yet.
+    """Factors of a position embedding from the content of queries; 1 in the first layer, before they read the image.
 
     Args:
         sizes: see `MLP`; from C to C, or to 1 for one factor for each query.
