@@ -1,4 +1,4 @@
-"""What a detector costs: FLOPs by part, and times of several models taken in turn."""
+"""The cost of a detector: FLOPs by part, and paired times of several models."""
 
 import statistics
 import time
@@ -27,7 +27,7 @@ def gigaflops(model: nn.Module, image: Tensor) -> dict[str, float]:
         `total`, and those of `PARTS`.
     """
     register_flop_handles()
-    # "caller": what the encoder borrows, such as a prediction head, counts as the encoder's.
+    # "caller": FLOPs of a module that the encoder calls, such as a prediction head, count for the encoder.
     counted = FlopCountAnalysis(model.eval(), [{"image": image}]).ancestor_mode("caller")
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     flops = {name.removeprefix("model."): count / 1e9 for name, count in counted.by_module().items()}
@@ -36,7 +36,7 @@ def gigaflops(model: nn.Module, image: Tensor) -> dict[str, float]:
 
 
 def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequence[Any]) -> dict[str, float]:
-    """Return the median seconds of every action; all take one input before the next, so that other load hits all alike.
+    """Return the median seconds of every action; actions run in turn on every input, so other load affects all alike.
 
     Args:
         actions: by name; their order rotates.

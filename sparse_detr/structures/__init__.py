@@ -1,4 +1,4 @@
-"""Frozen records that the parts of a detector hand to each other."""
+"""Frozen dataclasses that the parts of a detector exchange."""
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import ImageSizes, Pyramid, Tokens, at_most, geometry_dtype, map_size
