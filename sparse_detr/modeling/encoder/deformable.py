@@ -110,7 +110,11 @@ class DeformableEncoder(nn.Module):
             selection: those that every layer refines.
             proposals: a box for every token, and what says which object it may be.
             scores: (B, N), what the tokens were ranked by; None where nothing was scored.
+
+        Raises:
+            ValueError: the selection is for another number of layers.
         """
+        selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
         before = rows = None
         for i, layer in enumerate(self.layers):
