@@ -50,7 +50,7 @@ LAZY_FAULTS = {
     "model.encoder._target_=nowhere.Encoder": "model.encoder._target_=nowhere.Encoder cannot be imported",
     "model.encoder._target_=sparse_detr.modeling.encoder.Encoder": (
         "^model.encoder._target_=sparse_detr.modeling.encoder.Encoder is not in this version of sparse_detr; in place "
-        "of a config.yaml of another version give the config that its training was started with .*: its checkpoints load"
+        "of a config.yaml of another version give the config that its training was started with .*: its checkpoints"
     ),
 }
 
