@@ -138,7 +138,7 @@ YAML_ROWS = {
 def successor_of(path: str) -> str | None:
     """Return what to use in place of a config file that is gone, for an error; None for any other name."""
     name = _RENAMED.get(Path(path).stem, Path(path).stem)
-    lazy = Path(path).with_name(f"{name}.py")
+    lazy = Path(path).parent / f"{name}.py"
     if Path(path).suffix == ".yaml" and name in YAML_ROWS:
         start, overrides = YAML_ROWS[name]
         return f"{path} is gone; use {start} with {' '.join(map(_quoted, overrides))}, or the lazy config {lazy}"

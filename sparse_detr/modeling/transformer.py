@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_detr.modeling.decoder import DecoderOutput
 from sparse_detr.modeling.heads import Heads, Proposals
 from sparse_detr.modeling.selection import Budget, Selected
-from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, map_size
+from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, check_image_sizes, map_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,11 @@ class DetectionTransformer(nn.Module):
 
         Returns:
             Logits (B, Q, classes) and boxes (B, Q, 4), cxcywh in [0, 1] of the unpadded image.
+
+        Raises:
+            ValueError: the sizes or the budget cannot be used.
         """
+        check_image_sizes(sizes, images)
         tokens = self.tokenize(images, sizes)
         encoded = self.encode(tokens, budget)
         queries = self.query(encoded)

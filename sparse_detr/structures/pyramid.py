@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -17,6 +18,36 @@ A sequence of pairs is known on the host: nothing waits for the device, and a ba
 only padding needs. A (B, 2) long tensor is for `torch.export` and `torch.compile`: no step depends on its values. None
 means that every image fills the batch.
 """
+
+
+def check_image_sizes(sizes: ImageSizes, images: Tensor) -> None:
+    """Raise `ValueError` for sizes that (B, channels, H, W) `images` cannot have.
+
+    Of a tensor, shape and type are looked at, its values are not.
+    """
+    if sizes is None:
+        return
+    batch_size, _, *limits = images.shape
+    if isinstance(sizes, Tensor):
+        whole = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
+        if whole and sizes.ndim == 2 and sizes.shape[0] == batch_size and sizes.shape[1] == 2:
+            return
+        given = f"sizes is a tensor {tuple(sizes.shape)} of {sizes.dtype}"
+    else:
+        try:
+            pairs = [[index(side) for side in pair] for pair in sizes]
+        except TypeError:
+            pairs = []
+        fits = [
+            len(pair) == 2 and all(1 <= n <= limit for n, limit in zip(pair, limits, strict=True)) for pair in pairs
+        ]
+        if len(pairs) == batch_size and all(fits):
+            return
+        given = f"sizes is {sizes!r}"
+    raise ValueError(
+        f"{given}; give (h, w) before padding of each of the {batch_size} images, at least 1 and at most "
+        f"{tuple(limits)}: pairs of whole numbers, or a ({batch_size}, 2) tensor of int64"
+    )
 
 
 def geometry_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -44,6 +44,9 @@ class TokenSelection(Protocol):
     def at_layer(self, layer: int) -> TokenSelection:
         """Return the tokens that an encoder layer, counted from 0, refines; those of the first are the selection."""
 
+    def check_layers(self, number: int) -> None:
+        """Raise `ValueError` if it is not for an encoder of so many layers."""
+
 
 @dataclass(frozen=True, eq=False)
 class AllTokens:
@@ -80,6 +83,9 @@ class AllTokens:
 
     def at_layer(self, layer: int) -> TokenSelection:
         return self
+
+    def check_layers(self, number: int) -> None:
+        pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +133,9 @@ class TopKTokens:
     def at_layer(self, layer: int) -> TokenSelection:
         return self
 
+    def check_layers(self, number: int) -> None:
+        pass
+
 
 @dataclass(frozen=True, eq=False)
 class CascadedTokens(TopKTokens):
@@ -160,12 +169,14 @@ class CascadedTokens(TopKTokens):
         )
 
     def at_layer(self, layer: int) -> TopKTokens:
-        if layer >= len(self.layers):
-            raise ValueError(
-                f"the cascade keeps tokens for {len(self.layers)} encoder layers, and this is layer {layer + 1}; "
-                "give the budget a schedule with one share for each layer"
-            )
         return self.layers[layer]
+
+    def check_layers(self, number: int) -> None:
+        if len(self.layers) != number:
+            raise ValueError(
+                f"the budget's schedule has {len(self.layers)} shares, but the encoder {number} layers; "
+                "give one share a layer"
+            )
 
 
 def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True) -> TopKTokens:

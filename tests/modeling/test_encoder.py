@@ -72,7 +72,7 @@ def test_a_cascade_of_equal_shares_equals_one_selection(encoder):
 
 def test_a_cascade_must_be_as_long_as_the_encoder(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
-    with pytest.raises(ValueError, match="for 2 encoder layers, and this is layer 3; give the budget a schedule"):
+    with pytest.raises(ValueError, match="schedule has 2 shares, but the encoder 3 layers; give one share a layer"):
         encoder(tokens, cascade(selection, (6,), (4,)), None)
 
 

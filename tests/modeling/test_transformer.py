@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
@@ -9,7 +10,7 @@ from torch import nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from sparse_detr.modeling.selection import EvenBudget
+from sparse_detr.modeling.selection import CascadedBudget, EvenBudget
 from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec, dab_detr
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
@@ -93,6 +94,62 @@ def test_a_budget_is_an_argument_of_the_call():
         assert equal(few, transformer(images, sizes, EvenBudget(keep_ratio=0.05)))
         with pytest.raises(ValueError, match="keep_ratio must be above 0 and at most 1, got 3"):
             transformer(images, sizes, 3)
+
+
+@pytest.mark.parametrize("budget", ["0.5", [0.5], True, torch.tensor(0.5), EvenBudget, {}])
+def test_what_is_no_budget_is_named(budget):
+    with pytest.raises(
+        ValueError, match="budget is .*; give a share, above 0 and at most 1, or a Budget like EvenBudget"
+    ):
+        flow("sparse")(*batch(), budget)
+
+
+def test_a_number_of_numpy_is_a_budget():
+    transformer, (images, sizes) = flow("sparse"), batch()
+    with torch.no_grad():
+        for share in (np.float32(0.5), np.float64(0.5)):
+            assert equal(transformer(images, sizes, share), transformer(images, sizes, 0.5))
+
+
+@pytest.mark.parametrize("schedule", [[1], [1, 0.8, 0.6]])
+def test_a_cascade_of_another_number_of_layers_is_refused(schedule):
+    budget = CascadedBudget(keep_ratio=0.5, schedule=schedule)
+    with pytest.raises(
+        ValueError, match=f"schedule has {len(schedule)} shares, but the encoder 2 layers; give one share"
+    ):
+        flow("sparse")(*batch(), budget)
+
+
+SIZES_OF_BATCH = batch()[1]
+WRONG_SIZES = {
+    "fractions": SIZES_OF_BATCH.double(),
+    "one number an image": SIZES_OF_BATCH[:, 0],
+    "three numbers": SIZES_OF_BATCH[:, [0, 1, 1]],
+    "too few": SIZES_OF_BATCH[:1],
+    "too few pairs": [(96, 160)],
+    "too many pairs": [(96, 160)] * 3,
+    "larger than the batch": [(96, 160), (97, 160)],
+    "empty": [(96, 160), (0, 160)],
+    "fractions in pairs": [(96, 160), (96.0, 160.0)],
+    "numbers": [96, 160],
+    "a number": 96,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SIZES)
+def test_wrong_sizes_are_named(kind):
+    with pytest.raises(
+        ValueError, match=r"sizes is .*; give \(h, w\) before padding of each of the 2 images, at least 1"
+    ):
+        flow("sparse")(batch()[0], WRONG_SIZES[kind])
+
+
+def test_sizes_of_any_whole_numbers_serve():
+    transformer, (images, sizes) = flow("sparse"), batch()
+    with torch.no_grad():
+        for other in (sizes.int(), sizes.numpy(), sizes.tolist(), list(sizes)):
+            for result, expected in zip(transformer(images, other), transformer(images, sizes), strict=True):
+                assert_close(result, expected, atol=1e-12, rtol=0)
 
 
 def test_the_transformer_shares_weights_and_their_names_with_the_detector():

@@ -110,7 +110,11 @@ class DeformableEncoder(nn.Module):
             selection: the tokens that every layer refines.
             proposals: a box for every token, and the head that classifies it.
             scores: (B, N), the scores that ranked the tokens; None for selectors without scores.
+
+        Raises:
+            ValueError: the selection is for another number of layers.
         """
+        selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
         previous = rows = None
         for i, layer in enumerate(self.layers):

@@ -7,6 +7,7 @@ many tokens every encoder layer refines. No weight depends on the budget.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -225,6 +226,9 @@ class TopKSelector(nn.Module):
             tokens: all tokens.
             proposals: a box for every token.
             budget: a number is a share for the first layer of the model's own budget; None for that budget itself.
+
+        Raises:
+            ValueError: the budget is out of range, or no budget at all.
         """
         scored: TokenScores = self.scorer(tokens, proposals)
         ranking = scored.values
@@ -238,7 +242,9 @@ class TopKSelector(nn.Module):
     def _budget_of_call(self, budget: Budget | float | None) -> Budget:
         if budget is None:
             return self.budget
-        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, int | float) else budget
+        if isinstance(budget, bool | type | Tensor) or not (isinstance(budget, Real) or hasattr(budget, "select")):
+            raise ValueError(f"budget is {budget!r}; give a share, above 0 and at most 1, or a Budget like EvenBudget")
+        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, float | Real) else budget
 
 
 def share_of(count: Count, keep_ratio: float) -> Count:
