@@ -6,13 +6,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
 
 from sparse_detr import recipes
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
 from sparse_detr.recipes import meta_arch
 from tests.config.test_twins import built
+from tests.golden.cases import weight
 from tests.modeling.tiny import picture
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +87,17 @@ def test_the_test_of_the_document_passes(project, monkeypatch):
     for case in cases:
         test(*case)
     assert len(cases) == 2
+
+
+def test_the_code_for_a_golden_case_runs():
+    """It gives a model its weights by name, and makes images and boxes."""
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S) if "golden.cases" in block]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).double()
+    names = {"model": model, "image_sizes": [(32, 48), (40, 24)], "count": 3, "num_classes": 5}
+    exec(code, names)
+    assert torch.equal(model[1].bias, torch.from_numpy(weight("1.bias", (4,))).double())
+    assert [tuple(image.shape[1:]) for image in names["images"]] == names["image_sizes"]
+    assert names["boxes"].shape == (3, 4)
 
 
 def test_the_files_that_the_document_names_exist_or_are_made_by_it():
