@@ -138,7 +138,7 @@ class GeneralizedDETR(DetectionTransformer):
             UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
         """
         check_images(batched_inputs, len(self.pixel_mean))
-        targets = [self._targets(image) for image in batched_inputs]
+        targets = self.targets(batched_inputs)
         images = self._preprocess(batched_inputs)
         need_map = self.supervision.needs_attention_map
         output = self._run(images, targets, budget, supervised=True, attention_map=need_map)
@@ -147,6 +147,14 @@ class GeneralizedDETR(DetectionTransformer):
                 output, groups=tuple(map(_full_precision, output.groups)), token_scores=_widen(output.token_scores)
             )
             return self.criterion(output.groups, targets) | self.supervision(output, targets)
+
+    def targets(self, batched_inputs: list[dict[str, Any]]) -> list[Targets]:
+        """Return the true boxes of every image as the losses take them: cxcywh in [0, 1], and the logits' classes.
+
+        Raises:
+            UserError: the `instances` of an image cannot be right; see `sparse_detr.modeling.inputs`.
+        """
+        return [self._targets_of(image) for image in batched_inputs]
 
     def detect(
         self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None
@@ -237,7 +245,7 @@ class GeneralizedDETR(DetectionTransformer):
         images = [(image["image"].to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def _targets(self, image: dict[str, Any]) -> Targets:
+    def _targets_of(self, image: dict[str, Any]) -> Targets:
         known = self.num_classes if self.class_channels is None else len(self.class_channels)
         check_targets(image, known)
         instances = image["instances"]

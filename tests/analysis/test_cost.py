@@ -3,6 +3,7 @@ import torch
 from detectron2.config import instantiate
 
 from sparse_detr.analysis import cost
+from sparse_detr.modeling.selection import EvenBudget
 from sparse_detr.recipes import deformable_detr_topk, sparse_detr
 from tests.modeling.tiny import SIZES, patch_backbone
 
@@ -30,6 +31,14 @@ def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer():
 def test_the_selector_counts_for_the_encoder():
     blind, learned = (encoder_gigaflops(sparse_detr, scorer=name) for name in ("random", "attention_map"))
     assert 0 < blind < learned
+
+
+@pytest.mark.parametrize("budget", [0.5, EvenBudget(keep_ratio=0.5)])
+def test_a_budget_of_the_call_costs_what_it_costs_as_the_models_own(budget):
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    small, half = (instantiate(sparse_detr(backbone=patch_backbone(), keep_ratio=r, **SIZES)) for r in (0.1, 0.5))
+    assert cost.gigaflops(small, image, budget) == cost.gigaflops(half, image)
+    assert cost.gigaflops(small, image)["encoder"] < cost.gigaflops(half, image)["encoder"]
 
 
 def test_a_layer_of_a_dense_encoder_costs_what_its_formula_says():

@@ -109,7 +109,7 @@ def test_noise_in_padding_changes_no_detection(name, options):
 @every_model
 def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
     model = build(name, **options)
-    targets = [model._targets(image) for image in PICTURES]
+    targets = model.targets(PICTURES)
     batched = run(model, PICTURES)
     alone = [run(model, [image]) for image in PICTURES]
     for position, group in enumerate(batched.groups):
@@ -133,7 +133,7 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
     outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
     if "loss_foreground" in batched:
-        true = [[model._targets(image).boxes] for image in PICTURES]
+        true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
         shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
         assert all(shares["loss_foreground"])

@@ -171,7 +171,7 @@ def test_outputs_describe_the_whole_run(name):
 
 def test_true_boxes_are_shares_of_the_unpadded_image():
     model = build("one_stage")
-    target = model._targets(picture(50, 200, boxes=((0.1, 0.2, 0.5, 0.8),)))
+    (target,) = model.targets([picture(50, 200, boxes=((0.1, 0.2, 0.5, 0.8),))])
     assert target.boxes.tolist() == [pytest.approx([0.3, 0.5, 0.4, 0.6])]
 
 
