@@ -427,7 +427,7 @@ def test_a_config_from_a_gpu_machine_serves_on_the_cpu_unless_the_gpu_is_asked_f
     cfg = make_config()
     cfg.train.device = "cuda"
     assert_equal(Predictor(cfg, folder / "sparse.pth")(folder / "rgb.png"), predictor(folder / "rgb.png"))
-    for device, problem in {"cuda": "but no GPU can be used here", "gpu": "which is no device of torch"}.items():
+    for device, problem in {"cuda": "but no GPU can be used here", "gpu": "which torch does not know"}.items():
         with pytest.raises(UserError, match=f"device is '{device}', {problem}; give another one"):
             Predictor(cfg, folder / "sparse.pth", device=device)
 
