@@ -179,7 +179,7 @@ def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_
     config = str(tmp_path / "out" / "config.yaml")
     assert f"--config-file {config}" in capsys.readouterr().err
     assert replay.main([str(bundle), "--config-file", config]) == 1
-    assert "Again: " in capsys.readouterr().out
+    assert "again: " in capsys.readouterr().out
 
 
 def test_number_of_classes_that_contradicts_the_data_names_both(lazy, data, capsys):
