@@ -93,7 +93,7 @@ def test_a_share_that_is_none_is_refused(public_file, tmp_path, share):
 
 def test_files_of_the_model_zoo_need_no_conversion(tmp_path):
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.ones(2, np.float32)}))
-    with pytest.raises(UserError, match="needs no conversion: give it as train.init_checkpoint"):
+    with pytest.raises(UserError, match="needs no conversion; give it as train.init_checkpoint"):
         run(tmp_path / "R-50.pkl", tmp_path / "converted.pth")
 
 
