@@ -42,7 +42,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
         UserError: the file does not exist, is damaged, is no checkpoint, or cannot be read without running its code.
     """
     path = Path(path)
-    checkpoint = _read(existing_file(path))
+    checkpoint = _read_by_content(existing_file(path))
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; give a dict of weights")
     return dict(checkpoint)
@@ -58,7 +58,7 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> Any:
+def _read_by_content(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -67,7 +67,7 @@ def _read(path: Path) -> Any:
     try:
         if head.startswith(ZIP):
             return _read_zip(path)
-        return _read_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
+        return _load_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
     except UserError:
         raise
     except ForbiddenCall as error:
@@ -78,7 +78,7 @@ def _read(path: Path) -> Any:
         raise UserError(_broken(path, head)) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _load_torch(path: Path) -> Any:
     with torch.serialization.safe_globals(SAFE_TYPES):
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -98,7 +98,7 @@ def _read_zip(path: Path) -> Any:
             raise UserError(f"{path} is a TorchScript program; save its weights: torch.save(model.state_dict(), ...)")
         if not _is_sound(archive, path.stat().st_size):
             raise UserError(_broken(path, ZIP))
-    return _read_torch(path)
+    return _load_torch(path)
 
 
 def _is_sound(archive: zipfile.ZipFile, size: int) -> bool:

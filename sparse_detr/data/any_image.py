@@ -1,4 +1,4 @@
-"""One image in whatever form an application holds it."""
+"""Read one image in any form that an application may have it in."""
 
 import os
 from typing import Any
@@ -20,10 +20,10 @@ GRAY_DEPTHS = {np.dtype(np.uint16): Depth("16-bit", (0.0, 65535.0)), np.dtype(np
 def read_any_image(
     image: Any, *, channel_order: str = "RGB", value_range: tuple[float, float] | None = None, name: str = "the image"
 ) -> np.ndarray:
-    """Turn a path, a PIL image, an array or a tensor into what `read_image` gives for the same picture in a file.
+    """Turn a path, a PIL image, an array or a tensor into the array that `read_image` returns for the same image.
 
-    The orientation that EXIF data of a file or a PIL image name is applied. Gray images get three equal channels; those
-    of 16 bits and of floats are scaled to 8 bits.
+    The EXIF orientation of a file or a PIL image is applied. Gray images get three equal channels; those of 16 bits and
+    of floats are scaled to 8 bits.
 
     Args:
         image: a path, a PIL image, an array (H, W, 3), (H, W, 1) or (H, W), a tensor (3, h, w), (1, h, w) or (h, w).
@@ -35,7 +35,7 @@ def read_any_image(
         (height, width, 3) uint8 RGB.
 
     Raises:
-        BadImageError: names the image, what is wrong with it and the remedy.
+        BadImageError: the image cannot be used; names it, the reason and the remedy.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(os.fspath(image), "RGB", value_range)
@@ -63,7 +63,7 @@ def _channels_last(image: torch.Tensor, name: str) -> np.ndarray:
     found = f"{name} is a tensor {tuple(image.shape)} of {image.dtype}"
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
         raise BadImageError(f"{found}; {_remedy(image.shape, first=True)}", "form")
-    if image.dtype == torch.bfloat16:  # which NumPy lacks
+    if image.dtype == torch.bfloat16:  # NumPy has no such type
         raise BadImageError(f"{found}; give uint8 with values of 0 to 255", "form")
     values = image.detach().cpu()
     return (values if values.ndim == 2 else values.permute(1, 2, 0)).numpy()
@@ -88,7 +88,7 @@ def _from_array(
 
 
 def _remedy(shape: tuple[int, ...], *, first: bool) -> str:
-    """Say how to bring an array of this shape into one that is read."""
+    """Return how to turn an array of this shape into one that can be read."""
     wanted = "(3, h, w)" if first else "(H, W, 3)"
     if len(shape) == 4:
         return f"give every image of a batch by itself, {wanted}: list(images)"
