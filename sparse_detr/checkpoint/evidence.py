@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_detr.checkpoint.layouts import Layout
 from sparse_detr.checkpoint.name_maps import count_indices
 
-Start = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
+QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
 
 # blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
 RESNETS = {6: 50, 23: 101}
@@ -61,7 +61,7 @@ class Evidence:
         return not self.has("decoder.")
 
     @cached_property
-    def start(self) -> Start:
+    def start(self) -> QueryStart:
         """Return where queries come from.
 
         `anchors`: learned boxes. `embedding`: learned vectors. Else from the best proposals, with a content that is

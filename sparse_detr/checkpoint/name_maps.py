@@ -9,8 +9,8 @@ equal.
 import re
 from collections.abc import Iterable
 
-Rule = tuple[str, str | None]
-Table = tuple[Rule, ...]
+Row = tuple[str, str | None]
+Table = tuple[Row, ...]
 
 
 def count_indices(names: Iterable[str], pattern: str) -> int:

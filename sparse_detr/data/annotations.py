@@ -47,7 +47,7 @@ class Finding:
         return f"{self.count} {self.message}{where}"
 
 
-class Rule(NamedTuple):
+class FaultKind(NamedTuple):
     """A kind of fault to search for in a file."""
 
     code: str
@@ -211,7 +211,7 @@ def check_classes_have_boxes(
     left = {number for number, used in zip(classes, is_target) if used}
     empty = [number for number in coco.class_names if number in set(classes) - left]
     use = "evaluate with; their AP is not defined" if for_validation else "train on; mend them or remove the class"
-    return Rule("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
+    return FaultKind("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
         [f"{coco.class_names[number]}: {_causes(coco, unusable, number)}" for number in empty]
     )
 
@@ -253,8 +253,8 @@ def check_box_counts(
     queries = f"images have more boxes than the model's {num_queries} queries; it cannot detect them all"
     kept = f"images have more boxes than the {num_detections} detections that are kept of an image; raise that limit"
     return [
-        *Rule("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
-        *Rule("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
+        *FaultKind("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
+        *FaultKind("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
     ]
 
 
@@ -331,26 +331,26 @@ def _has_huge_id(item: Any) -> bool:
 def _check_ids(coco: CocoFile) -> list[Finding]:
     entries = [*coco.images, *coco.annotations, *coco.categories]
     message = f"entries have a number of {MAX_ID} (2^53) or more, which many tools round; number them anew from 1"
-    return Rule("huge-id", message).findings([_shorten(item) for item in entries if _has_huge_id(item)])
+    return FaultKind("huge-id", message).findings([_shorten(item) for item in entries if _has_huge_id(item)])
 
 
 def _check_categories(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.categories if is_category(item)]
     used = {item["category_id"] for item in coco.sound_annotations}
     return [
-        *Rule("category-fields", "categories need an integer 'id' and a text 'name'").findings(
+        *FaultKind("category-fields", "categories need an integer 'id' and a text 'name'").findings(
             [_shorten(item) for item in coco.categories if not is_category(item) and not _has_huge_id(item)]
         ),
-        *Rule("no-categories", "list of categories is empty; name the classes there").findings(
+        *FaultKind("no-categories", "list of categories is empty; name the classes there").findings(
             [] if coco.categories else [str(coco.path)]
         ),
-        *Rule("duplicate-category-id", "category ids occur more than once; give each class its own").findings(
+        *FaultKind("duplicate-category-id", "category ids occur more than once; give each class its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
+        *FaultKind("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
             _repeated(item["name"] for item in sound)
         ),
-        *Rule(
+        *FaultKind(
             "absent-category", "classes have no box; they are kept, and their AP is not defined", is_error=False
         ).findings([name for number, name in coco.class_names.items() if number not in used]),
     ]
@@ -359,14 +359,16 @@ def _check_categories(coco: CocoFile) -> list[Finding]:
 def _check_images(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.images if is_image(item)]
     return [
-        *Rule(
+        *FaultKind(
             "image-fields", "images need an integer 'id', a 'file_name' and a positive integer 'width' and 'height'"
         ).findings([_shorten(item) for item in coco.images if not is_image(item) and not _has_huge_id(item)]),
-        *Rule("no-images", "list of images is empty; add the images").findings([] if coco.images else [str(coco.path)]),
-        *Rule("duplicate-image-id", "image ids occur more than once; give each image its own").findings(
+        *FaultKind("no-images", "list of images is empty; add the images").findings(
+            [] if coco.images else [str(coco.path)]
+        ),
+        *FaultKind("duplicate-image-id", "image ids occur more than once; give each image its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
+        *FaultKind("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
             _repeated(item["file_name"] for item in sound)
         ),
     ]
@@ -378,28 +380,32 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     masked = [item for item in faulty if _needs_box(item) and item.get("segmentation")]
     from_masks = "annotations have no 'bbox' and were given the box around their mask"
     return [
-        *Rule(
+        *FaultKind(
             "annotation-fields",
             "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers"
             + ("; --boxes-from-masks takes the boxes from 'segmentation'" if masked else ""),
         ).findings([_shorten(item) for item in faulty]),
         *([Finding("boxes-from-masks", False, coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
-        *Rule("no-annotations", "list of annotations is empty: every image is a negative", is_error=False).findings(
-            [] if coco.annotations else [str(coco.path)]
-        ),
-        *Rule("duplicate-annotation-id", "annotation ids occur more than once; number the annotations").findings(
+        *FaultKind(
+            "no-annotations", "list of annotations is empty: every image is a negative", is_error=False
+        ).findings([] if coco.annotations else [str(coco.path)]),
+        *FaultKind("duplicate-annotation-id", "annotation ids occur more than once; number the annotations").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("unknown-category", "annotations have a category_id that is not in 'categories'; add it there").findings(
+        *FaultKind(
+            "unknown-category", "annotations have a category_id that is not in 'categories'; add it there"
+        ).findings(
             [f"{_name(item)}: {item['category_id']}" for item in sound if item["category_id"] not in coco.class_names]
         ),
-        *Rule("crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)").findings(
+        *FaultKind(
+            "crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)"
+        ).findings(
             [f"{_name(item)}: {_shorten(item['iscrowd'])}" for item in sound if read_flag(item.get("iscrowd")) is None]
         ),
-        *Rule("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
+        *FaultKind("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
             [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
-        *Rule(
+        *FaultKind(
             "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", False
         ).findings(
             [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
@@ -412,16 +418,16 @@ def _check_box_entries(coco: CocoFile) -> list[Finding]:
     entries = coco.sound_annotations
     same_box = _repeated((item["image_id"], item["category_id"], *item["bbox"]) for item in entries)
     return [
-        *Rule("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
+        *FaultKind("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
             [_name(entries[index]) for index in faults.degenerate.nonzero()[0]]
         ),
-        *Rule("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
+        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
             [_name(entries[index]) for index in faults.outside.nonzero()[0]]
         ),
-        *Rule("clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False).findings(
-            [_name(entries[index]) for index in faults.clipped.nonzero()[0]]
-        ),
-        *Rule("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
+        *FaultKind(
+            "clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False
+        ).findings([_name(entries[index]) for index in faults.clipped.nonzero()[0]]),
+        *FaultKind("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
             [f"image {image_id}" for image_id, *_ in same_box]
         ),
     ]

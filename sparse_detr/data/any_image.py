@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparse_detr.data.images import DECODING_ERRORS, BadImageError, Depth, depth_of_mode, read_image, to_8_bits
 
-FORMS = (
+ACCEPTED_FORMS = (
     "give a path, a PIL.Image, a NumPy array (H, W, 3) or (H, W), or a torch tensor (3, h, w), with values of 0 to 255 "
     "as uint8"
 )
@@ -45,7 +45,7 @@ def read_any_image(
         return _from_array(_channels_last(image, name), channel_order, value_range, name)
     if isinstance(image, np.ndarray):
         return _from_array(image, channel_order, value_range, name)
-    raise BadImageError(f"{name} is of type {type(image).__name__}; {FORMS}", "form")
+    raise BadImageError(f"{name} is of type {type(image).__name__}; {ACCEPTED_FORMS}", "form")
 
 
 def _from_pillow(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
@@ -96,4 +96,4 @@ def _remedy(shape: tuple[int, ...], *, first: bool) -> str:
         return f"give {wanted}: permute(2, 0, 1)" if first else f"give {wanted}: transpose(1, 2, 0)"
     if len(shape) == 3 and shape[0 if first else -1] == 4:
         return f"give {wanted}: drop the alpha channel with {'image[:3]' if first else 'image[..., :3]'}"
-    return FORMS
+    return ACCEPTED_FORMS

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sparse_detr.data.annotations import (
     CocoFile,
+    FaultKind,
     Finding,
-    Rule,
     boxes_per_image,
     check_annotations,
     check_box_counts,
@@ -108,7 +108,7 @@ def check_data(
         *check_annotations(coco),
         *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
-        *Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
+        *FaultKind("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
         *_check_damaged(damaged),
         *_check_share(num_images_of(coco, unusable), len(coco.sound_images), max_bad_share),
         *_check_depths(images_read, value_range),
@@ -172,7 +172,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
         used = value_range or found[0].depth.default_range  # type: ignore[union-attr]
         kept = [image for image in found if not image.fault]
         if value_range is None and used and kept and high < used[1] / 4 and _rounded_up(high) < used[1]:
-            yield from Rule(
+            yield from FaultKind(
                 "dark-images",
                 f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "
                 f"to white; if that is too dark, set value_range, such as [0,{_rounded_up(high):g}]",
@@ -205,14 +205,14 @@ def _by_depth(images: Iterable[_ImageRead]) -> dict[str, list[_ImageRead]]:
 
 
 def _check_damaged(damaged: list[BadImageError]) -> Iterator[Finding]:
-    rules = {
-        "corrupt": Rule("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
-        "another size": Rule("image-size", "image files have another size than recorded; they are skipped", False),
-        "too large": Rule("large-image", "image files have too many pixels; they are skipped", False),
-        "value range": Rule("value-range", "images have values that no setting explains"),
+    kinds = {
+        "corrupt": FaultKind("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
+        "another size": FaultKind("image-size", "image files have another size than recorded; they are skipped", False),
+        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", False),
+        "value range": FaultKind("value-range", "images have values that no setting explains"),
     }
-    for kind, rule in rules.items():
-        yield from rule.findings([str(error) for error in damaged if error.kind == kind])
+    for kind, fault in kinds.items():
+        yield from fault.findings([str(error) for error in damaged if error.kind == kind])
 
 
 def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:

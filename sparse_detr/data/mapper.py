@@ -25,6 +25,13 @@ class DetrDatasetMapper:
     other fields of the record (`file_name`, `image_id`) and, in training, `instances` with `gt_boxes` (x1, y1, x2, y2
     in pixels of `image`) and `gt_classes`. Crowds and boxes without area inside the image are left out; an image
     without boxes stays, as a negative. For an unusable image the result is None, with one line in the log.
+
+    Args:
+        is_train: whether to return `instances`.
+        augmentations: of Detectron2, applied in order.
+        image_format: "RGB" or "BGR", as in the model's pixel statistics.
+        value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12 bits;
+            by default 0 and 65535 for 16 bits, 0 and 1 for floats.
     """
 
     @configurable
@@ -36,14 +43,6 @@ class DetrDatasetMapper:
         image_format: str = "RGB",
         value_range: Sequence[float] | None = None,
     ):
-        """
-        Args:
-            is_train: whether to return `instances`.
-            augmentations: of Detectron2, applied in order.
-            image_format: "RGB" or "BGR", as in the model's pixel statistics.
-            value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12
-                bits; by default 0 and 65535 for 16 bits, 0 and 1 for floats.
-        """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format is {image_format!r}; give RGB or BGR")
         self.is_train = is_train

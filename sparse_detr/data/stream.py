@@ -51,15 +51,14 @@ class BatchStream:
 
     A full bucket is a batch, so that images of one group (wide or tall) come together and need little padding. The rest
     in a bucket at the end of an epoch stays for the next one: no image is dropped.
+
+    Args:
+        groups: the group of every image, numbered from 0; all equal for no grouping.
+        batch_size: images of a joint batch, over all processes.
+        seed: any integer from 0.
     """
 
     def __init__(self, *, groups: Sequence[int], batch_size: int, seed: int):
-        """
-        Args:
-            groups: the group of every image, numbered from 0; all equal for no grouping.
-            batch_size: images of a joint batch, over all processes.
-            seed: any integer from 0.
-        """
         self.groups = np.asarray(groups, dtype=np.int64)
         self.group_sizes = np.bincount(self.groups)
         self.batch_size = batch_size
