@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from sparse_detr.analysis.cost import gigaflops
 from sparse_detr.analysis.tables import fill_readme, markdown_rows
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (850, 1040)
@@ -70,7 +70,7 @@ def cost_table(configs: Iterable[Path]) -> Iterable[str]:
 def cost_rows(configs: Iterable[Path]) -> Iterable[list[str]]:
     counted: dict[str, dict[str, float]] = {}
     for cfg, names in different_models(config for config in configs if "finetune" not in config.stem):
-        model = instantiate(cfg.model).eval()
+        model = detector(cfg)
         if structure(model) not in counted:
             counted[structure(model)] = gigaflops(model, random_image(IMAGE_SIZE))
         flops = counted[structure(model)]
@@ -87,7 +87,7 @@ def encoder_table() -> Iterable[str]:
 
 def encoder_rows() -> Iterable[list[str]]:
     for config, published in ENCODERS.items():
-        model = instantiate(configured(ROOT / "projects" / config).model).eval()
+        model = detector(configured(ROOT / "projects" / config))
         cells = [f"`{Path(config).stem}`", f"{model.mean_keep_ratio:.0%}"]
         for size in ENCODER_IMAGE_SIZES:
             flops = gigaflops(model, random_image(size))
@@ -101,12 +101,17 @@ def configured(config: Path) -> DictConfig:
     return load_config(str(config), ["model.num_classes=91"])
 
 
+def detector(cfg: DictConfig) -> nn.Module:
+    """Build the model of a config for inference."""
+    return build_detector(cfg, device="cpu").eval()
+
+
 def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
     """Return one config of each model, and the names of all configs of that model."""
     groups: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}
     for config in configs:
         cfg = configured(config)
-        model = instantiate(cfg.model).eval()
+        model = detector(cfg)
         _, names = groups.setdefault((structure(model), *parameters(model)), (cfg, []))
         names.append(config.stem)
     return list(groups.values())

@@ -41,6 +41,7 @@ from torchvision.ops import batched_nms, box_convert
 from sparse_detr.analysis.cost import gigaflops, inference, seconds_in_turn, training_step
 from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
 from sparse_detr.train import add_arguments
@@ -171,7 +172,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
     """Measure the untrained model of every variant: FLOPs on the first test image, times on the same images in turn."""
     runs = {variant: run_of(variant, passed_on) for variant in variants}
-    models = {variant: run.build_model() for variant, run in runs.items()}
+    models = {variant: build_detector(run.config) for variant, run in runs.items()}
     data = runs[variants[0]]
     images = [batch[0] for batch in itertools.islice(data.evaluation_sets[0].build_loader(), 1 + ROUNDS)]
     batches = list(itertools.islice(data.build_train_loader(), 1 + ROUNDS))

@@ -1,7 +1,7 @@
 """Check that a change alters no number: train shortly before and after it, and compare every loss and weight.
 
     python scripts/same_losses.py main                          this working tree against the branch main
-    python scripts/same_losses.py v0.1 --all                    every quick config
+    python scripts/same_losses.py v0.1 --all                    every quick config that BASE has too
     python scripts/same_losses.py main --config-file configs/quick/dino_mnv2.py --iterations 100
     python scripts/same_losses.py main --all --renamed new_mnv2=old_mnv2      a config with another name in BASE
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="same_losses_") as scratch:
             base = unpack(args.base, Path(scratch, "base"))
             environment = common_environment(base)
-            same = [compare_config(config, base, Path(scratch), environment, args) for config in configs(args)]
+            same = [compare_config(config, base, Path(scratch), environment, args) for config in configs(args, base)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -68,26 +68,46 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def configs(args: argparse.Namespace) -> list[str]:
-    """Return the paths of the configs, relative to the repository's root."""
+def configs(args: argparse.Namespace, base: Path) -> list[str]:
+    """Return the paths of the configs, relative to the repository's root; with `--all`, those that BASE has too.
+
+    Raises:
+        UserError: BASE has none of them, or a `--renamed` is not NEW=OLD.
+    """
     if not args.all:
         return [args.config_file]
-    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/quick/*_mnv2.py"))
+    paths = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/quick/*_mnv2.py"))
+    found = [path for path in paths if (base / old_name(path, args.renamed)).is_file()]
+    for path in (path for path in paths if path not in found):
+        stem = Path(path).stem
+        print(f"==> {stem}: NOT COMPARED, BASE has no such config; if it had another name: --renamed {stem}=OLD")
+    if not found:
+        raise UserError("BASE has none of the quick configs, so there is nothing to compare")
+    return found
+
+
+def old_name(config: str, renamed: Sequence[str]) -> str:
+    """Return the path that a config has in BASE, if it is there.
+
+    Raises:
+        UserError: a `renamed` is not NEW=OLD.
+    """
+    if wrong := [pair for pair in renamed if pair.count("=") != 1]:
+        raise UserError(f"--renamed takes NEW=OLD, not {wrong[0]!r}")
+    path = Path(config)
+    return path.with_stem(dict(pair.split("=") for pair in renamed).get(path.stem, path.stem)).as_posix()
 
 
 def name_in_base(config: str, base: Path, renamed: Sequence[str]) -> str:
     """Return the path of a config in BASE.
 
     Raises:
-        UserError: BASE has no such file, or `renamed` is not NEW=OLD.
+        UserError: BASE has no such file, or a `renamed` is not NEW=OLD.
     """
-    if wrong := [pair for pair in renamed if pair.count("=") != 1]:
-        raise UserError(f"--renamed takes NEW=OLD, not {wrong[0]!r}")
-    path = Path(config)
-    old = path.with_stem(dict(pair.split("=") for pair in renamed).get(path.stem, path.stem))
+    old = Path(old_name(config, renamed))
     if not (base / old).is_file():
         known = ", ".join(sorted(file.stem for file in (base / old.parent).glob("*.py")))
-        raise UserError(f"BASE has no {old}; give --renamed {path.stem}=OLD with OLD one of: {known}")
+        raise UserError(f"BASE has no {old}; give --renamed {Path(config).stem}=OLD with OLD one of: {known}")
     return old.as_posix()
 
 

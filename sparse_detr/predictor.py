@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -58,8 +59,8 @@ class Options:
         top_k: the largest number of detections an image; None takes the model's.
         keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None takes the config's.
         channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images say their own.
-        batch_size: images that go through the model together, padded to the largest. Images of one size give the same
-            as alone, up to rounding. A smaller image is padded, which a convolutional backbone sees at the border.
+        batch_size: the largest number of images that go through the model together: of so many images in a row, those
+            of one size after preprocessing. So nothing is padded, and an image gives the same as alone, up to rounding.
 
     Raises:
         UserError: names the option, its value and the values that are allowed.
@@ -75,11 +76,19 @@ class Options:
         check_score("score_threshold", self.score_threshold)
         if self.keep_ratio is not None:
             check_share("keep_ratio", self.keep_ratio)
+            object.__setattr__(self, "keep_ratio", float(self.keep_ratio))  # of NumPy's floats
         if self.top_k is not None:
             _check_count("top_k", self.top_k)
         _check_count("batch_size", self.batch_size)
-        if self.channel_order not in CHANNEL_ORDERS:
-            raise UserError(f"channel_order is {self.channel_order!r}; give RGB or BGR")
+        _check_channel_order(self.channel_order)
+
+    def updated(self, options: dict[str, Any]) -> Options:
+        """Return these options with others in their place."""
+        known = [field.name for field in fields(self)]
+        for name in options:
+            if name not in known:
+                raise UserError(f"there is no option {name!r}; there are {', '.join(known)}")
+        return replace(self, **options)
 
 
 class Predictor:
@@ -120,7 +129,7 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
-        self.options = Options(**options)
+        self.options = Options().updated(options)
         require_detectron2()
         from sparse_detr.config.model import build_detector, build_test_mapper, class_names_of, set_num_classes
         from sparse_detr.config.num_classes import model_classes
@@ -128,8 +137,8 @@ class Predictor:
 
         self._config = cfg = _loaded(config)
         _set_device(cfg, device)
-        if isinstance(class_names, str):
-            raise UserError(f"class_names is the text {class_names!r}; give a list of names")
+        if class_names is not None:
+            class_names = _names(class_names)
         if class_names:
             set_num_classes(cfg, len(class_names))
         self.weights, self._ema = _weights_of(cfg, weights), ema
@@ -169,13 +178,11 @@ class Predictor:
         found: list[Instances] = []
         for batch in _batches(images, chosen.batch_size):
             inputs = [self._input(image, len(found) + i, chosen) for i, image in enumerate(batch)]
-            with torch.no_grad():
-                results = self.model(inputs, **self._budget(chosen))
-            found += [_best(result["instances"], chosen) for result in results]
+            found += [_best(instances, chosen) for instances in self._detect(inputs, chosen)]
         return found[0] if _is_one(images) else found
 
     def outputs(self, images: Any, *, attention_map: bool = True, **options: Any) -> Outputs:
-        """Return all results of the detector for one image or for many in one batch.
+        """Return all results of the detector for one image or for many in one padded batch.
 
         The detections equal those of a call up to rounding: the attention map needs another form of the attention.
 
@@ -183,9 +190,16 @@ class Predictor:
             images: as in a call of the predictor.
             attention_map: compute the decoder attention map.
             options: as in a call of the predictor; `batch_size` changes nothing.
+
+        Raises:
+            UserError: as a call of the predictor, or there is no image, or the model is Detectron2's own.
         """
         chosen = self._chosen(options)
-        batch = [images] if _is_one(images) else images
+        if not hasattr(self.model, "outputs"):
+            raise UserError(f"a {type(self.model).__name__} gives detections alone; call the predictor itself")
+        batch = [images] if _is_one(images) else list(images)
+        if not batch:
+            raise UserError("there is no image; give one or more")
         inputs = [self._input(image, i, chosen) for i, image in enumerate(batch)]
         with torch.no_grad():
             output = self.model.outputs(inputs, attention_map=attention_map, **self._budget(chosen))
@@ -205,6 +219,7 @@ class Predictor:
         from sparse_detr.data.any_image import read_any_image
         from sparse_detr.data.images import BadImageError
 
+        _check_channel_order(channel_order)
         value_range = getattr(self._mapper, "value_range", None)
         try:
             return read_any_image(image, channel_order=channel_order, value_range=value_range, name=name)
@@ -222,9 +237,21 @@ class Predictor:
         name = {"file_name": os.fspath(image)} if isinstance(image, str | os.PathLike) else {}
         return {**name, "image": tensor, "height": picture.shape[0], "width": picture.shape[1]}
 
+    def _detect(self, inputs: list[dict[str, Any]], options: Options) -> list[Instances]:
+        """Return the detections of every image; those of one size go through the model together."""
+        by_size: dict[torch.Size, list[int]] = {}
+        for index, item in enumerate(inputs):
+            by_size.setdefault(item["image"].shape, []).append(index)
+        found: dict[int, Instances] = {}
+        for indices in by_size.values():
+            with torch.no_grad():
+                results = self.model([inputs[index] for index in indices], **self._budget(options))
+            found |= {index: result["instances"] for index, result in zip(indices, results, strict=True)}
+        return [found[index] for index in range(len(inputs))]
+
     def _chosen(self, options: dict[str, Any]) -> Options:
         """Return the predictor's options, updated by those of a call."""
-        chosen = replace(self.options, **options)
+        chosen = self.options.updated(options)
         self._check(chosen)
         return chosen
 
@@ -274,7 +301,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)  # NumPy's numbers too
 
 
 def _number_or_quoted(value: Any) -> str:
@@ -282,8 +309,22 @@ def _number_or_quoted(value: Any) -> str:
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} {_number_or_quoted(value)} cannot be used; give a whole number, 1 or more")
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} {value!r} cannot be used; give a whole number, 1 or more")
+
+
+def _check_channel_order(value: Any) -> None:
+    if value not in CHANNEL_ORDERS:
+        raise UserError(f"channel_order is {value!r}; give RGB or BGR")
+
+
+def _names(class_names: Any) -> list[str]:
+    """Return class names as a list."""
+    if isinstance(class_names, str):
+        raise UserError(f"class_names is the text {class_names!r}; give a list of names")
+    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
+        raise UserError(f"class_names is {class_names!r}; give a list of names, one a class in their order")
+    return list(class_names)
 
 
 def _loaded(config: str | os.PathLike[str] | Config) -> Config:
@@ -312,7 +353,9 @@ def _set_device(cfg: Config, device: str | torch.device | None) -> None:
     from sparse_detr.config.kinds import kind_of
     from sparse_detr.config.settings import device_problem
 
-    wanted = str(device or kind_of(cfg).get("train.device") or "cpu")
+    if isinstance(device, int) and not isinstance(device, bool):
+        device = f"cuda:{device}"  # as PyTorch reads a number
+    wanted = str(kind_of(cfg).get("train.device") or "cpu" if device is None else device)
     if device is None and wanted.startswith("cuda") and not torch.cuda.is_available():
         wanted = "cpu"
     if problem := device_problem(wanted):
@@ -354,8 +397,9 @@ def _checked_mapper(mapper: Any) -> Any:
 
 def _is_one(images: Any) -> bool:
     """Return whether `images` is one image, usable or not; else it is many."""
-    single = str | bytes | dict | Tensor
-    return not isinstance(images, Iterable) or isinstance(images, single) or hasattr(images, "shape")
+    single = str | bytes | bytearray | memoryview | dict | Tensor
+    known = isinstance(images, single) or hasattr(images, "shape") or hasattr(images, "read")
+    return known or not isinstance(images, Iterable)
 
 
 def _batches(images: Any, size: int) -> Iterator[list[Any]]:

@@ -1,8 +1,8 @@
-"""The optimiser and the learning-rate schedules of the DETR family, as callables that a config can name.
+"""Parameter groups and learning-rate schedules of the DETR family, as functions that a config can name.
 
 Deformable DETR, section 4 and appendix A.4: AdamW, learning rate 2e-4, a tenth of it for the backbone and for the
 layers that predict sampling offsets and reference points, weight decay 1e-4 on every parameter. DINO, DAB-DETR and
-Focus-DETR: 1e-4, a tenth of it for the backbone alone; Focus-DETR's norms do not decay.
+Focus-DETR: 1e-4, a tenth of it for the backbone only; Focus-DETR has no weight decay on norms.
 """
 
 import logging
@@ -24,10 +24,13 @@ _SAMPLING_PARAMETERS = ("sampling_offsets", "reference_points")
 
 
 def scale_learning_rate(lr: float, *, total_batch_size: int, rule: str = "none") -> float:
-    """Return the learning rate for `total_batch_size` images, given the one for 16, and log it.
+    """Return the learning rate for `total_batch_size` images from the one for 16 images, and log it.
 
     Args:
-        rule: "none" (Deformable DETR), "sqrt" (Sparse DETR's public code) or "linear".
+        rule: "none" (Deformable DETR), "sqrt" (public code of Sparse DETR) or "linear".
+
+    Raises:
+        UserError: there is no such rule.
     """
     if rule not in _BATCH_SIZE_RULES:
         raise UserError(f"unknown learning-rate scaling {rule!r}; choose one of {', '.join(_BATCH_SIZE_RULES)}")
@@ -50,13 +53,13 @@ def detr_parameter_groups(
     accumulate: int = 1,
     batch_size_scaling: str = "none",
 ) -> list[dict]:
-    """Group parameters by name: the backbone and the sampling layers learn more slowly.
+    """Group parameters by name, with smaller learning rates for the backbone and the sampling layers.
 
     Args:
-        norm_weight_decay: weight decay of normalisation layers; None for that of every parameter.
+        norm_weight_decay: weight decay of normalisation layers; None for `weight_decay`.
         total_batch_size: images of a batch over all processes.
         accumulate: batches per optimiser step.
-        batch_size_scaling: rule of `scale_learning_rate` for the images of a step.
+        batch_size_scaling: rule of `scale_learning_rate`, for the images of a step.
 
     Returns:
         Detectron2's groups: {"params", "lr", "weight_decay"}, equal hyper-parameters merged.
@@ -82,9 +85,9 @@ def _with_warmup(schedule: ParamScheduler, *, max_iter: int, warmup_iters: int) 
 def step_schedule(
     *, max_iter: int, drop_at: Sequence[float] = (0.8,), gamma: float = 0.1, warmup_iters: int = 0
 ) -> ParamScheduler:
-    """Return a multiplier that falls by `gamma` at each fraction of the training in `drop_at` (paper: 40 of 50).
+    """Return a multiplier that falls by `gamma` at each fraction of the training in `drop_at` (paper: epoch 40 of 50).
 
-    A drop that would come after the last iteration, as in a trial run of a few, does not happen.
+    A drop after the last iteration, as in a very short run, is left out.
     """
     drops = sorted({max(round(fraction * max_iter), 1) for fraction in drop_at})
     milestones = [drop for drop in drops if drop < max_iter]
@@ -95,5 +98,5 @@ def step_schedule(
 
 
 def cosine_schedule(*, max_iter: int, end_factor: float = 0.0, warmup_iters: int = 0) -> ParamScheduler:
-    """Return a multiplier that falls from 1 to `end_factor` along half a cosine."""
+    """Return a multiplier that falls from 1 to `end_factor` as half a cosine wave."""
     return _with_warmup(CosineParamScheduler(1.0, end_factor), max_iter=max_iter, warmup_iters=warmup_iters)

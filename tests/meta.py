@@ -1,4 +1,4 @@
-"""Models without memory, for tests that only look at shapes and settings."""
+"""Models without memory, for tests that read only shapes and settings."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +9,6 @@ import torch
 
 @contextmanager
 def meta_device():
-    """`torch.device("meta")`, but for the drop rates of Detectron2's Swin: it takes them from a tensor."""
+    """Use `torch.device("meta")`, except for the drop rates of Detectron2's Swin, which it reads from a tensor."""
     with torch.device("meta"), mock.patch.object(torch, "linspace", partial(torch.linspace, device="cpu")):
         yield

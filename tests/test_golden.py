@@ -1,14 +1,14 @@
-"""Converted public checkpoints give what the public code gave: outputs, selections, losses, gradients, detections.
+"""Converted public checkpoints give the results of the public code: outputs, losses, gradients, detections.
 
-The expected numbers come from the public implementations, run in float64 on the CPU with dropout off: the Sparse DETR
-repository (which contains Deformable DETR), those of the authors of DINO and DAB-DETR, and detrex. `golden/cases.py`
-says how their inputs are made. Denoising is off but for cases that come with its noise. Every case goes through the
-converter, which also says which recipe and backbone to build, so a further case is a further folder.
+The expected numbers come from the public implementations, run in float64 on the CPU without dropout: the Sparse DETR
+repository (which contains Deformable DETR), the repositories of the authors of DINO and DAB-DETR, and detrex.
+`golden/cases.py` makes the inputs. Denoising is off, except in cases that store its noise. Every case goes through the
+converter, which also finds the recipe and the backbone, so a new case is a new folder.
 
-Outputs are stored as float32, losses and gradient norms as float64. All is float64 here, pixel means and true boxes
-too. Then outputs agree to the last bit of float32; losses within 3e-15 and gradient norms within 2e-11, measured. The
-geometry of the Sparse DETR repository was float32, which is imitated, so its cases agree less well: outputs within
-3e-6, sums of all logits within 2e-5, losses within 8e-8, gradient norms within 4e-6.
+Outputs are stored as float32, losses and gradient norms as float64. All computation here is float64, also pixel means
+and true boxes. Then outputs agree to the last bit of float32; losses agree within 3e-15 and gradient norms within
+2e-11, measured. The Sparse DETR repository computed its geometry in float32, which is imitated here, so its cases agree
+less well: outputs within 3e-6, sums of all logits within 2e-5, losses within 8e-8, gradient norms within 4e-6.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ PUBLIC_LOSS = {
 
 
 def convert(case):
-    """The case's checkpoint under our names, from a file like those of the public training script."""
+    """Convert the checkpoint of the case from a file in the form of the public training script."""
     file = {"model": case.state_dict(), "args": case.saved_arguments, "epoch": 49}
     return convert_checkpoint({key: value for key, value in file.items() if value is not None})
 
 
 def build(converted, *, denoising_queries=0):
-    """The model that the converter's description asks for, with the converted weights."""
+    """Build the model that the converter describes, with the converted weights."""
     description = converted.description
     recipe, backbone = getattr(recipes, description.recipe), named_backbone(description.backbone)
     config = recipe(backbone=backbone, behavior="released", **description.arguments)
@@ -74,7 +74,7 @@ def build(converted, *, denoising_queries=0):
 
 
 def in_float64(model):
-    """The model with weights of float64, and pixel means that were never rounded to float32 where they are ours."""
+    """Convert the model to float64, with our pixel means as they were before rounding to float32."""
     model.double()
     for name in ("pixel_mean", "pixel_std"):
         numbers = getattr(model, name).flatten()
@@ -85,7 +85,7 @@ def in_float64(model):
 
 
 def inputs(case):
-    """The case's batch in Detectron2's format; detections are asked for at the case's target sizes."""
+    """Make the batch of the case in Detectron2's format; detections are scaled to its target sizes."""
     return [
         as_record(image, boxes, labels, target_size)
         for image, (boxes, labels), target_size in zip(case.images(), case.targets(), case.target_sizes, strict=True)
@@ -103,7 +103,7 @@ def as_record(image, boxes, labels, target_size):
 
 @contextmanager
 def geometry_in_float32():
-    """Round as the public run did, whose geometry was float32 in a float64 model."""
+    """Round geometry to float32 in a float64 model, as the public run did."""
     embed, generate = tokenizer.embed_tokens, ProposalGenerator.forward
 
     def embed_in_float32(*args, dtype, **options):
@@ -129,7 +129,7 @@ def geometry_in_float32():
 
 @contextmanager
 def given_noise(noise):
-    """Let denoising take the stored numbers (B, G, 2, n, 10) instead of random ones; every box is chosen."""
+    """Replace the random numbers of denoising by stored ones (B, G, 2, n, 10); every box is chosen."""
 
     def numbers(true, sizes):
         return noise.new_zeros(len(noise), sizes[0]), noise.flatten(1)
@@ -141,9 +141,10 @@ def given_noise(noise):
 
 @dataclasses.dataclass(frozen=True)
 class Tolerances:
-    """How near: outputs and sums of logits relative to numbers of at least 1, losses and gradient norms relative.
+    """Tolerances of a case: of outputs and logit sums relative to at least 1, of losses and gradient norms relative.
 
-    Boxes of detections in `pixels`, which Detectron2 rounds to float32; their scores absolute.
+    Boxes of detections have an absolute tolerance in `pixels`, because Detectron2 rounds them to float32; scores have
+    an absolute one too.
     """
 
     output: float
@@ -163,15 +164,15 @@ def residual_blocks(backbone):
 
 
 def recompute_activations(modules):
-    """Keep what goes into a module for its backward pass, not what it computes: a fraction of the memory."""
+    """Store only the inputs of a module for its backward pass, which takes a fraction of the memory."""
     for module in modules:
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 class Run:
-    """A case computed here in float64: `expected` beside `output`, `losses`, `gradient_norms` and detections.
+    """The results of a case in float64: `expected`, and our `output`, `losses`, `gradient_norms` and detections.
 
-    The model, its gradients and its graph take gigabytes, and are gone when a test sees the numbers.
+    The model, its gradients and its graph take gigabytes, so they are freed before a test reads the numbers.
     """
 
     def __init__(self, name):
@@ -179,7 +180,7 @@ class Run:
         self.expected = self.case.outputs
         self.tolerances = GEOMETRY_IN_FLOAT32 if self.case.repository == "sparse_detr" else EXACT
         batch = inputs(self.case)
-        self.images = batch if "det1_boxes" in self.expected else batch[:1]  # those that detections are stored of
+        self.images = batch if "det1_boxes" in self.expected else batch[:1]  # those with stored detections
         model = self._build()
         if "det0_boxes" in self.expected:
             with torch.no_grad():
@@ -218,7 +219,7 @@ class Run:
                 self.detections = model.detections(output, self.images)
 
     def _take_norm(self, name, parameter):
-        """A gradient is complete when this is called, once a backward pass."""
+        """Store the norm of a gradient; called once in a backward pass, when the gradient is complete."""
         assert self.gradient_norms[name] == 0.0
         self.gradient_norms[name] = parameter.grad.norm().item()
         parameter.grad = None
@@ -242,12 +243,12 @@ def run(request):
 
 
 def cases_with(output):
-    """Run a test with the cases that store an output."""
+    """Parametrise a test with the cases that store an output."""
     return pytest.mark.parametrize("run", names_with(output), indirect=True)
 
 
 def near(run, ours, public, *, sums=False):
-    """Within the case's tolerance."""
+    """Compare within the tolerance of the case."""
     tolerance = run.tolerances.sums if sums else run.tolerances.output
     error = (ours.double() - public.double()).abs() / public.double().abs().clamp(min=1)
     assert error.max() <= tolerance, f"off by up to {error.max():.2e}"
@@ -272,7 +273,7 @@ def test_earlier_decoder_layers_predict_the_same(run, layer):
 
 
 def test_supervised_proposals_are_the_same(run):
-    """Those of all tokens, or of the chosen ones, best first."""
+    """Proposals of all tokens, or of the chosen ones, best first."""
     logits = run.expected.get("enc_logits_max", run.expected.get("enc_logits"))
     if logits is None:
         assert "proposals" not in run.groups
@@ -299,7 +300,7 @@ def test_the_same_tokens_are_kept_for_the_same_scores(run):
 
 @cases_with("temp_backbone_mask_prediction")
 def test_every_token_has_the_same_foreground_score(run):
-    """As the loss sees it, before padding gets the lowest."""
+    """The score as the loss reads it, before padding gets the lowest score."""
     near(run, run.output.token_scores, run.expected["temp_backbone_mask_prediction"].squeeze(-1))
 
 
@@ -321,14 +322,14 @@ def test_the_rows_of_the_selection_cover_the_same_share_of_attention(run):
 
 
 def public_loss_name(name, repository):
-    """`loss_class_enc_0` -> `loss_ce_enc_0`, and so on."""
+    """Return the public name of a loss, such as `loss_ce_enc_0` for `loss_class_enc_0`."""
     for ours, public in PUBLIC_LOSS[repository].items():
         name = name.replace(ours, public)
     return name
 
 
 def test_every_loss_is_the_same(run):
-    """Without denoising queries their losses are 0, but not absent."""
+    """Without denoising queries, their losses are 0 but present."""
     ours = {public_loss_name(name, run.case.repository): value for name, value in run.losses.items()}
     denoising_loss = re.compile(r"loss_(ce|class|bbox|giou)_dn(_\d)?")
     absent = {name: 0.0 for name in run.case.losses if denoising_loss.fullmatch(name)}
@@ -338,15 +339,15 @@ def test_every_loss_is_the_same(run):
 
 
 def test_every_gradient_has_the_same_norm(run):
-    """Without denoising queries nothing reaches the embedding of their labels."""
+    """Without denoising queries, the label embedding gets no gradient."""
     public = {run.names[name]: norm for name, norm in run.case.facts["grad_norms"].items()}
     assert run.gradient_norms == pytest.approx(public, rel=run.tolerances.gradient, abs=1e-12)
 
 
 def lookup(instances, expected, *, pixels, score):
-    """For every stored detection that is clear of the cut, whether one of the same label, box and score was found.
+    """Return for every stored detection above the cut whether a detection of the same label, box and score was found.
 
-    Scores lie as near as 1e-7 to each other, so ranks are not compared.
+    Scores differ by as little as 1e-7, so ranks are not compared.
 
     Args:
         instances: our detections of an image.
@@ -384,7 +385,7 @@ def test_inference_in_float32_finds_the_same_detections(run):
 
 @cases_with("dn_pred_boxes")
 def test_denoising_queries_predict_the_same(run):
-    """Of every slot of every group, used or not."""
+    """Queries of every slot of every group, with or without a box."""
     near(run, run.groups["denoising_5"].boxes, run.expected["dn_pred_boxes"])
     near(run, run.groups["denoising_5"].logits.sum(-1), run.expected["dn_pred_logits_sum"], sums=True)
     for layer in range(5):
@@ -412,6 +413,6 @@ def test_every_backbone_that_the_converter_names_can_be_built(call):
 
 
 @pytest.mark.parametrize("call", ["resnet(open('/'))", "resnet", "__import__('os')", "os.system('true')", "resnet(50"])
-def test_a_text_that_is_no_recipe_is_not_run(call):
+def test_a_text_that_is_no_recipe_is_not_executed(call):
     with pytest.raises((ValueError, AttributeError, SyntaxError)):
         named_backbone(call)

@@ -60,7 +60,7 @@ def imported_modules(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{relative(path)} imports relatively, which this test does not follow"
+            assert node.level == 0, f"{path} imports relatively, which this test does not follow"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -122,6 +122,24 @@ def test_the_eight_files_of_the_flow_are_those_that_an_image_passes():
         sys.setprofile(None)
     assert len(listed) <= 8
     assert passed - {"inputs.py", "classification.py"} == listed
+
+
+# Detectron2's ways from a config to a model or a part of it, and the files that may use them: `build_detector`, which
+# everything else calls, and what Detectron2's registries call.
+BUILDERS = ("detectron2.config.instantiate", "detectron2.modeling.build_model", "detectron2.model_zoo")
+BUILDING = {"config/building.py", "config/model.py", "recipes/meta_arch.py", "recipes/backbones.py"}
+
+
+def test_there_is_one_way_from_a_config_to_a_model():
+    outside = [path for folder in ("scripts", "projects", "ops") for path in (ROOT.parent / folder).rglob("*.py")]
+    outside = [path for path in outside if path.parent.name != "configs"]
+    using = {
+        path.relative_to(ROOT.parent).as_posix()
+        for path in (*ROOT.rglob("*.py"), *outside)
+        if any(name.startswith(BUILDERS) for name in imported_modules(path))
+    }
+    assert len(outside) > 5
+    assert using == {f"sparse_detr/{file}" for file in BUILDING}
 
 
 @pytest.mark.parametrize("path", sources("modeling"))

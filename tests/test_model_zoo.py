@@ -32,6 +32,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         model_zoo.get_config_file("SparseDETR/other.py")
 
 
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_empty_name_is_no_config(name):
+    with pytest.raises(UserError, match=f"no config '{name}'; there are"):
+        model_zoo.get_config_file(name)
+
+
 def test_an_unknown_project_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"DABDETR/\.\.\., DINO/\.\.\., .*FocusDETR/\.\.\."):
         model_zoo.get_config_file("YOLO/x.py")

@@ -1,6 +1,7 @@
 """A predictor gives the detections of the evaluation, for images of every form, in any thread and process."""
 
 import copy
+import io
 import json
 import multiprocessing
 import pickle
@@ -147,9 +148,9 @@ def test_every_form_of_an_image_gives_the_same(predictor, folder):
 
 def test_gray_images_of_every_form_give_the_same(predictor, folder):
     gray, gray16 = (np.array(Image.open(folder / name)) for name in ("gray.png", "gray16.png"))
-    for image in (gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None]):
+    for image in (gray, gray.view(np.matrix), gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None]):
         assert_equal(predictor(image), predictor(folder / "gray.png"))
-    for image in (gray16, Image.open(folder / "gray16.png"), gray16.astype(np.float32) / 65535):
+    for image in (gray16, gray16.astype(">u2"), Image.open(folder / "gray16.png"), gray16.astype(np.float32) / 65535):
         assert_equal(predictor(image), predictor(folder / "gray16.png"))
 
 
@@ -164,15 +165,25 @@ def test_one_image_gives_instances_and_several_a_list(predictor, folder):
     assert predictor([]) == []
 
 
-def test_images_of_one_size_give_the_same_in_a_batch_as_alone(yacs_predictor, folder):
-    images = [yacs_predictor.read(folder / name) for name in ("rgb.png", "gray.png", "palette.png")]
-    for batched, alone in zip(yacs_predictor(images, batch_size=2), yacs_predictor(images), strict=True):
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_images_of_any_size_give_the_same_in_a_batch_as_alone(yacs_predictor, folder, batch_size):
+    names = ("rgb.png", "square.png", "gray.png", "turned.jpg", "palette.png")
+    images = [yacs_predictor.read(folder / name) for name in names]
+    for batched, alone in zip(yacs_predictor(images, batch_size=batch_size), yacs_predictor(images), strict=True):
+        assert batched.image_size == alone.image_size
         torch.testing.assert_close(rows(batched), rows(alone), atol=1e-4, rtol=1e-5)
 
 
-def test_a_padded_image_gives_the_same_as_alone_unless_the_backbone_sees_the_padding(predictor, folder):
+def test_images_of_one_size_go_through_the_model_together(predictor, folder, monkeypatch):
+    calls, model = [], predictor.model
+    monkeypatch.setattr(predictor, "model", lambda inputs: calls.append(len(inputs)) or model(inputs))
+    predictor([folder / name for name in ("rgb.png", "square.png", "gray.png", "palette.png")], batch_size=3)
+    assert calls == [2, 1, 1]
+
+
+def test_outputs_of_a_padded_batch_equal_those_of_its_images_unless_the_backbone_sees_the_padding(predictor, folder):
     paths = [folder / name for name in ("rgb.png", "square.png", "turned.jpg")]
-    for batched, alone in zip(predictor(paths, batch_size=3), predictor(paths), strict=True):
+    for batched, alone in zip(predictor.outputs(paths).instances, predictor(paths), strict=True):
         torch.testing.assert_close(rows(batched), rows(alone), atol=1e-4, rtol=1e-5)
 
 
@@ -273,7 +284,7 @@ WRONG_IMAGES = {
     "channels last": (torch.zeros(8, 8, 3, dtype=torch.uint8), r"give \(3, h, w\): permute\(2, 0, 1\)"),
     "alpha": (np.zeros((8, 8, 4), np.uint8), r"drop the alpha channel with image\[..., :3\]"),
     "alpha tensor": (torch.zeros(4, 8, 8, dtype=torch.uint8), r"drop the alpha channel with image\[:3\]"),
-    "float tensor": (torch.zeros(3, 8, 8), "of float32; give uint8 with values of 0 to 255"),
+    "float tensor": (torch.zeros(3, 8, 8), r"image 1 is a tensor \(3, 8, 8\) of torch.float32; give uint8 with values"),
     "a batch": (
         np.zeros((2, 8, 8, 3), np.uint8),
         r"every image of a batch by itself, \(H, W, 3\): list",
@@ -282,9 +293,16 @@ WRONG_IMAGES = {
     "no pixel": (np.zeros((0, 8, 3), np.uint8), "so it has no pixel; leave it out"),
     "no image": (7, "image 1 is of type int; give a path, a PIL.Image, a NumPy array"),
     "a record": ({"file_name": "x.png"}, "image 1 is of type dict"),
-    "bytes": (b"PNG", "image 1 is of type bytes"),
+    "bytes": (b"PNG", r"image 1 is of type bytes; give PIL.Image.open\(io.BytesIO\(data\)\)"),
     "nothing": (None, "image 1 is of type NoneType"),
     "absent": ("absent.png", "absent.png: no such file"),
+    "a tensor without values": (
+        torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"),
+        "image 1 is a tensor .* on meta",
+    ),
+    "a sparse tensor": (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "give a dense one"),
+    "an open file": (io.BytesIO(b"PNG"), r"image 1 is of type BytesIO; give PIL.Image.open\(file\)"),
+    "a folder": (ROOT, "is a folder; name a file in it"),
     "wide floats": (np.full((8, 8), 300, np.float32), "image 1: a float image with values from 300 to 300"),
 }
 
@@ -299,7 +317,15 @@ def test_a_wrong_image_is_named_with_the_remedy(predictor, folder, kind):
 def test_a_wrong_image_alone_is_refused_as_well(predictor, folder):
     with pytest.raises(ImageError, match="broken.png: not an image in a known format"):
         predictor(folder / "broken.png")
-    for image in (7, None, {"file_name": "x.png"}, b"PNG", np.zeros((2, 8, 8, 3), np.uint8)):
+    for image in (
+        7,
+        None,
+        {"file_name": "x.png"},
+        b"PNG",
+        bytearray(b"PNG"),
+        io.BytesIO(b"PNG"),
+        np.zeros((2, 8, 8, 3), np.uint8),
+    ):
         with pytest.raises(ImageError, match="image 0"):
             predictor(image)
 
@@ -318,7 +344,9 @@ def test_a_wrong_image_alone_is_refused_as_well(predictor, folder):
             "top_k is 11, but .* at most 10 detections; set model.postprocess.num_detections=11",
         ),
         ({"batch_size": 1.5}, "batch_size 1.5 cannot be used"),
+        ({"top_k": 2.0}, "top_k 2.0 cannot be used; give a whole number"),
         ({"channel_order": "rgb"}, "channel_order is 'rgb'; give RGB or BGR"),
+        ({"threshold": 0.5}, "there is no option 'threshold'; there are score_threshold, top_k"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_allowed_values(predictor, folder, options, message):
@@ -326,6 +354,24 @@ def test_a_wrong_option_is_named_with_the_allowed_values(predictor, folder, opti
         predictor(folder / "rgb.png", **options)
     with pytest.raises(UserError, match=message):
         Predictor(make_config(), folder / "sparse.pth", **options)
+
+
+def test_numbers_of_numpy_are_numbers(predictor, folder):
+    found = predictor(folder / "rgb.png", top_k=np.int64(2), keep_ratio=np.float32(0.5), score_threshold=np.float32(0))
+    assert_equal(found, predictor(folder / "rgb.png", top_k=2, keep_ratio=0.5))
+
+
+def test_read_refuses_another_channel_order(predictor):
+    with pytest.raises(UserError, match="channel_order is 'rgb'; give RGB or BGR"):
+        predictor.read(np.zeros((8, 8, 3), np.uint8), channel_order="rgb")
+
+
+def test_outputs_say_what_they_cannot_give(predictor, folder, monkeypatch):
+    with pytest.raises(UserError, match="there is no image; give one or more"):
+        predictor.outputs([])
+    monkeypatch.setattr(predictor, "model", torch.nn.Identity())
+    with pytest.raises(UserError, match="a Identity gives detections alone; call the predictor itself"):
+        predictor.outputs(folder / "rgb.png")
 
 
 def test_a_dense_model_has_no_keep_ratio(folder):
@@ -419,6 +465,9 @@ def test_given_class_names_set_the_number_of_classes(folder, predictor):
     assert named.class_names == list("abcde")
     with pytest.raises(UserError, match="class_names is the text 'cat'; give a list of names"):
         Predictor(cfg, folder / "sparse.pth", class_names="cat")
+    for wrong in ({0: "cat"}, 5, [1, 2], (name for name in "abcde")):
+        with pytest.raises(UserError, match="class_names is .*; give a list of names, one a class in their order"):
+            Predictor(cfg, folder / "sparse.pth", class_names=wrong)
     assert_equal(named(folder / "rgb.png"), predictor(folder / "rgb.png"))
 
 
@@ -427,8 +476,10 @@ def test_a_config_from_a_gpu_machine_works_on_the_cpu_unless_a_gpu_is_requested(
     cfg = make_config()
     cfg.train.device = "cuda"
     assert_equal(Predictor(cfg, folder / "sparse.pth")(folder / "rgb.png"), predictor(folder / "rgb.png"))
-    for device, problem in {"cuda": "but no GPU can be used here", "gpu": "which torch does not know"}.items():
-        with pytest.raises(UserError, match=f"device is '{device}', {problem}; give another one"):
+    no_gpu = "but no GPU can be used here"
+    problems = {"cuda": no_gpu, 0: no_gpu, "gpu": "which torch does not know", "meta": "which holds no values"}
+    for device, problem in problems.items():
+        with pytest.raises(UserError, match=f"device is '(cuda:)?{device}', {problem}; give another one"):
             Predictor(cfg, folder / "sparse.pth", device=device)
 
 

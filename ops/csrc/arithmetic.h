@@ -5,7 +5,7 @@
 // and reads the bilinear mean of the four cells around it:
 //     sum over corners c of share_c * value[cell_c],   right = px - floor(px),   down = py - floor(py),
 //     shares (1 - right)(1 - down), right (1 - down), (1 - right) down, right down.
-// A corner outside of the level reads as zero, and so does a sample whose location is infinite or not a number.
+// A corner outside of the level reads as zero, and so does a sample whose location is infinite or NaN.
 //
 // V is float or double on the GPU. In the CPU kernels it is a SIMD vector of them, and a lane is a sample.
 #pragma once
@@ -20,7 +20,7 @@
 
 namespace sparse_detr {
 
-// The type that a stored T is computed in: half precision in float.
+// The type in which a stored T is computed: float for half precision.
 template <class T>
 struct Computed {
   using Type = float;
@@ -35,7 +35,7 @@ using RealOf = typename Computed<T>::Type;
 // Top left, top right, bottom left, bottom right.
 constexpr int kCorners = 4;
 
-// What the formulas need beyond V's operators; vector.h specialises it for SIMD vectors.
+// What the formulas need besides the operators of V; vector.h specialises it for SIMD vectors.
 template <class V>
 struct Lanes {
   using Scalar = V;
@@ -57,19 +57,19 @@ using IntOf = typename Lanes<V>::Int;
 template <class V>
 using MaskOf = typename Lanes<V>::Mask;
 
-// The attention reads at shift -0.5; the public Sparse DETR draws its attention map at 0.
+// The attention reads with shift -0.5; the public Sparse DETR computes its attention map with 0.
 template <class V>
 SPARSE_DETR_HD V pixel_of_location(V location, V size, ScalarOf<V> shift) {
   return location * size + shift;
 }
 
-// A reference point (x, y): offsets are pixels of the level.
+// A reference point (x, y), to which offsets in pixels of the level are added.
 template <class V>
 SPARSE_DETR_HD V pixel_around_point(V centre, V offset, V size) {
   return centre * size + offset - ScalarOf<V>(0.5);
 }
 
-// A reference box (x, y, w, h): num_points pixels of offset are half of the box; `half_share` is 0.5 / num_points.
+// A reference box (x, y, w, h), of which an offset of num_points is half; `half_share` is 0.5 / num_points.
 template <class V>
 SPARSE_DETR_HD V pixel_around_box(V centre, V extent, V offset, V size, ScalarOf<V> half_share) {
   return (centre + offset * extent * half_share) * size - ScalarOf<V>(0.5);
@@ -94,7 +94,7 @@ template <class V>
 SPARSE_DETR_HD Footprint<V> footprint(V x, V y, V width, V height) {
   using L = Lanes<V>;
   using Scalar = ScalarOf<V>;
-  // False for a coordinate that is not a number. What is not touched is moved to 0, so that it can become an integer.
+  // False for NaN. A coordinate that does not touch the level becomes 0, so that it can be an integer.
   const MaskOf<V> touched = (x >= Scalar(-1)) & (y >= Scalar(-1)) & (x < width) & (y < height);
   x = L::select(touched, x, L::all(0));
   y = L::select(touched, y, L::all(0));
@@ -113,7 +113,7 @@ SPARSE_DETR_HD Footprint<V> footprint(V x, V y, V width, V height) {
   return result;
 }
 
-// Bilinear mean of what the corners hold (zero outside of the level).
+// Bilinear mean of the values at the corners (zero outside of the level).
 template <class V>
 SPARSE_DETR_HD V interpolate(const V (&corner)[kCorners], V right, V down) {
   const V top = corner[0] + right * (corner[1] - corner[0]);
@@ -131,7 +131,7 @@ SPARSE_DETR_HD V slope_y(const V (&corner)[kCorners], V right) {
   return (ScalarOf<V>(1) - right) * (corner[2] - corner[0]) + right * (corner[3] - corner[1]);
 }
 
-// What every corner weighs in that mean. Also the attention map: what every cell receives of a sample's weight.
+// Weight of every corner in that mean; in the attention map, the share of a sample's weight that its cell receives.
 template <class V>
 SPARSE_DETR_HD void shares(V right, V down, V weight, V (&share)[kCorners]) {
   const V below = weight * down, above = weight - below;
@@ -141,7 +141,7 @@ SPARSE_DETR_HD void shares(V right, V down, V weight, V (&share)[kCorners]) {
   share[2] = below - share[3];
 }
 
-// The chain rule, but 0 for a gradient of 0: a sample that reads nothing may have an infinite factor.
+// The chain rule, but 0 for a gradient of 0, because a sample that reads nothing may have an infinite factor.
 template <class V>
 SPARSE_DETR_HD V chain(V gradient, V factor) {
   return Lanes<V>::select(gradient == ScalarOf<V>(0), gradient, gradient * factor);

@@ -1,5 +1,5 @@
-// Checks of every native operator's tensors. The public Python functions have better messages; these checks guard the
-// memory of a caller of the operators themselves, such as an exported program.
+// Checks of the tensors of all native operators. The public Python functions have better messages; these checks protect
+// memory if the operators are called directly, as by an exported program.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -28,16 +28,16 @@ inline void check_sizes(const Tensor& tensor, std::initializer_list<int64_t> siz
   STD_TORCH_CHECK(equal, name, " must be ", letters, " with the sizes of the other arguments");
 }
 
-// Tokens of an image stay below this, so that a cell, also one just outside of its level, is a number of 32 bits.
+// An image must have fewer tokens than this, so that the number of a cell, even just outside of a level, fits 32 bits.
 constexpr int64_t kMaxTokens = int64_t{1} << 28;
 
-// Sizes of which a product is taken somewhere: with each below 2^31, no product of two of them overflows.
+// Two sizes whose product is computed; with each below 2^31, it does not overflow.
 inline void check_product(int64_t a, int64_t b, const char* what) {
   STD_TORCH_CHECK(a <= INT32_MAX && b <= INT32_MAX && a * b <= INT32_MAX, what, " must be fewer than 2^31, got ", a,
                   " x ", b);
 }
 
-// N of what `spatial_shapes` describe.
+// N, from `spatial_shapes`.
 inline int64_t count_tokens(const Shapes& spatial_shapes, int64_t levels) {
   STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, "spatial_shapes must have (h, w) of ",
                   levels, " levels, got ", spatial_shapes.size(), " numbers");

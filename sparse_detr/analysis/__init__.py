@@ -1,1 +1,1 @@
-"""Measures of a detector: its FLOPs and times, what its token selection keeps and loses, and tables of them."""
+"""Measures of a detector: its FLOPs and times, what its token selection covers, and tables of these."""

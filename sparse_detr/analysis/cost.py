@@ -1,4 +1,4 @@
-"""What a detector costs: FLOPs by part, and times of several models taken in turn."""
+"""The cost of a detector: FLOPs by part, and paired times of several models."""
 
 import statistics
 import time
@@ -16,19 +16,21 @@ PARTS = {"encoder": ("encoder", "selector"), "selection": ("selector",), "decode
 
 
 @torch.no_grad()
-def gigaflops(model: nn.Module, image: Tensor) -> dict[str, float]:
+def gigaflops(model: nn.Module, image: Tensor, budget: Any = None) -> dict[str, float]:
     """Count the GFLOPs of one image at inference with Detectron2's counter; one multiply-add is one FLOP.
 
     Args:
         model: a detector; it is left in eval mode.
         image: (3, h, w) uint8.
+        budget: as in a call of the model: a share of the tokens, or a `Budget`; None for the model's own.
 
     Returns:
         `total`, and those of `PARTS`.
     """
     register_flop_handles()
-    # "caller": what the encoder borrows, such as a prediction head, counts as the encoder's.
-    counted = FlopCountAnalysis(model.eval(), [{"image": image}]).ancestor_mode("caller")
+    inputs = [{"image": image}] if budget is None else ([{"image": image}], budget)
+    # "caller": FLOPs of a module that the encoder calls, such as a prediction head, count for the encoder.
+    counted = FlopCountAnalysis(model.eval(), inputs).ancestor_mode("caller")
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     flops = {name.removeprefix("model."): count / 1e9 for name, count in counted.by_module().items()}
     parts = {part: sum(flops.get(name, 0) for name in names) for part, names in PARTS.items()}
@@ -36,7 +38,7 @@ def gigaflops(model: nn.Module, image: Tensor) -> dict[str, float]:
 
 
 def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequence[Any]) -> dict[str, float]:
-    """Return the median seconds of every action; all take one input before the next, so that other load hits all alike.
+    """Return the median seconds of every action; actions run in turn on every input, so other load affects all alike.
 
     Args:
         actions: by name; their order rotates.

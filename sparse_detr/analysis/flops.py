@@ -1,11 +1,11 @@
-"""FLOPs of attention, which fvcore and with it Detectron2's unmodified `analyze_model` learn to count.
+"""FLOPs of attention, for fvcore and so for Detectron2's unmodified `analyze_model`.
 
 fvcore has no handle for `scaled_dot_product_attention`, nor for the fused kernel that `nn.MultiheadAttention` takes in
 eval mode, so a transformer's attention counts as zero. As in fvcore, one multiply-add is one flop; softmax and masks
 are free.
 
-Multi-scale deformable attention counts the same with every backend: as fvcore counts `grid_sample`, which the one in
-PyTorch is made of.
+Multi-scale deformable attention counts the same with every backend: as fvcore counts `grid_sample`, from which the
+reference is made.
 """
 
 from collections.abc import Callable

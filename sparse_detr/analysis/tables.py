@@ -21,7 +21,7 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def markdown_rows(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterable[str]:
-    """Yield the lines of a table in Markdown, each as soon as its row is there."""
+    """Yield the lines of a table in Markdown, each as soon as its row is known."""
     header = list(header)
     yield _row(header)
     yield _row("---" for _ in header)

@@ -1,6 +1,6 @@
-"""What a token selection keeps, and what it misses.
+"""Measures of a token selection: the tokens, attention and true boxes that it covers.
 
-Everything here looks at boolean masks and maps over the token sequence, (B, N), and at the `Pyramid` they lie on.
+The functions take boolean masks and maps over the token sequence, (B, N), and its `Pyramid`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,62 +12,62 @@ from torch import Tensor, nn
 from sparse_detr.structures import Pyramid, TokenSelection
 
 
-def kept_share(kept_mask: Tensor, pyramid: Pyramid) -> Tensor:
-    """Return the share of real tokens that are kept, for every image and level.
+def kept_share(keep: Tensor, pyramid: Pyramid) -> Tensor:
+    """Return the share of valid tokens that are kept, for every image and level.
 
     Args:
-        kept_mask: (B, N) bool, True on kept (or referenced) tokens.
+        keep: (B, N) bool, True on kept (or referenced) tokens.
         pyramid: geometry.
 
     Returns:
         (B, L) in [0, 1].
     """
-    kept = _sum_per_level((kept_mask & ~pyramid.padding_mask).float(), pyramid)
+    kept = _sum_per_level((keep & ~pyramid.padding_mask).float(), pyramid)
     return kept / pyramid.valid_sizes.prod(-1)
 
 
-def covered_attention(kept_mask: Tensor, attention_map: Tensor) -> Tensor:
-    """Return the share of the decoder's attention that falls on kept tokens: Sparse DETR's correlation metric.
+def covered_attention(keep: Tensor, attention_map: Tensor) -> Tensor:
+    """Return the share of the decoder's attention on kept tokens: the correlation metric of Sparse DETR.
 
     Args:
-        kept_mask: (B, N) bool.
+        keep: (B, N) bool, True on kept tokens.
         attention_map: (B, N), not negative.
 
     Returns:
-        (B,) in [0, 1]; NaN, meaning undefined, where the decoder paid no attention at all.
+        (B,) in [0, 1]; NaN if the decoder paid no attention at all.
     """
-    return (attention_map * kept_mask).sum(-1) / attention_map.sum(-1)
+    return (attention_map * keep).sum(-1) / attention_map.sum(-1)
 
 
-def covered_attention_per_level(kept_mask: Tensor, attention_map: Tensor, pyramid: Pyramid) -> Tensor:
+def covered_attention_per_level(keep: Tensor, attention_map: Tensor, pyramid: Pyramid) -> Tensor:
     """Return `covered_attention` of every level on its own, (B, L); NaN on levels without attention."""
-    levels = zip(pyramid.split(kept_mask), pyramid.split(attention_map), strict=True)
+    levels = zip(pyramid.split(keep), pyramid.split(attention_map), strict=True)
     return torch.stack([covered_attention(kept, attention) for kept, attention in levels], -1)
 
 
-def covered_boxes(kept_mask: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
-    """Return for every true box whether a token was kept to find it by.
+def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
+    """Return for every true box whether a kept token covers it.
 
-    A box is covered if the centre of a kept token lies in it. One that is too small to hold the centre of any token is
-    covered if one of the tokens whose cell its own centre lies in is kept.
+    A box is covered if it contains the centre of a kept token. A box that contains no centre of any token is covered if
+    its own centre lies in the cell of a kept token.
 
     Args:
-        kept_mask: (B, N) bool.
+        keep: (B, N) bool, True on kept tokens.
         boxes: (T, 4) of every image, cxcywh in [0, 1] of the unpadded image.
         pyramid: geometry.
 
     Returns:
         (T,) bool of every image; the mean of all of them is the recall of the selection.
     """
-    real, centers = ~pyramid.padding_mask, pyramid.centers(torch.float32)
+    valid, centers = ~pyramid.padding_mask, pyramid.centers(torch.float32)
     half_cells = 0.5 / pyramid.token_valid_sizes.flip(-1).float()
     covered = []
     for image, image_boxes in enumerate(boxes):
         distance = (centers[image, :, None] - image_boxes[:, :2]).abs()  # (N, T, 2)
-        inside = _within(distance, image_boxes[:, 2:] / 2, real[image])
-        around = _within(distance, half_cells[image, :, None], real[image])
+        inside = _within(distance, image_boxes[:, 2:] / 2, valid[image])
+        around = _within(distance, half_cells[image, :, None], valid[image])
         tokens = torch.where(inside.any(0), inside, around)
-        covered.append((tokens & kept_mask[image, :, None]).any(0))
+        covered.append((tokens & keep[image, :, None]).any(0))
     return covered
 
 
@@ -78,8 +78,8 @@ def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
     the referenced-token ratio.
 
     Args:
-        sampling_locations: (B, ..., L, P, 2) as (x, y) in [0, 1] of the padded levels, of as many layers, queries and
-            heads as there are.
+        sampling_locations: (B, ..., L, P, 2) as (x, y) in [0, 1] of the padded levels, for any number of layers,
+            queries and heads.
         pyramid: geometry.
 
     Returns:
@@ -117,7 +117,7 @@ def object_tokens(selection: TokenSelection, rows: dict[int, Tensor]) -> Tensor 
 
 @contextmanager
 def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
-    """Collect the (B, J) rows that attend to each other in every encoder layer by its number, while the block runs."""
+    """Collect the object rows (B, J) of every encoder layer by its number, while the block runs."""
     rows: dict[int, Tensor] = {}
 
     def watch(number: int, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -133,9 +133,9 @@ def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
         yield rows
 
 
-def _within(distance: Tensor, reach: Tensor, real: Tensor) -> Tensor:
-    """Return (N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is not padding (N,)."""
-    return (distance <= reach).all(-1) & real[:, None]
+def _within(distance: Tensor, reach: Tensor, valid: Tensor) -> Tensor:
+    """Return (N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is `valid` (N,)."""
+    return (distance <= reach).all(-1) & valid[:, None]
 
 
 def _sum_per_level(values: Tensor, pyramid: Pyramid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Backbones that Detectron2 lacks."""
+"""Backbones that Detectron2 does not have."""
 
 # ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2

@@ -16,11 +16,14 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 class MobileNetV2(Backbone):
     """MobileNetV2 1.0 with frozen batch norm.
 
-    Parameters are named as torchvision's `mobilenet_v2().features`.
+    Parameters have the names of torchvision's `mobilenet_v2().features`.
 
     Args:
         out_features: maps to return, of `stride4`, `stride8`, `stride16` and `stride32`.
-        freeze_at: parts without gradient: 0 none, 1 up to stride 2, 2 up to stride 4, ..., 5 everything.
+        freeze_at: which parts have no gradient: 0 none, 1 up to stride 2, 2 up to stride 4, ..., 5 everything.
+
+    Raises:
+        ValueError: there is no such map.
     """
 
     # Last block before the next stride, and its channels.
@@ -30,7 +33,7 @@ class MobileNetV2(Backbone):
         super().__init__()
         unknown = set(out_features) - set(self.stages)
         if unknown:
-            raise ValueError(f"out_features {sorted(unknown)} are not among {list(self.stages)}")
+            raise ValueError(f"out_features has no maps {sorted(unknown)}; choose from {', '.join(self.stages)}")
         self.features = mobilenet_v2(weights=None).features
         names = list(self.stages)
         for index in range(self.stages[names[freeze_at - 1]][0] + 1 if freeze_at else 0):
@@ -43,7 +46,7 @@ class MobileNetV2(Backbone):
         self._out_features = list(out_features)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps by name of (B, 3, H, W)."""
+        """Return maps by name of images (B, 3, H, W)."""
         outputs = {}
         for index, block in enumerate(self.features):
             x = _run_folded(block, x)
@@ -59,7 +62,7 @@ class MobileNetV2(Backbone):
 
 
 def _run_folded(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a block with every frozen batch norm folded into the convolution before it, which saves two passes."""
+    """Run a block with every frozen batch norm folded into the convolution before it, for speed."""
     if isinstance(module, InvertedResidual):
         y = _run_folded(module.conv, x)
         return x + y if module.use_res_connect else y

@@ -1,4 +1,4 @@
-"""Detectron2's Swin transformer, in half precision as well."""
+"""Detectron2's Swin transformer, which here also runs in half precision."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from detectron2.modeling.backbone.swin import WindowAttention
 
 
 class SwinTransformer(D2SwinTransformer):
-    """Detectron2's, whose masks of shifted windows are float32 whatever the weights are; here they are as the weights.
+    """Detectron2's Swin transformer with masks in the dtype of the weights; Detectron2's are always float32.
 
     Args:
-        options: see Detectron2's class, which has the same parameters.
+        options: arguments of Detectron2's class.
     """
 
     def __init__(self, **options: Any):

@@ -46,7 +46,14 @@ def _check_call(key: str, group: dict[str, Any]) -> None:
     try:
         function: Any = locate(target) if isinstance(target, str) else target
     except Exception as error:  # importing what a config names may raise anything
-        raise UserError(f"{key}._target_={target} cannot be imported: {error}") from error
+        if is_ours(target):
+            raise UserError(
+                f"{key}._target_={target} is not in this version of sparse_detr; in place of a config.yaml of another "
+                "version give the config that its training was started with and the same overrides: its checkpoints "
+                "load and resume"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{key}._target_={target} cannot be imported: {reason}") from error
     if not callable(function):
         raise UserError(f"{key}._target_={target} cannot be used; give the name of a class or a function")
     for name, hint in _hints(function).items():

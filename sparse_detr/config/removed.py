@@ -142,7 +142,7 @@ YAML_ROWS = {
 def successor_of(path: str) -> str | None:
     """Return an error's text that says what replaces a removed config file; None if the file was never there."""
     name = _RENAMED.get(Path(path).stem, Path(path).stem)
-    lazy = Path(path).with_name(f"{name}.py")
+    lazy = Path(path).parent / f"{name}.py"
     if Path(path).suffix == ".yaml" and name in YAML_ROWS:
         start, overrides = YAML_ROWS[name]
         return f"{path} is gone; use {start} with {' '.join(map(_shell_quoted, overrides))}, or the lazy config {lazy}"

@@ -36,6 +36,8 @@ def device_problem(device: str) -> str:
         kind, index = torch.device(device).type, torch.device(device).index
     except RuntimeError:
         return "which torch does not know"
+    if kind == "meta":
+        return "which holds no values"
     if kind == "mps" and not torch.backends.mps.is_available():
         return "which cannot be used here"
     if kind == "cuda" and not torch.cuda.is_available():

@@ -38,14 +38,19 @@ def read_any_image(
         BadImageError: the image cannot be used; names it, the reason and the remedy.
     """
     if isinstance(image, str | os.PathLike):
-        return read_image(os.fspath(image), "RGB", value_range)
+        return read_image(os.path.expanduser(os.fspath(image)), "RGB", value_range)
     if isinstance(image, Image.Image):
         return _from_pillow(image, value_range, name)
     if isinstance(image, torch.Tensor):
         return _from_array(_channels_last(image, name), channel_order, value_range, name)
     if isinstance(image, np.ndarray):
         return _from_array(image, channel_order, value_range, name)
-    raise BadImageError(f"{name} is of type {type(image).__name__}; {ACCEPTED_FORMS}", "form")
+    remedy = ACCEPTED_FORMS
+    if hasattr(image, "read"):
+        remedy = "give PIL.Image.open(file)"
+    elif isinstance(image, bytes | bytearray | memoryview):
+        remedy = "give PIL.Image.open(io.BytesIO(data))"
+    raise BadImageError(f"{name} is of type {type(image).__name__}; {remedy}", "form")
 
 
 def _from_pillow(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
@@ -63,16 +68,22 @@ def _channels_last(image: torch.Tensor, name: str) -> np.ndarray:
     found = f"{name} is a tensor {tuple(image.shape)} of {image.dtype}"
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
         raise BadImageError(f"{found}; {_remedy(image.shape, first=True)}", "form")
-    if image.dtype == torch.bfloat16:  # NumPy has no such type
+    is_gray = image.ndim == 2 or image.shape[0] == 1
+    if image.dtype != torch.uint8 and not (is_gray and image.dtype in (torch.uint16, torch.float32)):
         raise BadImageError(f"{found}; give uint8 with values of 0 to 255", "form")
-    values = image.detach().cpu()
-    return (values if values.ndim == 2 else values.permute(1, 2, 0)).numpy()
+    if image.is_meta or image.layout != torch.strided:
+        raise BadImageError(
+            f"{found} on {image.device} in the layout {image.layout}; give a dense one with values", "form"
+        )
+    values = image.numpy(force=True)
+    return values if values.ndim == 2 else values.transpose(1, 2, 0)
 
 
 def _from_array(
     image: np.ndarray, channel_order: str, value_range: tuple[float, float] | None, name: str
 ) -> np.ndarray:
     found = f"{name} is an array {image.shape} of {image.dtype}"
+    image = np.asarray(image, dtype=image.dtype.newbyteorder("="))  # no matrix, and in the byte order of the machine
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
         raise BadImageError(f"{found}; {_remedy(image.shape, first=False)}", "form")
     if image.size == 0:

@@ -218,6 +218,8 @@ def _reason(file_name: str, error: Exception) -> str:
             f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, the most that are read; cut it into tiles, or "
             f"set the environment variable {MAX_PIXELS_VARIABLE} to a larger number if the memory suffices"
         )
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; name a file in it"
     if "://" not in str(file_name) and Path(file_name).is_file() and Path(file_name).stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):

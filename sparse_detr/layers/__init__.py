@@ -1,4 +1,4 @@
-"""Building blocks that know nothing of detectors."""
+"""Layers that do not depend on a detector."""
 
 from sparse_detr.layers.attention import SelfAttention, attention_mask, multi_head_attention, token_mask
 from sparse_detr.layers.blocks import MLP, FeedForward, copies

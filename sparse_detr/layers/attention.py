@@ -1,4 +1,4 @@
-"""Full multi-head attention, of all to all, whose masks are broadcast, not written out for every head."""
+"""Full multi-head attention, with masks that are broadcast over the heads instead of repeated for each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sparse_detr.structures import Pyramid
 
 
 def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor | None:
-    """Return what `multi_head_attention` takes as a mask; None where everything is attended to.
+    """Make the mask of `multi_head_attention`; None if every query may attend to every key.
 
     Args:
-        valid: (B, S) bool, False on keys that no query may attend to; None for no such keys.
-        keep: (Q, S) bool, True where the query of the row may attend to the key of the column; None for everywhere.
+        valid: (B, S) bool, False on keys that no query may attend to; None if there are no such keys.
+        keep: (Q, S) bool, True where the query of the row may attend to the key of the column; None if all may.
 
     Returns:
         (B, 1, Q or 1, S) or (Q, S) bool, True where a query may attend to a key.
@@ -26,7 +26,7 @@ def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor |
 
 
 def token_mask(pyramid: Pyramid) -> Tensor | None:
-    """Return the `attention_mask` of keys that are tokens of a pyramid: padding is not attended to."""
+    """Make the mask for keys that are the tokens of a pyramid: no query may attend to padding."""
     return attention_mask(~pyramid.padding_mask if pyramid.has_padding else None)
 
 
@@ -52,9 +52,9 @@ def multi_head_attention(
 
 
 class SelfAttention(nn.Module):
-    """Self-attention whose queries and keys know their position and whose values do not (DETR, appendix A.3).
+    """Self-attention with positions added to queries and keys, but not to values (DETR, appendix A.3).
 
-    Its parameters are those of `nn.MultiheadAttention`, which would write a mask out as a float for every head.
+    Its parameters are named as those of `nn.MultiheadAttention`, which would repeat a mask as float for every head.
 
     Args:
         embed_dim: C.
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform over the three projections together."""
+        """Initialise the three input projections together, Xavier-uniform."""
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, content: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:

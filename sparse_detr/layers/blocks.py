@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons of detection transformers."""
+"""Multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them: the box head of DETR.
+    """Linear layers with ReLU between them, such as the box head of DETR.
 
     Args:
         sizes: channels from the input to the output; `(256, 256, 4)` makes two layers.
@@ -22,12 +22,12 @@ class MLP(nn.Module):
 
     @property
     def linears(self) -> list[nn.Linear]:
-        """The layers, typed."""
+        """The linear layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return self.linears[0].weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,12 +38,12 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Residual feed-forward branch, without the residual: W2 dropout(activation(W1 x)), then dropout.
+    """Feed-forward network without the residual: W2 dropout(activation(W1 x)), then dropout.
 
     Args:
         embed_dim: C.
         feedforward_dim: channels in between.
-        dropout: probability, after either layer.
+        dropout: probability, after both layers.
         activation: ReLU if None.
     """
 
@@ -59,5 +59,5 @@ class FeedForward(nn.Module):
 
 
 def copies(*, module: nn.Module, count: int) -> list[nn.Module]:
-    """`count` independent copies."""
+    """Return `count` independent copies of a module."""
     return [copy.deepcopy(module) for _ in range(count)]

@@ -14,7 +14,7 @@ from sparse_detr.structures import Pyramid
 
 @dataclass(frozen=True, eq=False)
 class AttentionSamples:
-    """Where every query looks, and how much it takes from there.
+    """The sampling locations of every query, and their attention weights.
 
     Args:
         locations: (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level.
@@ -26,7 +26,7 @@ class AttentionSamples:
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Every query reads P points of each level and head, at offsets and with weights that it predicts.
+    """Attention whose queries read P points of each level and head, at offsets and with weights that they predict.
 
     Args:
         embed_dim: C.
@@ -51,7 +51,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Point p of head m starts p + 1 pixels away in the m-th of M directions on the unit square."""
+        """Initialise: point p of head m lies p + 1 pixels away, in the m-th of M directions on the unit square."""
         angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -59,20 +59,20 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = (direction[:, None, None] * steps).expand(-1, self.num_levels, -1, -1)
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.flatten())
-        for zeroed in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
-            nn.init.zeros_(zeroed)
+        for tensor in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
+            nn.init.zeros_(tensor)
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
     def forward(self, query: Tensor, reference_points: Tensor, source: Tensor, pyramid: Pyramid) -> Tensor:
-        """What `sample` and `read` do, in one kernel that keeps no locations and weights.
+        """Attend: `sample` and `read` in one kernel, which does not keep the locations and weights.
 
         Args:
             query: (B, Q, C), content plus position.
-            reference_points: (B, Q, L, 2), points that offsets in pixels are added to, or (B, Q, L, 4), boxes cxcywh
-                that offsets are relative to: P pixels of offset are half the box.
-            source: (B, N, C), zero on padding whatever it holds there.
+            reference_points: (B, Q, L, 2) points, to which offsets in pixels are added; or (B, Q, L, 4) boxes cxcywh,
+                of which an offset of P is half the width or height.
+            source: (B, N, C); padding reads as zero.
             pyramid: geometry of the source.
 
         Returns:
@@ -90,12 +90,12 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.output_proj(output)
 
     def sample(self, query: Tensor, reference_points: Tensor, pyramid: Pyramid) -> AttentionSamples:
-        """Sampling locations and weights, for who wants to know them. For the arguments see `forward`."""
+        """Return the sampling locations and weights; for the arguments see `forward`."""
         offsets, logits = self._offsets_and_logits(query)
         return AttentionSamples(*locate_samples(reference_points, offsets, logits, pyramid.spatial_shapes))
 
     def read(self, source: Tensor, samples: AttentionSamples, pyramid: Pyramid) -> Tensor:
-        """Read `source` (B, N, C), zero on padding, at `samples`: (B, Q, C)."""
+        """Return (B, Q, C): `source` (B, N, C) read at `samples`; padding reads as zero."""
         output = multi_scale_deformable_attention(
             self._value(source),
             pyramid.spatial_shapes,
@@ -106,13 +106,13 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.output_proj(output)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, M, L, P, 2) and (B, Q, M, L, P)."""
+        """Return offsets (B, Q, M, L, P, 2) and logits (B, Q, M, L, P)."""
         shape = (self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self.sampling_offsets(query), self.attention_weights(query)
         return offsets.unflatten(-1, (*shape, 2)), logits.unflatten(-1, shape)
 
     def _value(self, source: Tensor) -> Tensor:
-        """(B, N, M, D)."""
+        """Return the value (B, N, M, D)."""
         return self.value_proj(source).unflatten(-1, (self.num_heads, -1))
 
 

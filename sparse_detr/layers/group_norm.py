@@ -1,4 +1,4 @@
-"""Group normalisation that does not look at padding."""
+"""Group normalisation without padding."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from sparse_detr.structures import geometry_dtype
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """`GroupNorm` with mean and variance over real positions only, so that padding does not change real features."""
+    """`GroupNorm` with mean and variance over valid cells only, so that padding does not change valid features."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Normalise a map.
+        """Return the normalised map.
 
         Args:
             x: (B, C, h, w).
-            valid: (B, h, w) bool, False on padding; None takes every position, as `GroupNorm` does.
+            valid: (B, h, w) bool, False on padding; None takes every cell, as `GroupNorm` does.
 
         Returns:
             (B, C, h, w), with `valid` in the dtype of the weights.
         """
         if valid is None:
-            # Not nn.GroupNorm's forward: it refuses groups of one value, which a map of one cell may have.
+            # Not the forward of nn.GroupNorm, which refuses groups of one value, as a map of one cell may have.
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        # Counts and sums of half precision maps need float32. Filling, unlike multiplying, also stops NaN.
+        # Counts and sums of half precision maps need float32. Filling, unlike multiplication by 0, also removes NaN.
         groups = x.to(geometry_dtype(x.dtype)).unflatten(1, (self.num_groups, -1))
-        padding = ~valid[:, None, None]
+        padding_mask = ~valid[:, None, None]
         count = valid.sum((-2, -1)).view(-1, 1, 1, 1, 1) * groups.shape[2]
-        mean = groups.masked_fill(padding, 0).sum((2, 3, 4), keepdim=True) / count
-        centred = (groups - mean).masked_fill(padding, 0)
+        mean = groups.masked_fill(padding_mask, 0).sum((2, 3, 4), keepdim=True) / count
+        centred = (groups - mean).masked_fill(padding_mask, 0)
         variance = centred.square().sum((2, 3, 4), keepdim=True) / count
         normalised = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
         scaled = normalised * self.weight[:, None, None] + self.bias[:, None, None]

@@ -11,7 +11,7 @@ from sparse_detr.structures import Pyramid, geometry_dtype
 
 
 def sine_embedding(x: Tensor, num_features: int, temperature: float = 10_000.0) -> Tensor:
-    """(..., num_features): sin(x / d_k) and cos(x / d_k) in turn, d_k = temperature^(2k / num_features)."""
+    """Return (..., num_features): sin(x / d_k) and cos(x / d_k) in turn, d_k = temperature^(2k / num_features)."""
     exponent = torch.arange(0, num_features, 2, device=x.device).to(x.dtype) / num_features
     angle = x[..., None] / temperature**exponent
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
@@ -25,11 +25,12 @@ def embed_tokens(
     temperature: float = 10_000.0,
     offset: float = -0.5,
 ) -> Tensor:
-    """Sine embedding of every token's row and column, counted from 1 and scaled to 2 pi of the unpadded level.
+    """Return the sine embedding of the row and column of every token, counted from 1; the unpadded level is 2 pi wide.
 
     Args:
-        dtype: of the result; half precision is rounded at the end, for its angles would be off by whole cells.
-        offset: added to the count: -0.5 is the token's centre (Deformable DETR), 0 its far edge (DETR).
+        dtype: dtype of the result; it is rounded at the end, because angles in half precision are wrong by whole cells.
+        temperature: see `sine_embedding`.
+        offset: added to the count: -0.5 for the centre of a token (Deformable DETR), 0 for its far edge (DETR).
 
     Returns:
         (B, N, embed_dim), the row in the first half of the channels, the column in the second.
@@ -41,10 +42,10 @@ def embed_tokens(
 
 
 def embed_boxes(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
-    """Sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h.
+    """Return the sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h.
 
     Args:
-        dtype: of the result, as of the weights that read it; the boxes may have more bits.
+        dtype: dtype of the result; the boxes may have more bits.
 
     Returns:
         (..., 4 * num_features).

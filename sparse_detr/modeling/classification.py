@@ -1,6 +1,6 @@
 """What a class logit means: the prior it starts from, the cost of a match, the loss, and the scores of detections.
 
-One object says all four, so that heads, matcher, criterion and detections cannot disagree.
+One object defines all four, so that heads, matcher, criterion and detections always agree.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torchvision.ops import sigmoid_focal_loss
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidFocal:
-    """Every class on its own, by a sigmoid and the focal loss; no background class (Deformable DETR, appendix A.4).
+    """Independent classes with a sigmoid and the focal loss; no background class (Deformable DETR, appendix A.4).
 
     Args:
-        alpha, gamma: of the focal loss.
-        prior: probability that every class starts with.
+        alpha, gamma: parameters of the focal loss.
+        prior: initial probability of every class.
     """
 
     alpha: float = 0.25
@@ -27,11 +27,11 @@ class SigmoidFocal:
     prior: float = 0.01
 
     def num_logits(self, num_classes: int) -> int:
-        """Return how many logits a head has for `num_classes`."""
+        """Return the number of logits of a head for `num_classes`."""
         return num_classes
 
     def initialize(self, classifier: nn.Linear) -> None:
-        """Give a fresh linear classifier its prior."""
+        """Set the bias of a new linear classifier to the prior."""
         nn.init.constant_(classifier.bias, -math.log((1 - self.prior) / self.prior))
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class SigmoidFocal:
         return logits.sigmoid()
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the (Q, T) focal cost of giving (Q, classes) logits the (T,) labels."""
+        """Return the (Q, T) focal cost of matching (Q, classes) logits with (T,) labels."""
         probability = logits[:, labels].sigmoid()
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
@@ -52,10 +52,10 @@ class SigmoidFocal:
 
         Args:
             logits: (B, Q, classes).
-            matched: images and rows, two (n,) long tensors, of the matched predictions.
-            labels: (n,) long, theirs; the label of all others is that they are no object.
+            matched: image and row of every matched prediction, two (n,) long tensors.
+            labels: (n,) long, the true labels of the matched predictions; all other predictions are background.
             valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
-            normalizer: what the sum over all is divided by.
+            normalizer: divisor of the sum over all predictions.
         """
         truth = torch.zeros_like(logits)
         truth[(*matched, labels)] = 1

@@ -1,4 +1,4 @@
-"""The detector as Detectron2 knows it: images in, losses or `Instances` out; the flow is in `transformer.py`."""
+"""The detector as a meta-architecture of Detectron2: images in, losses or `Instances` out."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Tar
 
 
 class GeneralizedDETR(DetectionTransformer):
-    """A `DetectionTransformer` as a meta-architecture of Detectron2, with what training needs.
+    """A `DetectionTransformer` as a meta-architecture of Detectron2, with matching and losses.
 
-    In training mode `forward` returns weighted losses, else one `{"instances": Instances}` an image. Inputs are never
-    changed.
+    In training mode `forward` returns weighted losses, else one `{"instances": Instances}` an image. It never changes
+    its inputs.
 
     Args:
-        attention_map: how much attention the decoder pays to every token.
-        auxiliary_proposals: proposals that only teach the proposal head, where the queries come from elsewhere.
-        supervision: what the token scores learn from.
-        criterion: losses of every prediction group.
+        attention_map: sums the attention that the decoder pays to every token.
+        auxiliary_proposals: proposals that only train the proposal head, in models whose queries do not come from
+            proposals.
+        supervision: the loss of the token scores.
+        criterion: the losses of every prediction group.
         postprocess: predictions -> detections.
-        num_classes: classes of every head.
-        class_channels: for every class of the data set, the logit that stands for it, where a model has more logits
-            than classes (91 for the category ids of COCO); None if they are the same.
-        supervise_surplus_rows: train on the rows that fill the batch where images keep different numbers of tokens, as
-            the public implementation does.
-        pixel_mean, pixel_std: of the image format that the data loader gives, one number a channel.
-        size_divisibility: pad the batch to a multiple of it, for backbones that must have it.
-        parts: of `DetectionTransformer`.
+        num_classes: number of classes of every head.
+        class_channels: for every class of the data set, the index of its logit, in models with more logits than
+            classes (91 for the category ids of COCO); None if class and index are the same.
+        supervise_surplus_rows: also train on the rows that only fill the batch because images keep different numbers of
+            tokens, as the public implementation does.
+        pixel_mean, pixel_std: mean and standard deviation of pixels in the format of the data loader, one number a
+            channel.
+        size_divisibility: height and width of the batch are padded to a multiple of it, for backbones that need it.
+        parts: the other parts, see `DetectionTransformer`.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class GeneralizedDETR(DetectionTransformer):
                 part.apply(initialize_transformer)
 
     def transformer(self) -> DetectionTransformer:
-        """Return the part that needs PyTorch alone, for export and compilation; it shares all weights with this one."""
+        """Return the part that needs PyTorch alone, for export and compilation; it shares the detector's weights."""
         heads = Heads(list(self.decoder_heads), self.proposal_head, list(self.encoder_heads))
         shared = DetectionTransformer(
             backbone=self.backbone,
@@ -99,7 +101,7 @@ class GeneralizedDETR(DetectionTransformer):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     @property
@@ -109,7 +111,7 @@ class GeneralizedDETR(DetectionTransformer):
 
     @property
     def mean_keep_ratio(self) -> float:
-        """Share of the tokens that an encoder layer refines, on the mean over the layers."""
+        """Share of the tokens that an encoder layer refines: the mean over the layers."""
         return self.selector.mean_keep_ratio
 
     def forward(  # type: ignore[override]
@@ -119,24 +121,24 @@ class GeneralizedDETR(DetectionTransformer):
 
         Args:
             batched_inputs: one dict an image: `image` (3, h, w) and, for training, `instances` with `gt_boxes` and
-                `gt_classes`; `height` and `width`, which detections are scaled to, default to those of the image.
+                `gt_classes`; detections are scaled to `height` and `width`, by default those of the image.
             budget: how many tokens the encoder refines: a share of the tokens, above 0 and at most 1, or a `Budget`;
                 None for the model's own budget. No weight depends on it.
 
         Raises:
-            UserError: an image or its `instances` cannot be right; see `sparse_detr.modeling.inputs`.
+            UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
             ValueError: the share is out of range, or the encoder is dense and the share is not 1.
         """
         return self.losses(batched_inputs, budget) if self.training else self.detect(batched_inputs, budget)
 
     def losses(self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None) -> dict[str, Tensor]:
-        """Return weighted losses by name, in either mode; their sum is what training minimises.
+        """Return weighted losses by name, in training and in eval mode; training minimises their sum.
 
         Raises:
-            UserError: an image or its `instances` cannot be right; see `sparse_detr.modeling.inputs`.
+            UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
         """
         check_images(batched_inputs, len(self.pixel_mean))
-        targets = [self._targets(image) for image in batched_inputs]
+        targets = self.targets(batched_inputs)
         images = self._preprocess(batched_inputs)
         need_map = self.supervision.needs_attention_map
         output = self._run(images, targets, budget, supervised=True, attention_map=need_map)
@@ -146,13 +148,21 @@ class GeneralizedDETR(DetectionTransformer):
             )
             return self.criterion(output.groups, targets) | self.supervision(output, targets)
 
+    def targets(self, batched_inputs: list[dict[str, Any]]) -> list[Targets]:
+        """Return the true boxes of every image as the losses take them: cxcywh in [0, 1], and the logits' classes.
+
+        Raises:
+            UserError: the `instances` of an image cannot be right; see `sparse_detr.modeling.inputs`.
+        """
+        return [self._targets_of(image) for image in batched_inputs]
+
     def detect(
         self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None
     ) -> list[dict[str, Instances]]:
-        """Return detections, scaled to `height` and `width` of every image and clipped to it.
+        """Return detections, scaled to `height` and `width` of every image and clipped to the image.
 
         Raises:
-            UserError: an image cannot be right; see `sparse_detr.modeling.inputs`.
+            UserError: an image is wrong; see `sparse_detr.modeling.inputs`.
         """
         check_images(batched_inputs, len(self.pixel_mean))
         check_sizes(batched_inputs)
@@ -161,7 +171,7 @@ class GeneralizedDETR(DetectionTransformer):
         return self.detections(output, batched_inputs)
 
     def detections(self, output: DetectorOutput, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Return the detections of an output of `outputs`, as `detect` gives them."""
+        """Return the detections of what `outputs` returned, in the form of `detect`."""
         found = self.postprocess(output.predictions, output.image_sizes, self.class_channels)
         results = []
         for instances, image in zip(found, batched_inputs, strict=True):
@@ -179,7 +189,7 @@ class GeneralizedDETR(DetectionTransformer):
         """Return everything that the detector computes: all predictions, token scores, selection, attention map.
 
         Args:
-            batched_inputs: as for `forward`; `instances` are not looked at.
+            batched_inputs: as for `forward`; `instances` are not read.
             budget: as for `forward`.
             attention_map: compute the decoder attention map.
         """
@@ -196,7 +206,7 @@ class GeneralizedDETR(DetectionTransformer):
         supervised: bool,
         attention_map: bool,
     ) -> DetectorOutput:
-        """The flow; `targets` add denoising queries, `supervised` adds what only losses need."""
+        """Run the flow; `targets` add denoising queries, `supervised` adds the groups that only losses need."""
         sizes = tuple((int(h), int(w)) for h, w in images.image_sizes)
         tokens = self.tokenize(images.tensor, sizes)
         encoded = self.encode(tokens, budget)
@@ -219,7 +229,7 @@ class GeneralizedDETR(DetectionTransformer):
         )
 
     def _token_groups(self, encoded: Encoded, queries: Queries) -> list[PredictionGroup]:
-        """Return the supervised predictions of tokens: proposals, the scorer's, those of encoder layers."""
+        """Return the supervised predictions of tokens: of proposals, of the scorer and of encoder layers."""
         auxiliary = self.auxiliary_proposals(encoded.memory.content, encoded.proposals)
         found = [queries.proposals, auxiliary, encoded.selected.predictions]
         groups = [group for group in found if group is not None]
@@ -231,11 +241,11 @@ class GeneralizedDETR(DetectionTransformer):
         return groups
 
     def _preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, then pad with zeros at the right and bottom."""
+        """Normalise the images, then pad them with zeros at the right and bottom."""
         images = [(image["image"].to(self.pixel_mean) - self.pixel_mean) / self.pixel_std for image in batched_inputs]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def _targets(self, image: dict[str, Any]) -> Targets:
+    def _targets_of(self, image: dict[str, Any]) -> Targets:
         known = self.num_classes if self.class_channels is None else len(self.class_channels)
         check_targets(image, known)
         instances = image["instances"]
@@ -249,11 +259,11 @@ class GeneralizedDETR(DetectionTransformer):
 
 
 class TopKDetections(nn.Module):
-    """The best (query, class) pairs of an image; no suppression, no threshold (Deformable DETR, appendix A.4).
+    """The best (query, class) pairs of an image, without suppression or threshold (Deformable DETR, appendix A.4).
 
     Args:
         classification: what the logits mean; `SigmoidFocal` if None.
-        num_detections: detections an image, at most.
+        num_detections: largest number of detections of an image.
     """
 
     def __init__(self, *, classification: SigmoidFocal | None = None, num_detections: int = 100):
@@ -271,7 +281,7 @@ class TopKDetections(nn.Module):
         Args:
             group: predictions.
             image_sizes: (h, w) of every image.
-            class_channels: for every class of the data set, the logit that stands for it; None if they are the same.
+            class_channels: see `GeneralizedDETR`.
         """
         scores = self.classification.scores(group.logits)
         if class_channels is not None:
@@ -296,17 +306,17 @@ class TopKDetections(nn.Module):
         return result
 
 
-def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **facts: Any) -> list[PredictionGroup]:
-    """Return a group for every decoder layer; the last one's losses have no number. `facts` are true of every group."""
+def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **fields: Any) -> list[PredictionGroup]:
+    """Return a group for every decoder layer, each with `fields`; the losses of the last one have no number."""
     ends = [f"{suffix}_{i}" for i in range(len(layers) - 1)] + [suffix]
     return [
-        PredictionGroup(f"{name}_{i}", end, layer.logits, layer.boxes, **facts)
+        PredictionGroup(f"{name}_{i}", end, layer.logits, layer.boxes, **fields)
         for i, (end, layer) in enumerate(zip(ends, layers, strict=True))
     ]
 
 
 def denoising_groups(queries: Queries, layers: Sequence[Predictions]) -> list[PredictionGroup]:
-    """Return the groups of the denoising queries, which come with their matches; none where there are no queries."""
+    """Return the groups of the denoising queries, which come with their matches; none without such queries."""
     denoising = queries.denoising
     if denoising is None:
         return []
@@ -315,7 +325,7 @@ def denoising_groups(queries: Queries, layers: Sequence[Predictions]) -> list[Pr
 
 
 def _widen(x: Tensor | None) -> Tensor | None:
-    """Return half precision as float32."""
+    """Convert half precision to float32."""
     return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -16,7 +16,7 @@ from sparse_detr.structures import PredictionGroup, Pyramid
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a head says.
+    """The output of a head.
 
     Args:
         logits: (B, Q, classes) before the sigmoid.
@@ -37,7 +37,7 @@ class PredictionHead(nn.Module):
 
     Args:
         embed_dim: C.
-        num_classes: classes to tell apart.
+        num_classes: number of classes.
         classification: what the logits mean; `SigmoidFocal` if None.
     """
 
@@ -49,7 +49,7 @@ class PredictionHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start every class at its prior and every box at its reference."""
+        """Initialise: every class starts at its prior, every box at its reference."""
         for layer in (self.class_embed, *self.box_embed.linears):
             layer.reset_parameters()
         self.classification.initialize(self.class_embed)
@@ -57,7 +57,7 @@ class PredictionHead(nn.Module):
         nn.init.zeros_(self.box_embed.linears[-1].bias)
 
     def forward(self, x: Tensor, reference_logits: Tensor) -> Predictions:
-        """Predict from (B, Q, C) and the logits of reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
+        """Predict from features (B, Q, C) and the logits of reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
         delta = self.box_embed(x)
         if reference_logits.shape[-1] == 2:
             reference_logits = nn.functional.pad(reference_logits, (0, 2))
@@ -69,8 +69,8 @@ class Heads:
     """The heads of a detector, all with the same weights at initialisation.
 
     Args:
-        decoder: one for every decoder layer; the same module again and again where they are tied.
-        proposals: for the encoder's proposals; None without them.
+        decoder: one for every decoder layer; tied heads are the same module for every layer.
+        proposals: the head of the proposals; None for models without proposals.
         encoder: one for every supervised encoder layer.
     """
 
@@ -93,12 +93,12 @@ def make_heads(
     """Return copies of one freshly initialised head.
 
     Args:
-        decoder_layers: heads for the decoder.
-        encoder_layers: heads for supervised encoder layers.
-        tied: one head for all decoder layers.
-        proposals: add a head for proposals; queries then come with a box size, and no size is needed as a start.
-        size_bias: logit of the width and height that the first decoder head starts with, beside the reference's; None
-            for 0 with proposals, else -2.
+        decoder_layers: number of heads for the decoder.
+        encoder_layers: number of heads for supervised encoder layers.
+        tied: all decoder layers share one head.
+        proposals: add a head for proposals; queries then come with the size of a box.
+        size_bias: initial bias of the first decoder head for the logits of width and height, added to those of the
+            reference; None means 0 with proposals, else -2.
         classification: what the logits mean; `SigmoidFocal` if None.
     """
     head = PredictionHead(embed_dim=embed_dim, num_classes=num_classes, classification=classification)
@@ -116,7 +116,7 @@ def make_heads(
 
 
 class ProposalProjection(nn.Module):
-    """Linear layer and layer normalisation in front of whatever scores tokens: proposals and scoring networks.
+    """Linear layer and layer normalisation between the tokens and what scores them: proposal head, scoring network.
 
     Args:
         embed_dim: C.
@@ -128,21 +128,21 @@ class ProposalProjection(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Project (B, N, C), with zeros in place of the tokens that are not `valid` (B, N) bool."""
+        """Project tokens (B, N, C); tokens that are not `valid` (B, N) bool count as zeros."""
         return self.norm(self.linear(tokens.masked_fill(~valid[..., None], 0)))
 
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """One box a token, and the parts that read tokens and boxes.
+    """One box for every token, with the layers that read tokens and boxes.
 
     Args:
         box_logits: (B, N, 4) cxcywh before the sigmoid.
         valid: (B, N) bool, False where the token proposes nothing: on padding and, in the public implementation, on
             the border.
         keep: (B, N) bool, False where the token must not become a query; None where every token may.
-        projection: what scorers and the head read tokens through; None where nothing does.
-        head: class and box head of the proposals; None where nothing needs it.
+        projection: a layer between the tokens and the scorer and head; None for models without these.
+        head: class and box head of the proposals; None for models without such a head.
     """
 
     box_logits: Tensor
@@ -152,9 +152,9 @@ class Proposals:
     head: PredictionHead | None = None
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Return (B, N, C) tokens as the head and the scorers read them."""
+        """Return (B, N, C) tokens after the projection, the input of the head and of scorers."""
         if self.projection is None:
-            raise ValueError("the model has no proposal projection, which this part reads tokens through; add one")
+            raise ValueError("the model has no proposal projection, and a part needs one to read tokens; add one")
         return self.projection(tokens, self.valid)
 
     def predict(self, projected: Tensor, rows: Tensor | None = None) -> Predictions:
@@ -168,7 +168,7 @@ class Proposals:
         return self._head(projected, box_logits)
 
     def class_logits(self, projected: Tensor) -> Tensor:
-        """Return (B, K, classes) of (B, K, C), in the precision of the weights: half precision is full of ties."""
+        """Return (B, K, classes) logits of (B, K, C), in the dtype of the weights: half precision gives many ties."""
         classify = self._head.class_embed
         with torch.autocast(projected.device.type, enabled=False):
             return classify(projected.to(classify.weight.dtype))
@@ -176,11 +176,11 @@ class Proposals:
     @property
     def _head(self) -> PredictionHead:
         if self.head is None:
-            raise ValueError("the model has no proposal head, which says what a token may be; add one")
+            raise ValueError("the model has no proposal head, and a part needs one to classify tokens; add one")
         return self.head
 
     def group(self, predictions: Predictions, valid: Tensor | None, *, class_agnostic: bool = False) -> PredictionGroup:
-        """Return predictions as the supervised group `proposals`."""
+        """Make the supervised group `proposals` of predictions."""
         return PredictionGroup(
             name="proposals",
             suffix="_enc",
@@ -192,16 +192,16 @@ class Proposals:
 
 
 class ProposalGenerator(nn.Module):
-    """Boxes around every token's centre, 5 % of the image wide on the finest level and twice as wide on each next.
+    """A box around the centre of every token: 5 % of the image wide on the finest level, twice as wide on each next.
 
     Args:
-        border: what becomes of boxes with a coordinate outside of (0.01, 0.99): `clamped` moves it to the nearer end;
-            `dropped` is the public implementation, which ignores the token, gives it the box (1, 1, 1, 1) and still
-            lets it and padding become queries.
+        border: how to treat boxes with a coordinate outside of (0.01, 0.99): `clamped` moves the coordinate to the
+            nearer end; `dropped`, as the public implementation, reads the token as zeros and gives it the box (1, 1, 1,
+            1), but lets it and padding become queries.
     """
 
     min_value = 0.01
-    # Stands for the public implementation's infinity: the sigmoid is 1 and has no gradient, and nothing becomes NaN.
+    # Replaces the infinity of the public implementation: the sigmoid is 1 without gradient too, but nothing is NaN.
     dropped_logit = 1e4
 
     def __init__(self, *, border: Literal["clamped", "dropped"] = "clamped"):
@@ -216,7 +216,7 @@ class ProposalGenerator(nn.Module):
         projection: ProposalProjection | None = None,
         head: PredictionHead | None = None,
     ) -> Proposals:
-        """Propose boxes beside features of `dtype`, in its `geometry_dtype`."""
+        """Return the proposals of a batch, with boxes in the `geometry_dtype` of `dtype`, the dtype of the features."""
         centers = pyramid.centers(dtype)
         size = 0.05 * 2.0 ** pyramid.cells[:, :1].to(centers.dtype)
         boxes = torch.cat([centers, size.expand_as(centers)], -1)
@@ -230,5 +230,5 @@ class ProposalGenerator(nn.Module):
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows (B, K, C) of (B, N, C), by (B, K) long."""
+    """Return the rows (B, K, C) of `x` (B, N, C) with the indices `rows` (B, K) long."""
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,6 +1,6 @@
-"""What a model may be given: checks at its border, so that a wrong input is named and not trained on.
+"""Checks of the inputs of a model: a wrong input is an error that names it, instead of bad training.
 
-Values are read only where the data lie in the memory of the CPU: no check waits for a GPU.
+Values are read only from tensors on the CPU, so no check waits for a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BRIGHTEST = 255
 
 
 def check_images(batched_inputs: Any, channels: int) -> None:
-    """Refuse a batch whose images cannot be what the model expects: (channels, h, w) with values of 0 to 255.
+    """Refuse a batch whose images are not what the model expects: (channels, h, w) with values of 0 to 255.
 
     Raises:
         UserError: names the image, what is wrong with it and the remedy.
@@ -42,7 +42,7 @@ def check_images(batched_inputs: Any, channels: int) -> None:
 
 
 def check_sizes(batched_inputs: Sequence[dict[str, Any]]) -> None:
-    """Refuse a `height` or `width`, which detections are scaled to, that is no positive number."""
+    """Refuse a `height` or `width` to scale detections to that is not a positive number."""
     for item in batched_inputs:
         for name in ("height", "width"):
             value = item.get(name, 1)
@@ -51,11 +51,11 @@ def check_sizes(batched_inputs: Sequence[dict[str, Any]]) -> None:
 
 
 def check_targets(item: dict[str, Any], num_classes: int) -> None:
-    """Refuse true boxes that cannot be right for their image.
+    """Refuse true boxes that do not fit their image.
 
     Args:
         item: an image of a batch that `check_images` has passed.
-        num_classes: of the data.
+        num_classes: number of classes of the data.
 
     Raises:
         UserError: names the image, the value and the remedy.
@@ -81,14 +81,16 @@ def check_targets(item: dict[str, Any], num_classes: int) -> None:
 
 def _check_image(item: dict[str, Any], channels: int) -> None:
     if "image" not in item:
-        _refuse(item, f"no 'image'; there are {', '.join(map(repr, item)) or 'no keys'}")
+        _refuse(
+            item, f"no 'image', only {', '.join(map(repr, item)) or 'an empty dict'}; give a tensor ({channels}, h, w)"
+        )
     image = item["image"]
     if not isinstance(image, Tensor):
         _refuse(item, f"'image' is {_kind(image)}; give a tensor ({channels}, h, w) with values of 0 to 255")
     if image.ndim != 3 or image.shape[0] != channels:
         _refuse(item, f"'image' has shape {tuple(image.shape)}; {_shape_remedy(image, channels)}")
     if 0 in image.shape:
-        _refuse(item, f"'image' has shape {tuple(image.shape)}, so no pixel; leave it out")
+        _refuse(item, f"'image' has shape {tuple(image.shape)}, which has no pixel; leave the image out")
     if image.dtype == torch.uint8:
         return
     if not image.is_floating_point() and image.dtype not in WIDE_INTEGERS:
@@ -113,7 +115,7 @@ def _shape_remedy(image: Tensor, channels: int) -> str:
 
 
 def _check_range(item: dict[str, Any], image: Tensor) -> None:
-    """Refuse values that cannot be of 0 to 255; a dark image passes, and so does the overshoot of a resampling."""
+    """Refuse values that are not of 0 to 255; dark images pass, and so does the overshoot of resampling."""
     low, high = (value.item() for value in image.aminmax())
     values = f"'image' has values of {low:g} to {high:g}"
     if not (low >= -4 * BRIGHTEST and high <= 4 * BRIGHTEST):  # NaN too
@@ -127,7 +129,7 @@ def _check_range(item: dict[str, Any], image: Tensor) -> None:
 
 
 def _fields(item: dict[str, Any], instances: Instances) -> tuple[Tensor, Tensor]:
-    """Boxes (T, 4) and classes (T,) of the right kinds."""
+    """Return boxes (T, 4) and classes (T,), checked for type and shape."""
     for name in ("gt_boxes", "gt_classes"):
         if not instances.has(name):
             _refuse(item, f"the instances have no {name!r}")
@@ -146,7 +148,7 @@ def _fields(item: dict[str, Any], instances: Instances) -> tuple[Tensor, Tensor]
 
 
 def _check_classes(item: dict[str, Any], classes: Tensor, num_classes: int) -> None:
-    low, high = torch.stack(classes.aminmax()).tolist()  # where the data are: one round trip at most
+    low, high = torch.stack(classes.aminmax()).tolist()  # computed on their device: one transfer at most
     if low < 0:
         _refuse(item, f"class {low} of a true box is below 0; classes are 0 to {num_classes - 1}")
     if high >= num_classes:
@@ -157,7 +159,7 @@ def _check_boxes(item: dict[str, Any], boxes: Tensor, size: tuple[int, int]) -> 
     height, width = size
     extent = boxes.new_tensor([width, height])
     start, end = boxes[:, :2], boxes[:, 2:]
-    # Whatever is NaN or infinite fails the comparisons of its row.
+    # A row with NaN or infinity fails a comparison.
     sound = (end > start) & (start < extent) & (end > 0) & (start >= -extent) & (end <= 2 * extent)
     bad = ~sound.all(dim=1)
     if not bool(bad.any()):
@@ -193,7 +195,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _has_values_here(tensor: Tensor) -> bool:
-    """Whether its values can be looked at without waiting for a GPU, or breaking a compiled graph."""
+    """Return whether the values can be read without waiting for a GPU or breaking a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

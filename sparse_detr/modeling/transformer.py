@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from sparse_detr.modeling.decoder import DecoderOutput
 from sparse_detr.modeling.heads import Heads, Proposals
 from sparse_detr.modeling.selection import Budget, Selected
-from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, map_size
+from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, check_image_sizes, map_size
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the encoder did.
+    """The output of the encoder, with all that later steps read.
 
     Args:
-        memory: all tokens, refined or as they came.
+        memory: all tokens; those that were not selected are unchanged.
         layers: (B, K, C) of every encoder layer, the tokens that it refined.
-        selected: which tokens were refined, and why.
+        selected: the selected tokens, with their scores.
         proposals: a box for every token.
     """
 
@@ -31,7 +31,7 @@ class Encoded:
 
 
 class DetectionTransformer(nn.Module):
-    """A detection transformer over tokens, some of which its encoder may leave as they are.
+    """A detection transformer whose encoder refines all tokens, or only the selected ones.
 
     This is what is exported and compiled; `GeneralizedDETR` puts Detectron2's contract around it.
 
@@ -40,11 +40,11 @@ class DetectionTransformer(nn.Module):
         in_features: the maps to use, fine to coarse.
         tokenizer: maps -> tokens.
         proposals: a box for every token.
-        projection: what scorers and the proposal head read tokens through; None where nothing does.
-        selector: which tokens the encoder refines.
-        encoder: refines them.
+        projection: a layer between the tokens and the scorer and proposal head; None for models without these.
+        selector: chooses the tokens that the encoder refines.
+        encoder: refines the selected tokens.
         queries: encoded tokens -> decoder queries.
-        denoising: adds queries that start from noised true boxes, where there are true boxes to learn from.
+        denoising: in training, adds queries that start from noised true boxes.
         decoder: queries -> predictions.
         heads: class and box heads.
     """
@@ -75,7 +75,7 @@ class DetectionTransformer(nn.Module):
     def forward(
         self, images: Tensor, sizes: ImageSizes = None, budget: Budget | float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Predict.
+        """Predict classes and boxes.
 
         Args:
             images: (B, channels, H, W), normalised and padded with zeros at the right and bottom.
@@ -84,7 +84,11 @@ class DetectionTransformer(nn.Module):
 
         Returns:
             Logits (B, Q, classes) and boxes (B, Q, 4), cxcywh in [0, 1] of the unpadded image.
+
+        Raises:
+            ValueError: the sizes or the budget cannot be used.
         """
+        check_image_sizes(sizes, images)
         tokens = self.tokenize(images, sizes)
         encoded = self.encode(tokens, budget)
         queries = self.query(encoded)
@@ -97,7 +101,7 @@ class DetectionTransformer(nn.Module):
         return self.tokenizer([features[name] for name in self.in_features], sizes, map_size(images))
 
     def encode(self, tokens: Tokens, budget: Budget | float | None = None) -> Encoded:
-        """Select tokens within the budget, and refine them."""
+        """Select tokens within the budget, and refine the selected ones."""
         proposals = self.proposals(
             tokens.pyramid, tokens.position.dtype, projection=self.projection, head=self.proposal_head
         )
@@ -107,10 +111,10 @@ class DetectionTransformer(nn.Module):
         return Encoded(memory, output.layers, selected, proposals)
 
     def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:
-        """Make the decoder's queries; true boxes add denoising queries in front, in models that have them."""
+        """Make the queries of the decoder; with true boxes, models with denoising put denoising queries in front."""
         queries = self.queries(encoded.memory.content, encoded.proposals)
         return queries if targets is None else self.denoising(queries, targets)
 
     def decode(self, queries: Queries, encoded: Encoded, *, need_samples: bool = False) -> DecoderOutput:
-        """Turn queries into predictions; `need_samples` keeps what an attention map is made of."""
+        """Turn queries into predictions; `need_samples` keeps the samples that an attention map is made of."""
         return self.decoder(queries, encoded.memory, self.decoder_heads, need_samples=need_samples)

@@ -1,15 +1,15 @@
-"""The choice of the backend: by where the tensors are and what this machine has, unless the caller names one.
+"""The choice of the backend: by the device of the tensors and what this machine has, unless the caller names one.
 
     reference  PyTorch, on every device
     cpu        native library (`ops/csrc/cpu`)
-    triton     Triton kernels for CUDA tensors, built when they are first called, with a C compiler of the machine
+    triton     Triton kernels for CUDA tensors, compiled at the first call, which needs a C compiler
     cuda       native library (`ops/csrc/cuda`)
 
 The argument `backend` of the public functions comes first, then the environment variable SPARSE_DETR_BACKEND, then
-AUTOMATIC. A backend that is named but not available is an error; nothing else takes its place.
+AUTOMATIC. A named backend that is not available is an error; no other backend replaces it.
 
-Kernels of GPUs are compared with the reference at the first call on a device and dtype: see `self_check`. The automatic
-choice passes over those that fail, with a warning; those that are named run, with a warning.
+GPU kernels are compared with the reference at the first call on a device and dtype, see `self_check`. If they fail,
+there is a warning: the automatic choice then skips them, but a named backend runs.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from sparse_detr.ops import library, native, self_check
 
 VARIABLE = "SPARSE_DETR_BACKEND"
 NAMES = ("reference", "cpu", "triton", "cuda")
-# The first available one for the device that the tensors are on; `reference` where there is none.
+# By type of device; the first available backend is chosen, `reference` if there is none.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest that torch.compile gives to Triton too
-CHECKED = ("triton", "cuda")  # maybe never run before on a GPU of this kind
+OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest for which torch.compile uses Triton
+CHECKED = ("triton", "cuda")  # backends with a self-check
 NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation on this machine.
+    """A backend on this machine.
 
     Args:
         name: one of NAMES.
         unavailable: why it cannot run here and what to do about it; None if it can.
-        device_types: of the tensors that it takes; empty for all.
+        device_types: device types of the tensors that it takes; empty for all.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Backend:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Return every backend with None, or with the reason why it cannot run on this machine."""
+    """Return for every backend None, or the reason why it cannot run on this machine."""
     return {name: find_backend(name).unavailable for name in NAMES}
 
 
@@ -59,13 +59,13 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
 
     Args:
         value: a tensor of the call.
-        backend: what the caller asks for; None for SPARSE_DETR_BACKEND, or else the automatic choice.
+        backend: name given by the caller; None for SPARSE_DETR_BACKEND, or else the automatic choice.
         differentiable: whether the call needs a derivative that kernels do not have; the automatic choice is then
             `reference`.
 
     Raises:
         ValueError: there is no backend of that name.
-        RuntimeError: the backend that was asked for cannot run here, or not on the tensor's device.
+        RuntimeError: the named backend cannot run here, or not on the device of the tensor.
     """
     name = _choose(value.device.type, backend, differentiable)
     if torch.compiler.is_compiling() or name not in CHECKED:
@@ -74,7 +74,7 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
     if problem is None:
         return name
     if backend or os.environ.get(VARIABLE):
-        consequence = "it runs all the same, since it was named; leave the choice out for one that works"
+        consequence = "it runs all the same because it was named; name no backend to get one that works"
         self_check.warn_once(name, value.device, value.dtype, problem, consequence)
         return name
     instead = _choose(value.device.type, backend, differentiable)
@@ -84,7 +84,7 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
 
 
 def check_backend(name: str) -> dict[torch.dtype, str | None]:
-    """Run the self-check of a GPU's backend on the first device that it takes; return each dtype's problem or None."""
+    """Run the self-check of a GPU backend on the current device; return for every dtype the problem or None."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     return {dtype: self_check.why_not_trusted(name, NAMESPACES[name], device, dtype) for dtype in dtypes}
@@ -104,13 +104,13 @@ def _choose(device_type: str, backend: str | None, differentiable: bool) -> str:
     if found.device_types and device_type not in found.device_types:
         raise RuntimeError(
             f"{source} asks for {backend!r}, which takes tensors on {' or '.join(found.device_types)}, but value is on "
-            f"{device_type}; move it, or leave the choice out for the best backend of its device"
+            f"{device_type}; move it, or name no backend to get the best one for its device"
         )
     return backend
 
 
-# torch.compile takes the answer as a constant. `torch.compiler.assume_constant_result(_choose)` does the same, but
-# imports the compiler too, which takes two seconds.
+# torch.compile treats the result as a constant. `torch.compiler.assume_constant_result(_choose)` does the same, but
+# also imports the compiler, which takes two seconds.
 _choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -123,7 +123,7 @@ def _choose_automatically(device_type: str) -> str:
 
 @cache
 def find_backend(name: str) -> Backend:
-    """Return the backend of that name, made ready to run if it can run."""
+    """Return the backend of that name, and load it if it can run."""
     if name == "reference":
         return Backend(name, None, ())
     if name == "triton":
@@ -135,7 +135,7 @@ def find_backend(name: str) -> Backend:
 
 
 def _find_triton() -> Backend:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when the kernels are imported
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads this variable when the kernels are imported
     device_types = ("cpu", "cuda") if interpreted else ("cuda",)
     missing = _why_not_triton(interpreted)
     if missing is None:
@@ -149,7 +149,7 @@ def _find_triton() -> Backend:
 
 
 def _why_not_triton(interpreted: bool) -> str | None:
-    """Return what Triton lacks here, most of which it would miss only when a kernel is launched; None if nothing."""
+    """Return what Triton lacks on this machine, None if nothing; Triton itself finds most of it only at a launch."""
     if find_spec("triton") is None:
         return "the package triton is not installed; install it"
     if interpreted:
@@ -159,7 +159,7 @@ def _why_not_triton(interpreted: bool) -> str | None:
     oldest = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
     if oldest < OLDEST_TRITON_GPU:
         least, found = (".".join(map(str, capability)) for capability in (OLDEST_TRITON_GPU, oldest))
-        return f"Triton needs compute capability {least}, one GPU here has {found}; hide it with CUDA_VISIBLE_DEVICES"
+        return f"Triton needs compute capability {least}, but a GPU here has {found}; hide it with CUDA_VISIBLE_DEVICES"
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "Triton needs a C compiler, and there is neither gcc nor clang; install one, or name yours in CC"
+        return "Triton needs a C compiler, and there is neither gcc nor clang; install one, or set CC to yours"
     return None

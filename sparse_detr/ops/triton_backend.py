@@ -1,14 +1,14 @@
-"""Multi-scale deformable attention in Triton: a forward, a backward and a splat kernel that need no build.
+"""Multi-scale deformable attention in Triton: a forward, a backward and a splat kernel, without a build step.
 
-The formulas are those of `ops/csrc/arithmetic.h`. One program handles BLOCK_Q queries of one head. It walks over the
-levels and points; the geometry of a sample belongs to a query, so only reading and adding are done per channel, with
-neighbouring threads on neighbouring channels. Programs of the same queries follow each other, head by head, so that
-what runs at one time does not add to the same cells.
+The formulas are those of `ops/csrc/arithmetic.h`. One program handles BLOCK_Q queries of one head, in a loop over
+levels and points. The geometry of a sample is computed once for a query; only reading and adding are done for every
+channel, with neighbouring threads on neighbouring channels. Consecutive programs have the same queries and different
+heads, so programs that run at the same time do not add to the same cells.
 
-Image sizes reach the kernels as a small tensor of levels, so that a new image size compiles nothing. Nothing here waits
+The kernels get image sizes as a small tensor of levels, so a new image size needs no compilation. Nothing here waits
 for the GPU.
 
-This module is imported when the backend is chosen, never with the package. With TRITON_INTERPRET=1 set before, the same
+This module is imported when the backend is chosen, not with the package. With TRITON_INTERPRET=1 set before, the same
 kernels run on CPU tensors in Triton's interpreter.
 """
 
@@ -27,16 +27,16 @@ from torch import Tensor
 from sparse_detr.ops import argument_checks
 from sparse_detr.ops.argument_checks import as_pairs
 
-# How programs are cut. Reasoned, not timed on a GPU; read at every call, so that a benchmark can vary them.
-# A thread holds one 16 byte vector of channels, so this is what the value's vectors of a program's queries take.
+# The sizes of programs. Not tuned on a GPU; read at every call, so that a benchmark can vary them.
+# Bytes of the value vectors of one program: a thread holds one vector of 16 bytes of channels.
 BYTES_PER_PROGRAM = 4 * 32 * 16
 NUM_WARPS = 4
-# With few channels the same bytes would be more queries than leave work for every multiprocessor in a decoder.
+# A limit for few channels, where the bytes above would allow so many queries that a decoder cannot fill the GPU.
 LARGEST_BLOCK_Q = 32
-# Points of a level that are unrolled, so that their reads are under way together.
+# Points of a level that are unrolled, so that their reads overlap in time.
 UNROLLED_POINTS = 4
 SPLAT_BLOCK = 128
-# A sum in fixed point stays below 2 ** FIXED_POINT_BITS; the rest of an int64 are the sign and a bit for rounding.
+# A sum in fixed point stays below 2 ** FIXED_POINT_BITS; an int64 also needs the sign and a bit for rounding.
 FIXED_POINT_BITS = 62
 
 
@@ -85,11 +85,11 @@ def deformable_attention_backward(
     need_reference: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients of value, points, weights, reference points; of shape (0,) where none is needed.
+    """Return the gradients of value, points, weights and reference points; shape (0,) for those that are not needed.
 
-    The value's gradient is accumulated in the dtype of `points` by atomic additions, whose order differs from run to
-    run; with `deterministic` in 64 bit fixed point, where the order does not matter, but where an infinity or NaN in
-    what is added makes the whole gradient of the value NaN.
+    The gradient of the value is accumulated in the dtype of `points` by atomic additions, whose order differs from run
+    to run. With `deterministic` it is accumulated in 64 bit fixed point, where the order does not matter; but one
+    infinite or NaN term makes the whole gradient of the value NaN.
     """
     argument_checks.check_kernel_attention(value, points, weights, reference_points, padding_mask, spatial_shapes)
     argument_checks.check_grad_output(grad_output, value, points)
@@ -103,15 +103,15 @@ def deformable_attention_backward(
     grad_weights = allocate(weights) if need_samples else None
     grad_reference = None
     if reference_points is not None and need_reference:
-        # One for every head, added up below in an order that does not change.
+        # One for every head; they are added up below in a fixed order.
         grad_reference = reference_points.new_zeros(heads, *reference_points.shape)
     scale = inverse = None
     if fixed and launch:
-        # In float64, where the largest gradient times the largest weight, which need not meet, does not overflow.
+        # In float64, where largest gradient times largest weight, even of different samples, does not overflow.
         largest = grad_output.abs().amax().double() * _largest_weight(weights, reference_points is not None)
         scale, inverse = _fixed_point(largest, accumulated, num_terms=queries * per_level)
     if launch and (need_value or need_samples or need_reference):
-        # What is added is of the accumulated dtype, so that is what a thread's vector is cut for.
+        # The terms have the accumulated dtype, so the vector of a thread is sized for it.
         options = _options(value, points, reference_points, element_size=points.element_size())
         with _on_device_of(value):
             _backward_kernel[_grid(points, options)](
@@ -145,7 +145,7 @@ def deformable_attention_backward(
 
 
 def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence[int], pixel_offset: float) -> Tensor:
-    """Return the weight that every token received, (B, N). Sums are in fixed point: the order does not matter."""
+    """Return the weight that every token receives, (B, N). Sums are in fixed point, so their order does not matter."""
     argument_checks.check_kernel_samples(locations, weights, spatial_shapes)
     batch, queries, heads, levels, per_level = weights.shape
     num_tokens = sum(height * width for height, width in as_pairs(spatial_shapes))
@@ -175,7 +175,7 @@ def splat_attention(locations: Tensor, weights: Tensor, spatial_shapes: Sequence
 
 
 def _options(value: Tensor, points: Tensor, reference_points: Tensor | None, *, element_size: int) -> dict:
-    """Return what the kernels are compiled for: the shape of a head, and how many queries a program handles."""
+    """Return the compile-time options of the kernels: the shape of a head and the number of queries of a program."""
     tokens, heads, channels = value.shape[1:]
     levels, per_level = points.shape[3:5]
     block_d = triton.next_power_of_2(channels)
@@ -211,7 +211,7 @@ def _level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
-    """Return the table on the host and on the device; one for each stream, which orders the copy to the device."""
+    """Return the table on the host and on the device; one for each stream, so that kernels run after the copy."""
     table = torch.tensor(_level_rows(spatial_shapes), dtype=torch.int32)
     if device.type != "cuda":
         return table, table
@@ -220,7 +220,7 @@ def _cached_level_table(spatial_shapes: tuple[int, ...], device: torch.device, s
 
 
 def _written_level_table(spatial_shapes: Sequence[int], device: torch.device) -> Tensor:
-    """Write the table without a copy: a CUDA graph keeps numbers that are written, but only the address of a source."""
+    """Write the table without a copy: a CUDA graph records written numbers, but of a copy only the source address."""
     table = torch.empty(len(spatial_shapes) // 2, 3, dtype=torch.int32, device=device)
     for cell, number in zip(table.view(-1), chain.from_iterable(_level_rows(spatial_shapes)), strict=True):
         cell.fill_(number)
@@ -236,16 +236,16 @@ def _level_rows(spatial_shapes: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _largest_weight(weights: Tensor, logits: bool) -> Tensor:
-    """Return a bound on what multiplies a gradient, one number in float64; infinite or NaN if a weight is."""
+    """Return a bound on the weights, one number in float64; infinite or NaN if a weight is."""
     if not logits:
         return weights.abs().amax().double()
-    # Probabilities are at most 1, and numbers where the largest logit of a query is one.
+    # Probabilities are at most 1, and finite if the largest logit of every query is finite.
     largest = weights.flatten(-2).amax(-1)
     return torch.where(largest.isfinite().all(), 1.0, torch.nan).double()
 
 
 def _fixed_point(largest: Tensor, dtype: torch.dtype, num_terms: int) -> tuple[Tensor, Tensor]:
-    """Return powers of two: one turns terms of at most `largest` into integers whose sum fits, one turns the sum back.
+    """Return two powers of two: a factor to integers, such that the sum of terms up to `largest` fits, and its inverse.
 
     The second is NaN where `largest` is infinite or NaN.
     """
@@ -268,12 +268,12 @@ def _on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-# Kernels. Letters as everywhere: B images, Q queries, M heads, L levels, P points, N tokens, D channels.
+# Kernels. Letters: B images, Q queries, M heads, L levels, P points, N tokens, D channels of a head.
 
 
 @triton.jit
 def _program(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """Return image, head and queries of this program, and which of the queries exist."""
+    """Return image, head and queries of this program, and which of these queries exist."""
     blocks = (num_queries + BLOCK_Q - 1) // BLOCK_Q
     program = tl.program_id(0)
     head = program % M
@@ -284,13 +284,13 @@ def _program(num_queries, M: tl.constexpr, BLOCK_Q: tl.constexpr):
 
 @triton.jit
 def _level(levels, level):
-    """Return height, width and first token."""
+    """Return height, width and first token of a level."""
     return tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1), tl.load(levels + 3 * level + 2)
 
 
 @triton.jit
 def _softmax_terms(weights, sample_row, query_exists, SAMPLES: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Return the largest logit of every query, and one over the sum of the exponentials."""
+    """Return for every query the largest logit, and one over the sum of the exponentials."""
     sample = tl.arange(0, BLOCK_S)
     exists = query_exists[:, None] & (sample < SAMPLES)[None, :]
     logits = tl.load(weights + sample_row[:, None] + sample[None, :], mask=exists, other=float("-inf"))
@@ -300,10 +300,10 @@ def _softmax_terms(weights, sample_row, query_exists, SAMPLES: tl.constexpr, BLO
 
 @triton.jit
 def _frame(reference_points, reference_row, query_exists, height, width, P: tl.constexpr, COORDINATES: tl.constexpr):
-    """Return scales and origins: a number of `points` is the pixel coordinate x * scale_x + origin_x, y likewise.
+    """Return scales and origins: the pixel coordinate of a number x of `points` is x * scale_x + origin_x; same for y.
 
-    COORDINATES is 0 for sampling locations, else those of a reference: a point (x, y) that offsets in pixels are added
-    to, or a box (x, y, w, h) of which P offsets are half.
+    COORDINATES is 0 for sampling locations, 2 for reference points (x, y), to which offsets in pixels are added, and 4
+    for reference boxes (x, y, w, h), of which an offset of P is half the width or height.
     """
     scale_x = width
     scale_y = height
@@ -324,15 +324,15 @@ def _frame(reference_points, reference_row, query_exists, height, width, P: tl.c
 
 @triton.jit
 def _read_pair(pairs, address, query_exists):
-    """Read two neighbouring numbers in one load; infinite, so outside of every level, for a missing query."""
+    """Read two neighbouring numbers in one load; for a missing query infinity, which is outside of every level."""
     coordinate = tl.arange(0, 2)[None, :]
     return tl.split(tl.load(pairs + address[:, None] + coordinate, mask=query_exists[:, None], other=float("inf")))
 
 
 @triton.jit
 def _footprint(x, y, height, width):
-    """Return whether pixel coordinates touch the level, their top left cell, and the distances from it, in [0, 1)."""
-    # False for what is not a number. What is not touched is moved to 0, so that it can become an integer.
+    """Return whether a sample touches the level, its top left cell, and the distances from that cell, in [0, 1)."""
+    # False for NaN. A coordinate that does not touch the level becomes 0, so that it can be an integer.
     touched = (x >= -1.0) & (y >= -1.0) & (x < width) & (y < height)
     x = tl.where(touched, x, 0.0)
     y = tl.where(touched, y, 0.0)
@@ -352,7 +352,7 @@ def _corner(touched, row, column, height, width, start, CORNER: tl.constexpr):
 
 @triton.jit
 def _corner_share(right, down, CORNER: tl.constexpr):
-    """Return the horizontal and the vertical factor of a corner's share."""
+    """Return the horizontal and the vertical factor of the share of a corner."""
     horizontal = right if CORNER % 2 else 1.0 - right
     vertical = down if CORNER // 2 else 1.0 - down
     return horizontal, vertical
@@ -360,7 +360,7 @@ def _corner_share(right, down, CORNER: tl.constexpr):
 
 @triton.jit
 def _cell_address(cell, inside, padding_mask, first_token, M: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr):
-    """Return the elements between an image's first token and the cell, and whether it is inside and not padding."""
+    """Return the offset of a cell from the first token of its image, and whether it is inside and not padding."""
     if padding_mask is not None:
         inside = inside & (tl.load(padding_mask + first_token + cell, mask=inside, other=1) == 0)
     if WIDE:
@@ -458,8 +458,8 @@ def _backward_kernel(
     BLOCK_S: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    # With g the gradient of a query's output, the corners' dot products with g are all that the gradients of a sample's
-    # weight and place need, and g times weight and share is the gradient of a corner's value.
+    # With g the gradient of the output of a query: the gradients of weight and location of a sample follow from the dot
+    # products of its corners with g; the gradient of the value of a corner is g times weight and share.
     image, head, query, query_exists = _program(num_queries, M, BLOCK_Q)
     query_row = image * num_queries + query
     sample_row = (query_row * M + head) * (L * P)
@@ -474,7 +474,7 @@ def _backward_kernel(
         largest, inverse_sum = _softmax_terms(weights, sample_row, query_exists, L * P, BLOCK_S)
         expected = tl.zeros([BLOCK_Q], number)
     if grad_points is not None:
-        # The gradients of a query's samples, column by column; written once, at the end.
+        # The gradients of the samples of a query, one column for each; written once, at the end.
         lane = tl.arange(0, BLOCK_S)[None, :]
         column_x = tl.zeros([BLOCK_Q, BLOCK_S], number)
         column_y = tl.zeros([BLOCK_Q, BLOCK_S], number)
@@ -528,7 +528,7 @@ def _backward_kernel(
                     else:
                         tl.atomic_add(head_grad_value + address, term, mask=read, sem="relaxed")
             if SLOPES:
-                # The gradient's NaN or infinity stays away from samples that read nothing.
+                # NaN or infinity in the gradient must not reach samples that read nothing.
                 grad_weight = tl.where(touched, grad_weight, 0.0)
                 slope_x = tl.where(touched, weight * slope_x, 0.0)
                 slope_y = tl.where(touched, weight * slope_y, 0.0)

@@ -1,4 +1,4 @@
-"""One screen a paper: which parts make its model."""
+"""Recipes: which parts make the model of a paper, one file for each paper."""
 
 # ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2

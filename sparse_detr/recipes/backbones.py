@@ -1,4 +1,4 @@
-"""Backbones as lazy configs, with what the tokenizer must know of them."""
+"""Backbones as lazy configs, with the names, channels and strides of their maps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sparse_detr.backbones import MobileNetV2, SwinTransformer
 
 
 class BackboneSpec(NamedTuple):
-    """A backbone and its maps.
+    """A backbone and the description of its maps.
 
     Args:
-        config: LazyCall of a Detectron2 backbone, or the built one.
+        config: LazyCall of a Detectron2 backbone, or a built backbone.
         in_features: names of the maps to use, fine to coarse.
-        in_channels: their channels.
-        strides: their strides.
-        weights: name of its ImageNet weights, for `train.init_checkpoint` and `MODEL.WEIGHTS`; "" for none.
+        in_channels: channels of these maps.
+        strides: strides of these maps.
+        weights: name of its ImageNet weights, for `train.init_checkpoint` and `MODEL.WEIGHTS`; "" if there are none.
     """
 
     config: Any
@@ -45,12 +45,12 @@ def from_module(backbone: D2Backbone) -> BackboneSpec:
 
 
 def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: bool = False) -> BackboneSpec:
-    """ResNet with frozen batch norm, stride in the 3x3 convolutions (torchvision's).
+    """Return ResNet with frozen batch norm and strides in the 3x3 convolutions, as torchvision has it.
 
     Args:
         depth: 50 or 101.
         freeze_at: stages without gradient: 1 is the stem, 2 the stem and the first stage.
-        num_maps: the last so many of C2 to C5.
+        num_maps: number of maps, the last of C2 to C5.
         dilation: stride 16 at C5 (DC5).
     """
     strides = (4, 8, 16, 16 if dilation else 32)
@@ -65,9 +65,9 @@ def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: 
 
 
 def resnet_stages(*, depth: int, dilation: bool = False) -> list[Any]:
-    """Bottleneck stages with frozen batch norm; `dilation` replaces the last stage's stride.
+    """Return bottleneck stages with frozen batch norm; with `dilation`, the last stage is dilated and has no stride.
 
-    As in torchvision, and unlike Detectron2's `RES5_DILATION`, the block that lost its stride is not dilated yet: the
+    As in torchvision, but not in Detectron2's `RES5_DILATION`, the first block of that stage is not dilated: the
     published DC5 weights were trained so.
     """
     blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
@@ -92,7 +92,7 @@ def resnet_stages(*, depth: int, dilation: bool = False) -> list[Any]:
 
 
 class SwinSize(NamedTuple):
-    """What differs between the published Swin transformers; `drop_path_rate` as DINO's detectors use it."""
+    """The options of a published Swin transformer; `drop_path_rate` is that of DINO's detectors."""
 
     embed_dim: int
     depths: tuple[int, ...]
@@ -119,23 +119,28 @@ def swin(
     drop_path_rate: float | None = None,
     pretraining: str | None = None,
 ) -> BackboneSpec:
-    """Swin transformer with a norm for each map.
+    """Return a Swin transformer with a norm for each map.
 
     Args:
-        size: of `SWIN_SIZES`.
-        image_size: 224 or 384, of the ImageNet images that the weights are from; the windows are a 32nd of it.
-        num_maps: the last so many of the maps of strides 4, 8, 16 and 32.
-        freeze_at: parts without gradient: 0 none, 1 the patch embedding, 2 that and the first stage.
-        drop_path_rate: of the last block; None for that of the size.
-        pretraining: of `SWIN_PRETRAININGS`, the images that the weights are from: 1,000 classes, 22,000, or first
-            22,000 and then 1,000; None for "imagenet" of the tiny and the small, "imagenet22k" of the larger ones.
+        size: a name in `SWIN_SIZES`.
+        image_size: 224 or 384, size of the ImageNet images that the weights were trained on; windows are a 32nd of it.
+        num_maps: number of maps, the last of strides 4, 8, 16 and 32.
+        freeze_at: which parts have no gradient: 0 none, 1 the patch embedding, 2 also the first stage.
+        drop_path_rate: rate of the last block; None for that of the size.
+        pretraining: a name in `SWIN_PRETRAININGS`, the classes that the weights were trained on: 1,000; 22,000; or
+            22,000, then 1,000. None means "imagenet" for tiny and small, "imagenet22k" for base and large.
+
+    Raises:
+        ValueError: there are no weights of such a size, image size or pretraining.
     """
     if size not in SWIN_SIZES or image_size not in (224, 384):
-        raise ValueError(f"no Swin {size!r} for images of {image_size}: {', '.join(SWIN_SIZES)}; 224 or 384")
+        raise ValueError(
+            f"no Swin {size!r} for images of {image_size}; sizes are {', '.join(SWIN_SIZES)}, images 224 or 384"
+        )
     embed_dim, depths, num_heads, usual_rate, usual_pretraining = SWIN_SIZES[size]
     pretraining = usual_pretraining if pretraining is None else pretraining
     if pretraining not in SWIN_PRETRAININGS:
-        raise ValueError(f"no Swin with pretraining {pretraining!r}: {', '.join(SWIN_PRETRAININGS)}")
+        raise ValueError(f"no Swin with pretraining {pretraining!r}; choose one of {', '.join(SWIN_PRETRAININGS)}")
     channels = tuple(embed_dim * 2**i for i in range(4))
     maps = _last_maps(("p0", "p1", "p2", "p3"), channels, (4, 8, 16, 32), num_maps)
     config = L(SwinTransformer)(
@@ -146,22 +151,22 @@ def swin(
         window_size=image_size // 32,
         drop_path_rate=usual_rate if drop_path_rate is None else drop_path_rate,
         out_indices=list(range(4 - num_maps, 4)),
-        frozen_stages=freeze_at or -1,  # Detectron2's 0 is the patch embedding, as its 1 is
+        frozen_stages=freeze_at or -1,  # in Detectron2, 0 freezes the patch embedding, as 1 does
     )
     resolution = "" if image_size == 224 else f"_{image_size}"
     return BackboneSpec(config, *maps, weights=f"swin_{size}{resolution}_{pretraining}.pth")
 
 
 def swin_tiny(*, freeze_at: int = 2) -> BackboneSpec:
-    """Swin-T as in Sparse DETR, patch embedding and first stage frozen."""
+    """Return Swin-T as in Sparse DETR, with frozen patch embedding and first stage."""
     return swin("tiny", freeze_at=freeze_at, drop_path_rate=0.2)
 
 
 def mobilenet_v2(*, freeze_at: int = 2) -> BackboneSpec:
-    """MobileNetV2 with frozen batch norm and maps of strides 8, 16 and 32.
+    """Return MobileNetV2 with frozen batch norm and maps of strides 8, 16 and 32.
 
     Args:
-        freeze_at: strides without gradient: 2 is all up to stride 4.
+        freeze_at: see `MobileNetV2`; 2 freezes everything up to stride 4.
     """
     config = L(MobileNetV2)(out_features=["stride8", "stride16", "stride32"], freeze_at=freeze_at)
     return BackboneSpec(config, ("stride8", "stride16", "stride32"), (32, 96, 1280), (8, 16, 32))
@@ -177,13 +182,13 @@ def _last_maps(
 
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """`swin` for `MODEL.BACKBONE.NAME`, with the arguments in `MODEL.SWIN` and `MODEL.BACKBONE.FREEZE_AT`."""
+    """Build `swin` from yaml, with the arguments in `MODEL.SWIN` and `MODEL.BACKBONE.FREEZE_AT`."""
     options = {key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}
     return instantiate(swin(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT, **options).config)
 
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """C5 alone at stride 16 for `MODEL.BACKBONE.NAME`, dilated as torchvision does it: see `resnet_stages`."""
+    """Build a ResNet from yaml with C5 alone, dilated to stride 16 as in torchvision; see `resnet_stages`."""
     depth, freeze_at = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.BACKBONE.FREEZE_AT
     return instantiate(resnet(depth, freeze_at=freeze_at, num_maps=1, dilation=True).config)

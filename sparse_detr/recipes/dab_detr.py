@@ -1,4 +1,4 @@
-"""DAB-DETR (Liu et al., ICLR 2022), at one scale and on Deformable DETR."""
+"""DAB-DETR (Liu et al., ICLR 2022), with full attention to one map and with deformable attention."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def dab_detr(
     num_detections: int = 300,
     class_channels: Sequence[int] | None = None,
 ) -> Any:
-    """LazyCall of a detector with full attention to one map, whose queries are learned boxes.
+    """Return the LazyCall of DAB-DETR: full attention to one map, with learned boxes as queries.
 
     Args:
-        backbone: with one map; C5 of ResNet-50 if None.
-        activation: of the feed-forward networks; the slope of `prelu` is learned, one for every layer.
-        num_queries: anchors.
-        num_patterns: learned vectors added to the content of all anchors; with n of them there are n times the queries.
+        backbone: a backbone with one map; C5 of ResNet-50 if None.
+        activation: activation of the feed-forward networks; `prelu` learns its slope, one for every layer.
+        num_queries: number of anchors.
+        num_patterns: see `LearnedAnchors`; n > 0 patterns give n times as many queries.
         anchor_start: see `Anchors`.
-        freeze_centers: anchors keep their centres; see `FixedCenterAnchors`.
-        query_scale: factors of the spatial queries: from the content, one a channel or one a query; or `fixed`, learned
-            ones of every layer and channel.
-        position_temperature: of the sine embedding of tokens.
-        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+        freeze_centers: the centres of anchors do not learn; see `FixedCenterAnchors`.
+        query_scale: factors of the spatial queries: `elementwise` or `scalar`, made from the content, one for each
+            channel or query; `fixed`, learned for every layer and channel.
+        position_temperature: temperature of the sine embedding of tokens.
+        behavior: `exact`, or `released` for models with the weights of the public implementation.
         class_channels: see `GeneralizedDETR`.
 
     Raises:
@@ -123,18 +123,20 @@ def dab_deformable_detr(
     num_detections: int = 300,
     **options: Any,
 ) -> Any:
-    """LazyCall of Deformable DETR with learned boxes as queries.
+    """Return the LazyCall of DAB-Deformable-DETR: Deformable DETR with learned boxes as queries.
 
     Args:
         num_queries, num_patterns, anchor_start, freeze_centers: see `dab_detr`.
-        two_stage: the queries are the best-scoring encoder tokens instead; anchors and patterns then have no part.
-        options: of `deformable_detr`, but for `box_refinement`.
+        two_stage: the queries are the best encoder tokens instead, without anchors and patterns.
+        options: options of `deformable_detr`, except `box_refinement`.
 
     Raises:
-        ValueError: anchors are asked for in two stages.
+        ValueError: options of anchors are set with `two_stage`.
     """
     if two_stage and (num_patterns or freeze_centers):
-        raise ValueError("num_patterns and freeze_centers belong to learned anchors, which two_stage has none of")
+        raise ValueError(
+            "num_patterns and freeze_centers are for learned anchors, but two_stage has no anchors; leave them out"
+        )
     model = deformable_detr(
         embed_dim=embed_dim,
         feedforward_dim=feedforward_dim,
@@ -161,14 +163,14 @@ def dab_deformable_detr(
 
 
 def sparse_dab_deformable_detr(**options: Any) -> Any:
-    """Sparse DETR's encoder in DAB-Deformable-DETR, with queries from the encoder unless `two_stage` says otherwise."""
+    """Return the LazyCall of DAB-Deformable-DETR with the encoder of Sparse DETR; `two_stage` is True by default."""
     return sparse_detr(base=dab_deformable_detr, **{"two_stage": True, **options})
 
 
 def single_scale_tokenizer(
     backbone: BackboneSpec, embed_dim: int, behavior: Behavior, position_temperature: float
 ) -> Any:
-    """LazyCall of the tokenizer of a backbone with one map; raises `ValueError` for one with several."""
+    """Return the LazyCall of the tokenizer of a backbone with one map; raise `ValueError` for several maps."""
     if len(backbone.in_features) != 1:
         names = ", ".join(backbone.in_features)
         raise ValueError(f"full attention reads one map, but the backbone gives {names}; keep the last one only")
@@ -190,7 +192,7 @@ def full_attention_layers(
     dropout: float,
     activation: Activation,
 ) -> tuple[Any, Any]:
-    """LazyCalls of one encoder layer and of all decoder layers."""
+    """Return the LazyCalls of one encoder layer and of all decoder layers."""
     check_choice("activation", activation, get_args(Activation))
     ffn = L(FeedForward)(
         embed_dim=embed_dim,
@@ -214,14 +216,14 @@ def full_attention_layers(
 def learned_anchors(
     num_queries: int, num_patterns: int, anchor_start: Start, freeze_centers: bool, embed_dim: int
 ) -> Any:
-    """LazyCall of queries at learned boxes."""
+    """Return the LazyCall of learned boxes as queries."""
     check_choice("anchor_start", anchor_start, get_args(Start))
     anchors = L(FixedCenterAnchors if freeze_centers else Anchors)(num_anchors=num_queries, start=anchor_start)
     return L(LearnedAnchors)(anchors=anchors, embed_dim=embed_dim, content="zeros", num_patterns=num_patterns)
 
 
 def position_scale(query_scale: QueryScale, decoder_layers: int, embed_dim: int) -> Any:
-    """LazyCall of the factors of queries' positions; None where a network would have no layer to learn from."""
+    """Return the LazyCall of the factors of query positions; None if no layer would use a network of the content."""
     check_choice("query_scale", query_scale, get_args(QueryScale))
     if query_scale == "fixed":
         return L(LayerScale)(num_layers=decoder_layers, embed_dim=embed_dim)

@@ -1,4 +1,4 @@
-"""Deformable DETR (Zhu et al., ICLR 2021), and its variant with the best encoder tokens as queries."""
+"""Deformable DETR (Zhu et al., ICLR 2021), and the variant with the best encoder tokens as queries."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def deformable_detr(
     num_detections: int = 100,
     class_channels: Sequence[int] | None = None,
 ) -> Any:
-    """LazyCall of a dense detector.
+    """Return the LazyCall of Deformable DETR, which keeps all tokens.
 
     Args:
         backbone: ResNet-50 if None.
-        box_refinement: every layer starts from the boxes of the one before, with heads of its own.
-        two_stage: where queries come from: `off`, learned; `projected`, Deformable DETR's two-stage, class-agnostic;
-            `memory`, the best-scoring encoder tokens, class-specific.
+        box_refinement: every decoder layer starts from the boxes of the layer before, and has its own head.
+        two_stage: source of the queries: `off`, learned; `projected`, class-agnostic proposals, the two-stage form of
+            the paper; `memory`, the best encoder tokens by their best class.
         encoder_auxiliary_loss: supervise every encoder layer but the last (Sparse DETR, section 3.3).
-        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+        behavior: `exact`, or `released` for models with the weights of the public implementation.
         class_channels: see `GeneralizedDETR`.
     """
     backbone = backbone or resnet(50)
@@ -116,7 +116,7 @@ def deformable_detr(
 
 
 def backbone_parts(backbone: BackboneSpec, embed_dim: int, num_levels: int, behavior: Behavior) -> dict[str, Any]:
-    """The backbone and the tokenizer of its maps, as arguments of `GeneralizedDETR`."""
+    """Return the backbone and the LazyCall of its tokenizer, as arguments of `GeneralizedDETR`."""
     tokenizer = L(MultiScaleTokenizer)(
         in_channels=list(backbone.in_channels),
         strides=list(backbone.strides),
@@ -139,7 +139,7 @@ def _queries(two_stage: TwoStage, num_queries: int, embed_dim: int) -> Any:
 def transformer_layers(
     *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int, dropout: float
 ) -> tuple[Any, Any]:
-    """LazyCalls of one encoder layer and one decoder layer."""
+    """Return the LazyCalls of one encoder layer and one decoder layer."""
     attention = L(MultiScaleDeformableAttention)(
         embed_dim=embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
     )
@@ -153,18 +153,18 @@ def transformer_layers(
 
 
 def deformable_detr_topk(**options: Any) -> Any:
-    """Deformable DETR with refinement and the best encoder tokens as queries: Sparse DETR with every token kept.
+    """Return the LazyCall of Deformable DETR with box refinement and the best encoder tokens as queries.
 
-    The dense baseline of the Sparse DETR paper, "top-k & BBR" in its tables.
+    It is the dense baseline of Sparse DETR, which keeps all tokens; "top-k & BBR" in the tables of that paper.
     """
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
 
 
 def efficient_detr(**options: Any) -> Any:
-    """The former name of `deformable_detr_topk`, which the public code of Sparse DETR calls so."""
+    """Return `deformable_detr_topk` under its former name, which the public code of Sparse DETR uses."""
     warnings.warn(
         "efficient_detr is Deformable DETR with the best tokens as queries, not Efficient DETR (Yao et al., 2021); "
-        "its name is deformable_detr_topk now",
+        "use its new name deformable_detr_topk",
         FutureWarning,
         stacklevel=2,
     )
@@ -174,5 +174,5 @@ def efficient_detr(**options: Any) -> Any:
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless `value` is one of `choices`."""
     if value not in choices:
-        hint = "; quote it in yaml, where off means False" if value is False else ""
+        hint = "; quote it in yaml, where off without quotes is False" if value is False else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")

@@ -32,15 +32,16 @@ def dino(
     num_detections: int = 300,
     **options: Any,
 ) -> Any:
-    """LazyCall of a dense two-stage detector with mixed query selection, denoising queries and look forward twice.
+    """Return the LazyCall of DINO: mixed query selection, denoising queries and look forward twice.
 
     Args:
-        denoising_queries: positive denoising queries an image, about; as many negative ones are added. 0: none.
+        denoising_queries: largest number of positive denoising queries of an image; there are as many negative ones. 0
+            for no denoising.
         label_noise, box_noise: see `ContrastiveDenoising`.
-        shared_heads: all decoder layers share one head, as in the official code; detrex has one for each.
-        position_temperature, position_offset: of the sine embedding of tokens; 20 and 0 in the official code, 10000
-            and -0.5 in some of detrex's models.
-        options: of `deformable_detr`, but for `two_stage` and `box_refinement`.
+        shared_heads: all decoder layers share one head, as in the official code; detrex has one head for each layer.
+        position_temperature, position_offset: options of the sine embedding of tokens; 20 and 0 in the official code,
+            10000 and -0.5 in some models of detrex.
+        options: options of `deformable_detr`, except `two_stage` and `box_refinement`.
     """
     model = deformable_detr(
         embed_dim=embed_dim,
@@ -79,6 +80,6 @@ def dino(
 
 
 def use_dab_losses(model: Any) -> None:
-    """The losses of DAB-DETR and the models after it: class loss of weight 1 instead of 2, IoU with 1e-6."""
+    """Set the losses of DAB-DETR and DINO: class loss with weight 1 instead of 2, `iou_eps` 1e-6."""
     model.criterion.class_weight = 1.0
     model.criterion.iou_eps = model.criterion.matcher.iou_eps = IOU_EPS

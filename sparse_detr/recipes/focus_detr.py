@@ -28,13 +28,16 @@ FOCUS_OPTIONS = ("keep_ratio", "inference_keep_ratio", "schedule", "num_objects"
 
 
 def focus_detr(*, base: Callable[..., Any] = dino, **options: Any) -> Any:
-    """LazyCall of DINO, or of another `base`, with Focus-DETR's encoder; options are those of `focus` and of `base`."""
+    """Return the LazyCall of `base` with the encoder of Focus-DETR; options are those of `focus` and of `base`."""
     own = {name: options.pop(name) for name in FOCUS_OPTIONS if name in options}
     return focus(base(**options), behavior=options.get("behavior", "exact"), **own)
 
 
 def focus_deformable_detr(*, two_stage: str = "projected", box_refinement: bool = True, **options: Any) -> Any:
-    """Deformable DETR with Focus-DETR's encoder; without two stages, an auxiliary proposal head names the objects."""
+    """Return the LazyCall of Deformable DETR with the encoder of Focus-DETR.
+
+    With `two_stage` off, an auxiliary proposal head classifies the tokens.
+    """
     return focus_detr(base=deformable_detr, two_stage=two_stage, box_refinement=box_refinement, **options)
 
 
@@ -47,20 +50,26 @@ def focus(
     num_objects: int = 300,
     behavior: Behavior = "exact",
 ) -> Any:
-    """Let the encoder of a dense model refine its foreground tokens, and the objects among them attend to each other.
+    """Give a dense model the encoder of Focus-DETR: it refines foreground tokens; object tokens attend to each other.
 
     Args:
-        model: LazyCall of a detector with a deformable encoder; it is changed and returned.
-        keep_ratio: share of the tokens that the first encoder layer refines; the mean over the published schedule is
-            0.6 of it, the 30 % of the paper.
-        inference_keep_ratio: another share at inference.
-        schedule: share of these that every layer refines; None spreads the published ones over the layers.
-        num_objects: tokens that attend to each other.
-        behavior: `exact`, or `released` for what the public implementation's weights were trained with.
+        model: LazyCall of a detector with a deformable encoder; it is changed in place and returned.
+        keep_ratio: share of the tokens that the first encoder layer refines; with the published schedule the mean over
+            the layers is 0.6 of it: 0.5 gives the 30 % of the paper.
+        inference_keep_ratio: another share at inference; None for `keep_ratio`.
+        schedule: share of the tokens of the first layer that every layer refines; None spreads the published schedule
+            over the layers.
+        num_objects: number of object tokens, which attend to each other.
+        behavior: `exact`, or `released` for models with the weights of the public implementation.
+
+    Raises:
+        ValueError: the encoder is not deformable.
     """
     check_choice("behavior", behavior, get_args(Behavior))
     if model.encoder._target_ is not DeformableEncoder:
-        raise ValueError("only a deformable encoder can be focused: take dino, deformable_detr or dab_deformable_detr")
+        raise ValueError(
+            "Focus-DETR needs a deformable encoder; use dino, deformable_detr or dab_deformable_detr as the base"
+        )
     released = behavior == "released"
     if not model.heads.proposals:
         _add_proposal_head(model)
@@ -106,7 +115,7 @@ def _dual_attention(layer: Any, num_objects: int, released: bool) -> Any:
 
 
 def _add_proposal_head(model: Any) -> None:
-    """Supervised besides the queries, which go on to come without a size."""
+    """Add a supervised proposal head to a model whose queries have no boxes; decoder heads keep their initial size."""
     model.projection = L(ProposalProjection)(embed_dim=model.tokenizer.embed_dim)
     model.auxiliary_proposals = L(AuxiliaryProposals)()
     model.heads.proposals = True

@@ -1,6 +1,6 @@
 """The recipes as Detectron2 meta-architectures, for yaml configs.
 
-A key `MODEL.DETR.X` is the argument `x` of the recipe; None means what the recipe says.
+A key `MODEL.DETR.X` is the argument `x` of the recipe; None means the default of the recipe.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 @dataclass(frozen=True)
 class Recipe:
-    """A meta-architecture's recipe.
+    """The recipe of a meta-architecture.
 
     Args:
-        functions: the recipe, then those that take over the options it passes on.
-        fixed: options of theirs that this recipe decides itself.
+        functions: the recipe, then the functions to which it passes options.
+        fixed: options of these functions that the recipe sets itself.
     """
 
     functions: tuple[Callable[..., Any], ...]
@@ -58,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_options(name: str) -> list[str]:
-    """The keyword arguments that a meta-architecture takes from `MODEL.DETR`, in lower case."""
+    """Return the names of the options that a meta-architecture takes from `MODEL.DETR`, in lower case."""
     options: dict[str, None] = {}
     for function in RECIPES[name].functions:
         for parameter in inspect.signature(function).parameters.values():
@@ -68,21 +68,21 @@ def recipe_options(name: str) -> list[str]:
 
 
 def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
-    """The lazy config that a meta-architecture is built from; nothing is built.
+    """Return the lazy config of a meta-architecture, without building it.
 
     Raises:
-        UserError: a key of `MODEL.DETR` is set that the recipe has no meaning for.
+        UserError: a key of `MODEL.DETR` is set that the recipe does not have.
     """
     given = {key.lower(): value for key, value in cfg.MODEL.DETR.items() if value is not None}
     unknown = sorted(set(given) - set(recipe_options(name)))
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
-        raise UserError(f"{keys} means nothing to {name}; remove it or choose another MODEL.META_ARCHITECTURE")
+        raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
     return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(cfg))
 
 
 def _detections(cfg: CfgNode) -> dict[str, int]:
-    """The number of detections where Detectron2's key says it; refuse another one in ours."""
+    """Return the number of detections if Detectron2's key sets it; refuse a different one in our key."""
     detections, own = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.DETR.NUM_DETECTIONS
     if detections is None or own == detections:
         return {}
@@ -97,7 +97,7 @@ def build_from_cfg(name: str, cfg: CfgNode) -> nn.Module:
     """Build a meta-architecture from yaml: Detectron2's backbone keys and `MODEL.DETR`.
 
     Raises:
-        UserError: a key of `MODEL.DETR` is set that the recipe has no meaning for, or a value that it refuses.
+        UserError: a key of `MODEL.DETR` is set that the recipe does not have, or has a wrong value.
     """
     model = recipe_config(name, cfg, from_module(build_backbone(cfg)))
     model.pixel_mean, model.pixel_std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
@@ -109,19 +109,19 @@ def _meta_architecture(name: str) -> Callable[[CfgNode], nn.Module]:
         return build_from_cfg(name, cfg)
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name} from yaml."
+    build.__doc__ = f"Build {name} from yaml."
     return build
 
 
 @BACKBONE_REGISTRY.register()
 def build_swin_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """Swin-T for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    """Build Swin-T from yaml, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
     return instantiate(swin_tiny(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 
 @BACKBONE_REGISTRY.register()
 def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """MobileNetV2 for `MODEL.BACKBONE.NAME`, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
+    """Build MobileNetV2 from yaml, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
     return instantiate(mobilenet_v2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 

@@ -32,15 +32,15 @@ def sparse_detr(
     base: Callable[..., Any] = deformable_detr_topk,
     **options: Any,
 ) -> Any:
-    """LazyCall of a detector whose encoder refines the best `keep_ratio` of the tokens.
+    """Return the LazyCall of Sparse DETR: `base` with an encoder that refines the best `keep_ratio` of the tokens.
 
     Args:
-        keep_ratio: rho of the paper.
-        inference_keep_ratio: another rho at inference.
+        keep_ratio: share of the tokens, rho in the paper.
+        inference_keep_ratio: another share at inference; None for `keep_ratio`.
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
-            the backbone's features; `random`, noise (section 4.3).
+            the backbone's features; `random`, random numbers (section 4.3).
         base: the recipe of the dense detector.
-        options: of `base`.
+        options: options of `base`.
     """
     model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
     released = options.get("behavior") == "released"
@@ -59,7 +59,7 @@ def sparse_detr(
 
 
 def sparse_dino(**options: Any) -> Any:
-    """Sparse DETR's encoder in DINO (a row of the tables of the Focus-DETR paper)."""
+    """Return the LazyCall of DINO with the encoder of Sparse DETR (a row in the tables of the Focus-DETR paper)."""
     return sparse_detr(base=dino, **options)
 
 

@@ -1,7 +1,15 @@
-"""Frozen records that the parts of a detector hand to each other."""
+"""Frozen dataclasses that the parts of a detector exchange."""
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
-from sparse_detr.structures.pyramid import ImageSizes, Pyramid, Tokens, at_most, geometry_dtype, map_size
+from sparse_detr.structures.pyramid import (
+    ImageSizes,
+    Pyramid,
+    Tokens,
+    at_most,
+    check_image_sizes,
+    geometry_dtype,
+    map_size,
+)
 from sparse_detr.structures.queries import Denoising, Queries
 from sparse_detr.structures.selection import (
     AllTokens,
@@ -26,6 +34,7 @@ __all__ = [
     "Tokens",
     "TopKTokens",
     "at_most",
+    "check_image_sizes",
     "geometry_dtype",
     "map_size",
     "top_token_cascade",

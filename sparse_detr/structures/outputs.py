@@ -1,4 +1,4 @@
-"""What a detector predicts, and what it is asked for."""
+"""The predictions of a detector, and the targets of training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sparse_detr.structures.selection import TokenSelection
 
 @dataclass(frozen=True, eq=False)
 class PredictionGroup:
-    """The predictions of one supervised set: a decoder layer, the proposals, an encoder layer.
+    """The predictions of one supervised set: a decoder layer, the proposals or an encoder layer.
 
     Args:
-        name: where they come from, such as `decoder_5`, `proposals`, `encoder_0`.
-        suffix: of the names of their losses: none for the last decoder layer, `_0` ... for the others, `_enc` for the
-            proposals, `_enc_0` ... for encoder layers, `_dn`, `_dn_0` ... for the denoising queries.
+        name: name of the set, such as `decoder_5`, `proposals`, `encoder_0`.
+        suffix: suffix of the names of its losses: empty for the last decoder layer, `_0` ... for the others, `_enc` for
+            proposals, `_enc_0` ... for encoder layers, `_dn`, `_dn_0` ... for denoising queries.
         logits: (B, Q, classes) before the sigmoid; there is no background class.
         boxes: (B, Q, 4) cxcywh in [0, 1] of the unpadded image.
-        valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
-        class_agnostic: every true box has label 0, meaning "an object".
-        matches: for every image the rows and the true boxes that belong together, two long tensors of equal length;
-            None leaves it to the matcher.
-        repeats: how many rows stand for one true box; losses are divided by it.
+        valid: (B, Q) bool, False on rows that only fill the batch; None if every row counts.
+        class_agnostic: every true box has label 0, which means "an object".
+        matches: for every image the matched rows and their true boxes, two long tensors of equal length; None if the
+            matcher is to find them.
+        repeats: number of rows that are matched with the same true box; losses are divided by it.
     """
 
     name: str
@@ -57,13 +57,13 @@ class DetectorOutput:
 
     Args:
         groups: predictions of every supervised set; the last decoder layer is `predictions`.
-        predictions: the group that detections are made of.
+        predictions: the group that detections are made from.
         pyramid: geometry of the tokens.
         selection: the tokens that the encoder refined.
-        token_scores: (B, N) score of every token before the sigmoid, which on padding says nothing; None for a dense
+        token_scores: (B, N) score of every token before the sigmoid, without meaning on padding; None for a dense
             encoder.
-        attention_map: (B, N) attention that the decoder paid to every token, summed over layers, heads and queries
-            (Sparse DETR, section 3.2); None where it was not asked for.
+        attention_map: (B, N) attention of the decoder to every token, summed over layers, heads and queries (Sparse
+            DETR, section 3.2); None if it was not computed.
         image_sizes: (h, w) of every image before padding.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -13,16 +14,47 @@ Shapes = tuple[tuple[int, int], ...]
 ImageSizes = Sequence[tuple[int, int]] | Tensor | None
 """(h, w) of every image before padding.
 
-Pairs of numbers are known on the host: nothing waits for the device, and steps that padding alone needs are left out
-where there is none. A (B, 2) long tensor is what `torch.export` and `torch.compile` take: no step depends on its
-values. None means that every image fills the batch.
+A sequence of pairs is known on the host: nothing waits for the device, and a batch without padding skips the steps that
+only padding needs. A (B, 2) long tensor is for `torch.export` and `torch.compile`: no step depends on its values. None
+means that every image fills the batch.
 """
 
 
-def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of places, boxes and counts beside features of `dtype`: float32 where those have fewer bits.
+def check_image_sizes(sizes: ImageSizes, images: Tensor) -> None:
+    """Raise `ValueError` for sizes that (B, channels, H, W) `images` cannot have.
 
-    8 or 11 bits are too few for a place in a map of 100 cells, or for a box in an image of 1000 pixels.
+    Of a tensor, shape and type are looked at, its values are not.
+    """
+    if sizes is None:
+        return
+    batch_size, _, *limits = images.shape
+    if isinstance(sizes, Tensor):
+        whole = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
+        if whole and sizes.ndim == 2 and sizes.shape[0] == batch_size and sizes.shape[1] == 2:
+            return
+        given = f"sizes is a tensor {tuple(sizes.shape)} of {sizes.dtype}"
+    else:
+        try:
+            pairs = [[index(side) for side in pair] for pair in sizes]
+        except TypeError:
+            pairs = []
+        fits = [
+            len(pair) == 2 and all(1 <= n <= limit for n, limit in zip(pair, limits, strict=True)) for pair in pairs
+        ]
+        if len(pairs) == batch_size and all(fits):
+            return
+        given = f"sizes is {sizes!r}"
+    raise ValueError(
+        f"{given}; give (h, w) before padding of each of the {batch_size} images, at least 1 and at most "
+        f"{tuple(limits)}: pairs of whole numbers, or a ({batch_size}, 2) tensor of int64"
+    )
+
+
+def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of positions, boxes and counts for features of `dtype`: at least float32.
+
+    The 8 or 11 bits of half precision are too few for a position in a map of 100 cells or a box in an image of 1000
+    pixels.
     """
     return torch.promote_types(dtype, torch.float32)
 
@@ -31,14 +63,14 @@ def geometry_dtype(dtype: torch.dtype) -> torch.dtype:
 class Pyramid:
     """Geometry of the feature levels of a padded batch; `Pyramid.of` makes one.
 
-    Images are padded at the right and at the bottom, so what is real on a level is a rectangle at its top left.
+    Images are padded at the right and at the bottom, so the unpadded part of a level is a rectangle at its top left.
     Tokens run level by level, row by row within a level.
 
     Args:
         spatial_shapes: (h, w) of every level of the padded batch.
         valid_sizes: (B, L, 2) long, (h, w) of the unpadded part of every level of every image, at least 1.
-        valid_counts: tokens of every image that are not padding, on the host; None where only the device knows.
-        has_padding: whether any token is padding; True where only the device knows.
+        valid_counts: number of valid tokens of every image, on the host; None if only the device knows it.
+        has_padding: whether any token is padding; True if only the device knows it.
         cells: (N, 3) long: level, row and column of every token.
         token_valid_sizes: (B, N, 2) long: `valid_sizes` of the level that the token lies on.
         padding_mask: (B, N) bool, True on padding.
@@ -61,8 +93,8 @@ class Pyramid:
         Args:
             spatial_shapes: (h, w) of every level of the padded batch.
             valid_shapes: for every image, (h, w) of the unpadded part of every level, on the host; or the same as a
-                (B, L, 2) long tensor, whose values are not looked at.
-            device: where the tensors are to be; that of `valid_shapes` if it is a tensor.
+                (B, L, 2) long tensor, whose values are not read.
+            device: device of the tensors; that of `valid_shapes` if it is a tensor.
         """
         if isinstance(valid_shapes, Tensor):
             return _pyramid(spatial_shapes, valid_shapes, valid_counts=None, has_padding=True)
@@ -73,7 +105,7 @@ class Pyramid:
 
     @staticmethod
     def unpadded(spatial_shapes: Shapes, batch_size: int, *, device: torch.device) -> Pyramid:
-        """Make the pyramid of a batch without padding, of any size, even a symbolic one."""
+        """Make the pyramid of a batch without padding; sizes may be symbolic."""
         valid_sizes = torch.tensor(spatial_shapes, device=device).expand(batch_size, -1, -1)
         return _pyramid(spatial_shapes, valid_sizes, valid_counts=None, has_padding=False)
 
@@ -84,7 +116,7 @@ class Pyramid:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.valid_sizes.device
 
     @property
@@ -98,11 +130,11 @@ class Pyramid:
         return [height * width for height, width in self.spatial_shapes]
 
     def split(self, tokens: Tensor) -> list[Tensor]:
-        """Cut (B, N, ...) into one (B, h * w, ...) a level."""
+        """Split (B, N, ...) into (B, h * w, ...) of every level."""
         return list(tokens.split(self.level_sizes, dim=1))
 
     def valid_ratios(self, dtype: torch.dtype) -> Tensor:
-        """Return (B, L, 2): unpadded share of every level as (w, h), in `geometry_dtype`."""
+        """Return (B, L, 2): the unpadded share of every level as (w, h), in `geometry_dtype`."""
         dtype = geometry_dtype(dtype)
         shapes = torch.tensor(self.spatial_shapes, device=self.device)
         return (self.valid_sizes.to(dtype) / shapes.to(dtype)).flip(-1)
@@ -116,7 +148,7 @@ class Pyramid:
         return ((self.cells[:, 1:].to(dtype) + 0.5) / self.token_valid_sizes.to(dtype)).flip(-1)
 
 
-def _pyramid(spatial_shapes: Shapes, valid_sizes: Tensor, **facts: Any) -> Pyramid:
+def _pyramid(spatial_shapes: Shapes, valid_sizes: Tensor, **fields: Any) -> Pyramid:
     levels = []
     for level, (height, width) in enumerate(spatial_shapes):
         rows, columns = torch.meshgrid(
@@ -133,18 +165,18 @@ def _pyramid(spatial_shapes: Shapes, valid_sizes: Tensor, **facts: Any) -> Pyram
         cells=cells,
         token_valid_sizes=token_valid_sizes,
         padding_mask=(cells[None, :, 1:] >= token_valid_sizes).any(-1),
-        **facts,
+        **fields,
     )
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
-    """Return (h, w) of a map (..., h, w): numbers, symbolic in a traced graph; torch.jit's are taken as constants."""
+    """Return (h, w) of a map (..., h, w): numbers, symbolic in an export; constants in a trace of torch.jit."""
     height, width = x.shape[-2:]
     return (int(height), int(width)) if torch.jit.is_tracing() else (height, width)
 
 
 def at_most(number: int, limit: int) -> int:
-    """Return the smaller of two numbers, which are symbolic in a traced graph; torch.jit's are taken as constants."""
+    """Return the smaller of two numbers: symbolic in an export; constant in a trace of torch.jit."""
     if torch.jit.is_tracing():
         return min(int(number), int(limit))
     return torch.sym_min(number, limit)  # type: ignore[return-value]

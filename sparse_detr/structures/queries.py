@@ -1,4 +1,4 @@
-"""What the decoder starts from."""
+"""The queries that the decoder starts from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from sparse_detr.structures.outputs import PredictionGroup
 
 @dataclass(frozen=True, eq=False)
 class Denoising:
-    """The queries in front that start from noised true boxes.
+    """The denoising queries, which stand in front of the others.
 
     Args:
-        num_queries: how many they are.
-        matches: for every image the rows and the true boxes that belong together, two long tensors of equal length.
-        repeats: how many of them stand for one true box.
+        num_queries: number of denoising queries.
+        matches, repeats: see `PredictionGroup`.
     """
 
     num_queries: int
@@ -27,16 +26,17 @@ class Denoising:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """What the decoder starts from.
+    """The queries that the decoder starts from.
 
     Args:
         content: (B, Q, C).
-        position: (B, Q, C), added wherever a query attends; None where the decoder derives it from the references.
+        position: (B, Q, C), added to the content of a query that attends; None if the decoder derives it from the
+            boxes.
         reference_points: (B, Q, 2) points or (B, Q, 4) boxes cxcywh, in [0, 1] of the unpadded image.
-        valid: (B, Q) bool, False on queries that only fill the batch; None where every query counts.
+        valid: (B, Q) bool, False on queries that only fill the batch; None if every query counts.
         proposals: the supervised predictions that the queries were chosen from; None for learned queries.
-        keep: (Q, Q) bool, True where the query of the row may attend to that of the column; None where all may.
-        denoising: which of the queries are denoising queries; None where there are no such queries.
+        keep: (Q, Q) bool, True where the query of the row may attend to the query of the column; None if all may.
+        denoising: the denoising queries among them; None if there are no such queries.
     """
 
     content: Tensor
@@ -49,5 +49,5 @@ class Queries:
 
     @property
     def num_denoising(self) -> int:
-        """How many of the queries, in front, are denoising queries."""
+        """Number of denoising queries, which stand in front."""
         return 0 if self.denoising is None else self.denoising.num_queries

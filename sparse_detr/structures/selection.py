@@ -1,4 +1,4 @@
-"""Which tokens the encoder refines, and how their rows are taken out of and put back into the sequence."""
+"""The tokens that the encoder refines: how their rows are taken out of the sequence and written back."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class TokenSelection(Protocol):
 
     @property
     def indices(self) -> Tensor:
-        """(B, K) long, position of every row in the token sequence, best first."""
+        """(B, K) long, index of every row in the token sequence, best first."""
 
     @property
     def counts(self) -> Tensor:
-        """(B,) long, kept tokens of an image; rows beyond it are surplus, there to fill the batch."""
+        """(B,) long, number of kept tokens of every image; further rows are surplus, they only fill the batch."""
 
     @property
     def keep(self) -> Tensor:
@@ -32,22 +32,25 @@ class TokenSelection(Protocol):
         """(B, K) bool, False on surplus rows."""
 
     @property
-    def used(self) -> Tensor | None:
-        """(K,) bool, False on rows that are surplus for all images; None where there are no such rows."""
+    def any_valid(self) -> Tensor | None:
+        """(K,) bool, True on rows that are valid in some image; None if all rows are."""
 
     def gather(self, tokens: Tensor) -> Tensor:
-        """Take the rows (B, K, ...) of the selected tokens out of (B, N, ...)."""
+        """Return the rows (B, K, ...) of the selected tokens of (B, N, ...)."""
 
     def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Return (B, N, C) `tokens` with the kept ones replaced by their (B, K, C) `rows`; surplus rows are dropped."""
+        """Return (B, N, C) `tokens` with kept tokens replaced by (B, K, C) `rows`; surplus rows have no effect."""
 
     def at_layer(self, layer: int) -> TokenSelection:
-        """Return the tokens that an encoder layer refines, counted from 0; the first layer's are the selection's."""
+        """Return the tokens that an encoder layer, counted from 0, refines; those of the first are the selection."""
+
+    def check_layers(self, number: int) -> None:
+        """Raise `ValueError` if it is not for an encoder of so many layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class AllTokens:
-    """Every token is kept: the dense encoder."""
+    """Every token is kept, as by a dense encoder."""
 
     pyramid: Pyramid
 
@@ -69,7 +72,7 @@ class AllTokens:
         return ~self.pyramid.padding_mask
 
     @property
-    def used(self) -> Tensor | None:
+    def any_valid(self) -> Tensor | None:
         return None
 
     def gather(self, tokens: Tensor) -> Tensor:
@@ -81,24 +84,27 @@ class AllTokens:
     def at_layer(self, layer: int) -> TokenSelection:
         return self
 
+    def check_layers(self, number: int) -> None:
+        pass
+
 
 @dataclass(frozen=True, eq=False)
 class TopKTokens:
-    """The best tokens of every image by score; `top_tokens` chooses them.
+    """The best tokens of every image by score, as `top_tokens` chooses them.
 
     Args:
         indices: (B, K) long, best first.
         counts: (B,) long, at most K.
         num_tokens: N.
         valid: (B, K) bool, False on surplus rows.
-        used: (K,) bool, False on rows that are surplus for all images; None where there are no such rows.
+        any_valid: (K,) bool, True on rows that are valid in some image; None if all rows are.
     """
 
     indices: Tensor
     counts: Tensor
     num_tokens: int
     valid: Tensor
-    used: Tensor | None = None
+    any_valid: Tensor | None = None
 
     @staticmethod
     def of(indices: Tensor, counts: Tensor, *, num_tokens: int, exact: bool = True) -> TopKTokens:
@@ -108,8 +114,8 @@ class TopKTokens:
             exact: K is the largest count; else it may be larger.
         """
         valid = torch.arange(indices.shape[1], device=indices.device) < counts[:, None]
-        used = None if exact else valid.any(0)
-        return TopKTokens(indices=indices, counts=counts, num_tokens=num_tokens, valid=valid, used=used)
+        any_valid = None if exact else valid.any(0)
+        return TopKTokens(indices=indices, counts=counts, num_tokens=num_tokens, valid=valid, any_valid=any_valid)
 
     @property
     def keep(self) -> Tensor:
@@ -127,12 +133,15 @@ class TopKTokens:
     def at_layer(self, layer: int) -> TokenSelection:
         return self
 
+    def check_layers(self, number: int) -> None:
+        pass
+
 
 @dataclass(frozen=True, eq=False)
 class CascadedTokens(TopKTokens):
-    """Fewer and fewer of the best tokens, layer by layer: each layer's are the first of the layer's before.
+    """The best tokens, fewer from layer to layer: a layer keeps the first tokens of the layer before.
 
-    The selection as a whole is that of the first layer.
+    As a selection it is that of the first layer.
 
     Args:
         layers: the tokens of every layer.
@@ -144,7 +153,7 @@ class CascadedTokens(TopKTokens):
     def nested(
         indices: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, num_tokens: int, exact: bool = True
     ) -> CascadedTokens:
-        """Make a selection whose layers keep the first `counts` (B,) of (B, K) tokens, in so many `rows` each."""
+        """Make a selection; layer i keeps the first `counts[i]` (B,) of (B, K) tokens, in `rows[i]` rows."""
         layers = tuple(
             TopKTokens.of(indices[:, :row], count, num_tokens=num_tokens, exact=exact)
             for count, row in zip(counts, rows, strict=True)
@@ -155,25 +164,27 @@ class CascadedTokens(TopKTokens):
             counts=first.counts,
             num_tokens=num_tokens,
             valid=first.valid,
-            used=first.used,
+            any_valid=first.any_valid,
             layers=layers,
         )
 
     def at_layer(self, layer: int) -> TopKTokens:
-        if layer >= len(self.layers):
-            raise ValueError(
-                f"the cascade keeps tokens for {len(self.layers)} encoder layers, and this is layer {layer + 1}; "
-                "give the budget a schedule of one share a layer"
-            )
         return self.layers[layer]
+
+    def check_layers(self, number: int) -> None:
+        if len(self.layers) != number:
+            raise ValueError(
+                f"the budget's schedule has {len(self.layers)} shares, but the encoder {number} layers; "
+                "give one share a layer"
+            )
 
 
 def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True) -> TopKTokens:
-    """Choose the tokens of highest score; images with fewer of them fill up with their next best.
+    """Choose the tokens with the highest scores; surplus rows hold the next best tokens.
 
     Args:
         scores: (B, N).
-        counts: (B,) long, tokens to keep of every image.
+        counts: (B,) long, number of tokens to keep of every image.
         rows: K.
         exact: K is the largest count; else it may be larger.
     """
@@ -183,6 +194,6 @@ def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True)
 def top_token_cascade(
     scores: Tensor, counts: Sequence[Tensor], rows: Sequence[int], *, exact: bool = True
 ) -> CascadedTokens:
-    """Choose the tokens of highest score for every layer; the arguments are those of `top_tokens`, one a layer."""
+    """Choose the tokens with the highest scores for every layer; `counts` and `rows` are one a layer."""
     indices = scores.detach().topk(rows[0], dim=1).indices
     return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1], exact=exact)

@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds and of what it looks at, as (H, W, 3) uint8 RGB arrays."""
+"""Pictures of detections, tokens, scores and attention, as (H, W, 3) uint8 RGB arrays."""
 
 from sparse_detr.visualization.detections import Detection, draw_detections, list_detections
 from sparse_detr.visualization.token_maps import TokenMaps, token_maps

@@ -1,4 +1,4 @@
-"""What a detector knows about the tokens of one image, as arrays to look at."""
+"""Maps of the tokens of one image: kept tokens, scores and attention, as arrays for pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenMaps:
         kept_share: share of the kept tokens of all levels.
         covered_attention: share of the decoder's attention on kept tokens; NaN without an attention map.
         scores: token scores; None for a dense encoder.
-        attention: decoder attention map; None where it was not asked for.
+        attention: decoder attention map; None if it was not computed.
         objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
     """
 

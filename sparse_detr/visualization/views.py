@@ -1,4 +1,4 @@
-"""Pages that show what a detector looks at: kept tokens, token scores, the decoder's attention, all of it together."""
+"""Pages that show kept tokens, token scores, the attention of the decoder, and all of these together."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ import torch
 from detectron2.config import instantiate
 
 from sparse_detr.analysis import cost
+from sparse_detr.modeling.selection import EvenBudget
 from sparse_detr.recipes import deformable_detr_topk, sparse_detr
 from tests.modeling.tiny import SIZES, patch_backbone
 
@@ -12,7 +13,7 @@ def encoder_gigaflops(recipe, **options):
     return cost.gigaflops(model, torch.zeros(3, 64, 96, dtype=torch.uint8))["encoder"]
 
 
-def test_actions_take_every_input_in_turn_and_the_first_does_not_count(monkeypatch):
+def test_actions_run_on_every_input_in_turn_and_the_first_input_is_not_timed(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
     calls = []
@@ -27,12 +28,20 @@ def test_the_encoders_flops_grow_by_the_same_amount_with_every_layer():
     assert two == pytest.approx(2 * one)
 
 
-def test_choosing_tokens_counts_for_the_encoder():
+def test_the_selector_counts_for_the_encoder():
     blind, learned = (encoder_gigaflops(sparse_detr, scorer=name) for name in ("random", "attention_map"))
     assert 0 < blind < learned
 
 
-def test_a_dense_encoder_layer_costs_what_its_formula_says():
+@pytest.mark.parametrize("budget", [0.5, EvenBudget(keep_ratio=0.5)])
+def test_a_budget_of_the_call_costs_what_it_costs_as_the_models_own(budget):
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    small, half = (instantiate(sparse_detr(backbone=patch_backbone(), keep_ratio=r, **SIZES)) for r in (0.1, 0.5))
+    assert cost.gigaflops(small, image, budget) == cost.gigaflops(half, image)
+    assert cost.gigaflops(small, image)["encoder"] < cost.gigaflops(half, image)["encoder"]
+
+
+def test_a_layer_of_a_dense_encoder_costs_what_its_formula_says():
     """Per token: offsets and weights of the samples, values, output, feed-forward, samples, two norms."""
     dim, hidden, levels, points = SIZES["embed_dim"], SIZES["feedforward_dim"], 4, SIZES["num_points"]
     samples = SIZES["num_heads"] * levels * points

@@ -1,7 +1,7 @@
-"""Detectron2's own tools take our configs as they are.
+"""The tools of Detectron2 run with our configs unchanged.
 
-The pinned package holds its scripts too, as modules of `tools`; their tests are skipped where another Detectron2 is
-installed.
+The pinned package also has the scripts of Detectron2, as modules of `tools`; with another Detectron2, their tests are
+skipped.
 """
 
 import json
@@ -33,7 +33,7 @@ from sparse_detr.recipes import mobilenet_v2, sparse_detr
 YAML = "SparseDETR/sparse_detr_r50_rho30.yaml"
 LAZY = "SparseDETR/sparse_detr_r50_rho30.py"
 SIZE = 96
-# Keys that make the paper's model and its training small.
+# Keys that make the model of the paper and its training small.
 SMALL = ["MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
 SMALL += ["MODEL.DETR.NUM_CLASSES", "2", "MODEL.DETR.EMBED_DIM", "64", "MODEL.DETR.NUM_QUERIES", "10"]
 SMALL += ["MODEL.DETR.ENCODER_LAYERS", "1", "MODEL.DETR.DECODER_LAYERS", "1", "DATALOADER.NUM_WORKERS", "0"]
@@ -43,7 +43,7 @@ SMALL += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "
 
 @pytest.fixture
 def data_set(tmp_path):
-    """Four images of noise with a box each, registered as a COCO data set, and a folder `output` beside them."""
+    """Make four images of noise with a box each, registered as a COCO data set, and a folder `output`."""
     (tmp_path / "output").mkdir()
     annotations = []
     for number in range(4):
@@ -131,7 +131,7 @@ def test_the_default_trainer_trains_on_our_yaml(data_set, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["yaml", "lazy"])
-def test_evaluation_and_analysis_take_either_kind_of_config(data_set, tmp_path, kind):
+def test_evaluation_and_analysis_take_both_kinds_of_config(data_set, tmp_path, kind):
     if kind == "yaml":
         cfg = small_yaml(tmp_path)
         model, loader = build_model(cfg), build_detection_test_loader(cfg, data_set)
@@ -149,13 +149,13 @@ def test_evaluation_and_analysis_take_either_kind_of_config(data_set, tmp_path, 
 
 
 def script(name: str) -> ModuleType:
-    """A script of Detectron2's `tools/`, unmodified, whose functions are called in this process."""
+    """Import a script of Detectron2's `tools/`, unmodified, to call its functions in this process."""
     return pytest.importorskip(f"tools.{name}", reason="this Detectron2 came without its scripts")
 
 
 @pytest.fixture
 def environment_module(monkeypatch):
-    """What `DETECTRON2_ENV_MODULE=sparse_detr.env` does at `import detectron2`, undone after the test."""
+    """Do what `DETECTRON2_ENV_MODULE=sparse_detr.env` does at `import detectron2`, and undo it after the test."""
     monkeypatch.setattr(defaults, "_C", defaults._C.clone())
     setup_environment()
 
@@ -189,7 +189,7 @@ def test_lazyconfig_train_net_trains_and_evaluates_our_lazy_config(data_set, tmp
 
 
 @pytest.mark.parametrize("given", [yaml_arguments, lazy_arguments])
-def test_analyze_model_counts_the_attention_of_either_kind_of_config(
+def test_analyze_model_counts_the_attention_with_both_kinds_of_config(
     data_set, environment_module, tmp_path, monkeypatch, caplog, given
 ):
     tool = script("analyze_model")

@@ -1,4 +1,4 @@
-"""Attention counts in eval mode as it does in training, and as the formula says."""
+"""Attention has the same FLOPs in training and in eval mode, those of the formula."""
 
 import warnings
 from importlib import import_module
@@ -47,20 +47,20 @@ def analysis(module: nn.Module, *inputs: torch.Tensor) -> FlopCountAnalysis:
 
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_self_attention_counts_as_the_formula_says_in_training_and_in_eval(training, need_weights):
+def test_self_attention_has_the_flops_of_the_formula_in_training_and_in_eval(training, need_weights):
     module = SelfAttention(need_weights=need_weights).train(training)
     assert analysis(module, torch.randn(BATCH, QUERIES, CHANNELS)).total() == SELF_ATTENTION_FLOPS
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_cross_attention_counts_as_the_formula_says_in_training_and_in_eval(training, need_weights):
+def test_cross_attention_has_the_flops_of_the_formula_in_training_and_in_eval(training, need_weights):
     module = CrossAttention(need_weights=need_weights).train(training)
     inputs = torch.randn(BATCH, QUERIES, CHANNELS), torch.randn(BATCH, KEYS, CHANNELS)
     assert analysis(module, *inputs).total() == CROSS_ATTENTION_FLOPS
 
 
-def test_self_attention_in_eval_takes_the_fused_kernel_that_fvcore_does_not_know():
+def test_self_attention_in_eval_runs_the_fused_kernel_that_fvcore_does_not_count():
     counted = analysis(SelfAttention(need_weights=False).eval(), torch.randn(BATCH, QUERIES, CHANNELS))
     assert dict(counted.by_operator()) == {"_native_multi_head_attention": SELF_ATTENTION_FLOPS}
     assert not counted.unsupported_ops()
@@ -89,14 +89,14 @@ def test_deformable_attention_counts_four_for_a_channel_of_a_sample_with_every_b
             return plain + fused_deformable_attention(value, SHAPES, references, offsets, logits, backend=backend)
 
     shapes = (2, 30, 4, 8), (2, 5, 2, 4), (2, 5, 4, 2, 3, 2), (2, 5, 4, 2, 3)
-    # Tensors that triton or cuda take are elsewhere.
+    # triton and cuda take tensors on the GPU.
     device = "cuda" if backend in ("triton", "cuda") else "cpu"
     counted = analysis(Attention(), *(torch.rand(shape, device=device) for shape in shapes))
     samples = 2 * 5 * 4 * 2 * 3
     assert counted.total() == 2 * (4 * samples * 8)
 
 
-def test_registering_again_changes_nothing_and_keeps_a_handle_of_fvcores_own(monkeypatch):
+def test_registering_again_changes_nothing_and_keeps_the_handles_of_fvcore(monkeypatch):
     supported_ops = import_module("fvcore.nn.flop_count")._DEFAULT_SUPPORTED_OPS
     own = object()
     monkeypatch.setitem(supported_ops, "aten::scaled_dot_product_attention", own)

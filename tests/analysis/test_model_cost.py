@@ -1,4 +1,4 @@
-"""Parameters and FLOPs are those of the public implementations, the latter counted by Detectron2's own tool."""
+"""Parameters and FLOPs are those of the public implementations; FLOPs are counted by Detectron2's tool."""
 
 import logging
 import warnings
@@ -25,7 +25,7 @@ from sparse_detr.recipes import (
 )
 from tests.meta import meta_device
 
-# Both were measured on the public code, whose heads have 91 classes, with an image of this size.
+# Measured on the public code, whose heads have 91 classes, with an image of this size.
 CLASSES, HEIGHT, WIDTH = 91, 850, 1040
 
 PARAMETERS = {
@@ -44,7 +44,7 @@ PARAMETERS = {
     ),
 }
 
-# All parameters, in millions, as counted on the public code: 91 classes in the authors', 80 in detrex's.
+# All parameters, in millions, counted on the public code: 91 classes in that of the authors, 80 in that of detrex.
 MILLIONS = {
     "dino-official": (lambda: dino(num_classes=91, shared_heads=True), 46.89),
     "dino-detrex": (dino, 47.65),
@@ -116,7 +116,7 @@ def test_a_lower_keep_ratio_costs_less():
 
 
 def small(recipe: Callable[..., Any], **options: Any) -> Any:
-    """A recipe's config that is traced in a second."""
+    """Return the config of a recipe, so small that it is traced in a second."""
     return recipe(
         **{"backbone": mobilenet_v2(), "embed_dim": 64, "num_queries": 10, "encoder_layers": 1, "decoder_layers": 1}
         | options

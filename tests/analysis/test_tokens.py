@@ -1,4 +1,4 @@
-"""What a selection keeps and misses, on a pyramid of two levels that is small enough to count by hand."""
+"""What a selection covers, by hand on a small pyramid of two levels."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SHAPES = ((2, 4), (1, 2))
 
 @pytest.fixture
 def pyramid() -> Pyramid:
-    """An image without padding, and one of half its width, whose columns 2 and 3 (tokens 2, 3, 6, 7, 9) are padding."""
+    """Make an image without padding, and one of half its width, of which tokens 2, 3, 6, 7 and 9 are padding."""
     return make_pyramid(SHAPES, ((2, 2), (1, 1)))
 
 
@@ -35,12 +35,12 @@ def mask(*kept_of_images: list[int]) -> torch.Tensor:
     return kept
 
 
-def test_kept_share_counts_real_tokens_only(pyramid):
+def test_kept_share_counts_valid_tokens_only(pyramid):
     share = kept_share(mask([0, 5, 8], [0, 1, 2, 3, 9]), pyramid)
     assert share.tolist() == [[2 / 8, 1 / 2], [2 / 4, 0]]
 
 
-def test_covered_attention_is_the_share_of_the_mass_on_kept_tokens():
+def test_covered_attention_is_the_share_of_the_attention_on_kept_tokens():
     attention = torch.arange(10.0).expand(2, 10)  # sums to 45
     torch.testing.assert_close(covered_attention(mask([9], []), attention), torch.tensor([9 / 45, 0]))
 
@@ -91,7 +91,7 @@ def test_samples_of_several_layers_add_up(pyramid):
 
 
 class Layer(torch.nn.Module):
-    """Its object tokens are given."""
+    """An encoder layer with given object tokens."""
 
     def __init__(self, rows):
         super().__init__()
@@ -105,7 +105,7 @@ class Layer(torch.nn.Module):
 
 
 def test_object_tokens_are_those_of_the_last_layer_without_surplus_rows():
-    """The last layer refines tokens 4 and 0 of an image, and 1 of the other, whose second row is surplus."""
+    """The last layer refines tokens 4 and 0 of one image and token 1 of the other, whose second row is surplus."""
     indices, counts = torch.tensor([[4, 0, 2], [1, 2, 3]]), torch.tensor([[3, 2], [2, 1]])
     selection = CascadedTokens.nested(indices, counts, (3, 2), num_tokens=5)
     layers = torch.nn.ModuleList([Layer(torch.tensor([[0], [0]])), Layer(torch.tensor([[1, 0], [1, 0]]))])
@@ -120,7 +120,7 @@ def test_object_tokens_are_those_of_the_last_layer_without_surplus_rows():
     assert not layers[0]._forward_pre_hooks
 
 
-def test_an_encoder_without_object_tokens_has_none():
+def test_an_encoder_without_object_tokens_gives_none():
     encoder = torch.nn.Module()
     encoder.layers = torch.nn.ModuleList([torch.nn.Identity()])
     with watch_object_rows(encoder) as rows:

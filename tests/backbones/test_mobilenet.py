@@ -1,4 +1,4 @@
-"""MobileNetV2 against torchvision's."""
+"""MobileNetV2 against that of torchvision."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from sparse_detr.backbones import MobileNetV2
 
 @pytest.fixture(scope="module")
 def networks():
-    """Torchvision's network with lively statistics, and ours with the same weights."""
+    """Return torchvision's network with random statistics, and ours with the same weights."""
     torch.manual_seed(0)
     theirs = mobilenet_v2(weights=None).features.double().eval()
     for module in theirs.modules():
@@ -26,7 +26,7 @@ def networks():
     return ours, theirs
 
 
-def test_folded_batch_norm_gives_torchvisions_maps(networks):
+def test_folded_batch_norm_gives_the_maps_of_torchvision(networks):
     ours, theirs = networks
     x = torch.randn(2, 3, 70, 97, dtype=torch.float64)
     maps, expected, ends = ours.train()(x), x, {3: "stride4", 6: "stride8", 13: "stride16", 18: "stride32"}
@@ -36,7 +36,7 @@ def test_folded_batch_norm_gives_torchvisions_maps(networks):
             assert_close(maps[ends[index]], expected)
 
 
-def test_maps_have_the_shape_that_is_promised(networks):
+def test_maps_have_the_shape_that_output_shape_tells(networks):
     ours, _ = networks
     maps = ours(torch.zeros(1, 3, 70, 97, dtype=torch.float64))
     assert list(maps) == list(ours.output_shape())
@@ -59,7 +59,7 @@ def test_batch_norm_is_frozen_so_that_training_mode_changes_nothing(networks):
     assert torch.equal(ours.train()(x)["stride32"], ours.eval()(x)["stride32"])
 
 
-def test_gradients_reach_what_is_not_frozen(networks):
+def test_gradients_reach_the_parts_that_are_not_frozen(networks):
     ours, _ = networks
     ours.zero_grad()
     sum(x.square().sum() for x in ours(torch.randn(1, 3, 64, 64, dtype=torch.float64)).values()).backward()
@@ -68,5 +68,5 @@ def test_gradients_reach_what_is_not_frozen(networks):
 
 
 def test_unknown_maps_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"out_features \['stride64'\] are not among"):
+    with pytest.raises(ValueError, match=r"out_features has no maps \['stride64'\]; choose from stride2"):
         MobileNetV2(out_features=("stride64",))

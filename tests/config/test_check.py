@@ -48,6 +48,10 @@ LAZY_FAULTS = {
     "model.encoder.layers.module.self_attn.embed_dim=30": "embed_dim=30 cannot be used; give a multiple of",
     "model.decoder.layers.module.ffn=null": "model.decoder.layers.module.ffn=None cannot be used",
     "model.encoder._target_=nowhere.Encoder": "model.encoder._target_=nowhere.Encoder cannot be imported",
+    "model.encoder._target_=sparse_detr.modeling.encoder.Encoder": (
+        "^model.encoder._target_=sparse_detr.modeling.encoder.Encoder is not in this version of sparse_detr; in place "
+        "of a config.yaml of another version give the config that its training was started with .*: its checkpoints"
+    ),
 }
 
 YACS_FAULTS = {

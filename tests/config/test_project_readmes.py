@@ -22,6 +22,10 @@ def expanded(name):
     return {"".join(choice) for choice in product(*parts)}
 
 
+def test_every_project_has_a_readme():
+    assert {path.parents[1].name for path in ROOT.glob("projects/*/configs/*.*")} == {p.parent.name for p in READMES}
+
+
 @each_readme
 def test_every_config_of_a_project_is_in_the_table_of_its_readme(readme):
     configs = readme.read_text().partition("## Configs")[2].partition("## Commands")[0]

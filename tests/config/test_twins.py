@@ -31,9 +31,9 @@ def load_yaml(path, *overrides):
     yaml = path.with_suffix(".yaml")
     if yaml.is_file():
         return load_config(str(yaml), overrides)
-    start, keys = re.fullmatch(
-        r".* is gone; use (\S+) with (.*), or the lazy config \S+", successor_of(str(yaml))
-    ).groups()
+    told = successor_of(str(yaml))
+    assert told, f"there is no {yaml.name}, and no row of it in sparse_detr/config/removed.py"
+    start, keys = re.fullmatch(r".* is gone; use (\S+) with (.*), or the lazy config \S+", told).groups()
     return load_config(f"{ROOT}/{start}", [*shlex.split(keys), *overrides])
 
 

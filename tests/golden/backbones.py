@@ -1,4 +1,4 @@
-"""Backbones as the converter names them."""
+"""Backbones by the names that the converter gives."""
 
 import ast
 
@@ -6,7 +6,7 @@ from sparse_detr import recipes
 
 
 def named_backbone(call):
-    """What a call such as `resnet(50, freeze_at=1)` of a function of `sparse_detr.recipes` gives; literals only."""
+    """Return the result of a call such as `resnet(50, freeze_at=1)` of a recipe; arguments are literals."""
     expression = ast.parse(call, mode="eval").body
     if not isinstance(expression, ast.Call) or not isinstance(expression.func, ast.Name):
         raise ValueError(f"a backbone is named by a call of a recipe, got {call!r}")

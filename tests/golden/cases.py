@@ -1,12 +1,12 @@
-"""Golden cases: what the public code gave for checkpoints, images and boxes that a rule generates.
+"""Golden cases: the results of the public code for checkpoints, images and boxes that a rule generates.
 
-A case keeps the outputs only. Everything that goes in is drawn from NumPy generators seeded with the CRC-32 of a name:
+A case stores the outputs only. All inputs are drawn from NumPy generators, seeded with the CRC-32 of a name:
 
 - an entry of a checkpoint from its own name (tied entries from the name of the first): standard normal float32 numbers,
   divided by the root of the fan-in if there are two or more dimensions; of one dimension, 0.1 of it, plus 1 for
   scales; running variances are 1 plus 0.1 of the absolute value;
-- an image from its tag: noise on grids of 32, 16, 8 and 1 pixels, coarse grids weighing more, stretched to 0..255;
-- boxes (cxcywh in [0, 1]) and labels from theirs.
+- an image from its tag: noise on grids of 32, 16, 8 and 1 pixels, coarse grids with more weight, scaled to 0..255;
+- boxes (cxcywh in [0, 1]) and labels from their tag.
 """
 
 import json
@@ -27,7 +27,7 @@ FIXED, CONSTANT = "fixed", "kept"
 
 
 def names_with(output: str) -> list[str]:
-    """The cases that store an output."""
+    """Return the names of the cases that store an output."""
     found = []
     for name in NAMES:
         with np.load(FOLDER / name / "outputs.npz") as arrays:
@@ -36,12 +36,12 @@ def names_with(output: str) -> list[str]:
 
 
 def generator(tag: str) -> np.random.Generator:
-    """The stream of random numbers that belongs to a name."""
+    """Return the random generator of a name."""
     return np.random.default_rng(zlib.crc32(tag.encode()))
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 values of a checkpoint entry."""
+    """Make the float32 values of a checkpoint entry."""
     noise = generator(name).standard_normal(shape, dtype=np.float32)
     if name.endswith("running_var"):
         return 1 + 0.1 * np.abs(noise)
@@ -54,7 +54,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def image(tag: str, height: int, width: int) -> Tensor:
-    """A uint8 RGB image (3, height, width) with structure at four scales."""
+    """Make a uint8 RGB image (3, height, width) with structure at four scales."""
     stream = generator(tag)
     canvas = np.zeros((3, height, width), np.float32)
     for cell in (32, 16, 8, 1):
@@ -65,7 +65,7 @@ def image(tag: str, height: int, width: int) -> Tensor:
 
 
 def targets(tag: str, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Boxes (count, 4) as cxcywh in [0, 1], float64, and labels (count,)."""
+    """Make boxes (count, 4) as cxcywh in [0, 1], float64, and labels (count,)."""
     stream = generator(tag)
     size = stream.uniform(0.05, 0.6, (count, 2))
     centre = size / 2 + stream.uniform(0, 1, (count, 2)) * (1 - size)
@@ -75,7 +75,7 @@ def targets(tag: str, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One public model: how its file looks, what goes in, what came out."""
+    """One public model: its checkpoint file, its inputs and its stored results."""
 
     name: str
 
@@ -95,13 +95,13 @@ class GoldenCase:
 
     @property
     def repository(self) -> str:
-        """Whose code it was: `sparse_detr`, `official` (the authors of DINO and DAB-DETR) or `detrex`."""
+        """The public code: `sparse_detr`, `official` (by the authors of DINO and DAB-DETR) or `detrex`."""
         keys = {"flags": "sparse_detr", "options": "official", "config": "detrex"}
         return next(repository for key, repository in keys.items() if key in self.facts)
 
     @property
     def saved_arguments(self) -> Namespace | None:
-        """What the public training script saves beside the weights; detrex saves nothing."""
+        """The arguments that the public training script saves with the weights; detrex saves none."""
         if self.repository == "detrex":
             return None
         if self.repository == "official":
@@ -115,12 +115,12 @@ class GoldenCase:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Every loss by public name, unweighted; in detrex's cases those that it weighs only."""
+        """Every unweighted loss by public name; in cases of detrex only those with a weight."""
         return self.facts["losses_unweighted" if self.repository == "detrex" else "losses"]
 
     @property
     def weighted_losses(self) -> dict[str, float]:
-        """The terms of the total loss by public name."""
+        """The weighted losses by public name; their sum is the total loss."""
         return {name: weight * self.losses[name] for name, weight in self.facts["weight_dict"].items()}
 
     @property
@@ -129,7 +129,7 @@ class GoldenCase:
         return self.facts.get("target_image_sizes", self.facts["image_sizes"])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The public checkpoint, float32."""
+        """Make the public checkpoint, in float32."""
         rows = self._json("checkpoint_keys")
         return {name: self._entry(shape, source, *fixed) for name, shape, source, *fixed in rows if source != CONSTANT}
 
@@ -140,15 +140,15 @@ class GoldenCase:
         return torch.from_numpy(np.asarray(weight(source, tuple(shape)), dtype=np.float32))
 
     def images(self) -> list[Tensor]:
-        """The uint8 RGB images."""
+        """Make the uint8 RGB images."""
         return [image(f"image{i}", *size) for i, size in enumerate(self.facts["image_sizes"])]
 
     @property
     def denoising_queries(self) -> int:
-        """Positive denoising queries of all groups together, about; 0 where the public run had none."""
+        """Positive denoising queries of all groups together, about; 0 if the public run had none."""
         return self.facts.get("dn_number", 0)
 
     def targets(self) -> list[tuple[Tensor, Tensor]]:
-        """Boxes and labels of every image."""
+        """Make the boxes and labels of every image."""
         counts, num_classes = self.facts["targets_per_image"], self.facts["num_classes"]
         return [targets(f"target{i}", count, num_classes) for i, count in enumerate(counts)]

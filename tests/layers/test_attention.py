@@ -1,4 +1,4 @@
-"""Full attention against PyTorch's own layer."""
+"""Full attention against the layer of PyTorch."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KEEP[2:, :2] = False
 
 
 def both_layers():
-    """Our layer and PyTorch's with the same weights."""
+    """Return our layer, and that of PyTorch with the same weights."""
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(32, 4, batch_first=True).double()
     nn.init.normal_(theirs.in_proj_bias)
@@ -28,12 +28,12 @@ def test_self_attention_is_that_of_pytorch_with_any_mask(valid, keep):
     ours, theirs = both_layers()
     content, position = torch.randn(2, 2, 5, 32, dtype=torch.float64)
     query = content + position
-    hidden = [None if mask is None else ~mask for mask in (valid, keep)]  # PyTorch's are True where nothing is read
-    expected, _ = theirs(query, query, content, key_padding_mask=hidden[0], attn_mask=hidden[1])
+    masks = [None if mask is None else ~mask for mask in (valid, keep)]  # those of PyTorch are True on what is not read
+    expected, _ = theirs(query, query, content, key_padding_mask=masks[0], attn_mask=masks[1])
     assert_close(ours(content, position, attention_mask(valid, keep)), expected)
 
 
-def test_masks_say_who_is_seen_once_for_all_heads():
+def test_a_mask_is_stored_once_for_all_heads():
     assert attention_mask(None, None) is None
     assert torch.equal(attention_mask(None, KEEP), KEEP)
     assert attention_mask(VALID, None).shape == (2, 1, 1, 5)
@@ -53,7 +53,7 @@ def test_values_may_have_other_channels_than_queries_and_keys():
         assert_close(result[0, :, values], weights @ value[0, :, values])
 
 
-def test_dropout_falls_on_the_weights_in_training_only():
+def test_attention_weights_have_dropout_in_training_only():
     torch.manual_seed(0)
     layer = SelfAttention(embed_dim=32, num_heads=4, dropout=0.5)
     x = torch.randn(1, 5, 32)

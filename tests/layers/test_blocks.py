@@ -1,4 +1,4 @@
-"""Small layers and box arithmetic."""
+"""Multi-layer perceptrons and the inverse sigmoid."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_inverse_sigmoid_undoes_the_sigmoid_and_is_finite_at_the_ends():
     assert ends == pytest.approx([-11.512925, -11.512925, -1.0986123, 11.512925, 11.512925])
 
 
-def test_mlp_puts_relu_between_its_layers_but_not_behind_the_last():
+def test_mlp_has_relu_between_its_layers_but_not_after_the_last():
     mlp = MLP(sizes=(1, 2, 1))
     with torch.no_grad():
         for layer, weight in zip(mlp.layers, ([[1.0], [-1.0]], [[-1.0, -2.0]]), strict=True):
@@ -24,7 +24,7 @@ def test_mlp_puts_relu_between_its_layers_but_not_behind_the_last():
     assert mlp(torch.tensor([[3.0], [-2.0]])).flatten().tolist() == [-3, -4]
 
 
-def test_feed_forward_is_two_linear_layers_with_relu_and_drops_in_training_only():
+def test_feed_forward_is_two_linear_layers_with_relu_and_has_dropout_in_training_only():
     torch.manual_seed(0)
     ffn = FeedForward(embed_dim=4, feedforward_dim=8, dropout=0.5)
     x = torch.randn(100, 4)

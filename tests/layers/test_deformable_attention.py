@@ -1,4 +1,4 @@
-"""The attention layer against plain loops, and what it starts from."""
+"""The deformable attention layer against plain loops, and its initial weights."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SHAPES = ((3, 4), (2, 2))
 
 @pytest.fixture
 def attention():
-    """Four heads of two channels, with random weights."""
+    """Make a layer of four heads of two channels, with random weights."""
     torch.manual_seed(0)
     layer = MultiScaleDeformableAttention(embed_dim=8, num_heads=4, num_levels=2, num_points=2).double()
     for parameter in layer.parameters():
@@ -26,7 +26,7 @@ def pyramid_of(*valid_shapes):
 
 
 def inputs(reference_size):
-    """Query, reference points and source for two images and three queries."""
+    """Make query, reference points and source for two images and three queries."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
     reference = torch.rand(2, 3, 2, reference_size, generator=generator, dtype=torch.float64)
@@ -34,7 +34,7 @@ def inputs(reference_size):
 
 
 def loop_locations(layer, query, reference):
-    """Sampling locations, one at a time."""
+    """Compute the sampling locations one at a time."""
     offsets = layer.sampling_offsets(query).view(2, 3, 4, 2, 2, 2)
     locations = torch.empty_like(offsets)
     for index in torch.cartesian_prod(*map(torch.arange, offsets.shape[:-1])).tolist():
@@ -59,7 +59,7 @@ def test_equals_plain_loops_for_reference_points_and_boxes(attention, reference_
 
 
 @pytest.mark.parametrize("reference_size", [2, 4])
-def test_reading_at_the_samples_gives_the_same_with_the_same_gradients(attention, reference_size):
+def test_sample_and_read_equal_forward_with_the_same_gradients(attention, reference_size):
     query, reference, source = (x.requires_grad_() for x in inputs(reference_size))
     pyramid = pyramid_of(((3, 4), (2, 2)), ((2, 3), (1, 2)))
     at_once = attention(query, reference, source, pyramid)
@@ -70,7 +70,7 @@ def test_reading_at_the_samples_gives_the_same_with_the_same_gradients(attention
 
 
 def test_under_autocast_locations_keep_more_bits_than_the_value(attention):
-    """In bfloat16 a location near 1 would be off by a tenth of a pixel on a map of 60 cells."""
+    """In bfloat16 a location near 1 has an error of a tenth of a pixel on a map of 60 cells."""
     layer, pyramid = attention.float(), pyramid_of(((3, 4), (2, 2)), ((2, 3), (1, 2)))
     query, reference, source = (x.float() for x in inputs(2))
     expected = layer(query, reference, source, pyramid)
@@ -92,7 +92,7 @@ def test_padding_reads_as_zero_whatever_it_holds(attention):
     assert torch.equal(attention(query, reference, broken, pyramid), attention(query, reference, source, pyramid))
 
 
-def test_it_starts_with_even_weights_and_one_direction_a_head():
+def test_the_layer_starts_with_equal_weights_and_one_direction_for_each_head():
     layer = MultiScaleDeformableAttention(embed_dim=8, num_heads=4, num_levels=2, num_points=3)
     query, reference, _ = inputs(2)
     samples = layer.sample(query.float(), reference.float(), pyramid_of(((3, 4), (2, 2)), ((3, 4), (2, 2))))
@@ -104,11 +104,11 @@ def test_it_starts_with_even_weights_and_one_direction_a_head():
         assert_close(pixels[1, 2, :, :, point], expected, atol=1e-5, rtol=0)
 
 
-def test_a_reference_box_is_half_crossed_by_as_many_pixels_as_there_are_points():
+def test_an_offset_of_num_points_is_half_of_a_reference_box():
     layer = MultiScaleDeformableAttention(embed_dim=8, num_heads=4, num_levels=2, num_points=2)
     box = torch.tensor([0.5, 0.5, 0.2, 0.4]).expand(2, 1, 2, 4)
     samples = layer.sample(torch.zeros(2, 1, 8), box, pyramid_of(((3, 4), (2, 2)), ((3, 4), (2, 2))))
-    # Head 0 goes right and head 1 down, one then two pixels; two pixels are half a box.
+    # Offsets of head 0 go right and of head 1 down, by one and two pixels; two pixels are half of the box.
     assert_close(samples.locations[0, 0, 0, 0], torch.tensor([[0.55, 0.5], [0.6, 0.5]]), atol=1e-6, rtol=0)
     assert_close(samples.locations[0, 0, 1, 0], torch.tensor([[0.5, 0.6], [0.5, 0.7]]), atol=1e-6, rtol=0)
 

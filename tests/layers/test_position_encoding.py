@@ -1,4 +1,4 @@
-"""Sine embeddings, followed by hand."""
+"""Sine embeddings, by hand."""
 
 import math
 
@@ -34,11 +34,11 @@ def test_without_the_offset_a_token_is_at_its_far_edge():
     assert embedding[:, 2].tolist() == pytest.approx([1, 0, -1, 0], abs=1e-5)
 
 
-def test_padding_does_not_move_real_tokens():
+def test_padding_does_not_change_valid_tokens():
     alone = Pyramid.of(((2, 3),), (((2, 3),),), device=CPU)
     padded = Pyramid.of(((4, 5),), (((2, 3),),), device=CPU)
-    real = embed_tokens(padded, 16, dtype=torch.float64)[~padded.padding_mask]
-    assert torch.equal(real, embed_tokens(alone, 16, dtype=torch.float64)[0])
+    valid = embed_tokens(padded, 16, dtype=torch.float64)[~padded.padding_mask]
+    assert torch.equal(valid, embed_tokens(alone, 16, dtype=torch.float64)[0])
 
 
 def test_boxes_are_embedded_one_coordinate_after_the_other():

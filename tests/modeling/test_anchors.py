@@ -1,4 +1,4 @@
-"""Learned boxes as queries: their order, their gradient, and what stays where it is."""
+"""Learned boxes as queries: their order, their gradients, and fixed centres."""
 
 import pytest
 import torch
@@ -15,13 +15,13 @@ def ask(queries):
     return queries(MEMORY, None)
 
 
-def counted(weight):
+def fill_in_order(weight):
     """Fill a parameter with 0, 1, 2, ..."""
     with torch.no_grad():
         weight.copy_(torch.arange(float(weight.numel())).view_as(weight))
 
 
-def test_anchors_are_boxes_for_every_image_and_leave_the_position_to_the_decoder():
+def test_anchors_are_boxes_for_every_image_without_a_position():
     queries = LearnedAnchors(anchors=Anchors(num_anchors=5), embed_dim=4)
     made = ask(queries)
     assert made.position is None
@@ -39,7 +39,7 @@ def test_gradients_reach_the_anchors_through_their_boxes():
 
 def test_all_anchors_take_the_first_pattern_before_any_takes_the_second():
     queries = LearnedAnchors(anchors=Anchors(num_anchors=3), embed_dim=2, num_patterns=2)
-    counted(queries.patterns.weight)
+    fill_in_order(queries.patterns.weight)
     made = ask(queries)
     assert made.content[0].tolist() == [[0, 1]] * 3 + [[2, 3]] * 3
     boxes = queries.anchors.logits.sigmoid()
@@ -49,14 +49,14 @@ def test_all_anchors_take_the_first_pattern_before_any_takes_the_second():
 def test_patterns_are_added_to_the_learned_content_of_the_anchors():
     queries = LearnedAnchors(anchors=Anchors(num_anchors=3), embed_dim=2, content="learned", num_patterns=2)
     assert not queries.content.weight.any()
-    counted(queries.content.weight)
+    fill_in_order(queries.content.weight)
     with torch.no_grad():
         queries.patterns.weight.copy_(torch.tensor([[10.0, 10.0], [100.0, 200.0]]))
     expected = [[10, 11], [12, 13], [14, 15], [100, 201], [102, 203], [104, 205]]
     assert ask(queries).content[2].tolist() == expected
 
 
-def test_starts_are_what_they_are_called():
+def test_initial_logits_have_the_named_distribution():
     torch.manual_seed(0)
     normal, centers, uniform = (
         Anchors(num_anchors=4000, start=start).logits.detach() for start in ("normal", "uniform_centers", "uniform")
@@ -71,7 +71,7 @@ def test_starts_are_what_they_are_called():
 
 @pytest.mark.parametrize("name", ["dab", "dab_deformable"])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_centres_stay_under_adamw_with_weight_decay_and_others_move(name, frozen):
+def test_fixed_centres_stay_under_adamw_with_weight_decay_and_others_move(name, frozen):
     model = build(name, freeze_centers=frozen)
     assert isinstance(model.queries.anchors, FixedCenterAnchors if frozen else Anchors)
     before = model.queries.anchors().detach().clone()
@@ -86,15 +86,15 @@ def test_frozen_centres_stay_under_adamw_with_weight_decay_and_others_move(name,
     assert bool((moved[:, :2] == 0).all()) == frozen
 
 
-def test_frozen_centres_are_saved_with_the_model():
+def test_fixed_centres_are_saved_with_the_model():
     first, second = (build("dab", freeze_centers=True, seed=seed) for seed in (1, 2))
     assert not torch.equal(first.queries.anchors(), second.queries.anchors())
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.queries.anchors(), second.queries.anchors())
 
 
-def test_frozen_centres_take_over_the_anchors_of_a_model_whose_centres_learned():
-    """The public weights with "fixed" centres hold such anchors."""
+def test_fixed_centres_load_the_weights_of_learned_centres():
+    """Public weights with "fixed" centres hold such anchors."""
     free, fixed = build("dab", seed=1), build("dab", freeze_centers=True, seed=2)
     weights = free.state_dict()
     assert fixed.load_state_dict(weights) == ([], [])

@@ -1,9 +1,9 @@
-"""In the exact behaviour a batch gives what its images give alone.
+"""With the exact behavior, a batch gives the same results as its images alone.
 
-The transformer exactly: the stub backbone leaks nothing and fills padded cells with noise a hundred times as loud as
-the features. A convolutional backbone lets padding leak in at the border: the zeros that a 3x3 convolution reads
-beyond the last row of an image alone are, inside of a larger batch, the responses of earlier layers (bias and batch
-norm) to that padding. Measured for MobileNetV2 in `test_a_convolutional_backbone_leaks_at_the_border_only`.
+The transformer does so exactly: the stub backbone leaks no padding, and fills padded cells with noise a hundred times
+as large as the features. A convolutional backbone leaks padding at the border: beyond the last row of an image, a 3x3
+convolution reads zeros if the image is alone, but in a larger batch it reads what earlier layers (bias and batch norm)
+made of the padding. `test_a_convolutional_backbone_leaks_at_the_border_only` measures this for MobileNetV2.
 """
 
 import pytest
@@ -34,7 +34,7 @@ MODELS = [
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
 ]
-# The last has one token a level, fewer than there are queries.
+# The last one has one token a level, fewer tokens than queries.
 PICTURES = [
     picture(96, 64),
     picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9), (0.5, 0.2, 0.9, 0.6), (0.4, 0.4, 0.6, 0.6))),
@@ -46,8 +46,8 @@ SMALL, LARGE = picture(192, 160), picture(256, 256)
 
 
 def run(model, pictures):
-    """Outputs with noise in every padded cell."""
-    model.backbone.real_sizes = [tuple(image["image"].shape[-2:]) for image in pictures]
+    """Return the outputs, with noise in every padded cell."""
+    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in pictures]
     return model.outputs(pictures)
 
 
@@ -55,8 +55,8 @@ def close(actual, expected):
     assert_close(actual, expected, atol=1e-9, rtol=0)
 
 
-def counted(group, image):
-    """(logits, boxes) of the rows of an image that do not just fill the batch."""
+def valid_predictions(group, image):
+    """Return (logits, boxes) of the valid rows of an image."""
     rows = slice(None) if group.valid is None else group.valid[image]
     return group.logits[image][rows], group.boxes[image][rows]
 
@@ -66,20 +66,20 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
     model = build(name, **options)
     batched = run(model, PICTURES)
     for image, alone in enumerate([run(model, [one]) for one in PICTURES]):
-        real = ~batched.pyramid.padding_mask[image]
-        assert torch.equal(batched.selection.keep[image][real], alone.selection.keep[0])
-        assert not batched.selection.keep[image][~real].any()
+        valid = ~batched.pyramid.padding_mask[image]
+        assert torch.equal(batched.selection.keep[image][valid], alone.selection.keep[0])
+        assert not batched.selection.keep[image][~valid].any()
         if alone.token_scores is not None:
-            close(batched.token_scores[image][real], alone.token_scores[0])
+            close(batched.token_scores[image][valid], alone.token_scores[0])
         if alone.attention_map is not None:
-            close(batched.attention_map[image][real], alone.attention_map[0])
+            close(batched.attention_map[image][valid], alone.attention_map[0])
         for group, other in zip(batched.groups, alone.groups, strict=True):
-            for values, expected in zip(counted(group, image), counted(other, 0), strict=True):
+            for values, expected in zip(valid_predictions(group, image), valid_predictions(other, 0), strict=True):
                 close(values, expected)
 
 
 @every_model
-def test_noise_in_padding_changes_no_memory_of_a_real_token(name, options):
+def test_noise_in_padding_changes_no_memory_of_a_valid_token(name, options):
     model, memory = build(name, **options), []
     model.encoder.register_forward_hook(lambda _, __, output: memory.append(output.memory))
     batched = run(model, PICTURES)
@@ -91,14 +91,14 @@ def test_noise_in_padding_changes_no_memory_of_a_real_token(name, options):
 @every_model
 def test_noise_in_padding_changes_no_detection(name, options):
     model = build(name, **options).eval()
-    model.backbone.real_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
+    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
     batched = model(PICTURES)
     for image, found in zip(PICTURES, batched, strict=True):
-        model.backbone.real_sizes = None
+        model.backbone.image_sizes = None
         found, alone = found["instances"], model([image])[0]["instances"]
         close(found.scores, alone.scores)
-        # As sets: over one token all queries of a dense decoder with equal content score the same. Detectron2 keeps
-        # boxes in float32, in pixels; before that they agree within 1e-9, as tested above.
+        # Sorted, because with one token all queries with equal content have the same score under full attention.
+        # Detectron2 stores boxes as float32 pixels; before that they agree within 1e-9, as tested above.
         same = (found.pred_boxes.tensor[:, None] - alone.pred_boxes.tensor).abs().amax(-1) < 2e-5
         same &= found.pred_classes[:, None] == alone.pred_classes
         same &= (found.scores[:, None] - alone.scores).abs() < 1e-9
@@ -107,9 +107,9 @@ def test_noise_in_padding_changes_no_detection(name, options):
 
 
 @every_model
-def test_every_image_is_matched_as_it_is_alone(name, options):
+def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
     model = build(name, **options)
-    targets = [model._targets(image) for image in PICTURES]
+    targets = model.targets(PICTURES)
     batched = run(model, PICTURES)
     alone = [run(model, [image]) for image in PICTURES]
     for position, group in enumerate(batched.groups):
@@ -123,17 +123,17 @@ def test_every_image_is_matched_as_it_is_alone(name, options):
 
 @every_model
 def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, options):
-    """By true boxes, and for the token scores by real tokens, or by foreground tokens."""
+    """Weighted by true boxes; losses of token scores by valid tokens or foreground tokens."""
     model = build(name, **options)
-    model.backbone.real_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
+    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
     batched = model.losses(PICTURES)
-    model.backbone.real_sizes = None
+    model.backbone.image_sizes = None
     alone = [model.losses([image]) for image in PICTURES]
     boxes = [len(image["instances"]) for image in PICTURES]
     outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
     if "loss_foreground" in batched:
-        true = [[model._targets(image).boxes] for image in PICTURES]
+        true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
         shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
         assert all(shares["loss_foreground"])
@@ -144,7 +144,7 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
 
 
 @pytest.mark.parametrize("name", ["topk", "sparse", "focus"])
-def test_the_released_behaviour_does_depend_on_the_batch(name):
+def test_the_released_behavior_depends_on_the_batch(name):
     model = build(name, behavior="released")
     batched, alone = run(model, PICTURES[:2]), run(model, PICTURES[:1])
     assert (batched.predictions.boxes[0] - alone.predictions.boxes[0]).abs().max() > 1e-3
@@ -152,7 +152,7 @@ def test_the_released_behaviour_does_depend_on_the_batch(name):
 
 @pytest.fixture
 def convolutional():
-    """A one-stage detector, whose queries keep their order, on MobileNetV2; the backbone as it is initialised."""
+    """Build a one-stage detector, whose queries keep their order, on a freshly initialised MobileNetV2."""
     model = build("one_stage", backbone=mobilenet_v2()).eval()
     torch.manual_seed(0)
     model.backbone = MobileNetV2().double()
@@ -160,7 +160,7 @@ def convolutional():
 
 
 def test_a_convolutional_backbone_leaks_at_the_border_only(convolutional):
-    """In the quarter at the top left the leak is 0, 1e-6 and 1e-3 standard deviations at strides 8, 16 and 32."""
+    """In the top left quarter the leak is 0, 1e-6 and 1e-3 standard deviations at strides 8, 16 and 32."""
     batched, alone = (
         convolutional.backbone(convolutional._preprocess(images).tensor) for images in ([SMALL, LARGE], [SMALL])
     )

@@ -1,4 +1,4 @@
-"""How many tokens each encoder layer refines, by hand."""
+"""The number of tokens that each encoder layer refines, by hand."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ PUBLISHED = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 
 
 def layers_of(kind, counts, keep_ratio, schedule):
-    """Tokens of every layer and image, which are the same for counts on the host and in a tensor."""
+    """Return the tokens of every layer and image; check that counts on the host and in a tensor agree."""
     budget = kind(keep_ratio=keep_ratio, schedule=schedule)
     layers = budget.host_layers(counts)
     assert [kept.tolist() for kept in budget.layers(torch.tensor(counts))] == layers
@@ -39,7 +39,7 @@ def layers_of(kind, counts, keep_ratio, schedule):
         (10, 0.95, 10),
     ],
 )
-def test_a_budget_is_the_truncated_share_plus_one_but_never_more_than_there_are(count, keep_ratio, expected):
+def test_a_budget_is_the_truncated_share_plus_one_but_never_more_than_all_tokens(count, keep_ratio, expected):
     assert share_of(count, keep_ratio) == expected
     assert share_of(torch.tensor([count]), keep_ratio).tolist() == [expected]
 
@@ -56,11 +56,11 @@ def test_every_image_has_a_cascade_of_its_own():
     ]
 
 
-def test_a_cascade_of_everything_asks_for_no_more_than_there_is():
+def test_a_cascade_with_keep_ratio_one_keeps_no_more_than_all_tokens():
     assert layers_of(CascadedBudget, [10, 1], 1.0, (1.0, 0.5)) == [[10, 1], [6, 1]]
 
 
-def test_released_layers_have_shares_of_the_largest_budget_and_no_image_more_than_its_first():
+def test_released_layers_keep_shares_of_the_largest_budget_but_of_no_image_more_than_its_first_layer():
     """K = int(677 / 2) + 1 = 339, of which 271, 203, 203, 135 and 67; the other image has int(449 / 2) + 1 = 225."""
     expected = [[339, 225], [271, 225], [203, 203], [203, 203], [135, 135], [67, 67]]
     assert layers_of(BatchCascadedBudget, [677, 449], 0.5, PUBLISHED) == expected
@@ -87,7 +87,7 @@ def test_the_published_schedule_is_spread_over_any_number_of_layers(num_layers, 
 
 def test_a_given_schedule_has_one_share_a_layer():
     assert layer_shares(num_layers=2, published=PUBLISHED, shares=[1, 0.5]) == (1.0, 0.5)
-    with pytest.raises(ValueError, match="has 2 shares, and the encoder 3 layers; give one share a layer"):
+    with pytest.raises(ValueError, match="has 2 shares, and the encoder 3 layers; give one share for each layer"):
         layer_shares(num_layers=3, published=PUBLISHED, shares=[1, 0.5])
 
 
@@ -97,7 +97,7 @@ def test_a_schedule_starts_at_one_never_grows_and_stays_above_zero(schedule):
         CascadedBudget(keep_ratio=0.5, schedule=schedule)
 
 
-def test_the_keep_ratio_is_that_of_the_first_layer_and_the_mean_is_reported_beside_it():
+def test_the_keep_ratio_is_that_of_the_first_layer_and_the_mean_is_reported_too():
     budget = CascadedBudget(keep_ratio=0.5, schedule=PUBLISHED)
     selector = TopKSelector(scorer=RandomScorer(), budget=budget, inference_keep_ratio=0.25)
     assert (selector.keep_ratio, selector.mean_keep_ratio) == (0.5, pytest.approx(0.3))
@@ -107,7 +107,7 @@ def test_the_keep_ratio_is_that_of_the_first_layer_and_the_mean_is_reported_besi
 
 
 def test_budgets_are_exact_for_every_number_of_tokens_in_single_precision():
-    """A product of 0.8, 0.6, ... and a whole number truncates alike in float32 and float64 for 30 000 tokens."""
+    """Products of 0.8, 0.6, ... and whole numbers up to 30 000 truncate to the same number in float32 and float64."""
     budgets = torch.arange(1, 30_000)
     for share in PUBLISHED[1:]:
         single = (torch.tensor(share, dtype=torch.float32) * budgets).int()

@@ -18,7 +18,7 @@ def make_group(logits, boxes, *, name="decoder_1", suffix="", **options):
 
 
 def make_targets(*images):
-    """One list of (label, box) an image."""
+    """Make targets from one list of (label, box) for each image."""
     return [
         Targets(
             labels=torch.tensor([label for label, _ in image], dtype=torch.long),
@@ -33,12 +33,12 @@ def criterion(**options):
 
 
 def focal(logit, positive):
-    """Sigmoid focal loss of one logit, alpha 0.25 and gamma 2."""
+    """Compute the sigmoid focal loss of one logit, alpha 0.25 and gamma 2."""
     p = 1 / (1 + math.exp(-logit))
     return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
 
 
-def test_the_published_focal_number_comes_out():
+def test_the_focal_loss_has_the_published_value():
     group = make_group([[[2.0, -1.0], [0.5, -3.0]]], [[BOX, (0.9, 0.9, 0.1, 0.1)]])
     losses = criterion(class_weight=1.0)([group], make_targets([(0, BOX)]))
     assert losses["loss_class"].item() == pytest.approx(0.3005851, abs=1e-6)
@@ -59,7 +59,7 @@ def test_losses_are_a_mean_over_the_true_boxes_of_all_images():
     assert losses["loss_bbox"].item() == pytest.approx(5 * (0.1 + 0.1 + 0) / 3, abs=1e-6)
 
 
-def test_every_group_has_losses_of_its_own_name():
+def test_the_losses_of_a_group_are_named_by_its_suffix():
     groups = [
         make_group([[[0.0]]], [[BOX]], suffix=suffix, name=name)
         for name, suffix in (("decoder_0", "_0"), ("decoder_1", ""), ("proposals", "_enc"))
@@ -68,7 +68,7 @@ def test_every_group_has_losses_of_its_own_name():
     assert set(losses) == {f"loss_{kind}{end}" for kind in ("class", "bbox", "giou") for end in ("_0", "", "_enc")}
 
 
-def test_no_true_boxes_cost_no_box_loss_and_keep_the_graph():
+def test_without_true_boxes_the_box_losses_are_zero_and_stay_in_the_graph():
     group = make_group([[[1.0, -1.0]], [[0.0, 0.5]]], [[BOX], [BOX]])
     losses = criterion()([group], make_targets([], []))
     assert losses["loss_bbox"].item() == losses["loss_giou"].item() == 0
@@ -87,7 +87,7 @@ def test_an_image_without_boxes_beside_one_with_boxes_adds_negatives_only():
     assert losses["loss_bbox"].item() == 0
 
 
-def test_more_boxes_than_queries_train_the_queries_that_there_are():
+def test_with_more_boxes_than_queries_every_query_is_trained():
     far = (0.1, 0.1, 0.05, 0.05)
     group = make_group([[[0.0]]], [[BOX]])
     losses = criterion()([group], make_targets([(0, far), (0, BOX), (0, far)]))
@@ -95,7 +95,7 @@ def test_more_boxes_than_queries_train_the_queries_that_there_are():
     assert losses["loss_class"].item() == pytest.approx(2 * focal(0, True) / 3, abs=1e-6)
 
 
-def test_rows_that_fill_the_batch_count_in_no_loss():
+def test_rows_that_fill_the_batch_are_in_no_loss():
     full = make_group([[[1.0], [5.0]]], [[(0.4, 0.5, 0.2, 0.2), BOX]], valid=torch.tensor([[True, False]]))
     alone = make_group([[[1.0]]], [[(0.4, 0.5, 0.2, 0.2)]])
     targets = make_targets([(0, BOX)])
@@ -113,7 +113,7 @@ def test_a_class_agnostic_group_learns_class_zero_for_every_label():
 
 
 def test_a_group_keeps_the_matches_it_comes_with_and_shares_its_losses_among_the_repeats():
-    """Two rows stand for one true box; the matcher would have given it to the second row alone."""
+    """Two rows are matched with one true box; the matcher would match it with the second row only."""
     matches = [(torch.tensor([0, 1]), torch.tensor([0, 0]))]
     boxes = [[(0.6, 0.5, 0.2, 0.2), BOX, BOX]]
     group = make_group([[[1.0], [0.5], [0.5]]], boxes, matches=matches, repeats=2)
@@ -123,7 +123,7 @@ def test_a_group_keeps_the_matches_it_comes_with_and_shares_its_losses_among_the
     assert losses["loss_class"].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_epsilon_of_the_iou_makes_tiny_boxes_look_apart():
+def test_the_epsilon_of_the_iou_lowers_the_iou_of_tiny_boxes():
     tiny = (0.5, 0.5, 0.001, 0.001)  # an area of 1e-6
     group = make_group([[[0.0]]], [[tiny]])
     assert criterion()([group], make_targets([(0, tiny)]))["loss_giou"].item() == pytest.approx(0, abs=1e-4)
@@ -131,11 +131,11 @@ def test_the_epsilon_of_the_iou_makes_tiny_boxes_look_apart():
     assert halved.item() == pytest.approx(2 * 0.5, abs=1e-3)
 
 
-def test_denoising_groups_may_weigh_their_class_loss_differently():
+def test_denoising_groups_may_have_another_weight_of_the_class_loss():
     matches = [(torch.tensor([0]), torch.tensor([0]))]
     given = make_group([[[1.0]]], [[BOX]], suffix="_dn", matches=matches)
     found = make_group([[[1.0]]], [[BOX]])
     losses = criterion(class_weight=2.0, denoising_class_weight=1.0)([given, found], make_targets([(0, BOX)]))
     assert losses["loss_class"].item() == pytest.approx(2 * losses["loss_class_dn"].item())
-    alike = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
-    assert alike["loss_class"].item() == alike["loss_class_dn"].item()
+    equal = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
+    assert equal["loss_class"].item() == equal["loss_class_dn"].item()

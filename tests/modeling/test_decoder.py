@@ -61,7 +61,7 @@ def decode(refinement, queries, **parts):
     return decoder(queries, make_tokens(pyramid), heads), heads
 
 
-def test_references_shrink_to_the_real_part_of_every_level():
+def test_references_shrink_to_the_unpadded_part_of_every_level():
     pyramid = make_pyramid(((4, 5), (2, 3)), ((2, 5), (1, 1)))
     box = torch.tensor([[[0.5, 0.25, 0.1, 0.2]]], dtype=torch.float64)
     boxes = on_padded_levels(box, pyramid)[0, 0]
@@ -81,7 +81,7 @@ def test_a_layer_attends_to_queries_then_to_the_memory_then_feeds_forward():
     assert_close(result, layer.ffn_norm(x + layer.ffn(x)))
 
 
-def test_layers_say_where_they_looked_only_when_asked_and_predict_the_same():
+def test_layers_return_samples_only_if_asked_and_predict_the_same():
     decoder, heads = make_decoder(BoxRefinement())
     memory = make_tokens(make_pyramid(SHAPES))
     plain = decoder(make_queries(4), memory, heads)
@@ -92,7 +92,7 @@ def test_layers_say_where_they_looked_only_when_asked_and_predict_the_same():
         assert_close((one.logits, one.boxes), (other.logits, other.boxes))
 
 
-def test_refinement_starts_every_layer_from_the_boxes_before_it():
+def test_refinement_starts_every_layer_from_the_boxes_of_the_layer_before():
     output, heads = decode(BoxRefinement(), make_queries(4))
     decoder, _ = make_decoder(BoxRefinement())
     queries, memory = make_queries(4), make_tokens(make_pyramid(SHAPES))
@@ -104,18 +104,18 @@ def test_refinement_starts_every_layer_from_the_boxes_before_it():
         reference = boxes
 
 
-def seen_references(refinement, queries):
-    """The reference points that each layer was given."""
+def layer_references(refinement, queries):
+    """Return the reference points that each layer got."""
     decoder, heads = make_decoder(refinement)
-    seen = []
+    references = []
     for layer in decoder.layers:
-        layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].reference_points))
+        layer.register_forward_pre_hook(lambda _, arguments: references.append(arguments[1].reference_points))
     decoder(queries, make_tokens(make_pyramid(SHAPES)), heads)
-    return seen
+    return references
 
 
 def test_without_refinement_every_layer_starts_from_the_queries():
-    first, *others = seen_references(NoRefinement(), make_queries(2))
+    first, *others = layer_references(NoRefinement(), make_queries(2))
     assert len(others) == 2
     assert all(torch.equal(first, other) for other in others)
 
@@ -136,15 +136,15 @@ def test_the_first_references_are_not_detached():
 def test_a_reference_point_becomes_a_box_after_the_first_layer():
     output, _ = decode(BoxRefinement(), make_queries(2))
     assert all(layer.boxes.shape == (1, 4, 4) for layer in output.predictions)
-    assert [points.shape[-1] for points in seen_references(BoxRefinement(), make_queries(2))] == [2, 4, 4]
+    assert [points.shape[-1] for points in layer_references(BoxRefinement(), make_queries(2))] == [2, 4, 4]
 
 
 def test_queries_that_fill_the_batch_change_no_other_query():
     valid = torch.tensor([[True, True, True, False]])
-    few, noisy = make_queries(4, valid=valid), make_queries(4, valid=valid)
+    few, changed = make_queries(4, valid=valid), make_queries(4, valid=valid)
     with torch.no_grad():
-        noisy.content[:, 3] += 100
-    first, second = decode(BoxRefinement(), few)[0].predictions[-1], decode(BoxRefinement(), noisy)[0].predictions[-1]
+        changed.content[:, 3] += 100
+    first, second = decode(BoxRefinement(), few)[0].predictions[-1], decode(BoxRefinement(), changed)[0].predictions[-1]
     assert torch.equal(first.logits[:, :3], second.logits[:, :3])
     assert torch.equal(first.boxes[:, :3], second.boxes[:, :3])
 
@@ -203,18 +203,18 @@ def test_the_position_of_a_box_is_scaled_by_the_content_after_the_first_layer():
 
 
 def test_queries_that_are_not_kept_are_not_attended_to():
-    """No other query may attend to the first, as to denoising queries."""
+    """No other query may attend to the first one, as for denoising queries."""
     keep = torch.ones(4, 4, dtype=torch.bool)
     keep[1:, 0] = False
-    quiet, loud = (make_queries(4, keep=keep) for _ in range(2))
+    queries, changed = (make_queries(4, keep=keep) for _ in range(2))
     with torch.no_grad():
-        loud.content[:, 0] += 100
-    first, second = (decode(BoxRefinement(), queries)[0].predictions[-1] for queries in (quiet, loud))
+        changed.content[:, 0] += 100
+    first, second = (decode(BoxRefinement(), x)[0].predictions[-1] for x in (queries, changed))
     assert torch.equal(first.boxes[:, 1:], second.boxes[:, 1:])
     assert not torch.equal(first.boxes[:, :1], second.boxes[:, :1])
 
 
-def test_an_output_splits_into_the_first_queries_and_the_others():
+def test_an_output_splits_into_the_first_queries_and_the_rest():
     decoder, heads = make_decoder(BoxRefinement())
     output = decoder(make_queries(4), make_tokens(make_pyramid(SHAPES)), heads, need_samples=True)
     for part, rows in zip(output.split(1), (slice(0, 1), slice(1, 4)), strict=True):
@@ -224,7 +224,7 @@ def test_an_output_splits_into_the_first_queries_and_the_others():
 
 
 @pytest.mark.parametrize("proposals", [False, True])
-def test_heads_start_alike_with_one_percent_and_a_small_first_box(proposals):
+def test_heads_start_with_equal_weights_one_percent_and_a_small_first_box(proposals):
     heads = make_heads(embed_dim=32, num_classes=3, decoder_layers=3, encoder_layers=2, proposals=proposals)
     everything = [*heads.decoder, *heads.encoder, *([heads.proposals] if proposals else [])]
     assert len({id(head) for head in everything}) == 5 + proposals

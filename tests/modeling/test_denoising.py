@@ -1,4 +1,4 @@
-"""Denoising queries: groups, mask, matches and losses by hand; the ranges and the invariances of the noise."""
+"""Denoising queries: groups, masks, matches and losses by hand; ranges and invariances of the noise."""
 
 import math
 from dataclasses import replace
@@ -40,7 +40,7 @@ def make_denoising(**options):
 
 
 def denoise(*targets, seed=0, queries=None, **options):
-    """The queries of a batch, of a generator with this seed."""
+    """Return the queries of a batch, after seeding the generator."""
     denoising = make_denoising(**options)
     torch.manual_seed(seed)
     return denoising(queries or make_queries(len(targets)), targets)
@@ -74,7 +74,7 @@ def test_two_groups_of_an_image_with_one_box_and_one_with_two():
     torch.testing.assert_close(queries.reference_points[1, :8], TWO.boxes.repeat(4, 1))
 
 
-def test_a_group_sees_itself_and_the_matched_queries_and_is_seen_by_itself_alone():
+def test_a_group_attends_to_itself_and_to_matched_queries_and_only_it_attends_to_itself():
     o, x = True, False
     expected = [
         # group 0   | group 1   | matched
@@ -92,7 +92,7 @@ def test_a_group_sees_itself_and_the_matched_queries_and_is_seen_by_itself_alone
     assert denoise(ONE, TWO, num_queries=5).keep.tolist() == expected
 
 
-def test_matched_queries_follow_unchanged():
+def test_matched_queries_come_last_and_unchanged():
     before = make_queries(2)
     after = denoise(ONE, TWO, num_queries=5, queries=before)
     assert torch.equal(after.content[:, 8:], before.content)
@@ -121,7 +121,7 @@ def test_matched_queries_that_fill_the_batch_stay_invalid(unused):
 
 
 @pytest.mark.parametrize(("boxes", "groups"), [(1, 100), (3, 33), (40, 2), (93, 1), (100, 1)])
-def test_as_many_groups_as_the_budget_holds(boxes, groups):
+def test_the_number_of_queries_limits_the_number_of_groups(boxes, groups):
     denoising = denoise(many_boxes(boxes), ONE).denoising
     assert denoising.repeats == groups
     assert denoising.num_queries == 2 * groups * boxes <= 200
@@ -147,14 +147,14 @@ def test_an_image_with_too_many_boxes_denoises_a_random_choice():
 
 
 def corner_shifts(queries, target):
-    """(G, 2, n, 4) absolute shift of the corners of a single image's boxes in halves of their size."""
+    """Return (G, 2, n, 4): the shift of the corners of the boxes of one image, in halves of the box size."""
     boxes = queries.reference_points[0, : queries.denoising.num_queries]
     shift = box_convert(boxes, "cxcywh", "xyxy").view(-1, 2, len(target.labels), 4)
     shift = shift - box_convert(target.boxes, "cxcywh", "xyxy")
     return shift / (target.boxes[:, 2:].tile(2) / 2)
 
 
-@pytest.mark.parametrize("scale", [0.49, 0.4])  # corners of negatives pass each other from 0.5 on
+@pytest.mark.parametrize("scale", [0.49, 0.4])  # from 0.5 on, opposite corners of negatives can swap
 def test_positives_move_less_than_half_their_size_and_negatives_more(scale):
     shift = corner_shifts(denoise(ONE, num_queries=4000, box_noise=scale), ONE) / scale
     positive, negative = shift.abs().unbind(1)
@@ -171,7 +171,7 @@ def test_positives_move_less_than_half_their_size_and_negatives_more(scale):
     assert (torch.corrcoef(corners) - torch.eye(4)).abs().max() < 0.06
 
 
-def test_noisy_boxes_stay_in_the_image_and_have_a_logit():
+def test_noised_boxes_stay_in_the_image_and_have_a_finite_logit():
     edge = Targets(labels=torch.tensor([1, 2]), boxes=torch.tensor([[0.02, 0.98, 0.04, 0.04], [0.5, 0.5, 1.0, 1.0]]))
     boxes = denoise(edge, num_queries=1000, box_noise=2.0).reference_points[:, :2000]
     assert boxes.min() >= 0.9e-3
@@ -189,15 +189,15 @@ def test_label_noise_replaces_half_its_ratio_by_any_class():
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (3, 2, 1, 0), (2, 0, 3, 1)])
-def test_an_image_gets_the_same_noise_wherever_it_stands_in_the_batch(order):
+def test_an_image_gets_the_same_noise_at_any_place_in_the_batch(order):
     targets = [ONE, TWO, NONE, many_boxes(120)]
     first = denoise(*targets)
     second = denoise(*(targets[i] for i in order))
     assert torch.equal(second.content[:, :200], first.content[list(order), :200])
     assert torch.equal(second.reference_points[:, :200], first.reference_points[list(order), :200])
     assert torch.equal(second.valid, first.valid[list(order)])
-    for mine, image in zip(second.denoising.matches, order, strict=True):
-        for a, b in zip(mine, first.denoising.matches[image], strict=True):
+    for matches, image in zip(second.denoising.matches, order, strict=True):
+        for a, b in zip(matches, first.denoising.matches[image], strict=True):
             assert torch.equal(a, b)
 
 
@@ -207,7 +207,7 @@ def test_an_image_without_boxes_changes_no_noise():
     assert torch.equal(alone.reference_points[0, :200], beside.reference_points[1, :200])
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_noise():
     first, again, other = denoise(ONE, TWO), denoise(ONE, TWO), denoise(ONE, TWO, seed=1)
     assert torch.equal(first.content, again.content)
     assert torch.equal(first.reference_points, again.reference_points)
@@ -230,7 +230,7 @@ def test_content_takes_the_type_of_the_queries():
 
 
 def test_everything_is_made_on_the_device_of_the_boxes_and_nothing_is_read_back():
-    """The meta device refuses both tensors of another device and reading a value, for which a GPU would wait."""
+    """The meta device refuses tensors of other devices, and refuses to read a value, which would make a GPU wait."""
     queries = make_queries(3)
     queries = replace(queries, content=queries.content.to("meta"), reference_points=queries.reference_points.to("meta"))
     targets = [Targets(labels=t.labels.to("meta"), boxes=t.boxes.to("meta")) for t in (ONE, NONE, many_boxes(120))]
@@ -287,13 +287,13 @@ def test_queries_without_boxes_are_refused():
 
 
 def focal(logit, positive):
-    """Sigmoid focal loss of one logit, alpha 0.25 and gamma 2."""
+    """Compute the sigmoid focal loss of one logit, alpha 0.25 and gamma 2."""
     p = 1 / (1 + math.exp(-logit))
     return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
 
 
 def denoising_losses(targets, predict, **options):
-    """Losses where row r of image b predicts the one logit and the box of `predict(b, r)`."""
+    """Return the losses if row r of image b predicts the one logit and the box of `predict(b, r)`."""
     denoising = denoise(*targets, **options).denoising
     valid = denoise(*targets, **options).valid
     rows = [[predict(image, row) for row in range(denoising.num_queries)] for image in range(len(targets))]
@@ -327,7 +327,7 @@ def test_losses_of_two_images_by_hand(unused, negatives):
     expected = (6 * focal(2.0, True) + negatives * focal(-1.0, False)) / share
     assert losses["loss_class_dn"] == pytest.approx(expected, rel=1e-5)
     assert losses["loss_bbox_dn"] == pytest.approx(5 * 0.06 / share, rel=1e-4)
-    # Boxes of equal size that lie d of their width w apart: IoU = (w - d) / (w + d), and the hull is their union.
+    # Boxes of equal size, shifted by d along their width w: IoU = (w - d) / (w + d), and the hull is their union.
     overlaps = [(w - d) / (w + d) for w, d in ((0.2, 0.02), (0.2, 0.01), (0.3, 0.03))]
     assert losses["loss_giou_dn"] == pytest.approx(2 * sum(1 - iou for iou in overlaps) / share, rel=1e-4)
 
@@ -348,7 +348,7 @@ def tiny_dino(**options):
 
 
 @pytest.mark.parametrize("behavior", ["exact", "released"])
-def test_what_is_matched_does_not_notice_denoising(behavior):
+def test_denoising_queries_do_not_change_matched_queries(behavior):
     pictures = [picture(64, 64), picture(64, 96), picture(96, 64, boxes=())]
     model = tiny_dino(behavior=behavior, denoising_queries=8)
     noised = model.losses(pictures)
@@ -360,7 +360,7 @@ def test_what_is_matched_does_not_notice_denoising(behavior):
 
 
 def decode(model, queries, images):
-    """Logits and boxes of the last layer over random tokens of the first so many images."""
+    """Return logits and boxes of the last layer, for random tokens of the first `images` images."""
     shapes = ((8, 8), (4, 4), (2, 2), (1, 1))
     tokens = make_tokens(make_pyramid(shapes, shapes, shapes), SIZES["embed_dim"])
     pyramid = make_pyramid(shapes, *[shapes] * images)
@@ -369,43 +369,43 @@ def decode(model, queries, images):
     return torch.cat([last.logits, last.boxes], -1)
 
 
-def noisy_queries(model):
-    """Two groups of two boxes, the first image with one, and three matched queries."""
+def noised_queries(model):
+    """Return two groups of two boxes, of which the first image has one, and three matched queries."""
     torch.manual_seed(3)
     content, boxes = torch.randn(2, 3, SIZES["embed_dim"]).double(), torch.rand(2, 3, 4).double()
     return model.denoising(Queries(content=content, position=None, reference_points=boxes), [ONE, TWO])
 
 
-def test_a_group_does_not_notice_another():
+def test_a_group_does_not_change_another_group():
     model = tiny_dino(denoising_queries=4)
-    queries = noisy_queries(model)
-    loud = queries.content.detach().clone()
-    loud[:, :4] += 100
-    before, after = decode(model, queries, 2), decode(model, replace(queries, content=loud), 2)
+    queries = noised_queries(model)
+    changed = queries.content.detach().clone()
+    changed[:, :4] += 100
+    before, after = decode(model, queries, 2), decode(model, replace(queries, content=changed), 2)
     torch.testing.assert_close(before[:, 4:], after[:, 4:])
     assert not torch.isclose(before[1, :4], after[1, :4]).any()
 
 
 def test_an_image_decodes_beside_a_fuller_one_as_it_does_alone():
     model = tiny_dino(denoising_queries=4)
-    queries = noisy_queries(model)
-    used = queries.valid[0]
-    assert used.tolist() == [True, False] * 4 + [True] * 3
+    queries = noised_queries(model)
+    valid = queries.valid[0]
+    assert valid.tolist() == [True, False] * 4 + [True] * 3
     alone = replace(
         queries,
-        content=queries.content[:1, used],
-        reference_points=queries.reference_points[:1, used],
+        content=queries.content[:1, valid],
+        reference_points=queries.reference_points[:1, valid],
         valid=None,
-        keep=queries.keep[used][:, used],
+        keep=queries.keep[valid][:, valid],
     )
-    torch.testing.assert_close(decode(model, alone, 1)[0], decode(model, queries, 2)[0, used])
+    torch.testing.assert_close(decode(model, alone, 1)[0], decode(model, queries, 2)[0, valid])
 
 
 # Several processes
 
 
 class ToyDetector(nn.Module):
-    """A layer over all queries, denoising ones in front."""
+    """One layer over all queries, with denoising queries in front."""
 
     def __init__(self):
         super().__init__()
@@ -426,7 +426,7 @@ def toy_gradients(model, targets):
 
 
 def dino_gradients(model, boxes):
-    """Names of the losses and the gradients of one picture."""
+    """Return the names of the losses, and the gradients, of one picture."""
     for _ in range(2):
         model.zero_grad()
         losses = model([picture(64, 64, boxes)])
@@ -446,7 +446,7 @@ def run_rank(rank, folder):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What two processes saw, the second of which has no boxes."""
+    """Run two processes, of which the second has no boxes; return what each computed."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.start_processes(run_rank, args=(folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -457,9 +457,9 @@ def ranks(tmp_path_factory):
 def test_a_process_without_boxes_averages_gradients_with_one_that_has_some(ranks):
     first, second = (rank["toy"] for rank in ranks)
     with_boxes, without = (toy_gradients(ToyDetector(), targets) for targets in ((ONE, TWO), (NONE, NONE)))
-    for mine, theirs, a, b in zip(first, second, with_boxes, without, strict=True):
-        assert torch.equal(mine, theirs)
-        torch.testing.assert_close(mine, (a + b) / 2)
+    for gradient, other, a, b in zip(first, second, with_boxes, without, strict=True):
+        assert torch.equal(gradient, other)
+        torch.testing.assert_close(gradient, (a + b) / 2)
 
 
 @pytest.mark.slow
@@ -468,6 +468,6 @@ def test_a_process_without_boxes_has_the_losses_and_the_graph_of_one_that_has_so
     first, second = (rank["dino"] for rank in ranks)
     assert first["losses"] == second["losses"]
     assert "loss_giou_dn_0" in first["losses"]
-    for mine, theirs in zip(first["gradients"], second["gradients"], strict=True):
-        assert mine.isfinite().all()
-        assert torch.equal(mine, theirs)
+    for gradient, other in zip(first["gradients"], second["gradients"], strict=True):
+        assert gradient.isfinite().all()
+        assert torch.equal(gradient, other)

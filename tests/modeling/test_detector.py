@@ -1,4 +1,4 @@
-"""The detector as a Detectron2 meta-architecture, on every model that the recipes make."""
+"""The detector as a meta-architecture of Detectron2, with the model of every recipe."""
 
 import copy
 
@@ -16,7 +16,7 @@ from tests.modeling.tiny import MODELS, NUM_CLASSES, SIZES, build, patch_backbon
 
 BATCH = [picture(96, 64), picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9),))]
 every_model = pytest.mark.parametrize("name", MODELS)
-# The random scorer draws anew in every run.
+# The random scorer draws new scores in every run.
 repeatable_model = pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
 both_behaviors = pytest.mark.parametrize("behavior", ["exact", "released"])
 
@@ -35,7 +35,7 @@ def test_training_gives_finite_scalar_losses_in_the_precision_of_the_model(name,
 
 @every_model
 @both_behaviors
-def test_inference_gives_instances_in_the_size_that_was_asked_for(name, behavior):
+def test_inference_gives_instances_of_the_requested_size(name, behavior):
     model = build(name, dtype=torch.float32, behavior=behavior).eval()
     asked = [{**BATCH[0], "height": 480, "width": 320}, {"image": BATCH[1]["image"]}]
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_inference_gives_instances_in_the_size_that_was_asked_for(name, behavior
         assert bool(((found.pred_classes >= 0) & (found.pred_classes < NUM_CLASSES)).all())
 
 
-def test_detections_scale_with_the_size_that_was_asked_for():
+def test_detections_scale_with_the_requested_size():
     model = build("sparse").eval()
     image = BATCH[0]["image"]
     first, second = model([{"image": image}])[0], model([{"image": image, "height": 960, "width": 128}])[0]
@@ -68,7 +68,7 @@ def test_forward_is_outputs_then_detections():
         assert torch.equal(result["instances"].pred_boxes.tensor, expected["instances"].pred_boxes.tensor)
 
 
-def test_losses_are_the_same_in_either_mode_without_dropout():
+def test_losses_are_the_same_in_both_modes_without_dropout():
     model = build("sparse")
     training, inference = model.train()(BATCH), model.eval().losses(BATCH)
     assert {k: v.item() for k, v in training.items()} == {k: v.item() for k, v in inference.items()}
@@ -98,7 +98,7 @@ def test_a_batch_without_any_true_box_trains(name):
 @every_model
 @both_behaviors
 def test_one_token_a_level_trains_and_detects(name, behavior):
-    """Four tokens, or one at a single scale; twelve queries."""
+    """The image has four tokens, or one at a single scale; there are twelve queries."""
     model, batch = build(name, behavior=behavior), [picture(7, 5)]
     output = model.outputs(batch)
     assert set(output.pyramid.spatial_shapes) == {(1, 1)}
@@ -124,7 +124,7 @@ def test_a_single_level_works():
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
-def test_it_is_traced_through_the_adapter_of_detectron2():
+def test_the_detector_is_traced_through_the_adapter_of_detectron2():
     model = build("sparse", dtype=torch.float32).eval()
     image = BATCH[0]["image"].float()
     adapter = TracingAdapter(
@@ -137,7 +137,7 @@ def test_it_is_traced_through_the_adapter_of_detectron2():
 
 @every_model
 def test_samples_are_kept_only_where_an_attention_map_is_needed(name, monkeypatch):
-    """Everything else takes the fused kernel, which has neither locations nor weights to keep."""
+    """Everything else runs the fused kernel, which keeps neither locations nor weights."""
     calls = []
     original = MultiScaleDeformableAttention.sample
     monkeypatch.setattr(
@@ -171,12 +171,12 @@ def test_outputs_describe_the_whole_run(name):
 
 def test_true_boxes_are_shares_of_the_unpadded_image():
     model = build("one_stage")
-    target = model._targets(picture(50, 200, boxes=((0.1, 0.2, 0.5, 0.8),)))
+    (target,) = model.targets([picture(50, 200, boxes=((0.1, 0.2, 0.5, 0.8),))])
     assert target.boxes.tolist() == [pytest.approx([0.3, 0.5, 0.4, 0.6])]
 
 
 @pytest.mark.parametrize(("behavior", "supervised"), [("exact", False), ("released", True)])
-def test_rows_that_fill_the_batch_are_supervised_in_the_released_behaviour_only(behavior, supervised):
+def test_rows_that_fill_the_batch_are_supervised_with_the_released_behavior_only(behavior, supervised):
     model = build("sparse", behavior=behavior)
     output = model.outputs([picture(128, 128), picture(32, 32)])
     first, second = output.selection.counts.tolist()
@@ -199,7 +199,7 @@ def test_a_budget_in_the_call_is_the_number_of_tokens_of_that_call():
         build("topk").eval()(BATCH, budget=0.5)
 
 
-def test_inference_keep_ratio_counts_in_eval_mode_only():
+def test_inference_keep_ratio_is_used_in_eval_mode_only():
     model = build("sparse", keep_ratio=0.5, inference_keep_ratio=0.2)
     assert model.train().keep_ratio == 0.5
     assert model.eval().keep_ratio == 0.2
@@ -230,7 +230,7 @@ def test_a_state_dict_restores_the_model(name):
 
 
 def seeded_losses(model):
-    """Losses of the batch, with the same noise in denoising queries every time."""
+    """Return the losses of the batch, always with the same noise in denoising queries."""
     torch.manual_seed(0)
     return model.losses(BATCH)
 
@@ -246,7 +246,7 @@ def test_single_precision_agrees_with_double(name):
 @repeatable_model
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_on_the_cpu_gives_losses_within_five_percent_and_finite_gradients(name, dtype, monkeypatch):
-    """With the same rankings: a token that changes sides at the end of one, or places, makes a larger difference."""
+    """The rankings are fixed: another order of tokens would make a larger difference than rounding."""
     model, rankings = build(name, dtype=torch.float32), []
     monkeypatch.setattr(torch.Tensor, "topk", recorded_topk(rankings))
     expected = seeded_losses(model)
@@ -262,7 +262,7 @@ def test_autocast_on_the_cpu_gives_losses_within_five_percent_and_finite_gradien
 
 
 def recorded_topk(rankings):
-    """`Tensor.topk` that keeps what it chose."""
+    """Make a `Tensor.topk` that stores its indices in a list."""
     topk = torch.Tensor.topk
 
     def record(x, *arguments, **options):
@@ -274,7 +274,7 @@ def recorded_topk(rankings):
 
 
 def replayed_topk(rankings):
-    """`Tensor.topk` that chooses what was chosen before, in turn."""
+    """Make a `Tensor.topk` that chooses the stored indices, call by call."""
 
     def replay(x, count, dim=-1):
         indices = rankings.pop(0)
@@ -302,7 +302,7 @@ def test_boxes_keep_single_precision_under_autocast(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"class_channels": [0, 2, 4]}])
-def test_a_class_that_the_model_does_not_have_is_refused_by_both_numbers(options):
+def test_a_class_that_the_model_does_not_have_is_refused_with_both_numbers(options):
     known = len(options.get("class_channels", range(NUM_CLASSES)))
     image = picture(64, 64)
     image["instances"].gt_classes[0] = known

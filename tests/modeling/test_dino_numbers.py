@@ -1,4 +1,4 @@
-"""DINO's parameters and losses against those of the public implementations, and a picture learned by heart."""
+"""Parameters and losses of DINO against the public implementations, and training on one picture."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ def tiny_dino(**options):
     return instantiate(dino(**{"backbone": patch_backbone(), **SIZES, **options}))
 
 
-# Counted from the entries of the public checkpoints without the frozen normalisation of the backbone. The official one
-# has an embedding for one label more, which nothing reads.
+# Counted in the public checkpoints, without the frozen normalisation of the backbone. The official checkpoint has one
+# label embedding more, which is never read.
 @pytest.mark.parametrize(
     ("options", "count"),
     [({"num_classes": 91, "shared_heads": True}, 46_893_182 - 256), ({"num_classes": 80}, 47_650_316)],
@@ -33,13 +33,13 @@ def test_six_layers_have_thirty_nine_losses_with_or_without_boxes(boxes):
     assert len(losses) == 39
 
 
-def test_losses_are_weighed_one_five_two():
+def test_the_weights_of_the_losses_are_one_five_and_two():
     weights = instantiate(dino(backbone=patch_backbone(), **SIZES).criterion).weights
     assert weights == {"class": 1.0, "bbox": 5.0, "giou": 2.0}
 
 
 @pytest.mark.timeout(200)
-def test_a_picture_is_learned_by_heart():
+def test_training_on_one_picture_detects_its_boxes():
     model, batch = tiny_dino(encoder_layers=1).train(), [picture(96, 96)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     history = []

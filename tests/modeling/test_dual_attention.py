@@ -1,4 +1,4 @@
-"""Object tokens attend to each other before the deformable attention."""
+"""Dual attention: object tokens attend to each other before the deformable attention."""
 
 import copy
 from dataclasses import replace
@@ -41,13 +41,13 @@ def head():
 
 
 def proposed(head):
-    """Proposals that know the head alone."""
+    """Make proposals that have a head only."""
     return Proposals(box_logits=None, valid=None, keep=None, head=head)
 
 
 @pytest.fixture
 def rows():
-    """Seven tokens of one image and four of another, with their scores."""
+    """Make the rows of an image with seven tokens and of one with four, with their scores."""
     tokens = make_tokens(make_pyramid(SHAPES, SHAPES, SHAPES))
     generator = torch.Generator().manual_seed(5)
     order = torch.stack([torch.randperm(26, generator=generator) for _ in range(2)])
@@ -57,12 +57,12 @@ def rows():
 
 
 def plain(layer, content, rows, source, pyramid):
-    """What follows the object attention."""
+    """Run the part of the layer that follows the object attention."""
     return DeformableEncoderLayer.forward(layer, replace(rows, content=content), source, pyramid, None)
 
 
 def attend_by_hand(layer, content, position):
-    """Residual self-attention (J, C) of tokens in one sequence, head by head, and the normalisation."""
+    """Compute self-attention of (J, C) tokens head by head, with residual and normalisation."""
     weight, bias = layer.object_attn.in_proj_weight, layer.object_attn.in_proj_bias
     queries = content + position
     query, key = (queries @ weight[i : i + 32].T + bias[i : i + 32] for i in (0, 32))
@@ -88,9 +88,9 @@ def test_object_tokens_attend_in_eval_mode_as_in_training(masked):
 def test_the_best_products_of_token_score_and_class_attend_to_each_other(rows, head, object_score):
     layer, source = make_layer(object_score=object_score), make_tokens(make_pyramid(SHAPES, SHAPES, SHAPES)).content
     pyramid, content = make_pyramid(SHAPES, SHAPES, SHAPES), rows.content.clone()
-    for image, real in enumerate((7, 4)):
-        best = torch.stack([head.class_embed(token).max() for token in rows.content[image, :real]])
-        score = rows.scores[image, :real]
+    for image, count in enumerate((7, 4)):
+        best = torch.stack([head.class_embed(token).max() for token in rows.content[image, :count]])
+        score = rows.scores[image, :count]
         product = score * best if object_score == "logit_product" else score.sigmoid() * best.sigmoid()
         chosen = product.argsort(descending=True)[:3]
         content[image, chosen] = attend_by_hand(layer, content[image, chosen], rows.position[image, chosen])
@@ -98,7 +98,7 @@ def test_the_best_products_of_token_score_and_class_attend_to_each_other(rows, h
 
 
 def test_raw_logits_put_the_least_likely_tokens_first():
-    """Two negative factors have a positive product: the reason for the product of probabilities."""
+    """Two negative factors have a positive product, which is why the exact form multiplies probabilities."""
     layer, head = make_layer(num_objects=1), PredictionHead(embed_dim=32, num_classes=2).double()
     nn.init.zeros_(head.class_embed.weight)
     nn.init.constant_(head.class_embed.bias, -4.6)
@@ -110,21 +110,21 @@ def test_raw_logits_put_the_least_likely_tokens_first():
     assert layer.object_tokens(some, proposed(head)).tolist() == [[25]]
 
 
-def test_surplus_rows_neither_attend_nor_are_attended(rows, head):
-    """Nor do they take the place of a token: the second image has four for six places."""
+def test_no_token_attends_to_surplus_rows_and_they_are_no_object_tokens(rows, head):
+    """They do not take the place of a token either: the second image has four tokens, and six places."""
     layer, pyramid = make_layer(num_objects=6), make_pyramid(SHAPES, SHAPES, SHAPES)
     source, surplus = make_tokens(pyramid).content, ~rows.valid
     expected = layer(rows, source, pyramid, proposed(head))
-    loud = replace(
+    changed = replace(
         rows, content=torch.where(surplus[..., None], 1e3, rows.content), scores=rows.scores.masked_fill(surplus, 1e6)
     )
-    assert_close(layer(loud, source, pyramid, proposed(head))[rows.valid], expected[rows.valid])
+    assert_close(layer(changed, source, pyramid, proposed(head))[rows.valid], expected[rows.valid])
     alone = replace(rows, **{name: getattr(rows, name)[1:, :4] for name in ("content", "position", "reference_points")})
     alone = replace(alone, valid=rows.valid[1:, :4], scores=rows.scores[1:, :4])
     assert_close(layer(alone, source[1:], make_pyramid(SHAPES), proposed(head))[0], expected[1, :4])
 
 
-def test_padding_that_was_excluded_from_the_ranking_is_no_object(head):
+def test_padding_that_is_excluded_from_the_ranking_is_no_object_token(head):
     """Minus infinity times a negative logit would be the highest score."""
     layer = make_layer(object_score="logit_product", surplus="attended")
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_padding_that_was_excluded_from_the_ranking_is_no_object(head):
     assert (layer.object_tokens(take_rows(tokens, selection, scores), proposed(head)) < 20).all()
 
 
-def test_released_surplus_rows_take_part(rows, head):
+def test_released_surplus_rows_may_be_object_tokens(rows, head):
     layer, pyramid = make_layer(num_objects=6, surplus="attended"), make_pyramid(SHAPES, SHAPES, SHAPES)
     source = make_tokens(pyramid).content
     expected = layer(rows, source, pyramid, proposed(head))
@@ -144,12 +144,12 @@ def test_released_surplus_rows_take_part(rows, head):
 
 
 @pytest.mark.parametrize("num_objects", [7, 300])
-def test_fewer_tokens_than_places_all_attend(rows, head, num_objects):
+def test_with_fewer_tokens_than_places_all_attend(rows, head, num_objects):
     layer = make_layer(num_objects=num_objects)
     assert layer.object_tokens(rows, proposed(head)).sort().values.tolist() == [list(range(7))] * 2
 
 
-def test_nothing_is_learnt_of_scores_and_classes_through_the_choice(rows, head):
+def test_the_choice_of_object_tokens_gives_no_gradient_to_scores_and_classes(rows, head):
     layer, pyramid = make_layer(), make_pyramid(SHAPES, SHAPES, SHAPES)
     scores = rows.scores.clone().requires_grad_()
     layer(replace(rows, scores=scores), make_tokens(pyramid).content, pyramid, proposed(head)).sum().backward()
@@ -158,16 +158,16 @@ def test_nothing_is_learnt_of_scores_and_classes_through_the_choice(rows, head):
     assert layer.object_attn.in_proj_weight.grad.any()
 
 
-def test_a_model_without_scores_or_proposal_head_is_told_so(rows, head):
+def test_a_model_without_scores_or_proposal_head_is_refused(rows, head):
     pyramid = make_pyramid(SHAPES, SHAPES, SHAPES)
-    cases = [(rows, None, "no proposal head"), (replace(rows, scores=None), head, "selector scores nothing")]
+    cases = [(rows, None, "no proposal head"), (replace(rows, scores=None), head, "this selector gives none")]
     for some, given, message in cases:
         with pytest.raises(ValueError, match=message):
             make_layer()(some, make_tokens(pyramid).content, pyramid, proposed(given))
 
 
-def test_tokens_that_no_layer_selects_leave_an_encoder_as_they_came(head):
-    """And those of the first selection alone are refined once."""
+def test_tokens_that_no_layer_selects_leave_an_encoder_unchanged(head):
+    """Tokens that only the first layer selects are refined once."""
     layer = make_layer()
     encoder = DeformableEncoder(layers=[layer, copy.deepcopy(layer)])
     tokens, order = make_tokens(make_pyramid(SHAPES)), torch.randperm(26)[None]

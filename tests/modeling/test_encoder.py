@@ -1,4 +1,4 @@
-"""The sparse encoder against the dense one and against a loop."""
+"""The deformable encoder on some tokens, against the same on all tokens and against a loop."""
 
 import copy
 
@@ -32,25 +32,25 @@ def encoder():
 
 
 def some_tokens(*counts):
-    """A random order of all 26 tokens, of which each image keeps a number."""
+    """Select the first `counts` tokens of each image, in a random order of all 26."""
     generator = torch.Generator().manual_seed(5)
     order = torch.stack([torch.randperm(26, generator=generator) for _ in counts])
     return TopKTokens.of(order[:, : max(counts)], torch.tensor(counts), num_tokens=26)
 
 
-def test_keeping_every_token_equals_the_dense_encoder_on_real_tokens(encoder):
+def test_keeping_every_token_equals_the_dense_encoder_on_valid_tokens(encoder):
     tokens = make_tokens(make_pyramid(SHAPES, *PADDED))
     dense = AllTokens(tokens.pyramid)
     counts = dense.counts
     order = torch.stack([row.int().argsort(stable=True) for row in tokens.pyramid.padding_mask])
     everything = TopKTokens.of(order, counts, num_tokens=26)
-    real = ~tokens.pyramid.padding_mask
+    valid = ~tokens.pyramid.padding_mask
     assert_close(
-        encoder(tokens, everything, None).memory[real], encoder(tokens, dense, None).memory[real], atol=1e-12, rtol=0
+        encoder(tokens, everything, None).memory[valid], encoder(tokens, dense, None).memory[valid], atol=1e-12, rtol=0
     )
 
 
-def test_a_loop_that_reads_all_tokens_and_writes_the_kept_ones_gives_the_same(encoder):
+def test_the_memory_equals_a_loop_that_reads_all_tokens_and_writes_the_kept_ones(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
     rows = selection.indices[0]
     assert_close(encoder(tokens, selection, None).memory, looped(encoder, tokens, [rows] * 3), atol=1e-12, rtol=0)
@@ -64,7 +64,7 @@ def test_a_cascade_refines_fewer_and_fewer_tokens(encoder):
     assert [layer.shape[1] for layer in output.layers] == [9, 5, 2]
 
 
-def test_a_cascade_of_equal_shares_is_no_cascade(encoder):
+def test_a_cascade_of_equal_shares_equals_one_selection(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
     nested = cascade(selection, *[(6, 3)] * 3)
     assert torch.equal(encoder(tokens, nested, None).memory, encoder(tokens, selection, None).memory)
@@ -72,11 +72,11 @@ def test_a_cascade_of_equal_shares_is_no_cascade(encoder):
 
 def test_a_cascade_must_be_as_long_as_the_encoder(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
-    with pytest.raises(ValueError, match="for 2 encoder layers, and this is layer 3; give the budget a schedule"):
+    with pytest.raises(ValueError, match="schedule has 2 shares, but the encoder 3 layers; give one share a layer"):
         encoder(tokens, cascade(selection, (6,), (4,)), None)
 
 
-def test_static_values_are_the_tokens_as_they_came(encoder):
+def test_a_static_source_is_the_input_tokens(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(7)
     updated, encoder.source = encoder(tokens, selection, None).memory, "static"
     expected = looped(encoder, tokens, [selection.indices[0]] * 3, source=tokens.content)
@@ -86,7 +86,7 @@ def test_static_values_are_the_tokens_as_they_came(encoder):
 
 
 def looped(encoder, tokens, rows, *, source=None):
-    """The memory of one image whose layer i reads all tokens, or always `source`, and writes `rows[i]`."""
+    """Compute the memory of one image in a loop; layer i reads all tokens, or `source`, and writes `rows[i]`."""
     memory, references = tokens.content.clone(), encoder_reference_points(tokens.pyramid, torch.float64)
     for layer, kept in zip(encoder.layers, rows, strict=True):
         sliced = TokenRows(memory[:, kept], tokens.position[:, kept], references[:, kept], valid=None)
@@ -95,19 +95,19 @@ def looped(encoder, tokens, rows, *, source=None):
 
 
 def cascade(selection, *counts):
-    """The selection, of which every layer keeps `counts` an image."""
+    """Make a cascade of the selection; `counts` are the kept tokens of every layer and image."""
     rows = tuple(map(max, counts))
     return CascadedTokens.nested(selection.indices, torch.tensor(counts), rows, num_tokens=selection.num_tokens)
 
 
-def test_tokens_that_are_not_kept_leave_as_they_came(encoder):
+def test_tokens_that_are_not_kept_stay_unchanged(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES, *PADDED)), some_tokens(6, 3)
     memory = encoder(tokens, selection, None).memory
     assert torch.equal(memory[~selection.keep], tokens.content[~selection.keep])
     assert not (memory[selection.keep] == tokens.content[selection.keep]).any()
 
 
-def test_every_layer_hands_out_the_selected_tokens_after_it(encoder):
+def test_the_output_holds_the_selected_tokens_after_every_layer(encoder):
     tokens, selection = make_tokens(make_pyramid(SHAPES)), some_tokens(6)
     output = encoder(tokens, selection, None)
     assert [tuple(layer.shape) for layer in output.layers] == [(1, 6, 32)] * 3

@@ -17,7 +17,7 @@ NONE = torch.zeros(0, 4)
 
 
 def boxes_of(*corners, size=(128, 128)):
-    """(T, 4) cxcywh in [0, 1] of boxes given by their corners in pixels."""
+    """Return (T, 4) cxcywh in [0, 1] of boxes given by their corners in pixels."""
     height, width = size
     x1, y1, x2, y2 = torch.tensor(corners, dtype=torch.float64).view(-1, 4).unbind(1)
     return torch.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], 1)
@@ -32,7 +32,7 @@ def make_supervision(**options):
 
 
 def foreground(labels, boxes, pyramid=None, sizes=SIZES):
-    """For every level the (row, column) of the foreground tokens of the first image."""
+    """Return for every level the (row, column) of the foreground tokens of the first image."""
     pyramid = pyramid or make_pyramid(SHAPES)
     levels = zip(pyramid.split(labels(pyramid, [boxes], sizes)), pyramid.spatial_shapes, strict=True)
     return [level[0].view(shape).nonzero().tolist() for level, shape in levels]
@@ -70,7 +70,7 @@ def test_ranges_of_sizes(rule, starts):
 def test_a_box_of_a_hundred_pixels_belongs_to_two_levels_by_its_longer_side():
     """Half the side is 50: in [0, 64] and [32, 128], not in [80, 256].
 
-    The box reaches from 14 to 114. Stride 8 has twelve centres between, 20, 28, ..., 108; stride 16 has six, 24, ...,
+    The box is from 14 to 114. Twelve centres of stride 8 are inside, 20, 28, ..., 108, and six of stride 16, 24, ...,
     104.
     """
     found = foreground(make_labels(), boxes_of((14, 14, 114, 114)))
@@ -78,10 +78,10 @@ def test_a_box_of_a_hundred_pixels_belongs_to_two_levels_by_its_longer_side():
 
 
 def test_released_labels_of_the_same_box_are_split_by_the_farthest_side():
-    """A token d pixels off the centre is 50 + d from the farthest side.
+    """A token d pixels from the centre of the box is 50 + d from the farthest side.
 
-    Up to 64, so d up to 14, is for stride 8: centres 52, 60, 68 and 76. More is for stride 16: of the centres 24, 40,
-    56, 72, 88, 104 those in the box, but for the four at 56 and 72.
+    A distance up to 64, so d up to 14, belongs to stride 8: centres 52, 60, 68 and 76. A larger one belongs to stride
+    16: all centres 24, 40, 56, 72, 88, 104 in the box, except the four at 56 and 72.
     """
     found = foreground(make_labels(rule="side", strides=(8, 16, 32)), boxes_of((14, 14, 114, 114)))
     ring = [cell for cell in square(range(1, 7)) if cell not in square((3, 4))]
@@ -89,27 +89,27 @@ def test_released_labels_of_the_same_box_are_split_by_the_farthest_side():
 
 
 def test_ends_of_a_range_belong_to_it_and_in_the_released_rule_starts_do_not():
-    """Half the longer side is 32 exactly, where the second level starts; 64, where the first one ends."""
+    """Half the longer side is exactly 32, where the second range starts, or 64, where the first one ends."""
     labels = make_labels()
     assert [bool(level) for level in foreground(labels, boxes_of((30, 30, 94, 60)))] == [True, True, False, False]
     assert [bool(level) for level in foreground(labels, boxes_of((0, 30, 128, 60)))] == [True, True, False, False]
-    # Two levels of a token each, at (2, 2), 64 pixels from the farthest side.
+    # Two levels with one token each, at (2, 2), 64 pixels from the farthest side.
     released = make_labels(rule="side", strides=(4, 4))
     found = foreground(released, boxes_of((-62, -62, 66, 66)), make_pyramid(((1, 1), (1, 1))))
     assert found == [[[0, 0]], []]
 
 
 def test_a_border_is_not_inside():
-    """From the centre of a cell to the centre of another; only the one between is inside."""
+    """The box reaches from one cell centre to another; only the centre between them is inside."""
     assert foreground(make_labels(), boxes_of((12, 12, 28, 28)))[0] == [[2, 2]]
 
 
-def test_a_box_between_all_centres_has_no_token():
+def test_a_box_without_a_centre_in_it_has_no_token():
     assert foreground(make_labels(), boxes_of((13, 13, 19, 19))) == [[], [], [], []]
 
 
-def test_released_centres_lie_at_whole_strides_and_ours_where_reference_points_are():
-    """A picture 40 pixels wide has one token at stride 64: at 20 in the middle, or at 32."""
+def test_released_centres_lie_at_whole_strides_and_exact_ones_at_reference_points():
+    """A picture 40 pixels wide has one token at stride 64: in the middle at 20, or at 32."""
     pyramid = make_pyramid(((1, 1),))
     near, far = boxes_of((15, 0, 25, 64), size=(64, 40)), boxes_of((27, 0, 37, 64), size=(64, 40))
     for box, ours, released in ((near, True, False), (far, False, True)):
@@ -129,7 +129,7 @@ def test_many_boxes_are_the_union_of_each():
 
 @pytest.mark.parametrize("rule", ["chessboard", "side"])
 def test_padding_is_never_foreground(rule):
-    """The box covers the whole of a picture that is half of the batch's height."""
+    """The box covers a whole picture of half the height of the batch."""
     pyramid = make_pyramid(SHAPES, SHAPES, ((8, 16), (4, 8), (2, 4), (1, 2)))
     labels = make_labels(rule=rule, strides=(8,) if rule == "side" else None)
     found = labels(pyramid, [NONE.double(), boxes_of((-500, -500, 600, 600))], (*SIZES, (64, 128)))
@@ -150,8 +150,8 @@ def focal(score, positive):
     return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
 
 
-def test_the_loss_is_the_focal_loss_of_real_tokens_for_one_foreground_token():
-    """Centres 4, 12, 20, 28; the first picture's box holds 12 and 20, the second's, one cell narrower, 4 alone."""
+def test_the_loss_is_the_focal_loss_of_valid_tokens_per_foreground_token():
+    """Centres are 4, 12, 20, 28; the first box holds 12 and 20, the second one, of a narrower picture, only 4."""
     output = output_of([[0.5, 2.0, -1.0, -3.0], [1.0, -2.0, 0.5, -9.0]], valid_shapes=[((1, 4),), ((1, 3),)])
     output = DetectorOutput(**{**vars(output), "image_sizes": ((8, 32), (8, 24))})
     boxes = boxes_of((8, 0, 24, 8), size=(8, 32)), boxes_of((0, 0, 8, 8), size=(8, 24))

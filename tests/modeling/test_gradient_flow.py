@@ -1,4 +1,4 @@
-"""Which loss teaches which part (the table of the specification)."""
+"""Which loss trains which part (the table of the specification)."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def losses_of(losses, kind):
 
 
 def reached_parts(model, losses):
-    """The parts of which some parameter gets a gradient that is not zero."""
+    """Return the parts in which some parameter gets a gradient that is not zero."""
     model.zero_grad()
     sum(losses).backward()
     touched = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
@@ -59,7 +59,7 @@ def test_every_loss_of_sparse_detr_reaches_the_parts_it_should_and_no_other(kind
 @pytest.mark.parametrize("behavior", ["exact", "released"])
 @pytest.mark.parametrize("name", ["focus", "focus_two_stage", "focus_one_stage"])
 def test_every_loss_of_focus_detr_reaches_the_parts_it_should_and_no_other(name, kind, behavior):
-    """Neither scores nor classes learn from the memory, though they choose the tokens.
+    """Scores and classes choose the tokens, but get no gradient from the memory.
 
     A hundred queries are enough for some to start from encoded tokens.
     """
@@ -67,7 +67,7 @@ def test_every_loss_of_focus_detr_reaches_the_parts_it_should_and_no_other(name,
     assert reached_parts(model, losses_of(model.losses(BATCH), kind)) == REACHED[kind]
 
 
-def test_the_objectness_loss_teaches_the_scorer_and_what_comes_before_it():
+def test_the_objectness_loss_trains_the_scorer_and_the_parts_before_it():
     model = build("objectness")
     losses = model.losses(BATCH)
     scorer = [losses[f"loss_{name}_backbone"] for name in ("class", "bbox", "giou")]
@@ -79,7 +79,7 @@ def test_the_objectness_loss_teaches_the_scorer_and_what_comes_before_it():
 @pytest.mark.parametrize("behavior", ["exact", "released"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_part_of_the_graph_with_and_without_true_boxes(name, behavior, boxes):
-    """A parameter that is left out makes data-parallel training wait for ever."""
+    """A parameter that is not in the graph makes data-parallel training hang."""
     model = build(name, behavior=behavior)
     sum(model.losses([picture(64, 96, boxes), picture(96, 64, boxes)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

@@ -1,5 +1,4 @@
-"""A whole model in half precision, or under autocast, with images of different sizes: features are of few bits, places
-and boxes are not."""
+"""Whole models in half precision and under autocast, on a padded batch: positions and boxes keep float32."""
 
 import pytest
 import torch
@@ -14,19 +13,19 @@ from tests.modeling.tiny import MODELS, build, make_pyramid, picture
 
 HALF = [torch.bfloat16, torch.float16]
 BATCH = [picture(100, 130), picture(64, 96, seed=1)]
-# Median distance of a query's logits, which are about 5, from those of its counterpart. A query that starts from
-# another token, because two scores are equal in half precision, has none.
+# Median distance between the logits of a query, which are about 5, and those of the nearest query of the other output.
+# A few queries start from other tokens, because their scores are equal in half precision.
 WITHIN = {torch.bfloat16: 0.6, torch.float16: 0.03}
 
 
 def outputs(model):
-    torch.manual_seed(0)  # the random scorer draws
+    torch.manual_seed(0)  # the random scorer gives other scores in every run
     with torch.no_grad():
         return model.outputs(BATCH)
 
 
 def median_distance(output, expected):
-    """From the queries of one output to the nearest of the other."""
+    """Return the median distance from the queries of one output to the nearest query of the other."""
     return torch.cdist(output.predictions.logits.double(), expected.predictions.logits.double()).amin(-1).median()
 
 
@@ -78,8 +77,8 @@ def test_half_precision_trains_on_a_padded_batch(name, half):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-def test_detections_of_half_precision_are_not_rounded_to_whole_pixels_of_eight(dtype):
-    """2000 pixels in bfloat16 would be multiples of 8."""
+def test_detections_of_half_precision_are_not_rounded_to_multiples_of_eight_pixels(dtype):
+    """In bfloat16, numbers near 2000 are multiples of 8."""
     model = build("refined", dtype=dtype).eval()
     with torch.no_grad():
         (found,) = model([{"image": picture(64, 96)["image"], "height": 1333, "width": 2000}])
@@ -90,7 +89,7 @@ def test_detections_of_half_precision_are_not_rounded_to_whole_pixels_of_eight(d
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_swin_of_half_precision_gives_maps_of_half_precision(dtype):
-    """Detectron2's own adds float32 masks to its attention and fails."""
+    """Detectron2's own Swin adds float32 masks to its attention and fails."""
     torch.manual_seed(0)
     config = swin().config
     config.update(depths=[2, 2, 1, 1], embed_dim=24, drop_path_rate=0.0)
@@ -105,13 +104,13 @@ def test_a_swin_of_half_precision_gives_maps_of_half_precision(dtype):
 
 
 @pytest.mark.parametrize(("weights", "result"), [(torch.float16, torch.float16), (torch.float32, torch.float32)])
-def test_normalised_real_positions_are_as_the_weights_are(weights, result):
+def test_normalised_maps_have_the_dtype_of_the_weights(weights, result):
     """Autocast normalises half precision maps with float32 weights."""
-    real = torch.ones(1, 3, 4, dtype=torch.bool)
+    valid = torch.ones(1, 3, 4, dtype=torch.bool)
     x = torch.randn(1, 8, 3, 4).half()
     norm = MaskedGroupNorm(4, 8).to(weights)
-    assert norm(x, real).dtype == result
-    assert_close(norm(x, real).float(), norm.float()(x.float()), atol=2e-3, rtol=2e-3)
+    assert norm(x, valid).dtype == result
+    assert_close(norm(x, valid).float(), norm.float()(x.float()), atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -1,4 +1,4 @@
-"""What cannot be right is refused at the border of a model, with the image's name, the value and the remedy."""
+"""Wrong inputs of a model are refused with the name of the image, the value and the remedy."""
 
 import numpy as np
 import pytest
@@ -61,13 +61,13 @@ WRONG_TARGETS = {
 
 
 @pytest.mark.parametrize("name", WRONG_TARGETS)
-def test_targets_that_cannot_be_right_are_refused_with_the_name_of_the_file(name):
+def test_wrong_targets_are_refused_with_the_name_of_the_file(name):
     item, message = WRONG_TARGETS[name]
     with pytest.raises(UserError, match=f"^x.png: .*{message}"):
         check_targets(item, NUM_CLASSES)
 
 
-def test_boxes_and_classes_of_other_lengths_are_refused():
+def test_boxes_and_classes_of_different_lengths_are_refused():
     item = sample()
     item["instances"]._fields["gt_classes"] = torch.tensor([0, 1])
     with pytest.raises(UserError, match=r"gt_boxes has shape \(1, 4\) and gt_classes \(2,\)"):
@@ -87,7 +87,7 @@ RIGHT_TARGETS = {
 
 
 @pytest.mark.parametrize("name", RIGHT_TARGETS)
-def test_targets_that_may_be_right_pass(name):
+def test_right_targets_pass(name):
     check_targets(RIGHT_TARGETS[name], NUM_CLASSES)
 
 
@@ -115,7 +115,7 @@ WRONG_IMAGES = {
 
 
 @pytest.mark.parametrize("name", WRONG_IMAGES)
-def test_images_that_cannot_be_right_are_refused_with_the_name_of_the_file(name):
+def test_wrong_images_are_refused_with_the_name_of_the_file(name):
     image, message = WRONG_IMAGES[name]
     with pytest.raises(UserError, match=f"^x.png: 'image' .*{message}"):
         check_images([picture(8, 8), {"image": image, "file_name": "x.png"}], 3)
@@ -134,7 +134,7 @@ RIGHT_IMAGES = {
 
 
 @pytest.mark.parametrize("name", RIGHT_IMAGES)
-def test_images_that_may_be_right_pass(name):
+def test_right_images_pass(name):
     check_images([{"image": RIGHT_IMAGES[name]}], 3)
 
 
@@ -143,13 +143,13 @@ WRONG_BATCHES = {
     "tensor": (torch.zeros(2, 3, 8, 8), "not torch.Tensor"),
     "empty": ([], "the batch is empty"),
     "tensors": ([torch.zeros(3, 8, 8)], "image 0 of the batch is torch.Tensor; give a dict with 'image'"),
-    "no_image": ([{"file_name": "x.png"}], "x.png: no 'image'; there are 'file_name'"),
+    "no_image": ([{"file_name": "x.png"}], "x.png: no 'image', only 'file_name'; give a tensor"),
 }
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", WRONG_BATCHES)
-def test_a_batch_that_is_no_list_of_dicts_is_refused_in_either_mode(name, training):
+def test_a_batch_that_is_no_list_of_dicts_is_refused_in_both_modes(name, training):
     batch, message = WRONG_BATCHES[name]
     with pytest.raises(UserError, match=message):
         build("one_stage").train(training)(batch)
@@ -159,7 +159,7 @@ WRONG_SIZES = [0, -5, None, NAN, INF, "480", torch.tensor([2, 3]), torch.tensor(
 
 
 @pytest.mark.parametrize("value", WRONG_SIZES)
-def test_a_size_to_scale_detections_to_that_is_no_positive_number_is_refused(value):
+def test_a_height_or_width_that_is_no_positive_number_is_refused(value):
     with pytest.raises(UserError, match="'height' is .*; give pixels of the original image"):
         check_sizes([{"height": value}])
     check_sizes([{"height": np.int64(480), "width": 480.0}, {"width": torch.tensor(4)}, {}])
@@ -176,7 +176,7 @@ def test_labels_of_any_integer_type_give_the_same_losses():
     assert losses[0] == losses[1]
 
 
-def test_a_model_refuses_wrong_targets_and_wrong_images_itself():
+def test_a_model_refuses_wrong_targets_and_wrong_images():
     with pytest.raises(UserError, match="ends before it begins"):
         build("sparse")([sample([[50.0, 50.0, 10.0, 10.0]])])
     for call in (build("sparse").eval(), build("sparse").outputs):
@@ -184,7 +184,7 @@ def test_a_model_refuses_wrong_targets_and_wrong_images_itself():
             call([{"image": floats(0, 1)}])
 
 
-def test_the_trainer_names_a_wrong_box_and_not_the_predictions():
+def test_the_trainer_names_the_wrong_box_and_not_the_predictions():
     from sparse_detr.engine.trainer import Trainer
 
     model = build("sparse")

@@ -15,7 +15,7 @@ def make_group(logits, boxes, **options):
 
 
 def random_case(queries, boxes, *, classes=3, seed=0):
-    """(group of one image, its targets) in float64."""
+    """Make (group of one image, its targets) in float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def make_boxes(count):
@@ -27,7 +27,7 @@ def random_case(queries, boxes, *, classes=3, seed=0):
 
 
 def pair_cost(logits, box, label, true):
-    """2 focal + 5 L1 - 2 GIoU of one prediction and one true box, in plain Python."""
+    """Compute 2 focal + 5 L1 - 2 GIoU of one prediction and one true box, in plain Python."""
     p = 1 / (1 + math.exp(-logits[label]))
     focal = 0.25 * (1 - p) ** 2 * -math.log(p + 1e-8) - 0.75 * p**2 * -math.log(1 - p + 1e-8)
     corners = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in (box, true)]
@@ -39,7 +39,7 @@ def pair_cost(logits, box, label, true):
     return 2 * focal + 5 * sum(abs(a - b) for a, b in zip(box, true, strict=True)) - 2 * giou
 
 
-def test_every_true_box_gets_the_prediction_that_lies_on_it():
+def test_every_true_box_is_matched_with_the_prediction_of_the_same_box():
     boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1], [0.5, 0.5, 0.3, 0.3]])
     group = make_group(torch.zeros(1, 3, 2), boxes[None])
     rows, true = HungarianMatcher()(group, [Targets(labels=torch.tensor([0, 1]), boxes=boxes[[2, 0]])])[0]
@@ -100,7 +100,7 @@ def test_rows_that_fill_the_batch_are_never_matched_even_if_they_fit_best():
     assert rows.tolist() == torch.tensor([0, 2, 3, 5])[expected].tolist()
 
 
-def test_filling_rows_may_hold_anything():
+def test_rows_that_fill_the_batch_may_hold_any_values():
     group, target = random_case(3, 2)
     logits = torch.cat([group.logits, torch.full((1, 1, 3), float("nan"), dtype=torch.float64)], 1)
     boxes = torch.cat([group.boxes, torch.full((1, 1, 4), float("inf"), dtype=torch.float64)], 1)

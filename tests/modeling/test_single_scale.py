@@ -1,4 +1,4 @@
-"""One map to tokens."""
+"""From one map to tokens."""
 
 import math
 
@@ -32,18 +32,18 @@ def test_tokens_are_the_map_through_one_linear_layer_row_by_row():
 
 
 @pytest.mark.parametrize("temperature", [20.0, 10.0])
-def test_positions_of_real_tokens_are_the_sine_embedding_of_detr(temperature):
+def test_positions_of_valid_tokens_are_the_sine_embedding_of_detr(temperature):
     tokenizer = make_tokenizer(position_temperature=temperature)
     sizes = [(96, 128), (40, 100), (1, 1)]
     tokens = tokenizer([random_map(3, 4, batch=3)], sizes, (96, 128))
     expected = embed_tokens(tokens.pyramid, 8, dtype=torch.float64, temperature=temperature, offset=0.0)
-    real = ~tokens.pyramid.padding_mask
-    assert real.sum(1).tolist() == [12, 8, 1]
-    assert_close(tokens.position[real], expected[real])
+    valid = ~tokens.pyramid.padding_mask
+    assert valid.sum(1).tolist() == [12, 8, 1]
+    assert_close(tokens.position[valid], expected[valid])
 
 
-def test_padding_counts_the_real_tokens_of_its_own_row_and_column():
-    """Of 2 x 3 cells 1 x 2 are real: (0, 2) is right of them, (1, 1) below, (1, 2) neither."""
+def test_padding_counts_the_valid_tokens_of_its_own_row_and_column():
+    """Of 2 x 3 cells 1 x 2 are valid: (0, 2) is right of them, (1, 1) below, (1, 2) neither."""
     tokenizer = make_tokenizer()
     position = tokenizer._position(make_pyramid(((2, 3),), ((1, 2),)))[0].view(2, 3, 8)
     turn, nothing = 2 * math.pi / (1 + 1e-6), 0.0
@@ -58,22 +58,22 @@ def test_padding_counts_the_real_tokens_of_its_own_row_and_column():
         assert_close(position[cell], expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("padding", "real"), [("exact", 1 * 3), ("released", 2 * 3)])
-def test_real_tokens_are_rounded_up_or_by_nearest_neighbour(padding, real):
-    """26 of 100 rows over 4 cells: nearest looks at rows 0, 25, 50, 75; 70 columns of 96 over 3: at 0, 32, 64."""
+@pytest.mark.parametrize(("padding", "count"), [("exact", 1 * 3), ("released", 2 * 3)])
+def test_valid_tokens_are_rounded_up_or_by_nearest_neighbour(padding, count):
+    """26 of 100 rows, 4 cells: the nearest pixels are 0, 25, 50, 75; 70 of 96 columns, 3 cells: 0, 32, 64."""
     tokenizer = make_tokenizer(padding)
     pyramid = tokenizer.pyramid([random_map(4, 3)], [(26, 70)], (100, 96))
     mask = torch.ones(1, 1, 100, 96)
     mask[..., :26, :70] = 0
     if padding == "released":
         assert torch.equal(pyramid.padding_mask[0], F.interpolate(mask, size=(4, 3)).flatten().bool())
-    assert (~pyramid.padding_mask).sum() == real
+    assert (~pyramid.padding_mask).sum() == count
 
 
-def test_real_tokens_are_those_of_the_image_alone():
+def test_valid_tokens_are_those_of_the_image_alone():
     tokenizer, x = make_tokenizer(), random_map(2, 3)
     alone = tokenizer([x], [(64, 96)], (64, 96))
     batched = tokenizer([F.pad(x, (0, 2, 0, 1), value=7.0)], [(64, 96)], (96, 160))
-    real = ~batched.pyramid.padding_mask
-    assert_close(batched.content[real], alone.content[0])
-    assert torch.equal(batched.position[real], alone.position[0])
+    valid = ~batched.pyramid.padding_mask
+    assert_close(batched.content[valid], alone.content[0])
+    assert torch.equal(batched.position[valid], alone.position[0])

@@ -1,6 +1,6 @@
-"""Sparse DETR against numbers of the public code for weights and backbone maps given by formulas, in float32.
+"""Sparse DETR in float32 against numbers of the public code, with weights and backbone maps made by formulas.
 
-The weights go by the place of their public name in sorted order, so this checks names, shapes and order as well.
+The formula of a weight uses the index of its public name in sorted order, so names, shapes and order are tested too.
 """
 
 import json
@@ -19,7 +19,7 @@ ALIASES = tuple(f"transformer.{part}.{head}_embed." for part in ("decoder", "enc
 
 
 def formula_weights():
-    """Public names without backbone and aliases to float32 waves: sin of a phase that depends on name and index."""
+    """Return float32 sine waves by public name, without backbone and aliases; the phase depends on name and index."""
     rows = json.loads((FOLDER / "sparse_detr_r50_rho_0.1" / "checkpoint_keys.json").read_text())
     shapes = {name: shape for name, shape, *_ in rows if not name.startswith(("backbone.", *ALIASES))}
     assert len(shapes) == 359
@@ -35,7 +35,7 @@ def wave(place, name, shape):
 
 
 class FormulaMaps(nn.Module):
-    """Two images' backbone maps of strides 8, 16 and 32 for a 96x128 batch."""
+    """Backbone maps of strides 8, 16 and 32 for two images in a 96x128 batch."""
 
     shapes = ((512, 12, 16), (1024, 6, 8), (2048, 3, 4))
 
@@ -95,7 +95,7 @@ def losses(model, inputs):
     return model.losses(inputs)
 
 
-def test_tokens_are_scored_and_kept_alike(output):
+def test_scores_and_kept_tokens_are_the_same(output):
     assert output.pyramid.spatial_shapes == ((12, 16), (6, 8), (3, 4), (2, 2))
     assert output.selection.counts.tolist() == [26, 26]
     assert output.selection.indices.sum(1).tolist() == [5391, 4297]
@@ -104,7 +104,7 @@ def test_tokens_are_scored_and_kept_alike(output):
     assert (scores.sum().item(), scores.min().item()) == pytest.approx((64.40703, -0.05696174), rel=1e-5)
 
 
-def test_predictions_are_alike(output):
+def test_predictions_are_the_same(output):
     groups = {group.name: group for group in output.groups}
     last = output.predictions
     assert groups["proposals"].logits.sum().item() == pytest.approx(3692.825, rel=1e-4)
@@ -113,12 +113,12 @@ def test_predictions_are_alike(output):
     assert last.boxes[0, 0].tolist() == pytest.approx([0.2348639, 0.9410669, 0.1153239, 0.4321488], rel=1e-5)
 
 
-def test_attention_maps_are_alike(output):
+def test_attention_maps_are_the_same(output):
     assert output.attention_map.sum(1).tolist() == pytest.approx([343.8096, 435.9623], rel=1e-4)
     assert output.attention_map.amax(1).tolist() == pytest.approx([30.80281, 53.27045], rel=1e-4)
 
 
-def test_losses_are_alike(losses):
+def test_losses_are_the_same(losses):
     unweighted = {
         "loss_class": 150.61597,
         "loss_bbox": 0.6122596,
@@ -167,7 +167,7 @@ def test_losses_are_alike(losses):
         ),
     ],
 )
-def test_gradients_are_alike(model, converted, losses, which, norms):
+def test_gradients_are_the_same(model, converted, losses, which, norms):
     loss = losses["loss_token_score"] if which == "token score" else sum(losses.values())
     parameters = [model.get_parameter(converted.names[name]) for name in norms]
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True)

@@ -1,4 +1,4 @@
-"""Small numbers that the public implementation gave: every one can be followed by hand."""
+"""Small results of the public implementation, each of which can be computed by hand."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 
 
 def padded_map():
-    """A 3x4 level of which row 2 and column 3 are padding, and an unpadded 2x2 level."""
+    """Make a 3x4 level of which row 2 and column 3 are padding, and an unpadded 2x2 level."""
     return Pyramid.of(((3, 4), (2, 2)), (((2, 3), (2, 2)),), device=CPU)
 
 
 def token(level, row, column):
-    """Index of a token of `padded_map`."""
+    """Return the index of a token of `padded_map`."""
     return (0, 12)[level] + row * (4, 2)[level] + column
 
 
@@ -65,7 +65,7 @@ def test_token_score_loss_is_binary_cross_entropy_over_all_tokens():
     assert loss.item() == pytest.approx(0.7579339, abs=1e-6)
 
 
-def test_position_embedding_counts_real_rows_and_columns():
+def test_position_embedding_counts_valid_rows_and_columns():
     position = embed_tokens(padded_map(), 256, dtype=torch.float64)[0, token(0, 1, 2)]
     rows = torch.tensor([-1.0, -1.8954e-06, -0.8070661, -0.5904610], dtype=torch.float64)
     columns = torch.tensor([-0.8660262, 0.4999987, -0.9841623, -0.1772698], dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_encoder_reference_points_are_centres_on_every_padded_level():
     assert_close(references[token(1, 1, 1)], torch.tensor([[1.125, 0.5], [0.75, 0.75]]))
 
 
-def test_proposals_double_in_size_with_every_level_and_are_as_good_as_infinite_on_padding():
+def test_proposals_double_in_size_with_every_level_and_have_huge_logits_on_padding():
     proposals = ProposalGenerator(border="dropped")(padded_map(), torch.float32)
     logits = proposals.box_logits[0]
     assert_close(logits[token(0, 1, 2)], torch.tensor([1.6094378, 1.0986123, -2.9444389, -2.9444389]))
@@ -103,7 +103,7 @@ def test_attention_starts_with_one_direction_a_head_and_one_step_a_point():
         assert_close(bias[:, 1, point], directions * (point + 1), atol=1e-5, rtol=0)
 
 
-def test_the_released_attention_map_is_half_a_pixel_off_what_attention_reads():
+def test_the_released_attention_map_is_shifted_by_half_a_pixel():
     shapes = ((4, 6),)
     location = torch.tensor([2.5 / 6, 1.5 / 4]).view(1, 1, 1, 1, 1, 2)
     weight = torch.ones(1, 1, 1, 1, 1)

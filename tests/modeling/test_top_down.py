@@ -1,4 +1,4 @@
-"""Scores from coarse to fine."""
+"""Top-down scores, from coarse to fine."""
 
 from dataclasses import replace
 
@@ -27,14 +27,14 @@ def make_scorer(modulation, num_levels=3):
 
 
 def parts(pyramid):
-    """Tokens and proposals."""
+    """Make tokens and proposals."""
     torch.manual_seed(0)
     projection = ProposalProjection(embed_dim=32).double()
     return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64, projection=projection)
 
 
 def change_of_scores(scorer, pyramid):
-    """By level, the largest change of a score when nothing is modulated any more."""
+    """Return by level the largest change of a score if the modulation is switched off."""
     inputs = parts(pyramid)
     modulated = scorer(*inputs).values
     with torch.no_grad():
@@ -50,8 +50,8 @@ def test_values_between_token_centres_are_interpolated_linearly():
     assert fine.tolist() == [[0.0, 1.0, 3.0, 4.0]]
 
 
-def test_interpolation_reads_no_padding_and_sees_the_unpadded_image():
-    """The second image is two cells wide on both levels; what is beyond is noise."""
+def test_interpolation_reads_no_padding_and_works_in_the_unpadded_image():
+    """The second image is two cells wide on both levels; the padding is noise."""
     pyramid = make_pyramid(((1, 4), (1, 3)), ((1, 4), (1, 3)), ((1, 2), (1, 2)))
     values = torch.tensor([[0.0, 3.0, 6.0], [5.0, 7.0, 1e30]])
     fine = interpolate_valid(values, pyramid, 1, 0)
@@ -66,13 +66,13 @@ def test_without_padding_interpolation_is_that_of_pytorch():
     assert_close(interpolate_valid(values, pyramid, 1, 0), expected.flatten(1))
 
 
-def test_normalised_features_are_louder_under_foreground_and_quieter_under_background():
-    """Token by token, of the unpadded part of the second image."""
+def test_normalised_features_grow_under_foreground_and_shrink_under_background():
+    """Token by token, in the unpadded part of the second image."""
     scorer, pyramid = make_scorer("exact"), make_pyramid(SHAPES, *PADDED)
     tokens, proposals = parts(pyramid)
     projected = proposals.project(tokens.content + tokens.position)
-    real, network = ~pyramid.padding_mask[1], scorer.network
-    masks = pyramid.split(real[None])
+    valid, network = ~pyramid.padding_mask[1], scorer.network
+    masks = pyramid.split(valid[None])
     levels = [x[1][mask[0]] for x, mask in zip(pyramid.split(projected), masks, strict=True)]
     gain, expected = torch.ones(2, 1), []
     for level, (height, width) in reversed(list(enumerate(PADDED[1]))):
@@ -81,9 +81,9 @@ def test_normalised_features_are_louder_under_foreground_and_quieter_under_backg
         expected.insert(0, network.mlp(torch.cat([features[:, :16], mean], 1)).squeeze(1))
         if level:
             probability = expected[0].sigmoid().view(1, 1, height, width)
-            seen = F.interpolate(probability, PADDED[1][level - 1], mode="bilinear", align_corners=False)
-            gain = 1 + scorer.alpha[2 - level] * (2 * seen.reshape(-1, 1) - 1)
-    assert_close(scorer(tokens, proposals).values[1][real], torch.cat(expected))
+            coarse = F.interpolate(probability, PADDED[1][level - 1], mode="bilinear", align_corners=False)
+            gain = 1 + scorer.alpha[2 - level] * (2 * coarse.reshape(-1, 1) - 1)
+    assert_close(scorer(tokens, proposals).values[1][valid], torch.cat(expected))
 
 
 def test_released_scores_modulate_the_network_s_input_by_raw_logits_of_padded_maps():
@@ -98,7 +98,7 @@ def test_released_scores_modulate_the_network_s_input_by_raw_logits_of_padded_ma
     assert_close(scorer(tokens, proposals).values, torch.cat(scores, 1))
 
 
-def test_what_a_coarse_level_sees_changes_the_scores_of_the_finer_ones():
+def test_features_of_a_coarse_level_change_the_scores_of_finer_levels():
     finest, middle, coarsest = change_of_scores(make_scorer("exact"), make_pyramid(SHAPES))
     assert finest > 1e-3
     assert middle > 1e-3
@@ -106,7 +106,7 @@ def test_what_a_coarse_level_sees_changes_the_scores_of_the_finer_ones():
 
 
 def test_the_released_modulation_changes_nothing_unless_it_flips_a_sign():
-    """A layer normalisation comes next, which undoes a positive factor but for its epsilon."""
+    """The layer normalisation that follows removes a positive factor, except for its epsilon."""
     scorer = make_scorer("released")
     assert max(change_of_scores(scorer, make_pyramid(SHAPES))) < 1e-4
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_alpha_learns_where_it_has_an_effect(modulation, low, high):
 
 
 @pytest.mark.parametrize(("modulation", "taught"), [("exact", False), ("released", True)])
-def test_coarse_features_learn_nothing_of_fine_scores(modulation, taught):
+def test_fine_scores_give_no_gradient_to_coarse_features(modulation, taught):
     scorer, pyramid = make_scorer(modulation), make_pyramid(((4, 4), (2, 2)))
     tokens, proposals = parts(pyramid)
     projected = proposals.project(tokens.content + tokens.position).detach().requires_grad_()
@@ -141,7 +141,7 @@ def test_a_single_level_is_scored_without_modulation():
     assert not scorer.alpha.requires_grad
 
 
-def test_alpha_is_one_number_a_level_but_the_coarsest_and_starts_at_a_half_or_within_three_tenths():
+def test_alpha_is_one_number_for_each_level_but_the_coarsest_and_starts_at_a_half_or_within_three_tenths():
     torch.manual_seed(0)
     network = ScoringNetwork(embed_dim=32)
     assert TopDownScorer(network=network, num_levels=4).alpha.tolist() == [0.5, 0.5, 0.5]

@@ -1,7 +1,8 @@
-"""The flow alone: in one call on tensors, exported with open sizes, compiled in one graph."""
+"""The flow alone: one call on tensors, export with dynamic sizes, compilation to one graph."""
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyCall, instantiate
@@ -9,17 +10,17 @@ from torch import nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from sparse_detr.modeling.selection import EvenBudget
+from sparse_detr.modeling.selection import CascadedBudget, EvenBudget
 from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec, dab_detr
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
 EXPORTED = ("sparse", "focus", "dino", "dab")
-FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 2}
+FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 
 class StridedBackbone(nn.Module):
-    """One map: few levels are quick to trace with symbolic sizes."""
+    """A backbone with one map: few levels are traced quickly with symbolic sizes."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +31,7 @@ class StridedBackbone(nn.Module):
 
 
 def flow(name, **options):
-    """The transformer of a small model."""
+    """Build the transformer of a small model."""
     backbone = BackboneSpec(LazyCall(StridedBackbone)(), ("map16",), (8,), (16,))
     recipe, defaults = MODELS[name]
     recipe = dab_detr if name == "dab" else recipe
@@ -44,7 +45,7 @@ def flow(name, **options):
 
 
 def batch(count=2, height=96, width=160, *, seed=0):
-    """Normalised images and their sizes before padding, every one another."""
+    """Make normalised images and their sizes before padding, all different."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64)
     sizes = torch.tensor([(height - 5 * i, width - 9 * (count - 1 - i)) for i in range(count)])
@@ -58,7 +59,7 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
-def test_it_predicts_what_the_detector_does(name):
+def test_the_transformer_predicts_the_same_as_the_detector(name):
     model = build(name).eval()
     inputs = [picture(96, 64), picture(70, 125)]
     images = model._preprocess(inputs)
@@ -95,7 +96,63 @@ def test_a_budget_is_an_argument_of_the_call():
             transformer(images, sizes, 3)
 
 
-def test_it_shares_its_weights_and_their_names_with_the_detector():
+@pytest.mark.parametrize("budget", ["0.5", [0.5], True, torch.tensor(0.5), EvenBudget, {}])
+def test_what_is_no_budget_is_named(budget):
+    with pytest.raises(
+        ValueError, match="budget is .*; give a share, above 0 and at most 1, or a Budget like EvenBudget"
+    ):
+        flow("sparse")(*batch(), budget)
+
+
+def test_a_number_of_numpy_is_a_budget():
+    transformer, (images, sizes) = flow("sparse"), batch()
+    with torch.no_grad():
+        for share in (np.float32(0.5), np.float64(0.5)):
+            assert equal(transformer(images, sizes, share), transformer(images, sizes, 0.5))
+
+
+@pytest.mark.parametrize("schedule", [[1], [1, 0.8, 0.6]])
+def test_a_cascade_of_another_number_of_layers_is_refused(schedule):
+    budget = CascadedBudget(keep_ratio=0.5, schedule=schedule)
+    with pytest.raises(
+        ValueError, match=f"schedule has {len(schedule)} shares, but the encoder 2 layers; give one share"
+    ):
+        flow("sparse")(*batch(), budget)
+
+
+SIZES_OF_BATCH = batch()[1]
+WRONG_SIZES = {
+    "fractions": SIZES_OF_BATCH.double(),
+    "one number an image": SIZES_OF_BATCH[:, 0],
+    "three numbers": SIZES_OF_BATCH[:, [0, 1, 1]],
+    "too few": SIZES_OF_BATCH[:1],
+    "too few pairs": [(96, 160)],
+    "too many pairs": [(96, 160)] * 3,
+    "larger than the batch": [(96, 160), (97, 160)],
+    "empty": [(96, 160), (0, 160)],
+    "fractions in pairs": [(96, 160), (96.0, 160.0)],
+    "numbers": [96, 160],
+    "a number": 96,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SIZES)
+def test_wrong_sizes_are_named(kind):
+    with pytest.raises(
+        ValueError, match=r"sizes is .*; give \(h, w\) before padding of each of the 2 images, at least 1"
+    ):
+        flow("sparse")(batch()[0], WRONG_SIZES[kind])
+
+
+def test_sizes_of_any_whole_numbers_serve():
+    transformer, (images, sizes) = flow("sparse"), batch()
+    with torch.no_grad():
+        for other in (sizes.int(), sizes.numpy(), sizes.tolist(), list(sizes)):
+            for result, expected in zip(transformer(images, other), transformer(images, sizes), strict=True):
+                assert_close(result, expected, atol=1e-12, rtol=0)
+
+
+def test_the_transformer_shares_weights_and_their_names_with_the_detector():
     model = build("focus")
     transformer = model.transformer()
     theirs = dict(model.named_parameters(remove_duplicate=False))
@@ -111,12 +168,12 @@ def test_an_export_of_one_size_predicts_the_same(name):
     with torch.no_grad():
         exported = export(transformer, inputs).module()
         assert equal(exported(*inputs), transformer(*inputs))
-        other = batch(seed=1)[0], torch.tensor([[96, 160], [33, 47]])  # sizes are no constants
+        other = batch(seed=1)[0], torch.tensor([[96, 160], [33, 47]])  # sizes are not constants of the graph
         assert equal(exported(*other), transformer(*other))
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_an_export_with_open_batch_height_and_width_predicts_the_same_at_any(name, tmp_path):
+def test_an_export_with_dynamic_batch_height_and_width_predicts_the_same_at_any_size(name, tmp_path):
     transformer = flow(name)
     count, height, width = Dim("count", max=64), Dim("height", min=33, max=4096), Dim("width", min=33, max=4096)
     with torch.no_grad():
@@ -128,17 +185,17 @@ def test_an_export_with_open_batch_height_and_width_predicts_the_same_at_any(nam
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_it_compiles_in_one_graph(name):
+def test_the_transformer_compiles_to_one_graph(name):
     transformer, inputs = flow(name), batch()
     torch.compiler.reset()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch about itself
+        warnings.simplefilter("ignore")  # a warning of PyTorch about its own code
         compiled = torch.compile(transformer, backend="eager", fullgraph=True, dynamic=False)
         assert equal(compiled(*inputs), transformer(*inputs))
     torch.compiler.reset()
 
 
-def test_a_compiled_graph_serves_any_size_without_another_compilation():
+def test_a_compiled_graph_runs_at_any_size_without_another_compilation():
     transformer, graphs = flow("sparse"), []
 
     def count(graph, inputs):
@@ -147,7 +204,7 @@ def test_a_compiled_graph_serves_any_size_without_another_compilation():
 
     torch.compiler.reset()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch about itself
+        warnings.simplefilter("ignore")  # a warning of PyTorch about its own code
         compiled = torch.compile(transformer, backend=count, fullgraph=True, dynamic=True)
         for inputs in (batch(4, 96, 160), batch(2, 131, 97), batch(5, 200, 128)):
             assert equal(compiled(*inputs), transformer(*inputs))

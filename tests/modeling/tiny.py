@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 NUM_CLASSES = 5
 SIZES = {
     "num_classes": NUM_CLASSES,
-    "embed_dim": 64,  # two channels a group of the normalisation, so that a map of one cell has a variance
+    "embed_dim": 64,  # two channels in a group of the normalisation, so that a map of one cell has a variance
     "num_heads": 4,
     "encoder_layers": 3,
     "decoder_layers": 2,
@@ -40,13 +40,13 @@ STRIDES = (8, 16, 32)
 
 
 def single_scale_dab_detr(*, backbone, num_points, **options):
-    """DAB-DETR of the coarsest map of the stub; full attention has no points."""
+    """Return the LazyCall of DAB-DETR on the coarsest map of the stub, without `num_points`."""
     backbone.config.num_maps = 1
     coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:4]))
     return dab_detr(backbone=coarse, **options)
 
 
-# Every kind of model that the recipes make.
+# A model of every kind that the recipes make.
 MODELS = {
     "one_stage": (deformable_detr, {}),
     "refined": (deformable_detr, {"box_refinement": True}),
@@ -68,10 +68,10 @@ MODELS = {
 
 
 class PatchBackbone(D2Backbone):
-    """One strided convolution a level whose cells see no pixel of a neighbour, so that no padding leaks in.
+    """One strided convolution a level; no cell reads pixels of a neighbour, so no padding leaks in.
 
-    With `real_sizes`, the (h, w) of every image, cells outside of an image hold loud noise. `num_maps` levels, the
-    coarsest ones.
+    With `image_sizes`, the (h, w) of every image, padded cells hold large noise. The maps are the `num_maps`
+    coarsest.
     """
 
     def __init__(self, *, num_maps=3):
@@ -79,7 +79,7 @@ class PatchBackbone(D2Backbone):
         self.channels, self.strides = CHANNELS[-num_maps:], STRIDES[-num_maps:]
         pairs = zip(self.channels, self.strides, strict=True)
         self.levels = nn.ModuleList(nn.Conv2d(3, channels, stride, stride) for channels, stride in pairs)
-        self.real_sizes = None
+        self.image_sizes = None
 
     def forward(self, x):
         maps = {}
@@ -89,7 +89,7 @@ class PatchBackbone(D2Backbone):
         return maps
 
     def _with_noise(self, x, stride):
-        for image, (height, width) in enumerate(self.real_sizes or ()):
+        for image, (height, width) in enumerate(self.image_sizes or ()):
             noise = 100 * torch.randn_like(x[image])
             rows, columns = -(-height // stride), -(-width // stride)
             noise[:, :rows, :columns] = x[image, :, :rows, :columns]
@@ -106,7 +106,7 @@ def patch_backbone():
 
 
 def build(name, *, seed=0, dtype=torch.float64, **options):
-    """One of MODELS with random weights everywhere, so that no path hides behind a zero initialisation."""
+    """Build one of MODELS with random weights everywhere, so that zero initialisation hides no error."""
     recipe, defaults = MODELS[name]
     torch.manual_seed(seed)
     model = instantiate(recipe(**{"backbone": patch_backbone(), **SIZES, **defaults, **options})).to(dtype)
@@ -122,7 +122,7 @@ def shake(model, scale=0.1):
 
 
 def picture(height, width, boxes=((0.1, 0.2, 0.5, 0.7), (0.4, 0.3, 0.9, 0.8)), *, seed=0):
-    """An input dict: noise with true boxes (xyxy in [0, 1]) of classes 0, 1, 2, ..."""
+    """Make an input dict: noise, with true boxes (xyxy in [0, 1]) of classes 0, 1, 2, ..."""
     generator = torch.Generator().manual_seed(seed + 1000 * height + width)
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes).view(-1, 4) * torch.tensor([width, height, width, height]))
@@ -132,12 +132,12 @@ def picture(height, width, boxes=((0.1, 0.2, 0.5, 0.7), (0.4, 0.3, 0.9, 0.8)), *
 
 
 def make_pyramid(shapes, *valid_shapes):
-    """A pyramid, unpadded and of one image unless valid shapes are given."""
+    """Make a pyramid; without valid shapes it is of one image without padding."""
     return Pyramid.of(shapes, valid_shapes or (shapes,), device=CPU)
 
 
 def make_tokens(pyramid, embed_dim=32, *, seed=0, dtype=torch.float64):
-    """Random tokens of a pyramid."""
+    """Make random tokens of a pyramid."""
     generator = torch.Generator().manual_seed(seed)
     size = (pyramid.batch_size, pyramid.num_tokens, embed_dim)
     content, position = torch.randn(2, *size, generator=generator, dtype=dtype)

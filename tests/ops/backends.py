@@ -1,4 +1,4 @@
-"""The backends that this process can test, and where their tensors lie."""
+"""The backends that this process can test, and the devices of their tensors."""
 
 import os
 
@@ -11,25 +11,25 @@ from sparse_detr.ops.backends import find_backend
 
 
 def is_usable(library):
-    """Whether a native library is built for this PyTorch. That it then does not load is a failure of the tests."""
+    """Return whether a native library is built for this PyTorch; if it then does not load, the tests fail."""
     return native.load(library).path is not None and native.unsuited_torch(library) is None
 
 
-# Those that take CPU tensors. The Triton interpreter is slow; test_triton.py, which sets it, tests the kernels.
+# Backends that take CPU tensors. The Triton interpreter is slow, so only test_triton.py runs the kernels in it.
 CPU_BACKENDS = ["reference"]
 CPU_BACKENDS += ["cpu"] if is_usable("cpu") else []
 CPU_BACKENDS += ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-# (name, device) of every backend, and of those that are ops of torch.library. No id but those of the CPU library holds
-# the word cpu, by which `ops/sanitize.py` chooses.
+# (name, device) of every backend, and of those that are ops of torch.library. Only ids of the CPU library contain the
+# word cpu, because `ops/sanitize.py` selects its tests by it.
 KERNELS = [pytest.param((name, "cpu"), id=name) for name in CPU_BACKENDS if name != "reference"]
 KERNELS += [pytest.param((name, "cuda"), id=f"{name}-gpu", marks=NEEDS_GPU) for name in ("triton", "cuda")]
 BACKENDS = [pytest.param(("reference", "cpu"), id="reference"), *KERNELS]
 
 
 def skip_if_absent(name, device):
-    """Skip the test if the backend is not installed or built; one that is and does not work fails it."""
+    """Skip the test if the backend is not installed or built; a backend that is there but does not work fails it."""
     if device == "cuda" and not (name == "cuda" and is_usable("cuda")):
         reason = find_backend(name).unavailable
         if reason is not None:
@@ -37,7 +37,7 @@ def skip_if_absent(name, device):
 
 
 def has_second_derivatives():
-    """Whether this PyTorch can differentiate `grid_sample` twice, and so the reference."""
+    """Return whether this PyTorch can differentiate `grid_sample` twice, and so the reference."""
     grid = torch.zeros(1, 1, 1, 2, requires_grad=True)
     output = F.grid_sample(torch.ones(1, 1, 2, 2), grid, align_corners=False)
     (gradient,) = torch.autograd.grad(output.sum(), grid, create_graph=True)

@@ -1,4 +1,4 @@
-"""Runs a test once for every backend; those of a GPU are skipped where there is none."""
+"""Fixtures that run a test for every backend; GPU backends are skipped without a GPU."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.ops.backends import BACKENDS, CPU_BACKENDS, KERNELS, skip_if_absent
 
 
 def on_its_device(name, device):
-    """The name of a backend, while tensors are made on its device."""
+    """Yield the name of a backend; tensors are made on its device."""
     if device == "cpu":
         yield name
         return
@@ -19,25 +19,25 @@ def on_its_device(name, device):
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    """The name of a backend; tensors are made on its device."""
+    """Give the name of a backend; tensors are made on its device."""
     yield from on_its_device(*request.param)
 
 
 @pytest.fixture(params=KERNELS)
 def kernel(request):
-    """The name of a backend that is an op of torch.library; tensors are made on its device."""
+    """Give the name of a backend that is an op of torch.library; tensors are made on its device."""
     yield from on_its_device(*request.param)
 
 
 @pytest.fixture(params=CPU_BACKENDS)
 def cpu_backend(request):
-    """The name of a backend that takes CPU tensors."""
+    """Give the name of a backend that takes CPU tensors."""
     return request.param
 
 
 @pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"] or [None])
 def cpu_kernel(request):
-    """The name of a backend that is an op of torch.library and takes CPU tensors."""
+    """Give the name of a backend that is an op of torch.library and takes CPU tensors."""
     if request.param is None:
         pytest.skip("no kernel is built here: python ops/build.py")
     return request.param

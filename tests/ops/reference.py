@@ -1,22 +1,22 @@
-"""Multi-scale deformable attention, its gradients and its map, written from the formulas with plain loops."""
+"""Multi-scale deformable attention, its gradients and its map: the formulas in plain loops."""
 
 import itertools
 import math
 
 import torch
 
-# Largest error of outputs and gradients as a share of the largest number. That of half precision is one rounding.
+# Largest error of outputs and gradients, relative to the largest number. For half precision it is one rounding.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1.01 * 2**-11, torch.bfloat16: 1.01 * 2**-8}
 GPU_TOLERANCES = {**TOLERANCES, torch.float32: 1e-5}
 
 
 def tolerance(tensor):
-    """That of a result."""
+    """Return the tolerance of a result."""
     return (GPU_TOLERANCES if tensor.is_cuda else TOLERANCES)[tensor.dtype]
 
 
 def corners(x, y):
-    """The four cells (row, column) around pixel coordinate (x, y), and their bilinear shares."""
+    """Yield the four cells (row, column) around pixel coordinate (x, y), and their bilinear shares."""
     column, row = math.floor(x), math.floor(y)
     right, down = x - column, y - row
     yield row, column, (1 - right) * (1 - down)
@@ -26,7 +26,7 @@ def corners(x, y):
 
 
 def samples(shapes, locations):
-    """(indices of a sample, its level's first token, height, width, x * width, y * height) for every finite one."""
+    """Yield (indices, first token of the level, height, width, x * width, y * height) of every finite sample."""
     for index in itertools.product(*map(range, locations.shape[:-1])):
         level = index[3]
         height, width = shapes[level]
@@ -37,7 +37,7 @@ def samples(shapes, locations):
 
 
 def attend(value, shapes, locations, weights):
-    """(B, Q, M * D): the weighted sum of bilinear samples."""
+    """Return (B, Q, M * D): the weighted sum of bilinear samples."""
     batch, _, heads, channels = value.shape
     output = value.new_zeros(batch, locations.shape[1], heads, channels)
     for index, start, height, width, x, y in samples(shapes, locations):
@@ -50,7 +50,7 @@ def attend(value, shapes, locations, weights):
 
 
 def attend_gradients(value, shapes, locations, weights, grad_output):
-    """Gradients of `attend` by value, locations and weights."""
+    """Return the gradients of `attend` by value, locations and weights."""
     grad_output = grad_output.unflatten(-1, value.shape[2:])
     gradients = [torch.zeros_like(x) for x in (value, locations, weights)]
     grad_value, grad_locations, grad_weights = gradients
@@ -73,7 +73,7 @@ def attend_gradients(value, shapes, locations, weights, grad_output):
 
 
 def fuse(shapes, references, offsets, logits):
-    """Locations and weights of the fused form."""
+    """Return locations and weights of the fused form."""
     locations, weights = torch.empty_like(offsets), torch.empty_like(logits)
     for index in itertools.product(*map(range, logits.shape)):
         image, query, head, level, _ = index
@@ -87,7 +87,7 @@ def fuse(shapes, references, offsets, logits):
 
 
 def fuse_gradients(shapes, references, offsets, weights, grad_locations, grad_weights):
-    """Gradients of `fuse` by references, offsets and logits."""
+    """Return the gradients of `fuse` by references, offsets and logits."""
     gradients = [torch.zeros_like(x) for x in (references, offsets, weights)]
     grad_references, grad_offsets, grad_logits = gradients
     for index in itertools.product(*map(range, weights.shape)):
@@ -106,12 +106,12 @@ def fuse_gradients(shapes, references, offsets, weights, grad_locations, grad_we
 
 
 def step_size(shapes, reference, level, axis, num_points):
-    """How far an offset of 1 goes: a pixel, or its share of half the box."""
+    """Return the length of an offset of 1: a pixel, or its share of half the box."""
     return reference[2 + axis] * 0.5 / num_points if len(reference) == 4 else 1 / shapes[level][1 - axis]
 
 
 def splat(shapes, locations, weights, pixel_offset):
-    """(B, N): the weight that every token received."""
+    """Return (B, N): the weight that every token receives."""
     received = weights.new_zeros(locations.shape[0], sum(h * w for h, w in shapes))
     for index, start, height, width, x, y in samples(shapes, locations):
         for row, column, share in corners(x + pixel_offset, y + pixel_offset):
@@ -121,7 +121,7 @@ def splat(shapes, locations, weights, pixel_offset):
 
 
 class RandomNumbers:
-    """The same float64 numbers on every device, in the memory of the default one."""
+    """Random float64 numbers, the same on every device, as tensors on the default device."""
 
     def __init__(self, seed):
         self.options = {"generator": torch.Generator("cpu").manual_seed(seed), "dtype": torch.float64, "device": "cpu"}
@@ -134,7 +134,7 @@ class RandomNumbers:
 
 
 def random_samples(shapes, *, batch=2, queries=3, heads=2, points=2, low=-0.3, high=1.3, seed=0):
-    """Float64 locations, some of them outside, and weights that sum to 1 over levels and points."""
+    """Return float64 locations, some of them outside, and weights that sum to 1 over levels and points."""
     numbers = RandomNumbers(seed)
     size = (batch, queries, heads, len(shapes), points)
     locations = numbers.uniform(*size, 2) * (high - low) + low
@@ -143,12 +143,12 @@ def random_samples(shapes, *, batch=2, queries=3, heads=2, points=2, low=-0.3, h
 
 
 def random_value(shapes, *, batch=2, heads=2, channels=3, seed=1):
-    """(B, N, M, D) in float64."""
+    """Return a value (B, N, M, D) in float64."""
     return RandomNumbers(seed).normal(batch, sum(h * w for h, w in shapes), heads, channels)
 
 
 def random_predictions(shapes, size, *, batch=2, queries=3, heads=2, points=2, seed=2):
-    """Float64 reference points of `size` numbers, offsets that also leave the maps, and logits."""
+    """Return float64 reference points of `size` numbers, offsets (some leave the maps), and logits."""
     numbers = RandomNumbers(seed)
     sizes = (batch, queries, heads, len(shapes), points)
     references = numbers.uniform(batch, queries, len(shapes), size)
@@ -157,12 +157,12 @@ def random_predictions(shapes, size, *, batch=2, queries=3, heads=2, points=2, s
 
 
 def random_padding(shapes, *, batch=2, seed=3):
-    """(B, N), True on a third of the tokens."""
+    """Return a padding mask (B, N), True on a third of the tokens."""
     return RandomNumbers(seed).uniform(batch, sum(h * w for h, w in shapes)) < 1 / 3
 
 
 def relative_error(result, expected):
-    """Largest error as a share of the largest number that is expected."""
+    """Return the largest error, relative to the largest expected number."""
     if not expected.numel():
         return 0.0
     result, expected = result.double().cpu(), expected.double().cpu()
@@ -170,7 +170,7 @@ def relative_error(result, expected):
 
 
 def with_gradients(function, *tensors, seed=9):
-    """Output, a random gradient of the output, and gradients of the tensors."""
+    """Return the output, a random gradient of the output, and the gradients of the tensors."""
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     output = function(*leaves)
     grad_output = RandomNumbers(seed).normal(*output.shape).to(output)

@@ -1,4 +1,4 @@
-"""Arguments that do not fit are refused by name, and by the same words whatever the backend."""
+"""Wrong arguments are refused by name, with the same message for every backend."""
 
 import pytest
 import torch
@@ -10,21 +10,21 @@ SHAPES = ((4, 6), (2, 3), (1, 1))
 
 
 def plain(backend=None, **changed):
-    """The plain form with some arguments changed."""
+    """Call the plain form with some arguments changed."""
     locations, weights = random_samples(SHAPES)
     given = {"value": random_value(SHAPES), "sampling_locations": locations, "attention_weights": weights}
     return multi_scale_deformable_attention(**{"spatial_shapes": SHAPES, **given, **changed}, backend=backend)
 
 
 def fused(backend=None, **changed):
-    """The fused form with some arguments changed."""
+    """Call the fused form with some arguments changed."""
     given = dict(zip(("reference_points", "sampling_offsets", "attention_logits"), random_predictions(SHAPES, 2)))
     given |= {"value": random_value(SHAPES), "spatial_shapes": SHAPES}
     return fused_deformable_attention(**{**given, **changed}, backend=backend)
 
 
 def splat(backend=None, **changed):
-    """The splat with some arguments changed."""
+    """Call the splat with some arguments changed."""
     locations, weights = random_samples(SHAPES)
     given = {"spatial_shapes": SHAPES, "sampling_locations": locations, "attention_weights": weights}
     return splat_attention(**{**given, **changed}, backend=backend)
@@ -85,7 +85,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("function", "changed", "message"), REFUSED)
-def test_an_argument_that_does_not_fit_is_refused_by_name(cpu_backend, function, changed, message):
+def test_a_wrong_argument_is_refused_by_name(cpu_backend, function, changed, message):
     with pytest.raises(ValueError, match=message):
         function(cpu_backend, **changed)
 

@@ -1,4 +1,4 @@
-"""The attention map against plain loops and hand-solved samples."""
+"""The attention map against plain loops and against samples by hand."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ SHAPES = ((4, 6), (2, 3))
 
 
 def splat_one(x, y, **options):
-    """The (4, 6) map of one sample of weight 1, at pixel edge (x, y)."""
+    """Return the (4, 6) map of one sample of weight 1 at (x, y), in pixels from the top left edge."""
     location = torch.tensor([x / 6, y / 4], dtype=torch.float64).view(1, 1, 1, 1, 1, 2)
     weight = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
     return splat_attention(((4, 6),), location, weight, **options).view(4, 6)
 
 
-def test_a_sample_on_a_cell_centre_credits_exactly_that_cell(backend):
+def test_a_sample_on_a_cell_centre_adds_to_that_cell_only(backend):
     expected = torch.zeros(4, 6, dtype=torch.float64)
     expected[1, 2] = 1
     assert_close(splat_one(2.5, 1.5, backend=backend), expected, atol=1e-12, rtol=0)
@@ -41,7 +41,7 @@ def test_without_the_half_pixel_the_same_sample_is_spread_over_four_cells(backen
         (2, -float("inf"), 0),
     ],
 )
-def test_what_falls_outside_is_dropped(backend, x, y, mass):
+def test_weight_outside_of_the_level_is_dropped(backend, x, y, mass):
     assert splat_one(x, y, backend=backend).sum().item() == pytest.approx(mass, abs=1e-12)
 
 
@@ -62,14 +62,14 @@ def test_half_precision_is_widened(backend):
     assert torch.equal(result, splat_attention(SHAPES, locations.float(), weights.float(), backend=backend))
 
 
-def test_the_mass_is_the_attention_when_every_sample_lies_well_inside(backend):
+def test_the_sum_of_the_map_is_the_attention_if_all_samples_are_inside(backend):
     # At least half a pixel from every border of the coarsest level, 2 x 3.
     locations, weights = random_samples(SHAPES, low=0.25, high=0.75)
     received = splat_attention(SHAPES, locations, weights, backend=backend)
     assert_close(received.sum(1), weights.sum((1, 2, 3, 4)))
 
 
-def test_it_is_the_gradient_of_reading_a_map_of_ones(backend):
+def test_the_map_is_the_gradient_of_reading_a_map_of_ones(backend):
     locations, weights = random_samples(SHAPES)
     value = torch.ones(2, 30, 2, 1, dtype=torch.float64, requires_grad=True)
     multi_scale_deformable_attention(value, SHAPES, locations, weights, backend=backend).sum().backward()
@@ -100,7 +100,7 @@ def test_the_reference_runs_where_a_derivative_is_needed(monkeypatch):
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
-def test_a_kernel_that_is_named_refuses_to_be_differentiated(kernel, by, monkeypatch):
+def test_a_named_kernel_refuses_to_be_differentiated(kernel, by, monkeypatch):
     if by == "environment":
         monkeypatch.setenv("SPARSE_DETR_BACKEND", kernel)
     locations, weights = random_samples(SHAPES)

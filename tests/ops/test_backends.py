@@ -1,4 +1,4 @@
-"""The choice of a backend: by device, by name, by environment; what is not available says why."""
+"""The choice of a backend by device, name and environment; a backend that is not available tells why."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ VALUE = torch.zeros(1)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """No choice from outside, and none remembered."""
+    """Remove choices of the environment and cached backends."""
     monkeypatch.delenv("SPARSE_DETR_BACKEND", raising=False)
     forget()
     yield
@@ -27,7 +27,7 @@ def forget():
 
 
 def pretend(monkeypatch, **unavailable):
-    """Let backends be available (None) or not (why)."""
+    """Make backends available (None) or not (the reason)."""
     real = backends.find_backend
 
     def find(name):
@@ -61,7 +61,7 @@ def test_cuda_tensors_take_triton_then_the_native_library_then_the_reference(mon
         assert choose_backend(torch.empty(1, device="cuda")) == expected
 
 
-def test_tensors_elsewhere_take_the_reference():
+def test_tensors_on_other_devices_take_the_reference():
     assert choose_backend(VALUE.to("meta")) == "reference"
 
 
@@ -82,7 +82,7 @@ def test_an_unknown_name_is_refused(monkeypatch):
         choose_backend(VALUE)
 
 
-def test_a_backend_that_is_named_but_not_available_is_an_error_with_the_reason(monkeypatch):
+def test_a_named_backend_that_is_not_available_is_an_error_with_the_reason(monkeypatch):
     pretend(monkeypatch, cpu="there is no compiler")
     with pytest.raises(RuntimeError, match="asks for 'cpu', which is not available here: there is no compiler"):
         choose_backend(VALUE, "cpu")
@@ -107,12 +107,12 @@ def test_the_reference_is_the_automatic_choice_where_kernels_lack_the_derivative
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A new GPU to all appearance, Triton, and a C compiler, which is the only program."""
+    """Pretend that there are a new GPU, Triton and a C compiler, and no other program."""
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
-    # Neither Triton nor its kernels are imported: whether they are interpreted is decided then.
+    # Neither Triton nor its kernels are imported here, because the import decides whether they are interpreted.
     monkeypatch.setitem(sys.modules, "sparse_detr.ops.triton_backend", object())
     monkeypatch.setattr("sparse_detr.ops.triton_backend", object(), raising=False)
     monkeypatch.setattr(backends.library, "register_kernels", lambda *arguments: None)
@@ -139,7 +139,7 @@ def test_triton_without_a_compiler_is_not_available(gpu):
 
 def test_triton_with_an_old_gpu_is_not_available(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9 - 3 * device, 1))
-    assert "needs compute capability 7.0, one GPU here has 6.1" in available_backends()["triton"]
+    assert "needs compute capability 7.0, but a GPU here has 6.1" in available_backends()["triton"]
 
 
 def test_a_triton_that_does_not_import_is_not_available(gpu, monkeypatch):
@@ -148,7 +148,7 @@ def test_a_triton_that_does_not_import_is_not_available(gpu, monkeypatch):
     assert available_backends()["triton"].startswith("the package triton cannot be imported (")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
 def test_without_a_gpu_the_cuda_backends_say_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="'triton', which is not available here: .*(no CUDA GPU|not installed)"):
@@ -159,7 +159,7 @@ def test_without_a_gpu_the_cuda_backends_say_so(monkeypatch):
 
 @pytest.fixture
 def native_folder(monkeypatch, tmp_path):
-    """An empty folder in the place of the built libraries, and a PyTorch that could load some."""
+    """Replace the folder of built libraries by an empty one, with a PyTorch that could load some."""
     monkeypatch.setattr(torch, "__version__", "2.10.0")
     monkeypatch.setenv("SPARSE_DETR_NATIVE_DIR", str(tmp_path))
     native.load.cache_clear()
@@ -182,22 +182,22 @@ def test_a_library_that_could_not_be_built_says_why(native_folder):
     assert native.build_record() == record
 
 
-def test_a_damaged_record_of_the_build_counts_as_none(native_folder):
+def test_a_damaged_record_of_the_build_is_taken_as_missing(native_folder):
     (native_folder / "build.json").write_text('{"libraries": ')
     assert native.build_record() == {}
     assert native.status()["cpu"].unavailable.startswith("it is not built; ")
 
 
-def test_a_library_that_was_cut_short_is_not_loaded(native_folder):
+def test_a_truncated_library_is_not_loaded(native_folder):
     header = bytearray(64)
     header[:5] = b"\x7fELF\x02"
-    header[0x28:0x30] = (600_000).to_bytes(8, "little")  # where the table of sections starts
+    header[0x28:0x30] = (600_000).to_bytes(8, "little")  # offset of the section table
     header[0x3A:0x3E] = bytes([64, 0, 30, 0])
     (native_folder / "libsparse_detr_cpu.so").write_bytes(header)
     assert "is cut short, 64 bytes are left; build it" in native.status()["cpu"].unavailable
 
 
-def test_a_library_that_does_not_load_says_so_and_is_not_used(native_folder):
+def test_a_library_that_does_not_load_gives_the_reason_and_is_not_used(native_folder):
     (native_folder / "libsparse_detr_cpu.so").write_bytes(b"not a library")
     library = native.status()["cpu"]
     assert library.path == native_folder / "libsparse_detr_cpu.so"
@@ -205,14 +205,14 @@ def test_a_library_that_does_not_load_says_so_and_is_not_used(native_folder):
     assert choose_backend(VALUE) == "reference"
 
 
-def test_a_torch_that_is_too_old_is_not_asked_to_load_a_library(native_folder, monkeypatch):
+def test_a_torch_that_is_too_old_loads_no_library(native_folder, monkeypatch):
     (native_folder / "libsparse_detr_cpu.so").write_bytes(b"not a library")
     monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
     assert native.status()["cpu"].unavailable.startswith("torch 2.9.1+cu128 is older than 2.10, ")
 
 
 def test_a_library_that_was_built_for_this_torch_loads():
-    """Built here means usable here: a library that does not load is a failure, not a slower choice."""
+    """A library that was built here must load here; otherwise the test fails."""
     library = native.status()["cpu"]
     if library.path is None or native.unsuited_torch("cpu"):
         pytest.skip(f"the CPU library: {library.unavailable}")

@@ -1,4 +1,4 @@
-"""The benchmark of the op and the GPU check: that they run, and that their numbers mean what they say."""
+"""The benchmark of the op and the GPU check: they run, and their numbers are right."""
 
 import ctypes
 import importlib
@@ -19,7 +19,7 @@ OPS = Path(__file__).parents[2] / "ops"
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
-    """`ops/` on the path: it is no package."""
+    """Put `ops/`, which is no package, on the path."""
     sys.path.insert(0, str(OPS))
     yield
     sys.path.remove(str(OPS))
@@ -59,7 +59,7 @@ def results(*tasks, **overrides):
 
 def test_a_ratio_is_the_median_over_repetitions_with_its_quartiles():
     record = task({"fair": [10.0, 30.0, 20.0], "cpu": [5.0, 3.0, 5.0]})
-    # 2, 10 and 4 times faster; the ratio of the medians would be 4 as well, that of the means 4.6
+    # 2, 10 and 4 times faster; the ratio of the medians is 4 too, that of the means 4.6
     assert load("benchmark.publish").ratio(record, "fair", "cpu") == (4.0, 3.0, 7.0)
 
 
@@ -74,7 +74,7 @@ def test_tables_hold_times_ratios_and_the_share_of_the_bounds():
     assert "|  | fair | cpu | rival |" in text
     assert "| Lq = S, forward | 20 | 5 (4x) | 10 (2x) |" in text
     assert "| Lq = S, forward | 4x (3 to 7) | 2x (2 to 2.67) |" in text
-    # 30 MB at 10 GB/s take 3 ms of 5, and half of the time goes beyond loads from L1
+    # 30 MB at 10 GB/s take 3 of 5 ms, and loads from L1 half of the time
     assert "|  | MB | ms | cpu | ms in L1 | cpu, of that |" in text
     assert "| Lq = S, forward | 30 | 3 | 60 % | 2.5 | 50 % |" in text
 
@@ -110,7 +110,7 @@ def test_the_brief_report_leaves_out_the_attention_map():
     assert "Lq = S" not in report.markdown(results(record), brief=True)
 
 
-def test_in_one_spot_every_load_comes_from_maps_that_fit_the_first_cache():
+def test_with_all_samples_in_one_place_the_maps_fit_the_first_cache():
     cases = load("benchmark.cases")
     inputs = cases.make_inputs(cases.CASES[3].tiny(), seed=0)
     there = inputs.in_one_spot()
@@ -120,7 +120,7 @@ def test_in_one_spot_every_load_comes_from_maps_that_fit_the_first_cache():
     assert there.weights is inputs.weights
 
 
-def test_memory_has_a_column_for_each_direction_and_a_gap_for_what_was_not_measured():
+def test_memory_has_a_column_for_each_direction_and_an_empty_cell_without_a_measurement():
     common = {"dtype": "float32", "case": "Lq = S", "form": "plain"}
     records = [
         {**common, "variant": "cpu", "direction": "forward", "mib": 22.19},
@@ -137,7 +137,7 @@ def test_the_readme_of_the_op_has_the_markers():
         assert f"<!-- table benchmark {device} -->" in (OPS / "README.md").read_text()
 
 
-def test_an_encoder_looks_around_its_own_cells_and_a_decoder_into_its_boxes():
+def test_encoder_samples_lie_around_their_own_cells_and_decoder_samples_in_their_boxes():
     cases = load("benchmark.cases")
     encoder = cases.make_inputs(cases.Case("", shapes=((100, 50),)), seed=0)
     # Point 0 of head 0 is one pixel to the right, plus noise.
@@ -167,7 +167,7 @@ def test_compulsory_bytes_count_every_tensor_once_in_each_direction():
     touched = 4 * 8 * 4 * 32 * 4  # four cells a sample: fewer than there are
     expected = touched + samples // 3 + output // 3
     assert cases.compulsory_bytes(large, form="plain", backward=False) == expected
-    # Backward reads the inputs and the output's gradient, and writes a gradient of every input.
+    # The backward pass reads the inputs and the gradient of the output, and writes a gradient for every input.
     assert cases.compulsory_bytes(inputs, form="plain", backward=True) == 3 * (value + samples) + 2 * output
     fused = cases.compulsory_bytes(inputs, form="fused", backward=True)
     assert fused == 3 * (value + samples) + 2 * (output + references)
@@ -191,7 +191,7 @@ def test_a_missing_peer_is_named_with_the_command_that_installs_it(monkeypatch):
     assert "HF transformers" in missing
 
 
-def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
+def test_a_failing_peer_is_left_out_but_our_own_failure_fails_the_run():
     benchmark, variants, timing = load("benchmark.command"), load("benchmark.variants"), load("benchmark.timing")
 
     def broken(*arguments):
@@ -205,7 +205,7 @@ def test_a_peer_that_fails_is_left_out_and_ours_makes_the_run_fail():
     assert list(found["failed"]) == ["cpu, plain, float32, forward"]
 
 
-def test_peak_memory_counts_what_a_call_maps_and_not_what_was_there():
+def test_peak_memory_counts_only_memory_that_the_call_maps():
     memory = load("benchmark.peak_memory")
     if not memory.can_measure("cpu"):
         pytest.skip("needs Linux with glibc")
@@ -241,7 +241,7 @@ def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
     assert min(Image.open(plots[-1]).size) > 200
 
 
-def test_without_a_gpu_the_check_says_so_and_what_can_be_run():
+def test_without_a_gpu_the_check_tells_so_and_what_can_be_run():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = run("check_gpu.py")
@@ -269,7 +269,7 @@ def test_the_check_reports_what_failed_and_what_was_skipped(tmp_path):
     assert json.loads((tmp_path / "check.json").read_text())["steps"][1]["detail"] == "first line\nlast line"
 
 
-def test_the_check_skips_a_backend_that_is_not_here_and_not_a_library_that_does_not_load(tmp_path, monkeypatch):
+def test_the_check_skips_a_missing_backend_but_not_a_library_that_does_not_load(tmp_path, monkeypatch):
     check = load("check_gpu")
     monkeypatch.setenv("SPARSE_DETR_NATIVE_DIR", str(tmp_path))
     with pytest.raises(check.Skipped, match="build it with"):
@@ -279,7 +279,7 @@ def test_the_check_skips_a_backend_that_is_not_here_and_not_a_library_that_does_
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_the_checks_accuracy_accepts_a_right_backend_and_finds_a_wrong_one(dtype, monkeypatch):
+def test_the_accuracy_check_accepts_a_right_backend_and_finds_a_wrong_one(dtype, monkeypatch):
     accuracy = load("benchmark.accuracy")
     found = accuracy.deviations("reference", "cpu", dtype)
     assert max(found.values()) < accuracy.TOLERANCES[dtype]

@@ -1,4 +1,4 @@
-"""What ops/build.py chooses to build, and what it says when it cannot; compilers here are scripts that only pretend."""
+"""The choices and messages of ops/build.py; the compilers in these tests are scripts that compile nothing."""
 
 import importlib.util
 import sys
@@ -39,7 +39,7 @@ done
 
 @pytest.fixture
 def builder(monkeypatch, tmp_path):
-    """ops/build.py over sources, a PyTorch and a g++ of this test's own; `calls()` are the commands that g++ got."""
+    """Return ops/build.py with fake sources, PyTorch and g++; `calls()` returns the commands that g++ got."""
     spec = importlib.util.spec_from_file_location("build_under_test", REPOSITORY / "ops" / "build.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
@@ -71,7 +71,7 @@ def write(path, text, mode=0o644):
 
 
 def give_nvcc(tmp_path, release="13.0"):
-    """A CUDA toolkit under tmp_path, and on PATH a script that calls its nvcc."""
+    """Make a fake CUDA toolkit under tmp_path, and on PATH a script that calls its nvcc."""
     toolkit = tmp_path / "toolkit"
     nvcc = PRETEND_NVCC.format(release=release, toolkit=toolkit, log=tmp_path / "log")
     write(toolkit / "bin" / "nvcc", nvcc, 0o755)
@@ -112,7 +112,7 @@ def test_unchanged_sources_are_not_compiled_again(builder, tmp_path):
     assert len(builder.calls()) == before
     write(tmp_path / "csrc" / "cpu" / "register.cpp", "// changed\n")
     builder.run()
-    assert ["register.cpp" in call for call in builder.calls()[before:]] == [True, False]  # and linked
+    assert ["register.cpp" in call for call in builder.calls()[before:]] == [True, False]  # plus the link
     write(tmp_path / "csrc" / "common.h", "// changed\n")
     builder.run()
     assert len(builder.calls()) == before + 2 + 5
@@ -138,7 +138,7 @@ def test_a_library_of_another_size_is_linked_again(builder, tmp_path):
     assert len(builder.calls()) == 6
 
 
-def test_without_a_compiler_auto_goes_on_and_says_why(builder, monkeypatch, tmp_path):
+def test_without_a_compiler_auto_continues_and_tells_why(builder, monkeypatch, tmp_path):
     without_compilers(monkeypatch, tmp_path)
     record = builder.run()
     assert "no C++ compiler: none of g++, clang++, c++ can be run" in record["libraries"]["cpu"]["reason"]
@@ -155,7 +155,7 @@ def test_a_failing_compiler_leaves_its_first_error_and_no_old_library(builder, t
     assert "no such thing" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_written_is_no_error_for_auto(builder, tmp_path):
+def test_a_read_only_folder_is_no_error_for_auto(builder, tmp_path):
     write(tmp_path / "out", "a file where the folder should be")
     assert "not built cpu, cuda" in builder.run()["summary"]
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_no_error_for_auto(builder, tmp_path)
     ("version", "reason"),
     [("2.9.1+cpu", "PyTorch 2.9.1+cpu is older than 2.10"), (None, "no PyTorch in this environment at build time")],
 )
-def test_a_torch_that_is_old_or_missing_is_no_error_for_auto(builder, tmp_path, version, reason):
+def test_an_old_or_missing_torch_is_no_error_for_auto(builder, tmp_path, version, reason):
     path = tmp_path / "torch" / "version.py"
     path.write_text(f"__version__ = '{version}'\ncuda = None\n") if version else path.unlink()
     assert builder.run()["summary"].startswith(f"sparse_detr ops: not built cpu, cuda: {reason}")
@@ -212,7 +212,9 @@ def test_the_toolkit_is_found_behind_a_script_on_the_path(builder, monkeypatch, 
         builder.find_nvcc()
 
 
-def test_another_cuda_than_pytorchs_is_a_reason_for_auto_and_a_warning_for_cuda(builder, monkeypatch, tmp_path, capsys):
+def test_another_cuda_than_that_of_pytorch_is_a_reason_for_auto_and_a_warning_for_cuda(
+    builder, monkeypatch, tmp_path, capsys
+):
     give_nvcc(tmp_path, release="12.8")
     monkeypatch.setattr(builder, "visible_architectures", lambda: ["8.0"])
     mismatch = "nvcc is of CUDA 12.8 and PyTorch 2.12.1+cu130 of CUDA 13.0"
@@ -237,7 +239,7 @@ def test_a_torch_without_cuda_gets_no_cuda_library(builder, tmp_path):
         ("", ["12.0"], ["7.5", "8.0", "9.0+PTX"]),  # newer than nvcc: PTX
     ],
 )
-def test_architectures_are_those_named_else_those_found_else_the_default(builder, named, found, chosen):
+def test_architectures_are_the_named_ones_else_the_found_ones_else_the_default(builder, named, found, chosen):
     assert builder.choose_architectures(named, found, ["7.5", "8.0", "9.0", "10.0"]) == chosen
 
 
@@ -249,7 +251,7 @@ def test_architectures_that_nvcc_does_not_take_are_named(builder, named, message
         builder.choose_architectures(named, [], ["7.5", "8.0"])
 
 
-def test_ptx_is_generated_only_where_it_is_asked_for(builder):
+def test_ptx_is_generated_only_on_request(builder):
     assert builder.code_flags(["8.0", "10.0+PTX"]) == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_100,code=sm_100",
@@ -257,8 +259,8 @@ def test_ptx_is_generated_only_where_it_is_asked_for(builder):
     ]
 
 
-def test_steps_run_side_by_side(builder, monkeypatch, tmp_path):
-    """Each compiler waits until another one has started."""
+def test_compilers_run_in_parallel(builder, monkeypatch, tmp_path):
+    """Each fake compiler waits until another one has started."""
     monkeypatch.setenv("MAX_JOBS", "2")
     started = tmp_path / "started"
     started.mkdir()

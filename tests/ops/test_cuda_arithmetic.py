@@ -1,7 +1,7 @@
 """The CUDA kernels on the host: `native/cuda_on_host.cpp` runs the code of every thread, block by block.
 
-What a GPU adds (its compiler, atomics, launches) is for `ops/check_gpu.py`; this is the arithmetic, the
-division of the work, the barriers and the shared memory.
+The tests cover the arithmetic, the division of the work, the barriers and the shared memory. What only a GPU has
+(its compiler, atomics, launches) is tested by `ops/check_gpu.py`.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason=f"ther
 
 
 class Call(ctypes.Structure):
-    """As in cuda_on_host.cpp."""
+    """The struct `Call` of cuda_on_host.cpp."""
 
     _fields_ = [
         *[(name, ctypes.c_int64) for name in ("batch", "queries", "heads", "channels")],
@@ -73,7 +73,7 @@ class Kernels:
     def backward(
         self, grad_output, value, shapes, points, weights, references=None, padding=None, need=GRADIENTS, **how
     ):
-        """Gradients by name; that of the references is summed over heads."""
+        """Return gradients by name; that of the references is summed over heads."""
         if references is None:
             need = [name for name in need if name != "references"]
         accumulated = value.dtype if how.get("deterministic") else points.dtype
@@ -81,7 +81,7 @@ class Kernels:
         if references is not None:
             by_head = references[:, :, None].repeat(1, 1, points.shape[2], 1, 1)
         inputs = {"value": value.to(accumulated), "points": points, "weights": weights, "references": by_head}
-        # The value's gradient is added to, all else is written.
+        # The kernel adds to the gradient of the value, and writes all others.
         gradients = {name: torch.full_like(inputs[name], 0 if name == "value" else math.nan) for name in need}
         pointers = {f"grad_{name}": gradient for name, gradient in gradients.items()}
         tensors = {"grad_output": grad_output, **pointers}
@@ -121,7 +121,7 @@ class Kernels:
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """The kernels, compiled for the host."""
+    """Compile the kernels for the host."""
     path = tmp_path_factory.mktemp("cuda_on_host") / "cuda_on_host.so"
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC"]
     sources = [f"-I{REPOSITORY / 'ops' / 'csrc'}", str(NATIVE / "cuda_on_host.cpp")]
@@ -135,7 +135,7 @@ def geometry_dtype(dtype):
 
 
 def random_inputs(shapes, reference_dim, dtype, *, channels=8, padded=False, **sizes):
-    """(value, points, weights, references, padding): references of 0 numbers are the plain form."""
+    """Return (value, points, weights, references, padding); references of 0 numbers are the plain form."""
     sizes = {"batch": 2, "heads": 2, **sizes}
     value = random_value(shapes, batch=sizes["batch"], heads=sizes["heads"], channels=channels)
     if reference_dim:
@@ -152,7 +152,7 @@ def random_gradient(value, points, seed=9):
 
 
 def expected_results(shapes, value, points, weights, references, padding, grad_output):
-    """Output and gradients by name, by plain loops in float64."""
+    """Compute output and gradients by name, with plain loops in float64."""
     value, points, weights, grad_output = (x.double() for x in (value, points, weights, grad_output))
     value = value if padding is None else value.masked_fill(padding[..., None, None], 0)
     offsets = points
@@ -261,7 +261,7 @@ def test_a_location_on_a_border_equals_plain_loops(kernels):
     check_against_loops(kernels, shapes, (value, points, weights, None, None))
 
 
-def test_what_padded_tokens_hold_does_not_matter(kernels):
+def test_padded_tokens_may_hold_any_values(kernels):
     value, *samples, padding = random_inputs(SHAPES, 2, torch.float32, padded=True)
     grad_output = random_gradient(value, samples[0])
 

@@ -1,4 +1,4 @@
-"""The plain form, sampling locations and weights given: plain loops, hand-solved points and its own edges."""
+"""The plain form, with given locations and weights: against plain loops, points by hand and edge cases."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ from tests.ops.reference import (
 
 SHAPES = ((4, 6), (2, 3), (1, 1))
 FIVE_LEVELS = ((5, 7), (4, 3), (2, 2), (1, 3), (1, 1))
-# Levels and points whose product is below, at and above the width of a vector.
+# Levels and points whose product is below, equal to and above the width of a vector.
 SAMPLES = [(1, 1), (1, 3), (3, 4), (4, 4), (5, 4)]
 
 
 def read_points(points, height=2, width=3, **options):
-    """What one head with one channel reads of the map 1, 2, 3, ... at (x, y) pixel edges `points`."""
+    """Read the map 1, 2, 3, ... with one head and one channel at `points` (x, y), in pixels from the edge."""
     value = torch.arange(1.0, height * width + 1, dtype=torch.float64).view(1, -1, 1, 1)
     locations = torch.tensor(points, dtype=torch.float64) / torch.tensor([width, height])
     weights = torch.ones(1, len(points), 1, 1, 1, dtype=torch.float64)
@@ -35,7 +35,7 @@ def read_points(points, height=2, width=3, **options):
 
 
 def check_against_loops(backend, shapes, value, locations, weights, padding=None):
-    """Output and gradients of a backend, in the dtype of `value`, against loops in float64 over the same numbers."""
+    """Check output and gradients, in the dtype of `value`, against loops in float64 on the same numbers."""
 
     def run(*tensors):
         return multi_scale_deformable_attention(tensors[0], shapes, *tensors[1:], padding_mask=padding, backend=backend)
@@ -70,7 +70,7 @@ def test_any_number_of_channels_equals_plain_loops(backend, channels):
 
 
 @pytest.mark.parametrize(("levels", "points"), SAMPLES)
-@pytest.mark.parametrize("queries", [1, 40])  # few and many for the size of the maps
+@pytest.mark.parametrize("queries", [1, 40])  # few and many queries for the size of the maps
 def test_any_number_of_levels_and_points_equals_plain_loops(backend, levels, points, queries):
     shapes = FIVE_LEVELS[:levels]
     locations, weights = (x.float() for x in random_samples(shapes, points=points, queries=queries, batch=1))
@@ -82,7 +82,7 @@ def test_any_number_of_levels_and_points_equals_plain_loops(backend, levels, poi
 @pytest.mark.parametrize("channels", [16, 32, 64])
 @pytest.mark.parametrize("padded", [False, True])
 def test_queries_that_are_few_for_the_size_of_the_maps_equal_plain_loops(backend, dtype, channels, padded):
-    # Here the CPU kernels read the value where it is, if its rows are whole vectors, and elsewhere a copy.
+    # The CPU kernels then read the value in place if its rows are whole vectors; otherwise they read a copy.
     shapes = ((5, 6), (4, 5), (3, 4))
     locations, weights = (x.to(dtype) for x in random_samples(shapes, queries=5, points=3))
     value = random_value(shapes, channels=channels).to(dtype)
@@ -117,7 +117,7 @@ def test_output_and_gradients_equal_those_of_grid_sample(backend, dtype):
         ((2.5, 1.5), 6.0),  # centre of the last
         ((1.0, 0.5), 1.5),  # edge between the first two cells
         ((1.0, 1.0), 3.0),  # corner of four cells: (1 + 2 + 4 + 5) / 4
-        ((0.0, 0.5), 0.5),  # border of the map: half of what is read is outside
+        ((0.0, 0.5), 0.5),  # border of the map: half of the sample is outside
         ((0.0, 0.0), 0.25),
         ((3.0, 2.0), 1.5),
         ((-0.5, 0.5), 0.0),  # a whole pixel outside
@@ -235,7 +235,7 @@ def test_an_expanded_gradient_of_the_output_is_read_right(backend):
 
 
 @pytest.mark.parametrize("sizes", [{"queries": 0}, {"batch": 0}])
-def test_nothing_to_read_gives_an_empty_output(backend, sizes):
+def test_empty_arguments_give_an_empty_output(backend, sizes):
     locations, weights = random_samples(SHAPES, **sizes)
     value = random_value(SHAPES, batch=sizes.get("batch", 2)).requires_grad_()
     locations.requires_grad_()
@@ -248,8 +248,8 @@ def test_nothing_to_read_gives_an_empty_output(backend, sizes):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_what_is_not_read_may_hold_anything(backend, dtype):
-    """NaN in padding and in cells that no sample touches reaches no output and no gradient."""
+def test_cells_that_are_not_read_may_hold_any_values(backend, dtype):
+    """NaN in padding, and in cells that no sample touches, changes no output and no gradient."""
     shapes = ((4, 4),)
     geometry = torch.float64 if dtype == torch.float64 else torch.float32
     locations, weights = (x.to(geometry) for x in random_samples(shapes, low=0.2, high=0.45, points=3))
@@ -285,7 +285,7 @@ def test_half_precision_locations_and_weights_are_widened_and_get_gradients_of_t
 
 
 def test_a_half_precision_gradient_of_the_value_is_rounded_once(backend):
-    """A thousand queries that read one cell: sums in half precision would stop growing at 256 or 2048."""
+    """Thousands of queries read one cell; sums in half precision would stop growing at 256 or 2048."""
     for dtype in (torch.bfloat16, torch.float16):
         value = torch.ones(1, 1, 1, 8, dtype=dtype, requires_grad=True)
         locations, weights = torch.full((1, 5000, 1, 1, 1, 2), 0.5), torch.ones(1, 5000, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Results do not depend on the number of threads; on a GPU they are those of every run, if PyTorch is told so."""
+"""Results do not depend on the number of threads; in PyTorch's deterministic mode, all runs on a GPU agree too."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def restore_threads():
 
 
 def everything(kernel, dtype, queries, channels):
-    """Output, all gradients and the map."""
+    """Return the output, all gradients and the map."""
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 4, queries=queries, heads=4))
     value = random_value(SHAPES, heads=4, channels=channels).to(dtype)
     leaves = [x.requires_grad_() for x in (value, references, offsets, logits)]
@@ -31,8 +31,8 @@ def everything(kernel, dtype, queries, channels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("queries", [1, 50, 1500])  # one, few and more than there are tokens
-@pytest.mark.parametrize("channels", [20, 32])  # half a vector left over (AVX-512), and none
+@pytest.mark.parametrize("queries", [1, 50, 1500])  # one, few, and more queries than tokens
+@pytest.mark.parametrize("channels", [20, 32])  # half a vector remains (AVX-512), and none
 def test_any_number_of_threads_gives_the_same_bits(cpu_kernel, dtype, queries, channels):
     if cpu_kernel == "triton":
         pytest.skip("the interpreter has one thread")

@@ -1,4 +1,4 @@
-"""The fused form, which takes what the linear layers give: plain loops, the plain form, and its own edges."""
+"""The fused form, which takes the output of the linear layers: against plain loops, the plain form and edge cases."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ SAMPLES = [(1, 1), (1, 3), (3, 4), (4, 4), (5, 4)]
 
 
 def check_against_loops(backend, shapes, value, references, offsets, logits, padding=None):
-    """Output and gradients of a backend, in the dtype of `value`, against loops in float64 over the same numbers."""
+    """Check output and gradients, in the dtype of `value`, against loops in float64 on the same numbers."""
 
     def run(value, *predictions):
         return fused_deformable_attention(value, shapes, *predictions, padding_mask=padding, backend=backend)
@@ -65,7 +65,7 @@ def test_any_number_of_channels_equals_plain_loops(backend, channels):
 
 
 @pytest.mark.parametrize(("levels", "points"), SAMPLES)
-@pytest.mark.parametrize("queries", [1, 40])  # few and many for the size of the maps
+@pytest.mark.parametrize("queries", [1, 40])  # few and many queries for the size of the maps
 def test_any_number_of_levels_and_points_equals_plain_loops(backend, levels, points, queries):
     shapes = FIVE_LEVELS[:levels]
     predictions = (x.float() for x in random_predictions(shapes, 2, points=points, queries=queries, batch=1))
@@ -77,7 +77,7 @@ def test_any_number_of_levels_and_points_equals_plain_loops(backend, levels, poi
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("padded", [False, True])
 def test_queries_that_are_few_for_the_size_of_the_maps_equal_plain_loops(backend, dtype, channels, size, padded):
-    # Here the CPU kernels read the value where it is, if its rows are whole vectors, and elsewhere a copy.
+    # The CPU kernels then read the value in place if its rows are whole vectors; otherwise they read a copy.
     shapes = ((5, 6), (4, 5), (3, 4))
     predictions = (x.to(dtype) for x in random_predictions(shapes, size, queries=5, points=3))
     value = random_value(shapes, channels=channels).to(dtype)
@@ -85,7 +85,7 @@ def test_queries_that_are_few_for_the_size_of_the_maps_equal_plain_loops(backend
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_equals_locating_the_samples_first(backend, size):
+def test_the_fused_form_equals_locating_the_samples_first(backend, size):
     value, padding = random_value(SHAPES), random_padding(SHAPES)
     references, offsets, logits = random_predictions(SHAPES, size)
 
@@ -130,7 +130,7 @@ def test_the_reference_has_second_derivatives(size):
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("what", ["offset", "reference"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(backend, size, what, number):
+def test_a_sample_that_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(backend, size, what, number):
     value = random_value(SHAPES).float()
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, size))
     lost = torch.zeros_like(logits, dtype=torch.bool)
@@ -138,7 +138,7 @@ def test_what_is_outside_or_not_finite_reads_zero_and_has_gradient_zero(backend,
         lost[0, 1, 0, 1, 1] = True
         offsets[0, 1, 0, 1, 1, 0] = number
     else:
-        lost[0, 1, :, 1] = True  # every head and point that starts from it
+        lost[0, 1, :, 1] = True  # every head and point that uses this reference
         references[0, 1, 1, -1] = number
 
     def run(value, references, offsets, logits):
@@ -161,10 +161,10 @@ def test_large_logits_do_not_overflow(backend):
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 2))
     expected = fused_deformable_attention(value, SHAPES, references, offsets, logits, backend=backend)
     result = fused_deformable_attention(value, SHAPES, references, offsets, logits + 1000, backend=backend)
-    assert_close(result, expected, atol=2e-4, rtol=0)  # the sum has rounded the logits
+    assert_close(result, expected, atol=2e-4, rtol=0)  # the added constant has rounded the logits
 
 
-def test_a_logit_of_minus_infinity_takes_a_sample_out(backend):
+def test_a_logit_of_minus_infinity_removes_a_sample(backend):
     value = random_value(SHAPES).float()
     references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 2))
     logits[..., 1:] = -float("inf")
@@ -214,7 +214,7 @@ def test_half_precision_predictions_are_widened_and_get_gradients_of_their_own_d
 
 
 @pytest.mark.parametrize("sizes", [{"queries": 0}, {"batch": 0}])
-def test_nothing_to_read_gives_an_empty_output(backend, sizes):
+def test_empty_arguments_give_an_empty_output(backend, sizes):
     predictions = [x.requires_grad_() for x in random_predictions(SHAPES, 4, **sizes)]
     value = random_value(SHAPES, batch=sizes.get("batch", 2)).requires_grad_()
     output = fused_deformable_attention(value, SHAPES, *predictions, backend=backend)

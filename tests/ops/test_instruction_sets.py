@@ -1,4 +1,4 @@
-"""The CPU library holds a kernel for each instruction set, of which a process takes the best; here run the others."""
+"""The CPU library has kernels for several instruction sets; a process runs the best, and these tests the others."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from sparse_detr.ops import native
 ROOT = Path(__file__).parents[2]
 BETTER = {"baseline": ("avx2", "avx512"), "avx2": ("avx512",)}
 FILES = [f"tests/ops/test_{name}.py" for name in ("deformable_attention", "fused")]
-# All dtypes, and the two ways to read the value, against plain loops.
+# All dtypes, and both ways to read the value, against plain loops.
 TESTS = "cpu and (test_output_and_gradients_equal_plain_loops or few_for_the_size_of_the_maps)"
 SCRIPT = """
 import sys, pytest

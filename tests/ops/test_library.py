@@ -1,4 +1,4 @@
-"""The registration: opcheck, compilers, export, tracing, autocast, and what is refused with a remedy."""
+"""The registered operators: opcheck, compilation, export, tracing, autocast, and errors with a remedy."""
 
 import io
 import warnings
@@ -23,17 +23,17 @@ FLAT = [4, 6, 2, 3]
 
 
 def op(kernel, name="deformable_attention"):
-    backends.find_backend(kernel)  # registers Triton's
+    backends.find_backend(kernel)  # registers the operators of Triton
     return library.op(backends.NAMESPACES[kernel], name)
 
 
 def autocast(dtype):
-    """Autocast of the device that tensors are made on."""
+    """Return autocast for the device that tensors are made on."""
     return torch.autocast(torch.get_default_device().type, dtype=dtype)
 
 
 def arguments(form, *, dtype=torch.float32, requires_grad=True):
-    """Positional arguments of the op: `plain`, or `fused` with reference points of 2 or 4 numbers."""
+    """Return the positional arguments of the op: `plain`, or `fused` with reference points of 2 or 4 numbers."""
     value = random_value(SHAPES)
     if form == "plain":
         (points, weights), references = random_samples(SHAPES), None
@@ -46,7 +46,7 @@ def arguments(form, *, dtype=torch.float32, requires_grad=True):
 
 
 FORMS = ["plain", "fused2", "fused4"]
-# The schema, fake tensors and autograd registration in each; the last, with symbolic sizes, takes longest.
+# Each checks the schema, fake tensors and autograd registration; the last one, with symbolic sizes, takes longest.
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
@@ -70,7 +70,7 @@ def test_the_splat_passes_opcheck(kernel):
 
 
 class Attention(nn.Module):
-    """Both forms and the splat after one another; the sizes of the maps come with the input."""
+    """Both forms and the splat in sequence; the sizes of the maps come with the input."""
 
     def __init__(self, backend):
         super().__init__()
@@ -88,23 +88,23 @@ class Attention(nn.Module):
 
 
 def images(height, width, *, queries=3, batch=2):
-    """Arguments of `Attention`."""
+    """Return the arguments of `Attention`."""
     image = random_value(((height, width),), batch=batch).permute(0, 2, 3, 1).unflatten(-1, (height, width)).float()
     references, offsets, logits = random_predictions(((height, width),), 2, queries=queries, batch=batch)
     return image.contiguous(), references.float(), offsets.float(), logits.float()
 
 
 def run(function, tensors):
-    """Outputs, and gradients of the first by all tensors."""
+    """Return the outputs, and the gradients of the first one by all tensors."""
     leaves = [x.detach().clone().requires_grad_() for x in tensors]
     output, received = function(*leaves)
     return output, received, *torch.autograd.grad(output.square().sum(), leaves)
 
 
-def test_it_compiles_as_one_graph_for_any_size(backend):
+def test_the_op_compiles_as_one_graph_for_any_size(backend):
     torch._dynamo.reset()
     model = Attention(backend)
-    # The reference is PyTorch's own operators, whose gradients take long to trace.
+    # The reference consists of operators of PyTorch, whose gradients take long to trace.
     compiler = "eager" if backend == "reference" else "aot_eager"
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=compiler)
     for sizes in ({"height": 4, "width": 6}, {"height": 5, "width": 3, "queries": 7}, {"height": 6, "width": 8}):
@@ -115,7 +115,7 @@ def test_it_compiles_as_one_graph_for_any_size(backend):
         assert_close(run(compiled, tensors), run(model, tensors))
 
 
-def test_it_compiles_under_autocast(backend):
+def test_the_op_compiles_under_autocast(backend):
     torch._dynamo.reset()
     model = Attention(backend)
     compiled = torch.compile(model, fullgraph=True, backend="eager" if backend == "reference" else "aot_eager")
@@ -126,7 +126,7 @@ def test_it_compiles_under_autocast(backend):
 
 
 def export(backend, *, strict):
-    """The graph of `Attention`, once its program was saved, loaded and run with other sizes."""
+    """Export, save, load and run `Attention` with other sizes; return its graph."""
     batch, queries, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("b", "q", "h", "w"))
     model = Attention(backend)
     rows = {0: batch, 1: queries}
@@ -151,7 +151,7 @@ def test_the_reference_is_exported_for_any_number_of_images_and_queries_and_any_
     export("reference", strict=False)
 
 
-def test_it_is_traced_as_one_operator(kernel):
+def test_the_op_is_traced_as_one_operator(kernel):
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(Attention(kernel), images(4, 6))
@@ -217,7 +217,7 @@ def test_vmap_is_refused_with_a_remedy(kernel):
 
 
 class Calls(TorchDispatchMode):
-    """The arguments of every call of an operator."""
+    """Records the arguments of every call of an operator."""
 
     def __init__(self, operator):
         super().__init__()

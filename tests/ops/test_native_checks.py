@@ -1,4 +1,4 @@
-"""Who calls the native operators without the public functions gets an error, not another's memory."""
+"""A direct call of the native operators with wrong arguments is an error, and reads no foreign memory."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.skipif("cpu" not in CPU_BACKENDS, reason="no CPU librar
 
 
 def arguments():
-    """Of an image with 6 + 2 tokens, two heads of four channels, three queries, two levels and one point."""
+    """Return arguments: one image with 6 + 2 tokens, two heads of four channels, three queries, one point."""
     return {
         "value": torch.randn(1, 8, 2, 4),
         "points": torch.rand(1, 3, 2, 2, 1, 2),
@@ -54,13 +54,13 @@ def test_a_wrong_argument_is_refused_by_name(name, wrong):
 @pytest.mark.parametrize(
     "sizes",
     [
-        [2**32, 2**32, 1, 2],  # a product of 0 in 64 bits
+        [2**32, 2**32, 1, 2],  # their product is 0 in 64 bits
         [2**63 - 1, 2, 1, 2],
         [2**62, 4, 1, 8],
         [2**16, 2**16, 1, 2],
-        [2**14, 2**14, 1, 2],  # the smallest that is too many
+        [2**14, 2**14, 1, 2],  # the smallest number that is too large
         [2**27, 1, 2**27, 1],
-        [2**62, 3, 2**62, 1],  # a sum of 0
+        [2**62, 3, 2**62, 1],  # their sum is 0
     ],
 )
 def test_sizes_whose_tokens_are_too_many_are_refused_before_anything_is_read(sizes):
@@ -84,13 +84,13 @@ def test_sizes_whose_tokens_are_too_many_are_refused_before_anything_is_read(siz
         ((2**20, 0, 2**20, 2, 1), "heads of all images"),
     ],
 )
-def test_empty_tensors_of_endless_sizes_are_refused(size, message):
+def test_empty_tensors_with_huge_sizes_are_refused(size, message):
     points, weights = torch.empty(*size, 2), torch.empty(size)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.sparse_detr.splat_attention(points, weights, [2, 3, 1, 2], -0.5)
 
 
-def test_a_value_of_endless_channels_is_refused():
+def test_a_value_with_huge_channels_is_refused():
     value = torch.empty(0).as_strided((0, 8, 2**20, 2**40), (0, 0, 0, 0))
     points = torch.empty(0, 3, 2**20, 2, 1, 2)
     with pytest.raises(RuntimeError, match="channels of all heads"):

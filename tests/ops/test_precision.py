@@ -1,6 +1,6 @@
-"""Float32 on maps as large as an image's, where a place has fewer bits left within its cell than on a small map.
+"""Float32 on maps as large as those of an image, where a location has fewer bits within its cell than on a small map.
 
-The tests of the small maps hold `TOLERANCES`. Half of the last bit of a pixel coordinate from 128 on is 7.6e-6 pixels.
+The tests of small maps use `TOLERANCES`. From 128 pixels on, half of the last bit of a coordinate is 7.6e-6 pixels.
 """
 
 import pytest
@@ -23,7 +23,7 @@ TOLERANCE = 3e-5
 
 
 def check(run, inputs, locations, weights, through):
-    """Output and gradients of `run` against loops; `through` takes gradients of the samples to those of the inputs."""
+    """Check output and gradients of `run` against loops; `through` maps gradients of samples to those of the inputs."""
     output, grad_output, gradients = with_gradients(run, *inputs)
     value = inputs[0].double()
     assert relative_error(output, attend(value, SHAPES, locations, weights)) < TOLERANCE
@@ -32,7 +32,7 @@ def check(run, inputs, locations, weights, through):
         assert relative_error(gradient, expected) < TOLERANCE
 
 
-# Few channels are too few for a vector, many are read in place by the CPU's kernel.
+# With few channels a vector is not full; many channels are read in place by the CPU kernel.
 @pytest.mark.parametrize("channels", [3, 32])
 def test_the_plain_form_on_a_large_map_equals_plain_loops(backend, channels):
     inputs = [x.float() for x in (random_value(SHAPES, channels=channels), *random_samples(SHAPES, points=4))]

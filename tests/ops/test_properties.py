@@ -1,4 +1,4 @@
-"""What holds for any sizes and numbers, whichever the backend."""
+"""Properties of the op for any sizes and numbers, for every backend."""
 
 import hypothesis.strategies as st
 import torch
@@ -19,7 +19,7 @@ SIZES = st.fixed_dictionaries(
 
 
 class Case:
-    """Random inputs of random sizes, and the backend that they are for."""
+    """Random inputs of random sizes for a backend."""
 
     def __init__(self, shapes, sizes, channels, seed, backend):
         self.shapes, self.backend, self.seed = tuple(shapes), backend, seed
@@ -41,19 +41,19 @@ CASES = st.builds(Case, SHAPES, SIZES, st.integers(1, 20), st.integers(0, 2**20)
 
 
 @given(CASES)
-def test_it_equals_plain_loops(case):
+def test_the_op_equals_plain_loops(case):
     assert_close(case.run(), attend(case.value, case.shapes, case.locations, case.weights), atol=1e-11, rtol=0)
 
 
 @given(CASES, st.floats(-3, 3))
-def test_it_is_linear_in_the_value(case, factor):
+def test_the_op_is_linear_in_the_value(case, factor):
     other = case.another_value(case.seed + 2)
     combined = case.run(value=case.value + factor * other)
     assert_close(combined, case.run() + factor * case.run(value=other), atol=1e-11, rtol=0)
 
 
 @given(CASES, st.floats(-3, 3))
-def test_it_is_linear_in_the_weights(case, factor):
+def test_the_op_is_linear_in_the_weights(case, factor):
     other = torch.randn_like(case.weights)
     combined = case.run(weights=case.weights + factor * other)
     assert_close(combined, case.run() + factor * case.run(weights=other), atol=1e-11, rtol=0)
@@ -79,7 +79,7 @@ def test_permuting_images_permutes_the_output_and_the_map(case):
 
 @given(CASES, st.floats(-5, 5))
 def test_a_constant_map_reads_as_the_constant_within_the_borders(case, constant):
-    # No nearer to a border than half a pixel of the level.
+    # At least half a pixel of the level away from every border.
     half = torch.tensor([[0.5 / width, 0.5 / height] for height, width in case.shapes], dtype=torch.float64)
     inside = half[:, None] + torch.rand_like(case.locations) * (1 - 2 * half[:, None])
     result = case.run(value=torch.full_like(case.value, constant), locations=inside)
@@ -87,7 +87,7 @@ def test_a_constant_map_reads_as_the_constant_within_the_borders(case, constant)
 
 
 @given(CASES)
-def test_the_map_holds_the_weights_of_what_a_map_of_ones_reads(case):
+def test_the_sum_of_the_map_is_what_the_op_reads_of_a_map_of_ones(case):
     received = splat_attention(case.shapes, case.locations, case.weights, backend=case.backend)
     read = case.run(value=torch.ones_like(case.value)).sum((1, 2)) / case.channels
     assert_close(received.sum(1), read, atol=1e-11, rtol=0)

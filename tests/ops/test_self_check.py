@@ -1,6 +1,6 @@
-"""A GPU's kernels are compared with the reference before the automatic choice trusts them.
+"""The self-check: GPU kernels are compared with the reference before the automatic choice uses them.
 
-A stand-in plays the GPU's; `test_triton.py` checks the real Triton kernels in the interpreter.
+Fake kernels stand for those of a GPU here; `test_triton.py` checks the real Triton kernels in the interpreter.
 """
 
 import warnings
@@ -18,7 +18,7 @@ SHAPES = ((4, 6), (2, 3), (1, 1))
 
 
 class Kernels:
-    """Operators of a backend `triton` for CPU tensors, made of the reference and one fault."""
+    """Operators of a backend `triton` for CPU tensors: the reference with one fault."""
 
     def __init__(self):
         self.calls, self.fault = 0, lambda output: output
@@ -88,12 +88,12 @@ def test_kernels_that_fail_are_replaced_by_the_reference_with_one_warning(kernel
 
 
 @pytest.mark.parametrize("how", ["argument", "variable"])
-def test_failing_kernels_that_are_named_run_with_one_warning(kernels, monkeypatch, how):
+def test_named_kernels_that_fail_run_with_one_warning(kernels, monkeypatch, how):
     kernels.fault = FAULTS["wrong numbers"][0]
     if how == "variable":
         monkeypatch.setenv("SPARSE_DETR_BACKEND", "triton")
     name = "triton" if how == "argument" else None
-    with pytest.warns(RuntimeWarning, match="it runs all the same, since it was named"):
+    with pytest.warns(RuntimeWarning, match="it runs all the same because it was named"):
         assert choose_backend(torch.zeros(1), name) == "triton"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -118,7 +118,7 @@ def test_nothing_is_checked_while_a_call_is_recorded(kernels):
     assert self_check._results == {}
 
 
-def test_a_compiled_call_passes_over_what_has_failed(kernels):
+def test_a_compiled_call_skips_kernels_that_have_failed(kernels):
     kernels.fault = FAULTS["NaN"][0]
     with pytest.warns(RuntimeWarning, match="failed their self-check"):
         choose_backend(torch.zeros(1))
@@ -126,7 +126,7 @@ def test_a_compiled_call_passes_over_what_has_failed(kernels):
     assert compiled(torch.zeros(1)).item() == len("reference")
 
 
-def test_the_random_numbers_of_the_caller_stay_as_they_are(kernels):
+def test_the_random_state_of_the_caller_does_not_change(kernels):
     torch.manual_seed(0)
     choose_backend(torch.zeros(1))
     after = torch.rand(1)

@@ -1,6 +1,6 @@
-"""One built CPU library under two versions of PyTorch: the same file gives the same numbers.
+"""One built CPU library gives the same numbers under two versions of PyTorch.
 
-Runs where SPARSE_DETR_OTHER_PYTHON names the interpreter of another environment, with another PyTorch from 2.10 on:
+The test runs if SPARSE_DETR_OTHER_PYTHON names the interpreter of an environment with another PyTorch from 2.10 on:
 
     SPARSE_DETR_OTHER_PYTHON=other/bin/python python -m pytest tests/ops/test_stable_abi.py -rP
 """
@@ -19,7 +19,7 @@ from sparse_detr.ops import native
 REPOSITORY = Path(__file__).parents[2]
 OTHER_PYTHON = os.environ.get("SPARSE_DETR_OTHER_PYTHON")
 
-# Inputs come from numpy, since torch's own random numbers may differ between versions.
+# Inputs come from numpy, because random numbers of torch may differ between versions.
 PROGRAM = """
 import hashlib, json
 import numpy, torch
@@ -48,7 +48,7 @@ print(json.dumps({"torch": torch.__version__, "library": path, "isa": ops.native
 
 
 def run_under(python):
-    """What PROGRAM prints under that interpreter, with the library of this one."""
+    """Run PROGRAM with that interpreter and the library of this one; return what it prints."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "SPARSE_DETR_NATIVE_DIR": str(native.folder().resolve())}
     output = subprocess.run([python, "-c", PROGRAM], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
     assert output.returncode == 0, output.stderr

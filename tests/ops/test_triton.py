@@ -1,7 +1,7 @@
-"""The Triton kernels against the formula in float64: in Triton's interpreter, and on a GPU where there is one.
+"""The Triton kernels against the formula in float64: in the interpreter of Triton, and on a GPU if there is one.
 
-The interpreter accepts types and operations that a GPU does not have, so the kernels are also compiled for GPUs that
-need not be there. Each of the two runs in its own process, because Triton decides for one of them when it is imported.
+The interpreter accepts types and operations that a GPU does not have, so the kernels are also compiled for GPUs, which
+needs no GPU. Interpreter and compiler run in separate processes, because the import of Triton decides between them.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from sparse_detr.ops.backends import OLDEST_TRITON_GPU
 from tests.ops.reference import attend, random_samples, splat
 
-# Not imported: a process of this file has first to say how.
+# Not imported here: a process must first choose between interpreter and compiler.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
@@ -47,7 +47,7 @@ def call_kernels(name, *args, **kwargs):
 
 
 def run_self_check(broken):
-    """What the self-check says of the kernels, or of kernels that take rows for columns."""
+    """Return the result of the self-check for the kernels, or for kernels that swap rows and columns."""
     from sparse_detr.ops import self_check, triton_backend
     from sparse_detr.ops.backends import find_backend
 
@@ -102,7 +102,7 @@ def compiler(tmp_path_factory):
     ]
 )
 def kernels(request):
-    """Calls a function of the backend by its name."""
+    """Give a function that calls a function of the backend by its name."""
     return request.getfixturevalue("interpreter") if request.param == "interpreter" else call_kernels_on_gpu
 
 
@@ -110,7 +110,7 @@ def kernels(request):
 
 
 def formula(value, points, weights, reference_points, padding_mask, shapes):
-    """(B, Q, M * D): everything gathered, nothing clever, and differentiable by every floating-point argument."""
+    """Return (B, Q, M * D), by simple gathering; differentiable by every floating-point argument."""
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[..., None, None], 0)
     if reference_points is not None:
@@ -157,7 +157,7 @@ def case(
     padding=False,
     dtype=torch.float32,
 ):
-    """Random arguments of the op, in the order of its schema. Some samples lie outside."""
+    """Make random arguments of the op, in the order of its schema; some samples lie outside."""
     generator = torch.Generator().manual_seed(channels + queries)
     real = torch.float64 if dtype == torch.float64 else torch.float32
     levels, tokens = len(shapes), sum(h * w for h, w in shapes)
@@ -180,20 +180,20 @@ def case(
 
 
 def expected(arguments, grad_output=None):
-    """Output and gradients of the formula in float64; gradients are empty for what is not there."""
+    """Return output and gradients of the formula in float64; gradients of missing arguments are empty."""
     *tensors, mask, sizes = arguments
     inputs = [None if x is None else x.double().requires_grad_() for x in tensors]
     output = formula(*inputs, mask, list(zip(sizes[::2], sizes[1::2])))
     if grad_output is None:
         return output.detach(), None
     there = [x for x in inputs if x is not None]
-    # Autograd multiplies the zero gradient of what is nowhere by its place.
+    # Autograd multiplies the zero gradient of a sample that is not finite by its location.
     gradients = [x.nan_to_num(0.0) for x in torch.autograd.grad(output, there, grad_output.double())]
     return output.detach(), gradients + [torch.zeros(0, dtype=torch.float64)] * (4 - len(there))
 
 
 def check(kernels, arguments, *, tolerance=1e-5, **options):
-    """Forward and backward equal the formula within `tolerance` of the largest number of each result."""
+    """Check forward and backward against the formula, within `tolerance` of the largest number of each result."""
     value, points = arguments[:2]
     grad_output = torch.randn(
         *points.shape[:2], value.shape[2] * value.shape[3], generator=torch.Generator().manual_seed(9)
@@ -271,7 +271,7 @@ def test_a_map_of_too_many_tokens_is_refused(interpreter, sizes):
     [(0, False), (0, True), (2, True), (4, True)],
     ids=["locations", "padded locations", "padded points", "padded boxes"],
 )
-def test_equals_the_formula(kernels, coordinates, padding):
+def test_the_kernels_equal_the_formula(kernels, coordinates, padding):
     check(kernels, case(coordinates=coordinates, padding=padding, batch=2, heads=2, points=3))
 
 
@@ -279,19 +279,19 @@ def test_equals_the_formula(kernels, coordinates, padding):
     "sizes",
     [
         dict(shapes=((3, 5),), points=1, channels=1),
-        dict(shapes=((3, 5), (2, 2), (1, 1)), points=5, channels=8),  # 5 points are 4 unrolled and one more
+        dict(shapes=((3, 5), (2, 2), (1, 1)), points=5, channels=8),  # of 5 points, 4 are unrolled and one remains
         dict(queries=35, channels=17),  # several programs for the queries of one head
         dict(channels=64),
     ],
     ids=["one level one point", "15 samples", "35 queries", "64 channels"],
 )
-def test_equals_the_formula_at_any_size(kernels, sizes):
+def test_the_kernels_equal_the_formula_at_any_size(kernels, sizes):
     check(kernels, case(coordinates=4, **sizes))
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Half of the last bit of the largest number; a whole one in bfloat16, where the interpreter cuts the rest off.
+    # Half of the last bit of the largest number; a whole bit in bfloat16, which the interpreter truncates.
     [(torch.float64, 1e-12), (torch.bfloat16, 2**-7), (torch.float16, 2**-11)],
 )
 @pytest.mark.parametrize("coordinates", [0, 4], ids=["locations", "boxes"])
@@ -345,7 +345,7 @@ def test_samples_on_borders_and_pixel_edges_equal_the_formula(kernels):
 
 @pytest.mark.parametrize("sizes", [dict(batch=0), dict(queries=0)], ids=["no image", "no query"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_nothing_to_read_gives_empty_results_and_zero_gradients(kernels, sizes, deterministic):
+def test_empty_arguments_give_empty_results_and_zero_gradients(kernels, sizes, deterministic):
     arguments = case(coordinates=2, **sizes)
     output = kernels("deformable_attention", *arguments)
     options = NEEDED | dict(deterministic=deterministic)
@@ -415,7 +415,7 @@ def test_fixed_point_holds_a_large_gradient_and_a_large_weight_of_different_samp
 
 
 @pytest.mark.parametrize("spoiled", ["gradient", "weight", "logit"])
-def test_fixed_point_hides_no_infinity(kernels, spoiled):
+def test_fixed_point_gives_nan_for_infinity(kernels, spoiled):
     value, points, weights, *rest = case(coordinates=2 if spoiled == "logit" else 0)
     grad_output = torch.ones(1, 3, 5)
     (grad_output if spoiled == "gradient" else weights).view(-1)[0] = torch.inf
@@ -471,7 +471,7 @@ def test_a_cuda_graph_replays_with_new_numbers():
     from sparse_detr.ops import triton_backend
 
     value, *rest = (x.cuda() if isinstance(x, torch.Tensor) else x for x in case(queries=7))
-    triton_backend.deformable_attention(value, *rest)  # compiles, which cannot be captured
+    triton_backend.deformable_attention(value, *rest)  # compilation cannot be captured
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = triton_backend.deformable_attention(value, *rest)
@@ -486,7 +486,7 @@ KINDS = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", t
 
 
 def compile_kernel(name, architecture, dtype, coordinates, fixed_point, tokens=64):
-    """PTX of a kernel for heads of 32 channels, 4 levels and 2 points; ptxas has accepted it."""
+    """Compile a kernel for heads of 32 channels, 4 levels and 2 points; return PTX that ptxas has accepted."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -535,7 +535,7 @@ def test_forward_reads_16_bytes_at_a_time(compiler, architecture, dtype, coordin
     assert ptx.count("ld.global.v4.b32") >= 8  # 2 points unrolled, 4 corners
 
 
-def test_compiles_for_a_value_that_needs_64_bits_to_address(compiler):
+def test_the_kernels_compile_for_a_value_that_needs_64_bit_addresses(compiler):
     assert "ld.global.v4.b32" in compiler("_forward_kernel", 90, torch.bfloat16, 2, False, 2**24)
 
 
@@ -552,7 +552,7 @@ def test_backward_adds_single_floats_before_hopper(compiler):
 
 
 @pytest.mark.parametrize("name", ["_forward_kernel", "_backward_kernel", "_splat_kernel"])
-def test_compiles_for_the_oldest_gpu_that_the_backend_takes(compiler, name):
+def test_the_kernels_compile_for_the_oldest_gpu_of_the_backend(compiler, name):
     major, minor = OLDEST_TRITON_GPU
     assert f"sm_{major}{minor}" in compiler(name, 10 * major + minor, torch.float32, 0, name != "_forward_kernel")
 

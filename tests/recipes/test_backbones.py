@@ -1,4 +1,4 @@
-"""Backbones: what is said of them, and what they are held to."""
+"""Backbones: their description, frozen parts and weights."""
 
 import re
 
@@ -28,7 +28,7 @@ def on_meta(backbone):
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_a_backbone_gives_what_is_said_of_it(name):
+def test_a_backbone_gives_the_described_maps(name):
     assert from_module(on_meta(DESCRIBED[name]))[1:4] == DESCRIBED[name][1:4]
 
 
@@ -41,14 +41,14 @@ def test_four_maps_begin_at_stride_4():
         assert backbone.strides == (4, 8, 16, 32)
 
 
-def test_windows_are_a_32nd_of_the_images_the_weights_are_from():
+def test_windows_are_a_32nd_of_the_images_of_pretraining():
     for image_size, window in ((224, 7), (384, 12)):
         table = on_meta(swin("base", image_size=image_size)).layers[0].blocks[0].attn.relative_position_bias_table
         assert table.shape == ((2 * window - 1) ** 2, 4)
 
 
 @pytest.mark.parametrize(("freeze_at", "frozen"), [(0, set()), (1, {"patch_embed"}), (2, {"patch_embed", "layers.0"})])
-def test_a_swin_is_frozen_as_far_as_asked(freeze_at, frozen):
+def test_a_swin_is_frozen_up_to_freeze_at(freeze_at, frozen):
     names = {name for name, p in on_meta(swin(freeze_at=freeze_at)).named_parameters() if not p.requires_grad}
     assert {re.match(r"patch_embed|layers\.\d", name)[0] for name in names} == frozen
 
@@ -71,17 +71,19 @@ def test_a_backbone_names_its_imagenet_weights(backbone, weights):
     assert backbone.weights == weights
 
 
-def test_unknown_sizes_are_refused_with_those_that_there_are():
-    with pytest.raises(ValueError, match="no Swin 'huge' .* tiny, small, base, large"):
+def test_unknown_sizes_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no Swin 'huge' .* sizes are tiny, small, base, large"):
         swin("huge")
-    with pytest.raises(ValueError, match="no Swin with pretraining 'coco': imagenet, imagenet22k, imagenet22kto1k"):
+    with pytest.raises(
+        ValueError, match="no Swin with pretraining 'coco'; choose one of imagenet, imagenet22k, imagenet22kto1k"
+    ):
         swin(pretraining="coco")
     with pytest.raises(ValueError, match="num_maps must be 1 to 4, got 5"):
         resnet(50, num_maps=5)
 
 
-def test_a_dilated_resnet_is_torchvisions():
-    """Published DC5 weights: the block that lost its stride is not dilated; with Detectron2's own key it is."""
+def test_a_dilated_resnet_is_that_of_torchvision():
+    """As in published DC5 weights, the block without its stride is not dilated; with Detectron2's key it is."""
     theirs = resnet50(weights=None, replace_stride_with_dilation=[False, False, True]).eval()
     ours = instantiate(resnet(50, num_maps=1, dilation=True).config).eval()
     missing, unexpected = ours.load_state_dict(
@@ -96,7 +98,7 @@ def test_a_dilated_resnet_is_torchvisions():
 
 
 def ours_name(name):
-    """Detectron2's name of a tensor of torchvision's ResNet."""
+    """Return Detectron2's name of a tensor of torchvision's ResNet."""
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = re.sub(r"^(conv1|bn1)", r"stem.\1", name)
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
@@ -115,7 +117,7 @@ def ours_name(name):
     ],
     ids=["swin_base_384", "swin_4_maps", "dc5"],
 )
-def test_a_backbone_from_yaml_keys_is_the_recipes(keys, backbone):
+def test_a_backbone_from_yaml_keys_is_that_of_the_recipe(keys, backbone):
     cfg = get_cfg()
     add_detr_config(cfg)
     cfg.merge_from_list([f"MODEL.{key}" if i % 2 == 0 else key for i, key in enumerate(keys)])

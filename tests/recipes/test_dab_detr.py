@@ -1,4 +1,4 @@
-"""What DAB-DETR's recipes put together."""
+"""The models that the recipes of DAB-DETR make."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_the_models_have_as_many_parameters_as_the_public_ones(recipe, options, 
         ({"query_scale": "fixed"}, 6 * 256 - 2 * 256 * 257),
     ],
 )
-def test_options_add_and_remove_the_parameters_that_they_are_about(options, more):
+def test_options_add_and_remove_their_parameters(options, more):
     assert parameters(dab_detr(**options)) - parameters(dab_detr()) == more
 
 
@@ -52,14 +52,14 @@ def test_a_dilated_backbone_halves_the_stride():
     assert dab_detr().tokenizer.stride == 32
 
 
-def test_all_layers_of_dab_detr_share_a_head_that_starts_at_the_anchors_size():
+def test_all_layers_of_dab_detr_share_a_head_that_starts_with_the_size_of_the_anchors():
     model = instantiate(dab_detr(backbone=resnet(50, num_maps=1), **SINGLE))
     first, second = model.decoder_heads
     assert first is second
     assert not first.box_embed.linears[-1].bias.any()
 
 
-def test_the_first_of_dab_deformables_own_heads_starts_with_smaller_boxes_unless_proposals_give_the_size():
+def test_the_first_head_of_dab_deformable_starts_with_smaller_boxes_unless_proposals_give_the_size():
     one, two = (
         instantiate(dab_deformable_detr(backbone=patch_backbone(), two_stage=two_stage, **SIZES))
         for two_stage in (False, True)
@@ -69,7 +69,7 @@ def test_the_first_of_dab_deformables_own_heads_starts_with_smaller_boxes_unless
     assert one.proposal_head is None
 
 
-def test_two_stage_queries_start_with_the_detached_tokens_and_learn_no_anchors():
+def test_two_stage_queries_start_with_detached_tokens_and_have_no_anchors():
     model = build("dab_deformable", two_stage=True)
     assert list(model.queries.parameters()) == []
     assert model.queries.supervise == "chosen"
@@ -85,14 +85,14 @@ def test_sparse_detr_on_dab_deformable_is_the_same_model_with_another_selector()
     assert one_stage.heads.proposals is False
 
 
-def test_released_and_exact_differ_where_padding_is_seen():
+def test_released_and_exact_differ_where_padding_is_read():
     exact, released = (dab_detr(behavior=behavior) for behavior in ("exact", "released"))
     assert (exact.tokenizer.padding, released.tokenizer.padding) == ("exact", "released")
     exact, released = (dab_deformable_detr(behavior=behavior) for behavior in ("exact", "released"))
     assert (exact.decoder.query_position.frame, released.decoder.query_position.frame) == ("image", "padded")
 
 
-def test_losses_weigh_and_round_as_in_the_public_code():
+def test_losses_have_the_weights_and_the_epsilon_of_the_public_code():
     for config in (dab_detr(), dab_deformable_detr(), sparse_dab_deformable_detr()):
         criterion = instantiate(config.criterion)
         assert criterion.weights == {"class": 1.0, "bbox": 5.0, "giou": 2.0}
@@ -107,7 +107,7 @@ def test_the_factors_of_spatial_queries_are_chosen_by_name():
 
 @pytest.mark.parametrize("name", ["dab", "dab_deformable", "sparse_dab_deformable"])
 def test_a_single_decoder_layer_leaves_no_parameter_without_a_gradient(name):
-    """The factors of positions begin with the second layer; data-parallel training would wait for them."""
+    """Factors of positions are used from the second layer on; without one, data-parallel training would hang."""
     model = build(name, decoder_layers=1)
     sum(model.losses([picture(64, 96)]).values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -122,13 +122,13 @@ def test_a_single_decoder_layer_leaves_no_parameter_without_a_gradient(name):
         ({"backbone": resnet(50)}, "full attention reads one map, but the backbone gives res3, res4, res5"),
     ],
 )
-def test_what_dab_detr_cannot_be_is_refused_by_name(options, message):
+def test_wrong_options_of_dab_detr_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         dab_detr(**options)
 
 
-def test_anchors_have_no_place_in_two_stages():
-    with pytest.raises(ValueError, match="num_patterns and freeze_centers belong to learned anchors"):
+def test_options_of_anchors_are_refused_in_two_stages():
+    with pytest.raises(ValueError, match="num_patterns and freeze_centers are for learned anchors"):
         dab_deformable_detr(two_stage=True, num_patterns=3)
 
 
@@ -146,12 +146,12 @@ def test_yaml_and_lazy_dab_detr_have_the_same_parameters():
     assert shapes == expected
 
 
-def test_a_dense_decoder_reads_a_deformable_encoders_tokens_of_every_level():
-    """The row of the results whose encoder alone is deformable is made of the parts of the two recipes."""
+def test_a_decoder_with_full_attention_reads_the_tokens_of_a_deformable_encoder():
+    """A row of the results has a deformable encoder and a decoder with full attention, from two recipes."""
     config = dab_deformable_detr(backbone=patch_backbone(), **SIZES)
-    dense = dab_detr(backbone=resnet(50, num_maps=1), **SINGLE)
-    config.queries, config.decoder, config.heads = dense.queries, dense.decoder, dense.heads
-    config.attention_map = dense.attention_map
+    full = dab_detr(backbone=resnet(50, num_maps=1), **SINGLE)
+    config.queries, config.decoder, config.heads = full.queries, full.decoder, full.heads
+    config.attention_map = full.attention_map
     torch.manual_seed(0)
     model = instantiate(config).double()
     shake(model)

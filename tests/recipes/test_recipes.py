@@ -1,4 +1,4 @@
-"""What the recipes put together, and what they pass on."""
+"""The models that the recipes make, and the options that they pass on."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def class_counts(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_number_of_classes_stands_in_one_place_and_reaches_every_head(name):
+def test_the_number_of_classes_is_set_in_one_place_for_every_head(name):
     recipe, options = MODELS[name]
     config = tiny(recipe, **options)
     config.num_classes = 11
@@ -58,12 +58,12 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize("recipe", [deformable_detr, sparse_detr])
 @pytest.mark.parametrize(("option", "value"), [("behavior", "official"), ("two_stage", "on"), ("two_stage", False)])
 def test_a_misspelt_choice_is_refused_by_name(recipe, option, value):
-    """`off` without quotes is False in yaml; taken as it is, it would switch the two-stage queries on."""
+    """`off` without quotes is False in yaml, which would switch two-stage queries on if it were accepted."""
     with pytest.raises(ValueError, match=f"{option} must be .* got {value!r}"):
         tiny(recipe, **{option: value})
 
 
-def test_released_and_exact_differ_in_every_part_that_sees_padding():
+def test_released_and_exact_differ_in_every_part_that_reads_padding():
     exact, released = (tiny(sparse_detr, behavior=behavior) for behavior in ("exact", "released"))
     choices = [
         (c.tokenizer.padding, c.proposals.border, c.selector.padding, c.selector.scorer.network.mean_over)
@@ -86,7 +86,7 @@ def test_heads_are_tied_without_refinement_only():
     assert "decoder_heads.1.class_embed.weight" in tied.state_dict()
 
 
-def test_layers_are_independent_copies_that_start_alike():
+def test_layers_are_independent_copies_with_equal_initial_weights():
     model = instantiate(tiny(deformable_detr))
     first, second = model.encoder.layers[:2]
     assert first.self_attn.value_proj.weight is not second.self_attn.value_proj.weight
@@ -96,7 +96,7 @@ def test_layers_are_independent_copies_that_start_alike():
     assert not first.self_attn.sampling_offsets.weight.any()
 
 
-def test_as_many_layers_are_built_as_were_asked_for_and_none_if_none():
+def test_the_number_of_layers_is_that_of_the_options_and_may_be_zero():
     for count in (0, 1, 4):
         assert len(instantiate(tiny(sparse_detr, encoder_layers=count)).encoder.layers) == count
 
@@ -111,8 +111,8 @@ def test_without_encoder_layers_the_memory_is_the_tokens():
     ("scorer", "two_stage", "projected"),
     [("random", "off", False), ("random", "memory", True), ("attention_map", "off", True), ("objectness", "off", True)],
 )
-def test_tokens_are_projected_only_where_something_reads_them(scorer, two_stage, projected):
-    """A projection that nothing reads gets no gradient, which data-parallel training does not forgive."""
+def test_tokens_are_projected_only_if_a_part_reads_the_projection(scorer, two_stage, projected):
+    """A projection that nothing reads gets no gradient, which makes data-parallel training fail."""
     model = instantiate(tiny(sparse_detr, scorer=scorer, two_stage=two_stage))
     assert (model.projection is not None) == projected
 
@@ -136,7 +136,7 @@ BACKBONES = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbones_description_is_what_it_gives(name):
+def test_the_description_of_a_backbone_is_that_of_its_maps(name):
     with torch.device("meta"):
         module = instantiate(BACKBONES[name].config)
     assert from_module(module)[1:4] == BACKBONES[name][1:4]

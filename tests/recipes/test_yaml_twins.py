@@ -1,4 +1,4 @@
-"""A yaml config and a lazy recipe of the same options are the same model."""
+"""A yaml config and a lazy recipe with the same options make the same model."""
 
 import pytest
 import torch
@@ -62,12 +62,12 @@ def seeded(builder):
 
 
 def seeded_losses(model):
-    torch.manual_seed(4)  # denoising draws noise
+    torch.manual_seed(4)  # for the noise of denoising queries
     return model.train().losses(BATCH)
 
 
 def assert_same_model(first, second):
-    """The same names, shapes and values, losses and detections."""
+    """Check for the same names, shapes and values of weights, losses and detections."""
     assert list(first.state_dict()) == list(second.state_dict())
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key]), key
@@ -89,7 +89,7 @@ def test_yaml_and_lazy_twins_agree_in_parameters_losses_and_detections(twin):
     assert_same_model(yaml, lazy)
 
 
-def test_a_resnet_from_detectron2s_keys_is_the_recipes_resnet():
+def test_a_resnet_from_the_keys_of_detectron2_is_that_of_the_recipe():
     cfg = make_cfg("DeformableDETR", **SIZES)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
@@ -113,7 +113,7 @@ def test_dab_detr_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet():
     assert_same_model(yaml, lazy)
 
 
-def test_keys_that_are_left_alone_mean_what_the_recipe_says():
+def test_keys_that_are_not_set_have_the_defaults_of_the_recipe():
     cfg = make_cfg("SparseDETR")
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
@@ -125,12 +125,12 @@ def test_keys_that_are_left_alone_mean_what_the_recipe_says():
     assert yaml.num_classes == lazy.num_classes == 80
 
 
-def test_a_key_without_meaning_for_the_architecture_is_refused_by_name():
-    with pytest.raises(UserError, match=r"MODEL.DETR.KEEP_RATIO means nothing to DeformableDETR"):
+def test_a_key_that_the_architecture_does_not_have_is_refused_by_name():
+    with pytest.raises(UserError, match=r"DeformableDETR has no option MODEL.DETR.KEEP_RATIO"):
         build_model(make_cfg("DeformableDETR", keep_ratio=0.3))
 
 
-def test_every_option_of_every_recipe_has_a_key_that_says_nothing_by_default():
+def test_every_option_of_every_recipe_has_a_key_that_is_none_by_default():
     cfg = make_cfg("SparseDETR")
     for name in RECIPES:
         for option in recipe_options(name):

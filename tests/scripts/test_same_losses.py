@@ -116,6 +116,18 @@ def test_a_renamed_config_is_found_under_its_old_name(script, repository):
     assert script.name_in_base(new, old, ["new_mnv2=tiny_mnv2"]) == "configs/quick/tiny_mnv2.py"
 
 
+def test_a_new_config_is_named_and_the_others_are_compared(script, repository, capsys):
+    (repository / "configs/quick/new_mnv2.py").write_text("3.5")
+    assert script.main(["old", "--iterations", "2", "--all"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("identical") == 2
+    assert "new_mnv2: NOT COMPARED, BASE has no such config; if it had another name: --renamed new_mnv2=OLD" in told
+    for name in ("tiny", "other"):
+        (repository / f"configs/quick/{name}_mnv2.py").unlink()
+    assert script.main(["old", "--iterations", "2", "--all"]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+
+
 def test_other_native_sources_are_built_in_base(script, repository):
     old = script.unpack("old", repository.parent / "base")
     assert script.common_environment(old)["SPARSE_DETR_NATIVE_DIR"] == str(repository / script.NATIVE)

@@ -1,4 +1,4 @@
-"""A pyramid small enough to write down: a 2x3 and a 1x2 level, two images."""
+"""The geometry of a small pyramid, by hand: a 2x3 and a 1x2 level, two images."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def pyramid():
-    """The first image fills 1x2 of the 2x3 level and 1x1 of the 1x2 level; the second fills both."""
+    """Make a pyramid; image 0 fills 1x2 of the 2x3 level and 1x1 of the 1x2 level, image 1 fills both."""
     return Pyramid.of(((2, 3), (1, 2)), (((1, 2), (1, 1)), ((2, 3), (1, 2))), device=CPU)
 
 
@@ -54,6 +54,6 @@ def test_split_cuts_tokens_at_the_levels(pyramid):
     assert second.tolist() == [[6, 7], [14, 15]]
 
 
-def test_every_token_knows_the_real_part_of_its_level(pyramid):
+def test_token_valid_sizes_are_those_of_the_level_of_the_token(pyramid):
     sizes = pyramid.token_valid_sizes[0].tolist()
     assert sizes == [[1, 2]] * 6 + [[1, 1]] * 2

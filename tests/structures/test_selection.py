@@ -1,4 +1,4 @@
-"""Taking tokens out of the sequence and putting them back."""
+"""Selected tokens are taken out of the sequence and written back."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def selection():
-    """Two images of five tokens: the first keeps 4 and 0, with 2 as surplus; the second keeps 1, 2, 3."""
+    """Make a selection of two images with five tokens: one keeps 4 and 0, with 2 as surplus; one keeps 1, 2, 3."""
     return TopKTokens.of(torch.tensor([[4, 0, 2], [1, 2, 3]]), torch.tensor([2, 3]), num_tokens=5)
 
 
@@ -21,7 +21,7 @@ def test_gather_takes_rows_in_the_order_of_the_indices(selection):
     assert torch.equal(selection.gather(boxes)[..., 1, 0], selection.gather(tokens))
 
 
-def test_scatter_writes_kept_rows_and_drops_surplus_ones(selection):
+def test_scatter_writes_kept_rows_and_no_surplus_rows(selection):
     tokens = torch.arange(10.0).view(2, 5, 1)
     rows = -torch.arange(1.0, 7).view(2, 3, 1)
     written = selection.scatter(tokens, rows).squeeze(-1)
@@ -70,7 +70,7 @@ def test_a_selection_without_a_cascade_is_the_same_at_every_layer(selection):
 
 
 def test_a_cascade_keeps_prefixes_with_counts_of_their_own():
-    """Of 4, 0, 2 and 1, 2, 3 the layers keep 2 and 3, then 2 and 2, then 1 and 1."""
+    """Of 4, 0, 2 and of 1, 2, 3 the layers keep 2 and 3 tokens, then 2 and 2, then 1 and 1."""
     nested = CascadedTokens.nested(
         torch.tensor([[4, 0, 2], [1, 2, 3]]), torch.tensor([[2, 3], [2, 2], [1, 1]]), (3, 2, 1), num_tokens=5
     )

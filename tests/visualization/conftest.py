@@ -1,18 +1,18 @@
-"""A detector's output that is made up, on two levels with padding."""
+"""A made-up output of a detector, on two levels with padding."""
 
 import pytest
 import torch
 
 from sparse_detr.structures import AllTokens, DetectorOutput, PredictionGroup, Pyramid, TopKTokens
 
-# Level 0: 4 x 6 cells, of which 3 x 4 are real; level 1: 2 x 3, of which 2 x 2 are real.
+# Level 0: 4 x 6 cells, of which 3 x 4 are valid; level 1: 2 x 3, of which 2 x 2 are valid.
 SHAPES, VALID_SHAPES = ((4, 6), (2, 3)), ((3, 4), (2, 2))
 NUM_TOKENS = 4 * 6 + 2 * 3
 
 
 @pytest.fixture
 def sparse_output() -> DetectorOutput:
-    """The score of a token is its position in the sequence, its attention 1; tokens 1 and 25 are kept."""
+    """Make an output: the score of a token is its index, its attention 1; tokens 1 and 25 are kept."""
     return make_output(kept=[25, 1])
 
 

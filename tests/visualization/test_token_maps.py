@@ -1,4 +1,4 @@
-"""Token maps cover the image without its padding, and fuse to the image's size."""
+"""Token maps cover the image without its padding, and are fused at the size of the image."""
 
 from dataclasses import replace
 from math import isnan
@@ -15,7 +15,7 @@ def test_maps_leave_the_padding_out(sparse_output):
     assert scores[1].tolist() == [[24, 25], [27, 28]]
 
 
-def test_kept_tokens_lie_in_their_cells_and_count_as_shares_of_real_tokens(sparse_output):
+def test_kept_tokens_lie_in_their_cells_and_kept_shares_are_of_valid_tokens(sparse_output):
     maps = token_maps(sparse_output)
     assert [np.argwhere(level).tolist() for level in maps.kept] == [[[0, 1]], [[0, 1]]]
     assert maps.kept_shares == pytest.approx([1 / 12, 1 / 4])

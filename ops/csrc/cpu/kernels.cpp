@@ -1,14 +1,14 @@
 // Multi-scale deformable attention on the CPU: forward, backward and the attention map. The formulas stand in
-// arithmetic.h. Compiled once for every instruction set, each time into another namespace SPARSE_DETR_ISA.
+// arithmetic.h. The file is compiled once for every instruction set, each time in its own namespace SPARSE_DETR_ISA.
 //
 // For one (image, head):
 //  1. The head's value is copied to a compact slab (N + 1, D'), D' being D rounded up to whole vectors. Rows of one
 //     head lie M * D numbers apart in the value and so compete for few cache sets. The last row is zero: corners
-//     outside of a level read it, without a branch. Padded tokens are zero. Few queries read the value in place.
+//     outside of a level read it, without a branch. Padded tokens are zero. With few queries there is no copy.
 //  2. For a query, one lane is one sample: a vector holds the geometry of 16 samples (float, AVX-512).
 //  3. Then one lane is one channel: every corner of every sample adds share * row to the output.
-// The backward pass does 2 again, takes the dot product of grad_output with the row of every corner, adds
-// share * grad_output to a row of a second slab, and makes gradients of the dot products with a lane for a sample.
+// The backward pass repeats step 2, takes the dot product of grad_output with the row of every corner, adds
+// share * grad_output to a row of a second slab, and computes gradients from the dot products, one lane for a sample.
 //
 // Deterministic for any number of threads: sums have a fixed order, and in the backward pass one thread owns an
 // (image, head).
@@ -89,7 +89,7 @@ struct Look {
   Buffer<Real> right, down, weight;
 };
 
-// How cells become offsets of rows.
+// How the offset of a row is computed from its cell.
 struct Rows {
   int64_t stride;            // numbers between the rows of two tokens
   int64_t outside;           // offset of what is read outside of a level
@@ -258,7 +258,7 @@ struct RowPointers {
   }
 };
 
-// Ask for the rows of a query before they are needed: they come from all over the level.
+// Prefetch the rows of a query, which are scattered over the level.
 template <class Rows, class Real>
 SPARSE_DETR_HD void prefetch_rows(const Rows& rows, const Look<Real>& look, int64_t padded, int64_t row_length) {
   if (!rows.rows) return;
@@ -276,7 +276,7 @@ SPARSE_DETR_HD void sum_rows(const RowPointers<const Real, kInPlace>& rows, cons
                              int64_t channel, Real* output) {
   using V = Vec<Real>;
   constexpr int64_t kStep = kLanes<V>;
-  constexpr int kChains = kVectors <= 2 ? kCorners : kVectors <= 4 ? 2 : 1;  // as many sums at once as registers allow
+  constexpr int kChains = kVectors <= 2 ? kCorners : kVectors <= 4 ? 2 : 1;  // as many parallel sums as registers allow
   V sums[kChains][kVectors] = {};
   for (int64_t first = 0; first < count; first += kStep) {
     const int64_t in_vector = count - first < kStep ? count - first : kStep;
@@ -353,11 +353,11 @@ SPARSE_DETR_HD void meet_rows(const RowPointers<const Real, kInPlace>& rows,
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-// With fewer queries than tokens / this number, a copy of the value costs more than its slow layout (measured with 20 197
-// tokens of 8 heads and 32 channels: break-even at 7.5 in the forward pass, at 13 in the backward pass).
+// With fewer queries than tokens / this number, a copy of the value costs more than its slow layout. Measured with
+// 20 197 tokens of 8 heads and 32 channels: break-even at 7.5 in the forward pass, at 13 in the backward pass.
 constexpr int64_t kCopyWorth = 12;
 
-// Whether the queries are too few for a copy.
+// Whether there are too few queries for a copy.
 template <class T>
 bool reads_in_place(const Problem& p) {
   using Real = RealOf<T>;
@@ -654,7 +654,7 @@ void backward_of(const Problem& p, const ForwardTensors& t, const BackwardTensor
 
 // ------------------------------------------------------------------------------------------------------ attention map
 
-// Every head of an image draws a map of its own; then they are added up, in the order of the heads.
+// Every head of an image has its own map; the maps are added up in the order of the heads.
 template <class Real>
 void splat_of(const Problem& p, const void* locations, const void* weights, double shift, void* received,
               ParallelFor parallel_for) {

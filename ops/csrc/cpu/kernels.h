@@ -1,7 +1,7 @@
 // What register.cpp calls and kernels.cpp implements, once for every instruction set.
 //
-// No torch and no templates of the standard library here: kernels.cpp is compiled with instructions that the machine may
-// lack, and of a template that several files share the linker keeps one copy, maybe that one.
+// No torch and no templates of the standard library here: kernels.cpp is compiled with instructions that the machine
+// may not have, and if several files use a template, the linker keeps one copy, which could be the one with them.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct BackwardTensors {
   void* grad_references;  // (B, Q, M, L, 2|4), still to be summed over heads
 };
 
-// Calls body(context, first, last) for pieces of [0, count) from several threads. Only the last may be under `grain`.
+// Calls body(context, first, last) for parts of [0, count) from several threads. Only the last may be below `grain`.
 using RangeBody = void (*)(void* context, int64_t first, int64_t last);
 using ParallelFor = void (*)(int64_t count, int64_t grain, RangeBody body, void* context);
 

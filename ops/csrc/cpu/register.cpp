@@ -25,7 +25,7 @@ struct Choice {
   const Kernels* kernels;
 };
 
-// The best that this machine has, or what SPARSE_DETR_CPU_ISA limits it to.
+// The best instruction set of this machine, limited by SPARSE_DETR_CPU_ISA.
 Choice choose_kernels() {
   const char* limit = std::getenv("SPARSE_DETR_CPU_ISA");
   const std::string most = limit && *limit ? limit : "avx512";
@@ -33,7 +33,7 @@ Choice choose_kernels() {
                   "SPARSE_DETR_CPU_ISA must be avx512, avx2 or baseline, got ", most);
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // Every processor with AVX2 has F16C as well, which some compilers cannot ask for.
+  // Every processor with AVX2 also has F16C, for which some compilers have no check.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -188,7 +188,7 @@ Tensor splat_attention(Tensor locations, Tensor weights, Shapes spatial_shapes, 
 }  // namespace
 }  // namespace sparse_detr
 
-// For sparse_detr.ops.native: the instruction set in use; null if SPARSE_DETR_CPU_ISA names none, as a call will say.
+// For sparse_detr.ops.native: the instruction set in use; null if SPARSE_DETR_CPU_ISA is wrong, which a call reports.
 extern "C" __attribute__((visibility("default"))) const char* sparse_detr_cpu_isa() noexcept {
   try {
     return sparse_detr::chosen().name;

@@ -18,7 +18,7 @@
 
 namespace sparse_detr {
 
-// The same names mean other types in another instruction set's object file: all of them live in its namespace.
+// The same names are other types in the object file of another instruction set, so each has its own namespace.
 namespace SPARSE_DETR_ISA {
 
 #if defined(__AVX512F__)

@@ -3,7 +3,7 @@
 //     grad_value[cell[s, c], d] += share[s, c] * g[d]
 //     gradient by the weight:    bilinear mean of dot[s, .]
 //     gradient by the pixel:     weight * slope of that mean
-// and from there by location, offset, reference and logit as ../arithmetic.h has them.
+// and from these the gradients by location, offset, reference and logit, see ../arithmetic.h.
 //
 // Dot products: every thread sums over its channels, then one thread of the group adds the sums up, in shared memory
 // and in a fixed order. The value's gradient is added to memory by atomic additions of four floats (sm_90) or one
@@ -31,10 +31,10 @@ struct BackwardTensors {
   // Only in fixed point:
   const Real* largest_grad;    // max |grad_output|
   const Real* largest_weight;  // max |weights|, or null for 1
-  int32_t* unrepresentable;    // becomes 1 if a term is infinite or not a number
+  int32_t* unrepresentable;    // becomes 1 if a term is infinite or NaN
 };
 
-// The most terms that one cell of grad_value receives: one of each sample of its level, none of other levels.
+// The largest number of terms of one cell of grad_value: one for each sample of its level.
 SPARSE_DETR_HD double value_terms(const Problem& problem) {
   return static_cast<double>(problem.queries) * problem.num_points;
 }
@@ -90,7 +90,7 @@ SPARSE_DETR_DEVICE void gather_dots(const Problem& problem, const Division& divi
         Real dot = 0;
         SPARSE_DETR_UNROLL(8)
         for (int i = 0; i < kVector; ++i) dot += to_real(grad.x[i]) * to_real(rows[corner].x[i]);
-        // Where nothing is read, an infinite gradient must not become NaN.
+        // If nothing is read, an infinite gradient must not become NaN.
         sums.x[corner] += cells.x[corner] >= 0 ? dot : Real(0);
       }
       *dots = sums;

@@ -19,7 +19,7 @@ struct FixedPoint {
   Real scale, inverse;
 };
 
-// `largest` infinite or not a number: the scale is 0, and so are all sums. `sum_of_fixed` must not be trusted then.
+// If `largest` is infinite or NaN, the scale and all sums are 0; the result of `sum_of_fixed` is then not valid.
 template <class Real>
 SPARSE_DETR_HD FixedPoint<Real> fixed_point(double largest, double terms) {
   const double total = largest * terms;
@@ -35,7 +35,7 @@ SPARSE_DETR_HD FixedPoint<Real> fixed_point(double largest, double terms) {
   return {static_cast<Real>(std::ldexp(1.0, power)), static_cast<Real>(std::ldexp(1.0, -power))};
 }
 
-// Rounded to the nearest. False for what is not a number or too large for an integer: `fixed` is 0 then.
+// Rounded to the nearest. False for NaN and for numbers too large for an integer: `fixed` is 0 then.
 template <class Real>
 SPARSE_DETR_HD bool to_fixed(Real term, Real scale, int64_t* fixed) {
   const Real scaled = term * scale;

@@ -13,7 +13,7 @@ struct SplatTensors {
   const Real* weights;    // (B, Q, M, L, P)
   int64_t* received;      // (B, N) in fixed point, zero at first
   const Real* largest_weight;
-  int32_t* unrepresentable;  // becomes 1 if a term is infinite or not a number
+  int32_t* unrepresentable;  // becomes 1 if a term is infinite or NaN
   Real shift;                // pixel = location * size + shift
 };
 
@@ -82,7 +82,7 @@ SPARSE_DETR_DEVICE void largest_block(const Block& block, const T* numbers, int6
   if (block.thread() == 0) block.raise(largest, shared[0]);
 }
 
-// result = sum in fixed point, or NaN if a term was infinite or not a number. `terms` and the largest factors of a
+// result = sum in fixed point, or NaN if a term was infinite or NaN. `terms` and the largest factors of a
 // term, the second of them null for 1, are those of the sums.
 template <class T, class Block>
 SPARSE_DETR_DEVICE void from_fixed_block(const Block& block, const int64_t* sums, int64_t count, int64_t blocks,

@@ -20,16 +20,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from sparse_detr.analysis.tables import markdown_table, mean_and_deviation
 from sparse_detr.config import load_config
-from sparse_detr.config.run import make_run
+from sparse_detr.config.building import build_part
+from sparse_detr.config.model import build_detector
 from sparse_detr.data.mapper import DetrDatasetMapper
-from sparse_detr.engine.weights import load_weights
+from sparse_detr.engine.weights import load_trained_weights
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.selection.selector import share_of
@@ -76,10 +77,10 @@ def main() -> None:
 
     torch.manual_seed(0)
     config = load_config(args.config_file, ["train.device=cpu"])
-    model = make_run(config).build_model().eval()
-    load_weights(model, args.weights, skip_other_classes=False)
-    training = list(examples(model, config.dataloader.train, config.dataloader.train.mapper.augmentations, rounds=3))
-    held_out = list(examples(model, config.dataloader.test, config.dataloader.test.mapper.augmentations, rounds=1))
+    model = build_detector(config).eval()
+    load_trained_weights(model, args.weights)
+    training = list(examples(model, config, "train", rounds=3))
+    held_out = list(examples(model, config, "test", rounds=1))
     last = model.keep_ratio * model.selector.budget.schedule[-1]
     shares = sorted({model.keep_ratio, model.mean_keep_ratio, last}, reverse=True)
 
@@ -97,18 +98,20 @@ def main() -> None:
     print(summary(found))
 
 
-def examples(model: nn.Module, loader: Any, augmentations: Any, *, rounds: int) -> Iterator[Example]:
-    """Yield every image of a data set, `rounds` times."""
-    mapper = DetrDatasetMapper(is_train=True, augmentations=instantiate(augmentations))
+def examples(model: nn.Module, config: DictConfig, loader: str, *, rounds: int) -> Iterator[Example]:
+    """Yield every image of the `train` or `test` loader's data set, `rounds` times."""
+    augmentations = build_part(config, f"dataloader.{loader}.mapper.augmentations")
+    mapper = DetrDatasetMapper(is_train=True, augmentations=augmentations)
     projected: list[Tensor] = []
     handle = model.projection.register_forward_hook(lambda *call: projected.append(call[-1]))
-    for record in get_detection_dataset_dicts(loader.dataset.names, filter_empty=False) * rounds:
+    names = config.dataloader[loader].dataset.names
+    for record in get_detection_dataset_dicts(names, filter_empty=False) * rounds:
         sample = mapper(record)
         assert sample is not None
         projected.clear()
         with torch.no_grad():
             output = model.outputs([sample], attention_map=False)
-        boxes = [target.boxes for target in [model._targets(sample)]]
+        boxes = [target.boxes for target in model.targets([sample])]
         labels = model.supervision.labels(output.pyramid, boxes, output.image_sizes)
         yield Example(projected[0], output.pyramid, labels, sample["image"])  # the first: what the scorer saw
     handle.remove()

@@ -1,4 +1,4 @@
-"""From queries and encoded tokens to predictions."""
+"""Decoders: from queries and encoded tokens to predictions."""
 
 from sparse_detr.modeling.decoder.attention_map import DecoderAttentionMap, NoAttentionMap
 from sparse_detr.modeling.decoder.conditional import ConditionalDecoderLayer, conditional_layers

@@ -17,8 +17,8 @@ class DecoderAttentionMap(nn.Module):
     """Sum of the cross-attention that a token receives from every decoder layer, head and query.
 
     Args:
-        alignment: `exact` credits the tokens that a sample was interpolated from; `released` is the public
-            implementation, which credits those half a pixel further right and down.
+        alignment: `exact` adds the weight of a sample to the tokens that it was interpolated from; `released`, as the
+            public implementation, to the tokens half a pixel further right and down.
     """
 
     pixel_offsets = {"exact": -0.5, "released": 0.0}
@@ -32,9 +32,9 @@ class DecoderAttentionMap(nn.Module):
         """Return the (B, N) map, without gradient.
 
         Args:
-            samples: of every decoder layer.
+            samples: samples of every decoder layer.
             pyramid: geometry of the tokens.
-            valid: (B, Q) bool, False on queries that do not count; None where all count.
+            valid: (B, Q) bool, False on queries that only fill the batch; None if all count.
         """
         locations = torch.cat([layer.locations for layer in samples], 1)
         weights = torch.cat([layer.weights for layer in samples], 1).to(locations.dtype)
@@ -44,7 +44,7 @@ class DecoderAttentionMap(nn.Module):
 
 
 class NoAttentionMap(nn.Module):
-    """Full attention samples no points that could be counted."""
+    """The attention map of decoders with full attention, which sample no points: None."""
 
     def forward(self, samples: Sequence[AttentionSamples] | None, pyramid: Pyramid, valid: Tensor | None) -> None:
         """Return None."""

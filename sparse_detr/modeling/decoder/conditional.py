@@ -1,4 +1,4 @@
-"""The decoder layer with full attention by content and place (Conditional DETR; DAB-DETR, sections 4.2 and 4.4).
+"""The decoder layer with full attention by content and position (Conditional DETR; DAB-DETR, sections 4.2 and 4.4).
 
 Meng et al., ICCV 2021, and Liu et al., ICLR 2022.
 """
@@ -17,7 +17,7 @@ from sparse_detr.structures import Tokens
 
 
 class ConditionalSelfAttention(nn.Module):
-    """Self-attention of queries with projections of their own for content and position.
+    """Self-attention of queries, with separate projections for content and position.
 
     Args:
         embed_dim: C.
@@ -47,17 +47,18 @@ class ConditionalSelfAttention(nn.Module):
 
 
 class ConditionalCrossAttention(nn.Module):
-    """Attention of queries to the memory by content and, side by side with it, by place.
+    """Full attention of queries to the memory by content and spatial similarity (DAB-DETR, section 4.2).
 
-    In every head the query is its content next to its `spatial` embedding, the key is its content next to its
-    position, so that their product is the sum of a content and a spatial similarity (DAB-DETR, section 4.2).
+    In every head the query is its content concatenated with its `spatial` embedding, and the key is its content
+    concatenated with its position, so the product is the sum of a content and a spatial similarity.
 
     Args:
         embed_dim: C.
         num_heads: M, a divisor of C.
         dropout: probability, on the attention weights.
-        first: the content of the first layer's queries says nothing yet: add positions to it and to the memory's.
-        memory_padding: `hidden` from the queries, or `visible` to them, as in detrex.
+        first: for the first layer, whose queries have no content of the image yet: add positions to the content of
+            queries and keys.
+        memory_padding: `hidden`: no query attends to padding; `visible`: queries attend to it too, as in detrex.
     """
 
     def __init__(
@@ -78,16 +79,17 @@ class ConditionalCrossAttention(nn.Module):
         self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         self.value_proj, self.out_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, content: Tensor, at: QueryPosition, memory: Tokens) -> Tensor:
-        """Return (B, Q, C) from the queries' `content` (B, Q, C), where they are, and what they read."""
-        assert at.spatial is not None
+    def forward(self, content: Tensor, query_position: QueryPosition, memory: Tokens) -> Tensor:
+        """Return (B, Q, C) from the `content` (B, Q, C) and position of the queries, and the memory that they read."""
+        assert query_position.spatial is not None
         query, key = self.query_content_proj(content), self.key_content_proj(memory.content)
-        spatial_query, spatial_key = self.query_spatial_proj(at.spatial), self.key_pos_proj(memory.position)
+        spatial_query = self.query_spatial_proj(query_position.spatial)
+        spatial_key = self.key_pos_proj(memory.position)
         if self.query_pos_proj is not None:
-            query, key = query + self.query_pos_proj(at.position), key + spatial_key
+            query, key = query + self.query_pos_proj(query_position.position), key + spatial_key
         attended = multi_head_attention(
-            self._side_by_side(query, spatial_query),
-            self._side_by_side(key, spatial_key),
+            self._concatenate(query, spatial_query),
+            self._concatenate(key, spatial_key),
             self.value_proj(memory.content),
             num_heads=self.num_heads,
             mask=token_mask(memory.pyramid) if self.memory_padding == "hidden" else None,
@@ -95,20 +97,20 @@ class ConditionalCrossAttention(nn.Module):
         )
         return self.out_proj(attended)
 
-    def _side_by_side(self, content: Tensor, place: Tensor) -> Tensor:
-        """Return (B, Q, 2C) from twice (B, Q, C), head by head."""
-        return torch.cat([x.unflatten(-1, (self.num_heads, -1)) for x in (content, place)], -1).flatten(-2)
+    def _concatenate(self, content: Tensor, spatial: Tensor) -> Tensor:
+        """Concatenate two (B, Q, C) to (B, Q, 2C), head by head."""
+        return torch.cat([x.unflatten(-1, (self.num_heads, -1)) for x in (content, spatial)], -1).flatten(-2)
 
 
 class ConditionalDecoderLayer(nn.Module):
     """Self-attention among queries, full attention to the memory, a feed-forward network; post-norm.
 
     Args:
-        self_attn: the queries' attention to each other.
-        cross_attn: their attention to the memory.
+        self_attn: attention of the queries to each other.
+        cross_attn: attention of the queries to the memory.
         ffn: the feed-forward branch.
         embed_dim: C.
-        dropout: probability, on either attention's output.
+        dropout: probability, on the outputs of both attentions.
     """
 
     def __init__(
@@ -127,11 +129,19 @@ class ConditionalDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: Tensor | None, *, need_samples: bool = False
+        self,
+        content: Tensor,
+        query_position: QueryPosition,
+        memory: Tokens,
+        mask: Tensor | None,
+        *,
+        need_samples: bool = False,
     ) -> tuple[Tensor, AttentionSamples | None]:
-        """Update the queries' content (B, Q, C); see `DeformableDecoderLayer`. Full attention samples nothing."""
-        content = self.self_attn_norm(content + self.dropout(self.self_attn(content, at.position, mask)))
-        content = self.cross_attn_norm(content + self.dropout(self.cross_attn(content, at, memory)))
+        """Update the content (B, Q, C) of queries; see `DeformableDecoderLayer`. There are no samples: None."""
+        attended = self.self_attn(content, query_position.position, mask)
+        content = self.self_attn_norm(content + self.dropout(attended))
+        attended = self.cross_attn(content, query_position, memory)
+        content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), None
 
 
@@ -144,7 +154,7 @@ def conditional_layers(
     count: int,
     memory_padding: Literal["hidden", "visible"] = "hidden",
 ) -> list[nn.Module]:
-    """Return `count` decoder layers, each with a copy of `ffn`; the first adds positions in its cross-attention."""
+    """Return `count` decoder layers, each with a copy of `ffn`; the first one adds positions in its cross-attention."""
     return [
         ConditionalDecoderLayer(
             self_attn=ConditionalSelfAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),

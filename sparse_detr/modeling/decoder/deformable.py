@@ -1,6 +1,6 @@
-"""The decoder: layers over queries and memory, where their positions come from, and how boxes are refined.
+"""The decoder, its deformable layer, the position of queries, and the refinement of boxes (Deformable DETR, section 4).
 
-Deformable DETR, section 4.1; `Decoder` runs layers of every kind.
+`Decoder` runs layers of every kind.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from sparse_detr.structures import Pyramid, Queries, Tokens
 
 @dataclass(frozen=True, eq=False)
 class DecoderOutput:
-    """What the decoder says.
+    """The output of the decoder.
 
     Args:
-        predictions: of every layer, first to last.
-        samples: of every layer's cross-attention; None unless asked for, and where attention is full.
+        predictions: predictions of every layer, first to last.
+        samples: samples of the cross-attention of every layer; None without `need_samples` and for full attention.
     """
 
     predictions: tuple[Predictions, ...]
     samples: tuple[AttentionSamples, ...] | None
 
     def split(self, count: int) -> tuple[DecoderOutput, DecoderOutput]:
-        """Return the outputs of the first `count` queries, and of the others."""
+        """Split the output into that of the first `count` queries and that of the others."""
         return self._rows(slice(None, count)), self._rows(slice(count, None))
 
     def _rows(self, rows: slice) -> DecoderOutput:
@@ -51,10 +51,11 @@ class QueryPosition:
     """The embedding and the reference of every query.
 
     Args:
-        position: (B, Q, C), added to the content wherever a query attends.
-        reference_points: (B, Q, 2|4), where it reads the memory, in [0, 1] of the unpadded image.
-        spatial: (B, Q, C), what full attention compares with the positions of the memory; None for deformable
-            attention.
+        position: (B, Q, C), added to the content of a query that attends.
+        reference_points: (B, Q, 2|4), points or boxes around which queries read the memory, in [0, 1] of the unpadded
+            image.
+        spatial: (B, Q, C), embedding that full attention compares with the positions of the memory; None for
+            deformable attention.
     """
 
     position: Tensor
@@ -63,17 +64,17 @@ class QueryPosition:
 
 
 class GivenPosition(nn.Module):
-    """The embedding that the queries came with, in every layer (Deformable DETR, section 4.1)."""
+    """The query's own position embedding, the same in every layer (Deformable DETR, section 4.1)."""
 
     def forward(
         self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
-        """Embed the queries of one layer.
+        """Return the position of the queries in one layer.
 
         Args:
-            queries: what the decoder started from.
+            queries: input of the decoder.
             reference_points: (B, Q, 2|4) of this layer.
-            content: (B, Q, C) of this layer, which in the first one holds nothing of the image yet.
+            content: (B, Q, C), input of this layer; in the first layer it holds nothing of the image yet.
             pyramid: geometry of the memory.
             layer: number of the decoder layer, from 0.
         """
@@ -85,11 +86,11 @@ class DeformableDecoderLayer(nn.Module):
     """Self-attention among queries, deformable cross-attention to the memory, a feed-forward network; post-norm.
 
     Args:
-        self_attn: the queries' attention to each other.
-        cross_attn: their deformable attention to the memory.
+        self_attn: attention of the queries to each other.
+        cross_attn: deformable attention of the queries to the memory.
         ffn: the feed-forward branch.
         embed_dim: C.
-        dropout: probability, on either attention's output.
+        dropout: probability, on the outputs of both attentions.
     """
 
     def __init__(
@@ -108,23 +109,30 @@ class DeformableDecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, content: Tensor, at: QueryPosition, memory: Tokens, mask: Tensor | None, *, need_samples: bool = False
+        self,
+        content: Tensor,
+        query_position: QueryPosition,
+        memory: Tokens,
+        mask: Tensor | None,
+        *,
+        need_samples: bool = False,
     ) -> tuple[Tensor, AttentionSamples | None]:
-        """Update the queries' content.
+        """Update the content of queries.
 
         Args:
             content: (B, Q, C).
-            at: where the queries are.
-            memory: what they read.
-            mask: which queries attend to which, see `attention_mask`.
-            need_samples: return the samples of the cross-attention, which its fastest form does not keep.
+            query_position: embedding and reference of the queries.
+            memory: encoded tokens, which the queries read.
+            mask: which query may attend to which, see `attention_mask`.
+            need_samples: return the samples of the cross-attention; the faster fused kernel does not keep them.
 
         Returns:
             The new content, and the samples or None.
         """
-        attended = self.self_attn(content, at.position, mask)
+        attended = self.self_attn(content, query_position.position, mask)
         content = self.self_attn_norm(content + self.dropout(attended))
-        query, points = content + at.position, on_padded_levels(at.reference_points, memory.pyramid)
+        query = content + query_position.position
+        points = on_padded_levels(query_position.reference_points, memory.pyramid)
         if need_samples:
             samples = self.cross_attn.sample(query, points, memory.pyramid)
             attended = self.cross_attn.read(memory.content, samples, memory.pyramid)
@@ -136,57 +144,59 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class NoRefinement(nn.Module):
-    """Every layer starts from the queries' own reference (Deformable DETR, section 4.1)."""
+    """No refinement: every layer starts from the reference of the queries (Deformable DETR, section 4.1)."""
 
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the reference of the next layer, and the one that its predictions are relative to.
+        """Return the reference of the next layer, and the reference that its predictions are relative to.
 
         Args:
-            head: of the layer that just ran.
-            content: (B, Q, C), its output.
-            reference: (B, Q, 2|4), its own reference.
-            predictions: of its head.
+            head: head of the layer that has just run.
+            content: (B, Q, C), output of that layer.
+            reference: (B, Q, 2|4), reference of that layer.
+            predictions: predictions of that head.
             logit_eps: see `inverse_sigmoid`.
         """
         return reference, reference
 
 
 class BoxRefinement(nn.Module):
-    """Every layer starts from the boxes predicted before it, detached (Deformable DETR, section 4.2)."""
+    """Refinement: every layer starts from the detached boxes of the layer before (Deformable DETR, section 4.2)."""
 
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the next reference twice; see `NoRefinement`."""
+        """Return the predicted boxes, detached, as both references; see `NoRefinement`."""
         boxes = predictions.boxes.detach()
         return boxes, boxes
 
 
 class LookForwardTwice(nn.Module):
-    """A layer's predictions also train the boxes that it started from (DINO, section 3.5; so does DAB-DETR's code).
+    """Refinement in which a prediction also trains the layer before (DINO, section 3.5; also in the code of DAB-DETR).
 
-    The next layer looks at a detached box and predicts relative to the same box with its gradient. The head reads the
-    content before the decoder's norm here and after it for predictions, so a prediction is not the next reference.
+    The next layer attends around a detached box, and predicts relative to the same box with its gradient. The head
+    reads the content before the norm of the decoder here, and after it for predictions. So the next reference differs
+    from the predicted box.
     """
 
     def forward(
         self, head: PredictionHead, content: Tensor, reference: Tensor, predictions: Predictions, logit_eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the next reference, detached and not; see `NoRefinement`."""
+        """Return the next reference, first detached, then with its gradient; see `NoRefinement`."""
         boxes = (head.box_embed(content) + inverse_sigmoid(reference, logit_eps)).sigmoid()
         return boxes.detach(), boxes
 
 
 class Decoder(nn.Module):
-    """Layers that each predict boxes around a reference, which a refinement moves on from layer to layer.
+    """Layers that each predict boxes relative to a reference, which the refinement updates from layer to layer.
 
     Args:
         layers: the layers, first to last.
-        query_position: the position embedding of the queries at their reference.
-        refinement: the next layer's reference.
-        norm: of what the heads see, but not of what the next layer and the refinement see; None for none.
+        query_position: makes the position of the queries from their reference.
+        refinement: makes the reference of the next layer.
+        norm: normalisation in front of the heads; the next layer and the refinement read the content before it. None
+            for no normalisation.
         logit_eps: see `inverse_sigmoid`.
     """
 
@@ -213,17 +223,17 @@ class Decoder(nn.Module):
         *,
         need_samples: bool = False,
     ) -> DecoderOutput:
-        """Decode, with the head of every layer; `need_samples` keeps the samples, for an attention map."""
+        """Decode queries, with one head a layer; `need_samples` keeps the samples that an attention map is made of."""
         content, reference = queries.content, queries.reference_points
-        anchor = reference  # what predictions are relative to: the reference, possibly with its gradient
+        anchor = reference  # predictions are relative to it: the reference, possibly with its gradient
         mask = attention_mask(queries.valid, queries.keep)
         predictions: list[Predictions] = []
         samples: list[AttentionSamples] = []
         for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
-            at = self.query_position(queries, reference, content, memory.pyramid, layer=i)
-            content, layer_samples = layer(content, at, memory, mask, need_samples=need_samples)
+            position = self.query_position(queries, reference, content, memory.pyramid, layer=i)
+            content, layer_samples = layer(content, position, memory, mask, need_samples=need_samples)
             predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))
             if layer_samples is not None:
                 samples.append(layer_samples)
@@ -231,7 +241,7 @@ class Decoder(nn.Module):
 
 
 def on_padded_levels(reference_points: Tensor, pyramid: Pyramid) -> Tensor:
-    """Return (B, Q, L, 2|4): reference points of the unpadded image as shares of each padded level."""
+    """Return (B, Q, L, 2|4): reference points in [0, 1] of each padded level, from [0, 1] of the unpadded image."""
     ratios = pyramid.valid_ratios(reference_points.dtype)
     ratios = ratios.repeat(1, 1, reference_points.shape[-1] // 2)
     return reference_points[:, :, None] * ratios[:, None]

@@ -1,4 +1,4 @@
-"""Where decoder queries are, from their boxes: the embedding that is added to them wherever they attend (DAB-DETR)."""
+"""Position embeddings of decoder queries, made from their boxes (DAB-DETR, section 4)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sparse_detr.structures import Pyramid, Queries
 
 
 class ContentScale(MLP):
-    """Factors of an embedding from the queries' content: 1 in the first layer, whose content says nothing yet.
+    """Factors of a position embedding from the content of queries; 1 in the first layer, before they read the image.
 
     Args:
-        sizes: see `MLP`; from C to C, or to 1 for one factor a query.
+        sizes: see `MLP`; from C to C, or to 1 for one factor for each query.
     """
 
     def forward(self, content: Tensor, layer: int) -> Tensor:  # type: ignore[override]
-        """Return factors of (B, Q, C), or of a shape that broadcasts to it; `layer` counts from 0."""
+        """Return factors (B, Q, C), or of a shape that broadcasts to it; `layer` counts from 0."""
         return super().forward(content) if layer > 0 else content.new_ones(())
 
 
 class LayerScale(nn.Module):
-    """Learned factors of every decoder layer and channel, whatever the content.
+    """Learned factors for every decoder layer and channel, independent of the content.
 
     Args:
-        num_layers: decoder layers.
+        num_layers: number of decoder layers.
         embed_dim: C.
     """
 
@@ -42,13 +42,13 @@ class LayerScale(nn.Module):
 
 
 class BoxPosition(nn.Module):
-    """An MLP of the sine embedding of every layer's own box (DAB-DETR, section 4.2; DINO).
+    """Position embedding: an MLP of the sine embedding of the box in every layer (DAB-DETR, section 4.2; DINO).
 
     Args:
         embed_dim: C, a multiple of 4.
-        scale: (content, layer) -> factors of the embedding, such as `ContentScale`; None for none.
-        frame: the boxes are embedded in the frame of the `image`, or of the `padded` finest level as in the public
-            code, where the embedding of a box then depends on the other images of the batch.
+        scale: (content, layer) -> factors of the embedding, such as `ContentScale`; None for no factors.
+        frame: coordinates of the embedded boxes: in [0, 1] of the `image`, or of the `padded` finest level as in the
+            public code, where the embedding of a box depends on the other images of the batch.
     """
 
     def __init__(self, *, embed_dim: int, scale: nn.Module | None = None, frame: Literal["image", "padded"] = "image"):
@@ -60,7 +60,7 @@ class BoxPosition(nn.Module):
     def forward(
         self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
-        """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
+        """Return the position of queries at the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
         boxes = self._framed(reference_points, pyramid)
         position = self.mlp(embed_rows_first(boxes, self.num_features, dtype=self.mlp.dtype))
         if self.scale is not None:
@@ -74,15 +74,16 @@ class BoxPosition(nn.Module):
 
 
 class ModulatedBoxPosition(nn.Module):
-    """An MLP of the sine embedding of the box, and the embedding of its centre for full attention.
+    """Position embedding for full attention: an MLP of the sine embedding of the box, and the embedding of its centre.
 
-    The latter is multiplied by learned factors, and its row and column halves by the height and width that the content
-    asks for over those of the box (DAB-DETR, sections 4.2 and 4.4). A side below a ten-thousandth of the image counts
-    as a ten-thousandth, so that the quotient stays within what half precision can hold; public code divides by any.
+    The embedding of the centre is multiplied by learned factors. Its row half is also multiplied by a height predicted
+    from the content, divided by the height of the box, and its column half by the same of the widths (DAB-DETR,
+    sections 4.2 and 4.4). Heights and widths of boxes below `min_size` count as `min_size`, so that half precision can
+    hold the quotient; the public code has no such limit.
 
     Args:
         embed_dim: C, a multiple of 4.
-        scale: (content, layer) -> the factors, such as `ContentScale` and `LayerScale`; None for none.
+        scale: (content, layer) -> the learned factors, such as `ContentScale` and `LayerScale`; None for no factors.
     """
 
     min_size = 1e-4
@@ -97,7 +98,7 @@ class ModulatedBoxPosition(nn.Module):
     def forward(
         self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
     ) -> QueryPosition:
-        """Embed the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
+        """Return the position of queries at the boxes (B, Q, 4) of one layer; see `GivenPosition`."""
         embedding = embed_rows_first(reference_points, self.num_features, dtype=self.mlp.dtype)
         spatial = embedding[..., : 2 * self.num_features]
         if self.scale is not None:
@@ -109,5 +110,5 @@ class ModulatedBoxPosition(nn.Module):
 
 
 def embed_rows_first(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
-    """Return the sine embedding of (..., 4) boxes in the order cy, cx, w, h: rows first, as for tokens."""
+    """Return the sine embedding of (..., 4) boxes in the order cy, cx, w, h: row before column, as for tokens."""
     return embed_boxes(boxes[..., [1, 0, 2, 3]], num_features, dtype=dtype)

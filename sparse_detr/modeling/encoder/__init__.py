@@ -1,4 +1,4 @@
-"""Refine the selected tokens."""
+"""Encoders, which refine the selected tokens."""
 
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention

@@ -18,7 +18,7 @@ class EncoderOutput:
     """The encoded tokens.
 
     Args:
-        memory: (B, N, C), every token; those that were not selected are as they came.
+        memory: (B, N, C), every token; those that were not selected are unchanged.
         layers: (B, K, C) of every layer, the tokens that it refined.
     """
 
@@ -28,15 +28,15 @@ class EncoderOutput:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """What an encoder layer sees of the tokens that it refines.
+    """The tokens that an encoder layer refines.
 
     Args:
         content: (B, K, C).
-        position: (B, K, C), added wherever a token attends.
+        position: (B, K, C), added to the content of a token that attends.
         reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
         valid: (B, K) bool, False on rows that only fill the batch.
-        scores: (B, K), what the tokens were ranked by; None where nothing was scored.
-        used: (K,) bool, False on rows that fill the batch in every image; None where there are no such rows.
+        scores: (B, K), the scores that ranked the tokens; None for selectors without scores.
+        any_valid: (K,) bool, True on rows that are valid in some image; None if all rows are.
     """
 
     content: Tensor
@@ -44,17 +44,17 @@ class TokenRows:
     reference_points: Tensor
     valid: Tensor
     scores: Tensor | None = None
-    used: Tensor | None = None
+    any_valid: Tensor | None = None
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention of some tokens over all of them, then a feed-forward network; post-norm.
+    """Deformable self-attention of some tokens over all tokens, then a feed-forward network; post-norm.
 
     Args:
         self_attn: the attention.
         ffn: the feed-forward branch.
         embed_dim: C.
-        dropout: probability, on the attention's output.
+        dropout: probability, on the output of the attention.
     """
 
     def __init__(self, *, self_attn: MultiScaleDeformableAttention, ffn: FeedForward, embed_dim: int, dropout: float):
@@ -64,16 +64,16 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, rows: TokenRows, source: Tensor, pyramid: Pyramid, proposals: Proposals) -> Tensor:
-        """Refine some tokens.
+        """Return the refined content of some tokens.
 
         Args:
             rows: the tokens.
-            source: (B, N, C), all tokens, to read around the reference points.
+            source: (B, N, C), all tokens, which the attention reads around the reference points.
             pyramid: geometry of the source.
-            proposals: of all tokens, for layers that ask what a token may be.
+            proposals: boxes of all tokens and their head, for layers that classify tokens.
 
         Returns:
-            Their new content, (B, K, C).
+            (B, K, C).
         """
         attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
         content = self.self_attn_norm(rows.content + self.dropout(attended))
@@ -81,14 +81,14 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """Layers that refine the selected tokens, each written back before the next one reads.
+    """Layers that refine the selected tokens; the result of each layer is written back before the next one reads.
 
-    Rows are taken out of the sequence where the selection changes, and else go on from layer to layer.
+    Rows are taken out of the sequence again only where the selection changes from layer to layer.
 
     Args:
         layers: the layers, first to last.
-        source: what every layer's deformable attention reads: `updated`, the tokens as the layer before left them;
-            `static`, the tokens as they came, as in the public implementation of Focus-DETR.
+        source: what the deformable attention of every layer reads: `updated`, the tokens after the layer before;
+            `static`, the input tokens, as in the public implementation of Focus-DETR.
     """
 
     def __init__(self, *, layers: list[nn.Module], source: Literal["updated", "static"] = "updated"):
@@ -103,36 +103,40 @@ class DeformableEncoder(nn.Module):
         *,
         scores: Tensor | None = None,
     ) -> EncoderOutput:
-        """Refine tokens.
+        """Refine the selected tokens.
 
         Args:
             tokens: all tokens.
-            selection: those that every layer refines.
-            proposals: a box for every token, and what says which object it may be.
-            scores: (B, N), what the tokens were ranked by; None where nothing was scored.
+            selection: the tokens that every layer refines.
+            proposals: a box for every token, and the head that classifies it.
+            scores: (B, N), the scores that ranked the tokens; None for selectors without scores.
+
+        Raises:
+            ValueError: the selection is for another number of layers.
         """
+        selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
-        before = rows = None
+        previous = rows = None
         for i, layer in enumerate(self.layers):
             kept = selection.at_layer(i)
-            if rows is None or kept is not before:
+            if rows is None or kept is not previous:
                 rows = take_rows(replace(tokens, content=memory), kept, scores)
             source = memory if self.source == "updated" else tokens.content
             rows = replace(rows, content=layer(rows, source, tokens.pyramid, proposals))
-            memory, before = kept.scatter(memory, rows.content), kept
+            memory, previous = kept.scatter(memory, rows.content), kept
             outputs.append(rows.content)
         return EncoderOutput(memory=memory, layers=tuple(outputs))
 
 
 def take_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:
-    """Return the selected tokens, with their (B, N) scores if there are any."""
+    """Return the selected tokens, with their scores if there are (B, N) scores."""
     return TokenRows(
         content=selection.gather(tokens.content),
         position=selection.gather(tokens.position),
         reference_points=selection.gather(encoder_reference_points(tokens.pyramid, tokens.position.dtype)),
         valid=selection.valid,
         scores=None if scores is None else selection.gather(scores),
-        used=selection.used,
+        any_valid=selection.any_valid,
     )
 
 

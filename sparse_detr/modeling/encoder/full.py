@@ -1,4 +1,4 @@
-"""The encoder with full attention, of all tokens to all (DETR, section 3.2; DAB-DETR; Conditional DETR)."""
+"""The encoder with full attention, of all tokens to all tokens (DETR, section 3.2; DAB-DETR; Conditional DETR)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FullAttentionEncoderLayer(nn.Module):
         self_attn: the attention.
         ffn: the feed-forward branch.
         embed_dim: C.
-        dropout: probability, on the attention's output.
+        dropout: probability, on the output of the attention.
     """
 
     def __init__(self, *, self_attn: SelfAttention, ffn: FeedForward, embed_dim: int, dropout: float):
@@ -36,10 +36,10 @@ class FullAttentionEncoderLayer(nn.Module):
 
 
 class FullAttentionEncoder(nn.Module):
-    """Layers over all tokens, whose positions every layer multiplies by a function of the content.
+    """Layers of full attention; an MLP of the content, shared by all layers, scales the positions of every layer.
 
     Args:
-        layers: the layers, first to last, which share that function.
+        layers: the layers, first to last.
         embed_dim: C.
     """
 
@@ -56,10 +56,10 @@ class FullAttentionEncoder(nn.Module):
         *,
         scores: Tensor | None = None,
     ) -> EncoderOutput:
-        """Refine every token; see `DeformableEncoder`.
+        """Refine all tokens; see `DeformableEncoder`.
 
         Raises:
-            ValueError: some tokens are not selected.
+            ValueError: the selection leaves some tokens out.
         """
         if not isinstance(selection, AllTokens):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""From encoded tokens to decoder queries."""
+"""Query makers: from encoded tokens to decoder queries."""
 
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
 from sparse_detr.modeling.queries.learned import LearnedQueries

@@ -15,12 +15,12 @@ Start = Literal["normal", "uniform_centers", "uniform"]
 
 
 class Anchors(nn.Module):
-    """Boxes that are free to move.
+    """Learned boxes.
 
     Args:
-        num_anchors: how many.
-        start: `normal`, logits from N(0, 1); `uniform_centers`, the same with centres spread evenly over the image;
-            `uniform`, all four numbers uniform, with logits of at most 3 either way.
+        num_anchors: number of boxes.
+        start: initial values. `normal`: logits from N(0, 1); `uniform_centers`: the same, but centres uniform over the
+            image; `uniform`: all four numbers uniform, with logits from -3 to 3.
     """
 
     def __init__(self, *, num_anchors: int, start: Start = "normal"):
@@ -28,15 +28,15 @@ class Anchors(nn.Module):
         self.logits = nn.Parameter(initial_logits(num_anchors, start))
 
     def forward(self) -> Tensor:
-        """(Q, 4) logits of cxcywh in [0, 1] of the unpadded image."""
+        """Return (A, 4) logits of cxcywh in [0, 1] of the unpadded image."""
         return self.logits
 
 
 class FixedCenterAnchors(nn.Module):
-    """Boxes that learn their size but stay where they are.
+    """Boxes with a learned size and a fixed centre.
 
-    The public implementations offer the same, but clear the gradient flag of a slice, which has no effect: their
-    centres learn. To train like them take `Anchors`, whose files can be loaded here too.
+    The public implementations have this option too, but they clear the gradient flag of a slice, which has no effect:
+    their centres learn. To train like them, use `Anchors`. Weights of `Anchors` can be loaded here too.
 
     Args:
         num_anchors, start: see `Anchors`.
@@ -52,18 +52,18 @@ class FixedCenterAnchors(nn.Module):
         self.register_load_state_dict_pre_hook(_split_logits)
 
     def forward(self) -> Tensor:
-        """(Q, 4) logits of cxcywh in [0, 1] of the unpadded image."""
+        """Return (A, 4) logits of cxcywh in [0, 1] of the unpadded image."""
         return torch.cat([self.centers, self.sizes], -1)
 
 
 def _split_logits(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Turn the logits of `Anchors` in a state dict into centres and sizes."""
+    """Replace the logits of `Anchors` in a state dict by centres and sizes."""
     if f"{prefix}logits" in weights:
         weights[f"{prefix}centers"], weights[f"{prefix}sizes"] = weights.pop(f"{prefix}logits").split(2, -1)
 
 
 def initial_logits(num_anchors: int, start: Start) -> Tensor:
-    """(Q, 4) logits of cxcywh; for `start` see `Anchors`."""
+    """Return initial (A, 4) logits of cxcywh; for `start` see `Anchors`."""
     if start == "uniform":
         return inverse_sigmoid(torch.rand(num_anchors, 4), 1e-3).clamp(-3, 3)
     logits = torch.randn(num_anchors, 4)
@@ -73,14 +73,14 @@ def initial_logits(num_anchors: int, start: Start) -> Tensor:
 
 
 class LearnedAnchors(nn.Module):
-    """The same anchors for every image, whose position the decoder derives from their boxes.
+    """The same anchors as queries for every image; the decoder derives their position from the boxes.
 
     Args:
-        anchors: gives (A, 4) logits.
+        anchors: module that returns (A, 4) logits.
         embed_dim: C.
-        content: what all queries start with: `zeros`, or a `learned` vector for every anchor.
-        num_patterns: learned vectors, each of which is added to the content of all anchors; with n > 0 there are
-            n A queries, first those of all anchors with the first pattern (as in Anchor DETR).
+        content: initial content of the queries: `zeros`, or a `learned` vector for every anchor.
+        num_patterns: number of learned vectors that are added to the content of all anchors; n > 0 patterns give n A
+            queries, first all anchors with the first pattern (as in Anchor DETR).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Queries at the best-scoring proposals of the encoder (Deformable DETR, section 4.2; Sparse DETR, section 3.3).
 
-A start says what a chosen query starts with. It takes the chosen tokens (B, Q, C) of the memory, the same as projected
-for the proposal head, and their detached boxes (B, Q, 4), cxcywh in [0, 1]. It gives the content (B, Q, C) and the
-position (B, Q, C), or None for a position that the decoder derives from the boxes.
+A start is a module that makes the content and position of the chosen queries. It takes the chosen tokens of the memory
+(B, Q, C), the same tokens after the proposal projection, and their detached boxes (B, Q, 4), cxcywh in [0, 1]. It
+returns the content (B, Q, C) and the position (B, Q, C), or None if the decoder derives the position from the boxes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class TopKQueries(nn.Module):
     """Queries at the best-scoring proposals of the encoder.
 
     Args:
-        num_queries: Q; fewer if there are not as many tokens.
-        start: content and position of the chosen ones.
-        class_agnostic: rank by the first logit, "an object", and train it so, instead of by the best class.
-        supervise: train the proposals of `all` tokens, or of the `chosen` ones alone.
+        num_queries: Q; all tokens if there are fewer.
+        start: makes the content and position of the chosen queries.
+        class_agnostic: rank tokens by the first logit and train it as "an object", instead of by the best class.
+        supervise: train the proposals of `all` tokens, or of the `chosen` ones only.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class TopKQueries(nn.Module):
         self.start = start
 
     def forward(self, memory: Tensor, proposals: Proposals) -> Queries:
-        """Score every token, and turn the best into queries.
+        """Score every token and turn the best tokens into queries.
 
         Args:
             memory: (B, N, C), the encoder's output.
-            proposals: a box for every token, and the head that scores and refines it.
+            proposals: a box for every token, and the head that scores and refines the boxes.
         """
         projected = proposals.project(memory)
         if self.supervise == "all":
@@ -65,7 +65,7 @@ class TopKQueries(nn.Module):
         return Queries(content=content, position=position, reference_points=boxes, valid=valid, proposals=group)
 
     def _choose(self, logits: Tensor, keep: Tensor | None) -> Tensor:
-        """Return (B, Q) long: the tokens of the best (B, N, classes) logits, best first."""
+        """Return (B, Q) long: the tokens with the best (B, N, classes) logits, best first."""
         score = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach()
         if keep is not None:
             score = score.masked_fill(~keep, float("-inf"))
@@ -87,12 +87,12 @@ class BoxEmbeddingProjection(nn.Module):
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, boxes: Tensor) -> Tensor:
-        """(B, Q, out_dim) of (B, Q, 4) boxes."""
+        """Return (B, Q, out_dim) of (B, Q, 4) boxes."""
         return self.norm(self.linear(embed_boxes(boxes, self.num_features, dtype=self.linear.weight.dtype)))
 
 
 class BoxStart(nn.Module):
-    """Content and position both come from the sine embedding of the box (Deformable DETR, two-stage).
+    """A start with content and position from the sine embedding of the box (Deformable DETR, two-stage).
 
     Args:
         embed_dim: C.
@@ -108,7 +108,7 @@ class BoxStart(nn.Module):
 
 
 class MemoryStart(nn.Module):
-    """The content is the encoded token itself, the position comes from its box (Efficient DETR, Sparse DETR).
+    """A start with the encoded token as content, and the position from its box (Efficient DETR, Sparse DETR).
 
     Args:
         embed_dim: C.
@@ -123,14 +123,14 @@ class MemoryStart(nn.Module):
 
 
 class ProjectedStart(nn.Module):
-    """The content is the projected token, detached, the position is left to the decoder (DAB-Deformable, two-stage)."""
+    """A start with the projected, detached token as content, and no position (DAB-Deformable-DETR, two-stage)."""
 
     def forward(self, memory: Tensor, projected: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
         return projected.detach(), None
 
 
 class LearnedStart(nn.Module):
-    """The content is learned and the same for every image: mixed query selection (DINO, section 3.4).
+    """A start with learned content, the same for every image: mixed query selection (DINO, section 3.4).
 
     Args:
         num_queries: Q.

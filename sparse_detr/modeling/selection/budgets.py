@@ -1,4 +1,4 @@
-"""Fewer and fewer tokens from layer to layer (Focus-DETR's cascade, section 3.1)."""
+"""Budgets with fewer tokens from layer to layer (the cascade of Focus-DETR, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_detr.modeling.selection.selector import check_keep_ratio, real_tokens, share_of
+from sparse_detr.modeling.selection.selector import check_keep_ratio, count_valid_tokens, share_of
 from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadedBudget:
-    """Fewer and fewer tokens from layer to layer: layer i refines min(int(n * keep_ratio * c_i) + 1, n) of n.
+    """A budget that falls from layer to layer: layer i refines min(int(n * keep_ratio * c_i) + 1, n) of n tokens.
 
     Args:
         keep_ratio: share of the tokens in the first layer, above 0 and at most 1.
@@ -40,35 +40,35 @@ class CascadedBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            counts = self.layers(real_tokens(pyramid))
+            counts = self.layers(count_valid_tokens(pyramid))
             return top_token_cascade(ranking, counts, self.largest(pyramid.num_tokens), exact=False)
         layers = self.host_layers(pyramid.valid_counts)
         counts = list(torch.tensor(layers, device=ranking.device))
         return top_token_cascade(ranking, counts, [max(kept) for kept in layers])
 
     def layers(self, counts: Tensor) -> list[Tensor]:
-        """Return the (B,) tokens of every layer, of images with (B,) `counts` real tokens."""
+        """Return for every layer (B,) kept tokens of images with (B,) `counts` valid tokens."""
         return [share_of(counts, self.keep_ratio * share) for share in self.schedule]
 
     def host_layers(self, counts: Sequence[int]) -> list[list[int]]:
-        """Return the tokens of every layer and image, of images with `counts` real tokens."""
+        """Return for every layer and image the kept tokens of images with `counts` valid tokens."""
         return [[share_of(count, self.keep_ratio * share) for count in counts] for share in self.schedule]
 
     def largest(self, count: int) -> list[int]:
-        """Return how many tokens every layer refines at most, of images with at most `count` tokens."""
+        """Return for every layer the largest number of kept tokens of images with at most `count` tokens."""
         return [share_of(count, self.keep_ratio * share) for share in self.schedule]
 
 
 class BatchCascadedBudget(CascadedBudget):
-    """The cascade of Focus-DETR's public code, which follows the largest image of the batch.
+    """The cascade of the public code of Focus-DETR, which depends on the largest image of the batch.
 
-    Layer i refines int(K c_i) tokens, K the largest first budget of the batch, but no more than the image's own first
-    budget. So what an image keeps depends on the others of its batch.
+    Layer i refines int(K c_i) tokens, but no more than the first layer keeps of the image; K is the largest number that
+    the first layer keeps of any image of the batch. So an image may keep other tokens in another batch.
     """
 
     def layers(self, counts: Tensor) -> list[Tensor]:
         first = share_of(counts, self.keep_ratio)
-        # In float32, as the public implementation, whose products can fall below a whole number where doubles do not.
+        # In float32 as in the public code, where a product can fall just below a whole number and float64 does not.
         shares = torch.tensor(self.schedule, dtype=torch.float32, device=counts.device)
         return [first.minimum((share * first.max()).long().clamp(min=1)) for share in shares]
 
@@ -76,7 +76,7 @@ class BatchCascadedBudget(CascadedBudget):
         return [kept.tolist() for kept in self.layers(torch.tensor(counts))]
 
     def largest(self, count: int) -> list[int]:
-        # One more than every share, for float32 may round up.
+        # One more than every share, because float32 may round up.
         return [at_most(share_of(count, self.keep_ratio * share) + 1, count) for share in self.schedule]
 
 
@@ -87,7 +87,7 @@ def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:
     if not shares or shares[0] != 1 or not falling or shares[-1] <= 0:
         raise ValueError(
             f"a schedule must start at 1, never grow and stay above 0, got {shares}; "
-            "the share that the first layer keeps is keep_ratio"
+            "set the share of the first layer with keep_ratio"
         )
     return shares
 
@@ -95,22 +95,22 @@ def check_schedule(schedule: Sequence[float]) -> tuple[float, ...]:
 def layer_shares(
     *, num_layers: int, published: Sequence[float], shares: Sequence[float] | None = None
 ) -> tuple[float, ...]:
-    """Return a schedule of one share an encoder layer.
+    """Return a schedule with one share for every encoder layer.
 
     Args:
-        num_layers: encoder layers.
-        published: shares of another number of layers, to be spread over these by linear interpolation, the first and
-            the last where they are; a single layer takes the first.
-        shares: those of the layers themselves, instead.
+        num_layers: number of encoder layers.
+        published: shares for another number of layers, which are interpolated linearly between the first and the last
+            layer; a single layer takes the first share.
+        shares: shares of these layers, used instead of `published`; None for no such shares.
 
     Raises:
-        ValueError: there are not as many shares as layers.
+        ValueError: the number of shares is not the number of layers.
     """
     if shares is not None:
         if len(shares) != num_layers:
             raise ValueError(
                 f"the schedule has {len(shares)} shares, and the encoder {num_layers} layers; "
-                "give one share a layer, or None for the published ones spread over the layers"
+                "give one share for each layer, or None to spread the published shares over the layers"
             )
         return tuple(float(share) for share in shares)
     last = len(published) - 1

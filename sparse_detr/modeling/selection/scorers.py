@@ -1,4 +1,4 @@
-"""Criteria that the scoring network is compared with (Sparse DETR, section 4.3)."""
+"""Scorers that the scoring network is compared with (Sparse DETR, section 4.3)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparse_detr.structures import PredictionGroup, Tokens, geometry_dtype
 
 
 class ObjectnessScorer(nn.Module):
-    """The best class logit of a detection head on the tokens, which learns from true boxes.
+    """The best class logit of a detection head on the tokens; the head learns from true boxes.
 
     Args:
         head: class and box head.
-        class_agnostic: the first logit means "an object", instead of the best class.
+        class_agnostic: score by the first logit, which means "an object", instead of the best class.
     """
 
     def __init__(self, *, head: PredictionHead, class_agnostic: bool = False):
@@ -39,7 +39,7 @@ class ObjectnessScorer(nn.Module):
 
 
 class RandomScorer(nn.Module):
-    """Uniform noise, drawn anew for every batch."""
+    """Uniform random numbers, new for every batch."""
 
     def forward(self, tokens: Tokens, proposals: Proposals) -> TokenScores:
         """Score all tokens."""

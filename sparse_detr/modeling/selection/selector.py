@@ -1,12 +1,13 @@
 """Score every token, and keep the best within a budget (Sparse DETR, sections 3.1 and 3.2).
 
-A budget is an argument of a call: the model has one of its own, and whoever calls it may give another. It is asked with
-the geometry of the batch, and answers for every encoder layer. No weight depends on it.
+The budget is an argument of the call; without one, the model uses its own. From the geometry of the batch it tells how
+many tokens every encoder layer refines. No weight depends on the budget.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -27,11 +28,11 @@ from sparse_detr.structures import (
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """How worth refining every token is.
+    """A score for every token.
 
     Args:
-        values: (B, N), higher is more worth refining; undefined on padding.
-        predictions: what the scorer predicts besides, to be supervised like a decoder layer.
+        values: (B, N), tokens with higher scores are refined first; undefined on padding.
+        predictions: class and box predictions of the scorer, supervised like a decoder layer; None if it has none.
     """
 
     values: Tensor
@@ -39,11 +40,11 @@ class TokenScores:
 
 
 class ScoringNetwork(nn.Module):
-    """A token's own features, and the mean of the image's, to one score.
+    """A network that turns the features of a token and the mean features of its image into one score.
 
     Args:
         embed_dim: C.
-        mean_over: `real` tokens, or `all` tokens, padding included, as the public implementation does.
+        mean_over: `real` takes the mean over valid tokens; `all`, over padding too, as the public implementation.
     """
 
     def __init__(self, *, embed_dim: int, mean_over: Literal["real", "all"] = "real"):
@@ -57,23 +58,23 @@ class ScoringNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor, padding_mask: Tensor, gain: Tensor | None = None) -> Tensor:
-        """Score (B, N, C) tokens, whose normalised features are first multiplied by (B, N) `gain`: (B, N)."""
+        """Return (B, N) scores of (B, N, C) tokens; `gain` (B, N) multiplies their normalised features."""
         normed = self.norm(x) if gain is None else self.norm(x) * gain[..., None]
         local, shared = nn.functional.gelu(self.embed(normed)).chunk(2, -1)
         if self.mean_over == "real":
             valid = ~padding_mask[..., None]
-            # In wide numbers: the sum may be too much for half precision.
+            # In at least float32: the sum may be too large for half precision.
             total = (shared * valid).sum(1, keepdim=True, dtype=geometry_dtype(shared.dtype))
             mean = (total / valid.sum(1, keepdim=True)).to(shared.dtype)
         else:
             mean = shared.mean(1, keepdim=True)
         features = torch.cat([local, mean.expand_as(local)], -1)
-        with torch.autocast(x.device.type, enabled=False):  # a ranking by half-precision numbers would be full of ties
+        with torch.autocast(x.device.type, enabled=False):  # half precision would give many equal scores
             return self.mlp(features.to(self.norm.weight.dtype)).squeeze(-1)
 
 
 class LearnedScorer(nn.Module):
-    """The scoring network on projected tokens; it learns from its own loss alone.
+    """The scoring network on projected tokens; only the loss of its scores trains it.
 
     Args:
         network: the network.
@@ -90,29 +91,29 @@ class LearnedScorer(nn.Module):
 
 
 Count = TypeVar("Count", int, Tensor)
-"""Tokens of one image; or (B,) long, of every image, where only the device knows them."""
+"""Tokens of one image; or a (B,) long tensor of all images, if the host does not know them."""
 
 
 class Budget(Protocol):
-    """How many tokens of an image the encoder layers refine."""
+    """The number of tokens of an image that every encoder layer refines."""
 
     keep_ratio: float
     """Share of the tokens that the first layer refines, above 0 and at most 1."""
 
     @property
     def mean_keep_ratio(self) -> float:
-        """Mean share of all layers."""
+        """Share of the tokens that a layer refines: the mean over the layers."""
 
     def with_keep_ratio(self, keep_ratio: float) -> Budget:
         """Return the same budget with another share in the first layer."""
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        """Return the tokens of highest (B, N) `ranking` within the budget."""
+        """Return the tokens with the highest `ranking` (B, N), as many as the budget says."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvenBudget:
-    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n real tokens.
+    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n valid tokens.
 
     Args:
         keep_ratio: share of the tokens, above 0 and at most 1.
@@ -135,7 +136,7 @@ class EvenBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            counts, most = real_tokens(pyramid), share_of(pyramid.num_tokens, self.keep_ratio)
+            counts, most = count_valid_tokens(pyramid), share_of(pyramid.num_tokens, self.keep_ratio)
             return top_tokens(ranking, share_of(counts, self.keep_ratio), most, exact=False)
         kept = [share_of(count, self.keep_ratio) for count in pyramid.valid_counts]
         return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
@@ -143,13 +144,13 @@ class EvenBudget:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """The tokens to refine, and why.
+    """The tokens to refine, with their scores.
 
     Args:
         selection: the tokens.
-        scores: (B, N), to be supervised, finite on padding; None where nothing was scored.
-        ranking: (B, N), what the selection ranks by: the scores, but for padding.
-        predictions: what the scorer predicts besides.
+        scores: (B, N), to be supervised, finite on padding; None for selectors without scores.
+        ranking: (B, N), the scores as the selection ranks them; they differ from `scores` on padding only.
+        predictions: see `TokenScores`.
     """
 
     selection: TokenSelection
@@ -159,15 +160,15 @@ class Selected:
 
 
 class KeepAllTokens(nn.Module):
-    """The dense encoder: every token is refined, nothing is scored."""
+    """The selector of dense encoders: it keeps every token and gives no scores."""
 
     keep_ratio = mean_keep_ratio = 1.0
 
     def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
-        """Keep every token.
+        """Select every token.
 
         Raises:
-            ValueError: the budget leaves some tokens out.
+            ValueError: the budget keeps fewer than all tokens.
         """
         share = getattr(budget, "keep_ratio", budget)
         if share is not None and share != 1:
@@ -176,15 +177,15 @@ class KeepAllTokens(nn.Module):
 
 
 class TopKSelector(nn.Module):
-    """Keep the best tokens of every image within a budget.
+    """Keeps the best tokens of every image, as many as a budget says.
 
     Args:
         scorer: tokens -> scores.
-        budget: how many tokens every encoder layer refines, where the call does not say.
-        inference_keep_ratio: another share in the first layer at inference; None for the same.
-        padding: `excluded` ranks padding behind every real token; `lowest` gives it the lowest score of the batch,
-            through which gradients flow, as the public implementation of Sparse DETR does; `ranked_lowest` does so
-            for the ranking and leaves the scores that are supervised alone, as that of Focus-DETR does.
+        budget: the budget of calls that give none.
+        inference_keep_ratio: share of the first layer at inference; None for that of `budget`.
+        padding: `excluded` ranks padding behind every valid token; `lowest` gives padding the lowest score of the
+            batch, through which gradients flow, as the public implementation of Sparse DETR; `ranked_lowest` does so
+            for the ranking only and does not change the supervised scores, as the public implementation of Focus-DETR.
 
     Raises:
         ValueError: a ratio is not above 0 and at most 1.
@@ -205,17 +206,17 @@ class TopKSelector(nn.Module):
 
     @property
     def budget(self) -> Budget:
-        """The model's own budget in the mode, training or inference, that the module is in."""
+        """The model's own budget in the current mode, training or inference."""
         return self.training_budget if self.training else self.inference_budget
 
     @property
     def keep_ratio(self) -> float:
-        """The share that the first layer refines in the current mode."""
+        """Share of the tokens that the first encoder layer refines, in the current mode."""
         return self.budget.keep_ratio
 
     @property
     def mean_keep_ratio(self) -> float:
-        """The mean share of the encoder layers in the current mode."""
+        """Share of the tokens that an encoder layer refines: the mean over the layers, in the current mode."""
         return self.budget.mean_keep_ratio
 
     def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
@@ -224,7 +225,10 @@ class TopKSelector(nn.Module):
         Args:
             tokens: all tokens.
             proposals: a box for every token.
-            budget: a share is that of the first layer, in place of the model's own; None for the model's own budget.
+            budget: a number is a share for the first layer of the model's own budget; None for that budget itself.
+
+        Raises:
+            ValueError: the budget is out of range, or no budget at all.
         """
         scored: TokenScores = self.scorer(tokens, proposals)
         ranking = scored.values
@@ -238,18 +242,20 @@ class TopKSelector(nn.Module):
     def _budget_of_call(self, budget: Budget | float | None) -> Budget:
         if budget is None:
             return self.budget
-        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, int | float) else budget
+        if isinstance(budget, bool | type | Tensor) or not (isinstance(budget, Real) or hasattr(budget, "select")):
+            raise ValueError(f"budget is {budget!r}; give a share, above 0 and at most 1, or a Budget like EvenBudget")
+        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, float | Real) else budget
 
 
 def share_of(count: Count, keep_ratio: float) -> Count:
-    """Return the tokens that are kept of `count`: min(int(count * keep_ratio) + 1, count)."""
+    """Return how many of `count` tokens are kept: min(int(count * keep_ratio) + 1, count)."""
     if isinstance(count, Tensor):
         return count.minimum((count.double() * keep_ratio).long() + 1)
     return at_most(torch.sym_int(count * keep_ratio) + 1, count)
 
 
-def real_tokens(pyramid: Pyramid) -> Tensor:
-    """Return (B,) long: tokens of every image that are not padding."""
+def count_valid_tokens(pyramid: Pyramid) -> Tensor:
+    """Return (B,) long: the number of valid tokens of every image."""
     return pyramid.valid_sizes.prod(-1).sum(-1)
 
 

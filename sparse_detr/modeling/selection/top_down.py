@@ -1,12 +1,13 @@
-"""Scores from coarse to fine: what a coarse level takes for foreground modulates the next finer one (Focus-DETR, 3.1).
+"""Scores from coarse to fine: the scores of a coarse level modulate the next finer level (Focus-DETR, section 3.1).
 
     released    S_l = network(z_l (1 + alpha_l U_l))             U_l: raw S_{l+1}, corners aligned, padding included
     exact       S_l = network's MLP(norm(z_l) (1 + alpha_l U_l)) U_l: 2 p_{l+1} - 1 at the token's centre, p = sigmoid S
 
-The network starts with a layer normalisation, which a positive factor of its input does not get through: the released
-form changes no score, or flips the sign of a token's features where 1 + alpha U falls below zero. The exact form comes
-after the normalisation, in [-1, 1]: features under foreground grow, features under background shrink. No gradient goes
-back to the coarser level: fine levels have many more foreground tokens, and coarse scores would learn to serve them.
+The network starts with a layer normalisation, which removes a positive factor of its input. So the released form
+changes no score, except where 1 + alpha U is negative: there it flips the sign of a token's features. The exact form
+multiplies after the normalisation, with U in [-1, 1]: features of foreground grow, features of background shrink. No
+gradient flows back to the coarser level: the many foreground tokens of fine levels would dominate what the coarse
+scores learn.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from sparse_detr.structures import Pyramid, Tokens, geometry_dtype
 
 
 class TopDownScorer(nn.Module):
-    """One scoring network for all levels, each modulated by the scores of the next coarser one.
+    """One scoring network for all levels; the scores of a level modulate the next finer one.
 
     Args:
         network: the network.
         num_levels: L.
         modulation: `exact` multiplies after the network's normalisation, by probabilities interpolated between token
-            centres of the unpadded image; `released` is the public implementation, see above.
+            centres of the unpadded image; `released` is the public implementation; see the formulas above.
     """
 
-    initial_alpha = {"exact": (0.5, 0.5), "released": (-0.3, 0.3)}  # drawn between
+    initial_alpha = {"exact": (0.5, 0.5), "released": (-0.3, 0.3)}  # uniform between these
 
     def __init__(self, *, network: ScoringNetwork, num_levels: int, modulation: Literal["exact", "released"] = "exact"):
         super().__init__()
         self.network, self.modulation = network, modulation
-        # One a level but the coarsest, the second coarsest first. A single level has none, and nothing to learn.
+        # One for each level except the coarsest, the second coarsest first; none for a single level.
         self.alpha = nn.Parameter(torch.empty(num_levels - 1), requires_grad=num_levels > 1)
         nn.init.uniform_(self.alpha, *self.initial_alpha[modulation])
 
@@ -45,16 +46,16 @@ class TopDownScorer(nn.Module):
         """Score all tokens, from the coarsest level to the finest."""
         pyramid = tokens.pyramid
         levels = pyramid.split(proposals.project(tokens.content + tokens.position))
-        masks = pyramid.split(pyramid.padding_mask)
+        padding_masks = pyramid.split(pyramid.padding_mask)
         last = len(levels) - 1
-        scores = [self.network(levels[last], masks[last])]  # grows at the front, towards the finest
+        scores = [self.network(levels[last], padding_masks[last])]  # finer levels are inserted in front
         for level in reversed(range(last)):
             gain = 1 + self.alpha[last - 1 - level] * self._modulation(scores[0], pyramid, level)
-            scores.insert(0, self._score(levels[level], masks[level], gain))
+            scores.insert(0, self._score(levels[level], padding_masks[level], gain))
         return TokenScores(torch.cat(scores, 1))
 
     def _modulation(self, coarser: Tensor, pyramid: Pyramid, level: int) -> Tensor:
-        """Return U_l (B, n_l): what the scores of level l + 1 say of the tokens of level l."""
+        """Return U_l (B, n_l): the scores of level l + 1, interpolated at the tokens of level l."""
         if self.modulation == "exact":
             return interpolate_valid(2 * coarser.detach().sigmoid() - 1, pyramid, level + 1, level)
         coarse_map = coarser.unflatten(1, (1, *pyramid.spatial_shapes[level + 1]))
@@ -68,9 +69,9 @@ class TopDownScorer(nn.Module):
 
 
 def interpolate_valid(values: Tensor, pyramid: Pyramid, source: int, target: int) -> Tensor:
-    """Bilinear interpolation of one level's values at the token centres of another, in the unpadded image.
+    """Interpolate the values of one level bilinearly at the token centres of another, in the unpadded image.
 
-    Beyond the outermost centres the values go on as they are. Padding is never read, and gets what the border has.
+    Beyond the outermost centres the values are constant. Padding is never read; its result is that of the border.
 
     Args:
         values: (B, h * w) of level `source`, floating point.
@@ -86,7 +87,7 @@ def interpolate_valid(values: Tensor, pyramid: Pyramid, source: int, target: int
 
 
 def _weights(pyramid: Pyramid, source: int, target: int, axis: int, dtype: torch.dtype) -> Tensor:
-    """(B, n', n): how much of each source row (axis 0) or column (1) a target row or column takes."""
+    """Return (B, n', n): the weight of each source row (axis 0) or column (axis 1) in a target row or column."""
     valid = pyramid.valid_sizes[:, source, axis, None].to(dtype)  # (B, 1)
     valid_target = pyramid.valid_sizes[:, target, axis, None].to(dtype)
     centers = torch.arange(pyramid.spatial_shapes[target][axis], device=pyramid.device).to(dtype) + 0.5

@@ -1,4 +1,4 @@
-"""From backbone maps to one sequence of tokens."""
+"""Tokenizers: from backbone maps to one sequence of tokens."""
 
 from sparse_detr.modeling.tokenizers.multi_scale import MultiScaleTokenizer, level_geometry
 from sparse_detr.modeling.tokenizers.single_scale import SingleScaleTokenizer

@@ -16,7 +16,7 @@ Padding = Literal["exact", "released"]
 
 
 class LevelProjection(nn.Module):
-    """Convolution and group normalisation that bring one map to C channels.
+    """Convolution and group normalisation from one map to a level of C channels.
 
     Args:
         in_channels: channels of the map.
@@ -33,12 +33,12 @@ class LevelProjection(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        """Project (B, C_in, h, w); the normalisation looks at `valid` (B, h, w) bool, at everything if it is None."""
+        """Project (B, C_in, h, w); the normalisation reads the `valid` (B, h, w) bool cells, or all if it is None."""
         return self.norm(self.conv(x), valid)
 
 
 class MultiScaleTokenizer(nn.Module):
-    """Project backbone maps, add coarser levels, flatten, and give every token its position.
+    """Projects backbone maps, adds coarser levels, flattens them and gives every token its position.
 
     Args:
         in_channels: channels of the backbone maps, fine to coarse.
@@ -46,10 +46,10 @@ class MultiScaleTokenizer(nn.Module):
         embed_dim: C.
         num_levels: L; levels beyond the backbone's come from 3x3 convolutions of stride 2, the first on the
             unprojected coarsest map.
-        padding: `exact` keeps padding out of real tokens (group normalisation over real positions, padded features
-            zeroed before a 3x3 convolution, a level's real part is its real pixels rounded up); `released` is the
-            public implementation (statistics over padding too, mask by nearest neighbour).
-        position_temperature, position_offset: of the sine embedding, see `embed_tokens`.
+        padding: `exact` keeps padding out of valid tokens (group normalisation over valid cells, padding set to zero
+            before a 3x3 convolution, valid cells of a level rounded up); `released` is the public implementation
+            (group normalisation over padding too, padding mask by nearest neighbour).
+        position_temperature, position_offset: options of the sine embedding, see `embed_tokens`.
 
     Raises:
         ValueError: fewer levels than backbone maps.
@@ -92,7 +92,7 @@ class MultiScaleTokenizer(nn.Module):
         """
         pyramid = self.pyramid(features, image_sizes, padded_size)
         masks = zip(pyramid.split(pyramid.padding_mask), pyramid.spatial_shapes, strict=True)
-        valid = [~mask.unflatten(1, shape) for mask, shape in masks]
+        valid = [~padding_mask.unflatten(1, shape) for padding_mask, shape in masks]
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, valid, pyramid)], 1)
         dtype = self.level_embed.dtype
         position = embed_tokens(
@@ -102,13 +102,13 @@ class MultiScaleTokenizer(nn.Module):
             temperature=self.position_temperature,
             offset=self.position_offset,
         )
-        # Repeated, not indexed: on a GPU the gradient of an index that repeats a row thousands of times is slow.
+        # Expanded, not indexed: on a GPU the gradient of an index with thousands of equal entries is slow.
         rows = zip(self.level_embed, pyramid.level_sizes, strict=True)
         level_embed = torch.cat([row.expand(size, -1) for row, size in rows])
         return Tokens(content=content, position=position + level_embed, pyramid=pyramid)
 
     def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
-        """Return the geometry of the levels that `features` will give."""
+        """Return the geometry of the levels made of `features`."""
         shapes = [map_size(x) for x in features]
         while len(shapes) < len(self.projections):
             height, width = shapes[-1]
@@ -148,17 +148,17 @@ def level_geometry(
     batch_size: int,
     device: torch.device,
 ) -> Pyramid:
-    """Return the geometry of levels of known shapes.
+    """Return the geometry of levels with these shapes.
 
     Args:
         shapes: (h, w) of every level.
-        strides: of the levels.
+        strides: strides of the levels.
         image_sizes: (h, w) of every image before padding, see `ImageSizes`.
         padded_size: (h, w) of the batch.
-        padding: `exact`, a level's real part is its real pixels rounded up; `released` is the public implementation,
-            mask by nearest neighbour.
+        padding: `exact` rounds the valid cells of a level up; `released` is the public implementation, padding mask by
+            nearest neighbour.
         batch_size: B.
-        device: where the geometry's tensors are to be.
+        device: device of the geometry's tensors.
     """
     levels = tuple(shapes)
     if image_sizes is None:
@@ -181,13 +181,14 @@ def level_geometry(
 
 
 def valid_cells(size: int | Tensor, padded: int, cells: int, stride: int, padding: Padding) -> int | Tensor:
-    """Return how many rows or columns of a level are real.
+    """Return how many rows or columns of a level are valid, that is, not padding.
 
     Args:
         size: pixels of the image, or (B,) long pixels of all images.
-        padded: pixels of the batch.
+        padded: pixels of the padded batch.
         cells: rows or columns of the level.
-        stride: of the level.
+        stride: stride of the level.
+        padding: see `level_geometry`.
     """
     if padding == "released":
         return _nearest_cells(size, padded, cells)
@@ -196,7 +197,7 @@ def valid_cells(size: int | Tensor, padded: int, cells: int, stride: int, paddin
 
 
 def _nearest_cells(size: int | Tensor, padded: int, cells: int) -> int | Tensor:
-    """Count cells whose nearest pixel, floor(cell * padded / cells) in float32, is real."""
+    """Count the cells whose nearest pixel, floor(cell * padded / cells) in float32, is not padding."""
     nearest = F.interpolate(torch.arange(padded, dtype=torch.float32)[None, None], size=cells)[0, 0]
     if isinstance(size, Tensor):
         return (nearest.to(size.device) < size[:, None]).sum(-1)

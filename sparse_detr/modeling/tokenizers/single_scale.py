@@ -14,14 +14,14 @@ from sparse_detr.structures import ImageSizes, Pyramid, Tokens, geometry_dtype, 
 
 
 class SingleScaleTokenizer(nn.Module):
-    """Project one backbone map, without a normalisation, flatten it, and give every token its position.
+    """Projects one backbone map without normalisation, flattens it and gives every token its position.
 
     Args:
         in_channels: channels of the map.
         stride: its stride.
         embed_dim: C.
         padding: see `level_geometry`.
-        position_temperature: of the sine embedding (DAB-DETR, section 4.5).
+        position_temperature: temperature of the sine embedding (DAB-DETR, section 4.5).
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class SingleScaleTokenizer(nn.Module):
         return self.projection.out_channels
 
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
-        """Tokenize a batch; see `MultiScaleTokenizer`. `features` is one map."""
+        """Tokenize a batch; see `MultiScaleTokenizer`. `features` holds one map."""
         pyramid = self.pyramid(features, image_sizes, padded_size)
         content = self.projection(features[0]).flatten(2).transpose(1, 2)
         return Tokens(content=content, position=self._position(pyramid), pyramid=pyramid)
 
     def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
-        """Return the geometry of the one level that `features` will give."""
+        """Return the geometry of the one level made of `features`."""
         (x,) = features
         return level_geometry(
             [map_size(x)],
@@ -62,10 +62,10 @@ class SingleScaleTokenizer(nn.Module):
         )
 
     def _position(self, pyramid: Pyramid) -> Tensor:
-        """(B, N, C) sine embedding of the real rows and columns up to a token, counted along its own column and row.
+        """Return the (B, N, C) sine embedding of row and column: valid cells up to the token in its column and row.
 
-        For a real token that is `embed_tokens` without an offset. Padding has its place in it as well, because
-        decoders of the public implementations may look at padding.
+        For a valid token it equals `embed_tokens` without an offset. Padding has an embedding too, because decoders of
+        the public implementations may attend to padding.
         """
         valid = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
         dtype = self.projection.weight.dtype

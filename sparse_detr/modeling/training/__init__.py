@@ -1,4 +1,4 @@
-"""What only training needs: matching, losses, denoising, and what the token scores learn."""
+"""Parts that only training needs: matching, losses, denoising and the supervision of token scores."""
 
 from sparse_detr.modeling.training.auxiliary_proposals import AuxiliaryProposals, NoAuxiliaryProposals
 from sparse_detr.modeling.training.criterion import SetCriterion

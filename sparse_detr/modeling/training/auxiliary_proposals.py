@@ -1,4 +1,4 @@
-"""Proposals for models whose queries do not come from any."""
+"""Proposals for models whose queries do not come from proposals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sparse_detr.structures import PredictionGroup
 
 
 class NoAuxiliaryProposals(nn.Module):
-    """The queries have all the proposals that there are."""
+    """No proposals besides those of the queries."""
 
     def forward(self, memory: Tensor, proposals: Proposals) -> PredictionGroup | None:
         """Return None."""
@@ -17,9 +17,9 @@ class NoAuxiliaryProposals(nn.Module):
 
 
 class AuxiliaryProposals(nn.Module):
-    """A prediction for every encoded token, supervised like any other and used for nothing else.
+    """Predictions of the proposal head for every encoded token, for supervision only.
 
-    So a proposal head learns to classify tokens where the queries have no use for it; inference does without.
+    They train the proposal head to classify tokens in models whose queries do not need it. Inference does not run them.
     """
 
     def forward(self, memory: Tensor, proposals: Proposals) -> PredictionGroup | None:

@@ -16,16 +16,16 @@ from sparse_detr.structures import PredictionGroup, Targets
 
 
 class SetCriterion(nn.Module):
-    """Match every group to the true boxes, then sum class, L1 and generalized IoU losses per true box.
+    """Matches every group to the true boxes, then sums class, L1 and generalized IoU losses per true box.
 
-    A group that comes with its matches, as denoising queries do, keeps them.
+    A group that has matches already, such as denoising queries, keeps them.
 
     Args:
-        matcher: the assignment.
+        matcher: assigns predictions to true boxes.
         classification: what the logits mean; `SigmoidFocal` if None.
         class_weight, bbox_weight, giou_weight: weights of the losses, the same for every group.
-        denoising_class_weight: of the class loss of groups that come with their matches; None for `class_weight`.
-        iou_eps: added to the denominators of the generalized IoU; public code of DAB-DETR and DINO adds 1e-6.
+        iou_eps: added to the denominators of the generalized IoU; the public code of DAB-DETR and DINO adds 1e-6.
+        denoising_class_weight: weight of the class loss of groups with own matches; None for `class_weight`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SetCriterion(nn.Module):
 
         Args:
             groups: the supervised predictions.
-            targets: one an image.
+            targets: true boxes of every image.
         """
         count = targets[0].boxes.new_tensor(float(sum(len(target.labels) for target in targets)))
         normalizer = mean_over_processes(count)

@@ -1,4 +1,4 @@
-"""Which tokens are foreground, from true boxes, and the loss of scores that predict it (Focus-DETR, section 3.1)."""
+"""Foreground labels of tokens, made from true boxes, and the loss of the token scores (Focus-DETR, section 3.1)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SizeRule = Literal["chessboard", "side"]
 
 
 class ForegroundSupervision(nn.Module):
-    """Focal loss of the token scores to foreground labels.
+    """Focal loss of the token scores against foreground labels.
 
     Args:
-        labels: says which tokens are foreground.
-        weight: of the loss.
-        alpha, gamma: of the focal loss.
-        normalization: `batch` divides by the foreground tokens of all images, as set losses do by true boxes; `image`,
-            as the public implementation, every image's loss by its own, of at least 1, and averages images.
-        padding: `ignored`, or `negative`, as in the public implementation.
+        labels: makes the labels.
+        weight: weight of the loss.
+        alpha, gamma: parameters of the focal loss.
+        normalization: `batch` divides the loss by the number of foreground tokens of all images; `image`, as the public
+            implementation, divides the loss of every image by its own number, at least 1, and averages over images.
+        padding: `ignored`: padding has no loss; `negative`: padding is background, as in the public implementation.
     """
 
     needs_attention_map = False
@@ -45,7 +45,7 @@ class ForegroundSupervision(nn.Module):
         self.normalization, self.padding = normalization, padding
 
     def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """`loss_foreground`, weighted."""
+        """Return the weighted `loss_foreground`."""
         assert output.token_scores is not None
         scores, padding_mask = output.token_scores, output.pyramid.padding_mask
         labels = self.labels(output.pyramid, [target.boxes for target in targets], output.image_sizes).to(scores)
@@ -61,19 +61,19 @@ class ForegroundSupervision(nn.Module):
 
 
 class ForegroundLabels(nn.Module):
-    """A token is foreground if its centre lies in a true box of a size that its level is for.
+    """Labels of tokens: foreground if the centre lies in a true box whose size is in the range of the level.
 
-    Level l is for sizes up to R 2^l pixels, R of the finest, and the coarsest for any that are larger.
+    The range of level l, with 0 the finest, ends at R 2^l pixels; that of the coarsest level has no end.
 
     Args:
         finest_range: R.
-        rule: `chessboard`: the size is half the longer side of the box, and every level starts halfway between start
-            and end of the finer one, ends included, so that most boxes belong to two; `side` is the public
-            implementation: the size is the distance from the token to the farthest side of the box, and every level
-            starts where the finer one ends.
-        strides: of the finest levels, which double from there, to place centres on whole pixels at (j + 1/2) stride,
-            as the public implementation does; None takes them where the model's reference points are, which differ
-            where a stride does not divide the image.
+        rule: `chessboard`: the size of a box is half its longer side, and the range of a level starts halfway between
+            start and end of the next finer one, both ends included, so that most boxes belong to two levels; `side` is
+            the public implementation: the size is the distance from the token to the farthest side of the box, and
+            the range of a level starts where that of the finer one ends.
+        strides: strides of the finest levels; each further one is twice the last. They put centres on whole pixels at
+            (j + 1/2) stride, as the public implementation does. None takes the centres of the model's reference
+            points, which differ where a stride does not divide the image.
     """
 
     def __init__(self, *, finest_range: float, rule: SizeRule = "chessboard", strides: Sequence[int] | None = None):
@@ -96,12 +96,12 @@ class ForegroundLabels(nn.Module):
         pixels = torch.tensor(image_sizes, device=pyramid.device, dtype=boxes[0].dtype).flip(-1)  # (B, 2)
         positions = self._positions(pyramid, pixels)
         scaled = [image * size.repeat(2) for image, size in zip(boxes, pixels, strict=True)]
-        # Image by image: padding all to the image of most boxes could take gigabytes.
+        # One image at a time: padded to the image with most boxes, a batch could take gigabytes.
         labels = [self._label(*image, pyramid) for image in zip(positions, scaled, strict=True)]
         return torch.stack(labels) & ~pyramid.padding_mask
 
     def _label(self, positions: Tensor, boxes: Tensor, pyramid: Pyramid) -> Tensor:
-        """(N,) bool from (N, 2) positions and (T, 4) boxes in pixels."""
+        """Return the (N,) bool labels from (N, 2) positions and (T, 4) boxes, both in pixels."""
         halves = boxes[:, 2:] / 2
         distance = (positions[:, None] - boxes[:, :2]).abs()  # (N, T, 2)
         inside = (distance < halves).all(-1)
@@ -113,7 +113,7 @@ class ForegroundLabels(nn.Module):
         return (inside & fitting).any(-1)
 
     def _positions(self, pyramid: Pyramid, pixels: Tensor) -> Tensor:
-        """(B, N, 2): token centres in pixels, as (x, y); `pixels` (B, 2) are the images' sizes."""
+        """Return (B, N, 2): token centres in pixels, as (x, y); `pixels` (B, 2) are the sizes of the images, (w, h)."""
         if self.strides is None:
             return pyramid.centers(pixels.dtype) * pixels[:, None]
         strides = list(self.strides)
@@ -125,7 +125,7 @@ class ForegroundLabels(nn.Module):
 
 
 def size_ranges(num_levels: int, finest_range: float, rule: SizeRule) -> tuple[list[float], list[float]]:
-    """Where the sizes of every level start and end, in pixels."""
+    """Return start and end of the size range of every level, in pixels."""
     ends = [finest_range * 2.0**level for level in range(num_levels)]
     starts = [0.0]
     for end in ends[:-1]:

@@ -14,12 +14,12 @@ from sparse_detr.structures import PredictionGroup, Targets
 
 
 class HungarianMatcher(nn.Module):
-    """Find the assignment of least cost: classification, L1 and generalized IoU.
+    """The assignment of least cost; the cost is the sum of classification, L1 and generalized IoU.
 
     Args:
         classification: what the logits mean; `SigmoidFocal` if None.
         class_weight, bbox_weight, giou_weight: weights of the three costs.
-        iou_eps: added to the denominators of the generalized IoU, as in the criterion.
+        iou_eps: see `SetCriterion`.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def forward(self, group: PredictionGroup, targets: Sequence[Targets]) -> list[tuple[Tensor, Tensor]]:
-        """Match a group.
+        """Match the predictions of a group to the true boxes.
 
         Returns:
-            For every image the matched prediction rows and true boxes, two long tensors of min(Q, T) entries. Rows
-            that only fill the batch are never matched.
+            For every image the matched rows and their true boxes, two long tensors of min(Q, T) entries. Rows that
+            only fill the batch are never matched.
 
         Raises:
             FloatingPointError: a cost is not finite.
@@ -57,7 +57,7 @@ class HungarianMatcher(nn.Module):
         cost = self.cost(group.logits[image, rows], group.boxes[image, rows], labels, target.boxes).cpu()
         if not torch.isfinite(cost).all():
             raise FloatingPointError(
-                f"the matching cost of {group.name} is not finite for image {image} of the batch: the predictions hold "
+                f"the matching cost of {group.name} is not finite for image {image} of the batch: the predictions have "
                 "NaN or infinity; lower the learning rate, clip gradients or train in float32"
             )
         predicted, true = linear_sum_assignment(cost.numpy())
@@ -65,7 +65,7 @@ class HungarianMatcher(nn.Module):
         return rows[torch.as_tensor(predicted, device=device)], torch.as_tensor(true, device=device)
 
     def cost(self, logits: Tensor, boxes: Tensor, labels: Tensor, true_boxes: Tensor) -> Tensor:
-        """Return the (Q, T) cost of (Q, classes), (Q, 4) and (T,), (T, 4); boxes cxcywh."""
+        """Return the (Q, T) cost of logits (Q, classes), boxes (Q, 4), labels (T,), true boxes (T, 4); boxes cxcywh."""
         distance = torch.cdist(boxes, true_boxes, p=1)
         corners = box_convert(boxes, "cxcywh", "xyxy")[:, None].expand(-1, len(true_boxes), -1)
         true_corners = box_convert(true_boxes, "cxcywh", "xyxy").expand_as(corners)

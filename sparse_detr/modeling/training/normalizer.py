@@ -1,4 +1,4 @@
-"""Normalisers that agree between processes."""
+"""Normalisers of losses that are the same in all processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Exchange nothing with other processes inside the block, as when one of them looks for its own bad numbers."""
+    """Run the block without exchange between processes, such as when one process looks for its own NaN."""
     token = _alone.set(True)
     try:
         yield
@@ -23,7 +23,7 @@ def alone() -> Iterator[None]:
 
 
 def mean_over_processes(count: Tensor) -> Tensor:
-    """Mean of a count over all processes, at least 1, so that averaged gradients are those of the joint batch."""
+    """Return the mean of a count over processes, at least 1, so that averaged gradients are those of all images."""
     count = count.clone()
     if dist.is_available() and dist.is_initialized() and not _alone.get():
         dist.all_reduce(count)

@@ -1,4 +1,4 @@
-"""What the token scores learn from."""
+"""The supervision of token scores by the attention map of the decoder (Sparse DETR, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from sparse_detr.structures import DetectorOutput, Targets, top_tokens
 
 
 class NoSupervision(nn.Module):
-    """Nothing to learn, or learnt elsewhere."""
+    """No loss of token scores."""
 
     needs_attention_map = False
 
     def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Return no losses."""
+        """Return an empty dict."""
         return {}
 
 
 class AttentionMapSupervision(nn.Module):
-    """Predict which tokens the decoder attends to most: binary cross entropy to its binarised attention map.
+    """Binary cross entropy of the token scores against the binarised attention map of the decoder.
 
-    As many tokens of an image are positive as it keeps (Sparse DETR, section 3.2).
+    The tokens with most attention are positive, as many of an image as the encoder keeps of it.
 
     Args:
-        weight: of the loss.
-        padding: `ignored` averages over real tokens; `negative` is the public implementation, which takes padding in
-            as negatives.
+        weight: weight of the loss.
+        padding: `ignored`: the mean over valid tokens; `negative`: padding counts as negative tokens, as in the public
+            implementation.
     """
 
     needs_attention_map = True
@@ -41,17 +41,21 @@ class AttentionMapSupervision(nn.Module):
         self.weight, self.padding = weight, padding
 
     def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """`loss_token_score`, weighted."""
+        """Return the weighted `loss_token_score`.
+
+        Raises:
+            ValueError: the model has no token scores or no attention map.
+        """
         if output.token_scores is None or output.attention_map is None:
             raise ValueError(
-                "token scores learn the decoder's attention map, but this model has no token scores, or a decoder with "
-                "full attention, which has no such map; choose a scorer that learns something else"
+                "token scores learn the attention map of the decoder, but this model has no token scores, or a decoder "
+                "with full attention, which has no such map; choose a scorer that learns something else"
             )
-        mask = output.pyramid.padding_mask
-        attention = output.attention_map.masked_fill(mask, -1)
+        padding_mask = output.pyramid.padding_mask
+        attention = output.attention_map.masked_fill(padding_mask, -1)
         selection = output.selection
         labels = top_tokens(attention, selection.counts, rows=selection.indices.shape[1]).keep
-        valid = torch.ones_like(mask) if self.padding == "negative" else ~mask
+        valid = torch.ones_like(padding_mask) if self.padding == "negative" else ~padding_mask
         scores = output.token_scores[valid]
         loss = F.binary_cross_entropy_with_logits(scores, labels[valid].to(scores.dtype), reduction="sum")
         return {"loss_token_score": self.weight * loss / mean_over_processes(valid.sum().to(loss.dtype))}

@@ -1,6 +1,7 @@
-"""Full attention, position by position: against the formulas written out for one image, by hand, and with padding."""
+"""Full attention: against the formulas written out for one image, by hand, and with padding."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,10 +25,10 @@ IMAGES = [picture(96, 64), picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9),))]
 
 
 class Formulas:
-    """The model's transformer for one image, written out from the paper and its supplement, head by head.
+    """The transformer of the model for one image, from the formulas of the paper and its supplement, head by head.
 
     Args:
-        weights: the model's parameters by name.
+        weights: parameters of the model, by name.
         heads: number of heads.
     """
 
@@ -55,7 +56,7 @@ class Formulas:
         return self.norm(f"{name}.ffn_norm", x + self.linear(f"{name}.ffn.linear2", hidden))
 
     def attend(self, *pairs, value):
-        """Softmax of the sum of the products of (query, key) `pairs`, in every head; the scale counts all channels."""
+        """Attend by the sum of the products of (query, key) `pairs`, in every head; the scale counts all channels."""
         results = []
         for head in range(self.heads):
             parts = [[x.chunk(self.heads, -1)[head] for x in pair] for pair in pairs]
@@ -66,10 +67,10 @@ class Formulas:
 
     def encode(self, x, position, layers):
         for layer in (f"encoder.layers.{i}" for i in range(layers)):
-            located = x + position * self.mlp("encoder.position_scale", x)
+            query_or_key = x + position * self.mlp("encoder.position_scale", x)
             weights = self.weights[f"{layer}.self_attn.in_proj_weight"].chunk(3)
             biases = self.weights[f"{layer}.self_attn.in_proj_bias"].chunk(3)
-            sources = (located, located, x)
+            sources = (query_or_key, query_or_key, x)
             query, key, value = (y @ w.T + b for y, w, b in zip(sources, weights, biases, strict=True))
             attended = self.linear(f"{layer}.self_attn.out_proj", self.attend((query, key), value=value))
             x = self.ffn(layer, self.norm(f"{layer}.self_attn_norm", x + attended))
@@ -81,60 +82,60 @@ class Formulas:
         angles = 2 * math.pi * coordinate[:, None] / 10_000**exponents
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
-    def place(self, anchors, content, i):
-        """Position and spatial query of layer i."""
+    def position(self, anchors, content, i):
+        """Return position and spatial query of layer i."""
         channels = content.shape[-1] // 2
         cx, cy, width, height = anchors.unbind(-1)
-        wanted_width, wanted_height = self.mlp("decoder.query_position.size", content).sigmoid().unbind(-1)
-        rows = self.sine(cy, channels) * (wanted_height / height)[:, None]
-        columns = self.sine(cx, channels) * (wanted_width / width)[:, None]
+        content_width, content_height = self.mlp("decoder.query_position.size", content).sigmoid().unbind(-1)
+        rows = self.sine(cy, channels) * (content_height / height)[:, None]
+        columns = self.sine(cx, channels) * (content_width / width)[:, None]
         spatial = torch.cat([rows, columns], -1)
         if i > 0:
             spatial = spatial * self.mlp("decoder.query_position.scale", content)
         box = torch.cat([self.sine(x, channels) for x in (cy, cx, width, height)], -1)
         return self.mlp("decoder.query_position.mlp", box), spatial
 
-    def decode_layer(self, i, x, place, memory, memory_position):
-        position, spatial = place
+    def decode_layer(self, i, x, query_position, memory, memory_position):
+        position, spatial = query_position
         own, cross = f"decoder.layers.{i}.self_attn.", f"decoder.layers.{i}.cross_attn."
         query = self.linear(own + "query_content_proj", x) + self.linear(own + "query_pos_proj", position)
         key = self.linear(own + "key_content_proj", x) + self.linear(own + "key_pos_proj", position)
         attended = self.attend((query, key), value=self.linear(own + "value_proj", x))
         x = self.norm(f"decoder.layers.{i}.self_attn_norm", x + self.linear(own + "out_proj", attended))
         query, key = self.linear(cross + "query_content_proj", x), self.linear(cross + "key_content_proj", memory)
-        where = self.linear(cross + "key_pos_proj", memory_position)
+        spatial_key = self.linear(cross + "key_pos_proj", memory_position)
         if i == 0:
-            query, key = query + self.linear(cross + "query_pos_proj", position), key + where
-        looked = (self.linear(cross + "query_spatial_proj", spatial), where)
-        attended = self.attend((query, key), looked, value=self.linear(cross + "value_proj", memory))
+            query, key = query + self.linear(cross + "query_pos_proj", position), key + spatial_key
+        spatial_pair = (self.linear(cross + "query_spatial_proj", spatial), spatial_key)
+        attended = self.attend((query, key), spatial_pair, value=self.linear(cross + "value_proj", memory))
         x = self.norm(f"decoder.layers.{i}.cross_attn_norm", x + self.linear(cross + "out_proj", attended))
         return self.ffn(f"decoder.layers.{i}", x)
 
     def decode(self, memory, memory_position, layers):
-        """(logits, boxes) of every layer."""
+        """Return (logits, boxes) of every layer."""
         anchors = self.weights["queries.anchors.logits"].sigmoid()
         x, kept, results = torch.zeros(len(anchors), memory.shape[-1], dtype=memory.dtype), anchors, []
         for i in range(layers):
-            x = self.decode_layer(i, x, self.place(anchors, x, i), memory, memory_position)
-            seen = self.norm("decoder.norm", x)
-            boxes = self.mlp("decoder_heads.0.box_embed", seen) + inverse_sigmoid(kept, 1e-3)
-            results.append((self.linear("decoder_heads.0.class_embed", seen), boxes.sigmoid()))
+            x = self.decode_layer(i, x, self.position(anchors, x, i), memory, memory_position)
+            normed = self.norm("decoder.norm", x)
+            boxes = self.mlp("decoder_heads.0.box_embed", normed) + inverse_sigmoid(kept, 1e-3)
+            results.append((self.linear("decoder_heads.0.class_embed", normed), boxes.sigmoid()))
             kept = (self.mlp("decoder_heads.0.box_embed", x) + inverse_sigmoid(anchors, 1e-3)).sigmoid()
             anchors = kept.detach()
         return results
 
 
 def full_attention_run(model):
-    """Tokens of a padded batch, then (logits, boxes) of every decoder layer and image from the formulas."""
-    seen = []
-    hook = model.tokenizer.register_forward_hook(lambda _, __, tokens: seen.append(tokens))
+    """Return the output for a padded batch, and (logits, boxes) of every image and decoder layer from the formulas."""
+    recorded = []
+    hook = model.tokenizer.register_forward_hook(lambda _, __, tokens: recorded.append(tokens))
     output = model.outputs(IMAGES)
     hook.remove()
     formulas = Formulas(dict(model.named_parameters(remove_duplicate=False)), SIZES["num_heads"])
-    (tokens,) = seen
+    (tokens,) = recorded
     expected = []
-    for image, padding in enumerate(tokens.pyramid.padding_mask):
-        content, position = tokens.content[image][~padding], tokens.position[image][~padding]
+    for image, padding_mask in enumerate(tokens.pyramid.padding_mask):
+        content, position = tokens.content[image][~padding_mask], tokens.position[image][~padding_mask]
         memory = formulas.encode(content, position, SIZES["encoder_layers"])
         expected.append(formulas.decode(memory, position, SIZES["decoder_layers"]))
     return output, expected
@@ -151,7 +152,7 @@ def test_every_layer_of_the_whole_model_follows_the_formulas_whatever_the_paddin
 
 
 def test_gradients_of_the_whole_model_follow_the_formulas():
-    """Anchors get theirs through sine, 1 / w, 1 / h and both sigmoids; later layers look at detached boxes."""
+    """Anchors get gradients through sine, 1 / w, 1 / h and both sigmoids; later layers attend around detached boxes."""
     model = build("dab")
     output, expected = full_attention_run(model)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("backbone")]
@@ -178,7 +179,7 @@ def make_encoder(count=2):
     return encoder
 
 
-def test_the_encoder_hands_out_every_layer_and_its_memory_is_the_last():
+def test_the_encoder_returns_every_layer_and_its_memory_is_the_last():
     tokens = make_tokens(PADDED, DIM)
     output = make_encoder()(tokens, AllTokens(PADDED), None)
     assert [tuple(layer.shape) for layer in output.layers] == [(2, 12, DIM)] * 2
@@ -202,8 +203,8 @@ def self_attention():
 
 
 @pytest.mark.parametrize("kind", ["valid", "keep", "both"])
-def test_queries_that_are_hidden_from_others_change_nothing_for_them(kind):
-    """Of five queries the first three see only each other."""
+def test_queries_that_others_may_not_attend_to_do_not_change_them(kind):
+    """Of five queries, the first three attend only to each other."""
     attention, content, position = self_attention(), random(2, 5, DIM), random(2, 5, DIM, seed=1)
     valid = torch.tensor([True, True, True, False, False]).expand(2, 5)
     keep = torch.ones(5, 5, dtype=torch.bool)
@@ -222,7 +223,7 @@ def cross_attention(*, first=False, memory_padding="hidden"):
     return attention.double()
 
 
-def where(count=5):
+def make_query_position(count=5):
     return QueryPosition(
         position=random(2, count, DIM, seed=2),
         reference_points=torch.full((2, count, 4), 0.5, dtype=torch.float64),
@@ -230,14 +231,14 @@ def where(count=5):
     )
 
 
-@pytest.mark.parametrize(("memory_padding", "seen"), [("hidden", False), ("visible", True)])
-def test_padding_of_the_memory_is_seen_only_if_it_is_said_to_be(memory_padding, seen):
+@pytest.mark.parametrize(("memory_padding", "is_read"), [("hidden", False), ("visible", True)])
+def test_queries_attend_to_padding_of_the_memory_only_if_it_is_visible(memory_padding, is_read):
     attention, tokens = cross_attention(memory_padding=memory_padding), make_tokens(PADDED, DIM)
     content = random(2, 5, DIM)
-    before = attention(content, where(), tokens)
+    before = attention(content, make_query_position(), tokens)
     tokens.content[tokens.pyramid.padding_mask] += 1
-    changed = (attention(content, where(), tokens) - before).abs().amax((1, 2)) > 1e-6
-    assert changed.tolist() == [False, seen]
+    changed = (attention(content, make_query_position(), tokens) - before).abs().amax((1, 2)) > 1e-6
+    assert changed.tolist() == [False, is_read]
 
 
 def test_only_the_first_layer_adds_positions_to_the_contents_of_cross_attention():
@@ -255,15 +256,16 @@ def test_only_the_first_layer_adds_positions_to_the_contents_of_cross_attention(
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_content_that_says_nothing_still_looks_around_its_position_in_the_first_layer(first):
+def test_without_content_only_the_first_layer_depends_on_the_position(first):
     attention, tokens = cross_attention(first=first), make_tokens(PADDED, DIM)
-    at, elsewhere = where(), QueryPosition(random(2, 5, DIM, seed=7), where().reference_points, where().spatial)
+    here = make_query_position()
+    elsewhere = replace(here, position=random(2, 5, DIM, seed=7))
     content = torch.zeros(2, 5, DIM, dtype=torch.float64)
-    differs = not torch.allclose(attention(content, at, tokens), attention(content, elsewhere, tokens))
+    differs = not torch.allclose(attention(content, here, tokens), attention(content, elsewhere, tokens))
     assert differs == first
 
 
-def test_a_layer_has_no_samples_to_show():
+def test_a_layer_returns_no_samples():
     (layer,) = conditional_layers(
         ffn=FeedForward(embed_dim=DIM, feedforward_dim=48, dropout=0.0),
         embed_dim=DIM,
@@ -271,7 +273,9 @@ def test_a_layer_has_no_samples_to_show():
         dropout=0.0,
         count=1,
     )
-    content, samples = layer.double()(random(2, 5, DIM), where(), make_tokens(PADDED, DIM), None, need_samples=True)
+    content, samples = layer.double()(
+        random(2, 5, DIM), make_query_position(), make_tokens(PADDED, DIM), None, need_samples=True
+    )
     assert content.shape == (2, 5, DIM)
     assert samples is None
 
@@ -282,8 +286,8 @@ def test_heads_must_divide_the_channels():
             part(embed_dim=30, num_heads=4, dropout=0.0)
 
 
-def place(scale, *, layer, content=None, box=(0.25, 0.5, 0.1, 0.2)):
-    """Position of one query of 8 channels at a box; the size network asks for half of the image either way."""
+def position_at(scale, *, layer, content=None, box=(0.25, 0.5, 0.1, 0.2)):
+    """Return the position of one query of 8 channels at a box; the size network predicts half of height and width."""
     part = ModulatedBoxPosition(embed_dim=8, scale=scale).double()
     for parameter in part.size.parameters():
         torch.nn.init.zeros_(parameter)
@@ -293,7 +297,7 @@ def place(scale, *, layer, content=None, box=(0.25, 0.5, 0.1, 0.2)):
 
 
 def twos(*, width=8):
-    """Factors of 2."""
+    """Return a `ContentScale` that always gives 2."""
     network = ContentScale(sizes=(8, 8, width)).double()
     for parameter in network.parameters():
         torch.nn.init.zeros_(parameter)
@@ -322,21 +326,21 @@ BY_HAND = torch.tensor(
     ids=["first_layer", "elementwise", "scalar", "fixed"],
 )
 def test_rows_are_scaled_by_heights_and_columns_by_widths(scale, layer, factor):
-    assert_close(place(scale, layer=layer).spatial[0, 0], factor * BY_HAND, atol=1e-12, rtol=0)
+    assert_close(position_at(scale, layer=layer).spatial[0, 0], factor * BY_HAND, atol=1e-12, rtol=0)
 
 
-def test_fixed_factors_belong_to_a_layer_from_the_first_on():
+def test_every_layer_has_its_own_fixed_factors():
     scale = LayerScale(num_layers=3, embed_dim=8).double()
     with torch.no_grad():
         scale.weight.copy_(torch.arange(24.0).view(3, 8))
     for layer in range(3):
         expected = scale.weight[layer] * BY_HAND
-        assert_close(place(scale, layer=layer).spatial[0, 0], expected, atol=1e-12, rtol=0)
+        assert_close(position_at(scale, layer=layer).spatial[0, 0], expected, atol=1e-12, rtol=0)
 
 
-def test_without_a_scale_only_the_size_counts():
+def test_without_a_scale_only_the_size_is_a_factor():
     for layer in range(2):
-        assert_close(place(None, layer=layer).spatial[0, 0], BY_HAND, atol=1e-12, rtol=0)
+        assert_close(position_at(None, layer=layer).spatial[0, 0], BY_HAND, atol=1e-12, rtol=0)
 
 
 def test_the_size_network_reads_the_content_in_the_first_layer_too():
@@ -350,20 +354,20 @@ def test_the_size_network_reads_the_content_in_the_first_layer_too():
     assert not torch.allclose(*spatial)
 
 
-def test_a_vanishing_box_gives_finite_numbers_that_half_precision_can_hold():
-    spatial = place(twos(), layer=0, box=(0.5, 0.5, 0.0, 1e-30)).spatial
+def test_a_box_of_almost_no_size_gives_numbers_that_half_precision_can_hold():
+    spatial = position_at(twos(), layer=0, box=(0.5, 0.5, 0.0, 1e-30)).spatial
     assert spatial.isfinite().all()
     assert spatial.abs().max() < torch.finfo(torch.float16).max
 
 
-def test_a_layer_keeps_blocked_queries_from_each_other():
+def test_queries_of_a_layer_attend_only_to_kept_queries():
     model = build("dab")
     layer = model.decoder.layers[1]
     content, tokens = random(2, 5, 64), make_tokens(PADDED, 64)
-    at = QueryPosition(random(2, 5, 64, seed=2), torch.full((2, 5, 4), 0.5).double(), random(2, 5, 64, seed=3))
+    position = QueryPosition(random(2, 5, 64, seed=2), torch.full((2, 5, 4), 0.5).double(), random(2, 5, 64, seed=3))
     keep = torch.ones(5, 5, dtype=torch.bool)
     keep[2:, :2] = False
-    masked, _ = layer(content, at, tokens, attention_mask(None, keep))
-    kept = QueryPosition(at.position[:, 2:], at.reference_points[:, 2:], at.spatial[:, 2:])
+    masked, _ = layer(content, position, tokens, attention_mask(None, keep))
+    kept = QueryPosition(position.position[:, 2:], position.reference_points[:, 2:], position.spatial[:, 2:])
     alone, _ = layer(content[:, 2:], kept, tokens, None)
     assert_close(masked[:, 2:], alone)

@@ -1,4 +1,4 @@
-"""Scores, budgets and the tokens they keep."""
+"""The selector and the scorers: scores, budgets and kept tokens."""
 
 import math
 
@@ -28,7 +28,7 @@ PADDED = (SHAPES, ((2, 3), (1, 2)))
 
 
 class GivenScores(nn.Module):
-    """Scores that a test wrote down."""
+    """A scorer that returns given scores."""
 
     def __init__(self, values):
         super().__init__()
@@ -39,21 +39,21 @@ class GivenScores(nn.Module):
 
 
 def select(values, *valid_shapes, budget=None, keep_ratio=None, **options):
-    """The selection of a `TopKSelector` with the scores `values`."""
+    """Run a `TopKSelector` with the scores `values`; return the selection."""
     budget = budget or EvenBudget(keep_ratio=keep_ratio)
     selector = TopKSelector(scorer=GivenScores(values), budget=budget, **options)
     return selector(make_tokens(make_pyramid(SHAPES, *valid_shapes)), None)
 
 
 def scored_parts(scorer):
-    """Tokens and proposals of a padded batch for a scorer."""
+    """Make tokens and proposals of a padded batch for a scorer."""
     pyramid = make_pyramid(SHAPES, *PADDED)
     torch.manual_seed(0)
     projection = ProposalProjection(embed_dim=32).double()
     return make_tokens(pyramid), ProposalGenerator()(pyramid, torch.float64, projection=projection)
 
 
-def test_the_best_tokens_are_kept_best_first():
+def test_the_best_tokens_are_kept_in_order_of_their_scores():
     scores = torch.zeros(1, 26)
     scores[0, 7], scores[0, 20], scores[0, 3] = 3.0, 2.0, 1.0
     selected = select(scores, keep_ratio=0.1)
@@ -95,7 +95,7 @@ def test_released_padding_has_the_lowest_score_of_the_batch():
     assert torch.equal(filled[~pyramid.padding_mask], scores[~pyramid.padding_mask])
 
 
-def test_released_focus_fills_the_ranking_and_leaves_the_scores_that_are_supervised_alone():
+def test_ranked_lowest_changes_the_ranking_of_padding_and_not_the_supervised_scores():
     pyramid = make_pyramid(SHAPES, *PADDED)
     scores = torch.rand(2, 26)
     selected = select(scores, *PADDED, keep_ratio=0.3, padding="ranked_lowest")
@@ -115,7 +115,7 @@ def test_padding_that_is_excluded_has_a_finite_score_to_supervise():
     [(CascadedBudget, [[14, 5], [8, 3], [3, 1]]), (BatchCascadedBudget, [[14, 5], [8, 5], [2, 2]])],
 )
 def test_a_cascade_keeps_prefixes_of_the_best_tokens(kind, expected):
-    """26 and 8 real tokens; half of them are 14 and 5. The later layers keep three and one fifth of that."""
+    """There are 26 and 8 valid tokens, of which half are 14 and 5; later layers keep 3/5 and 1/5 of the half."""
     scores = torch.rand(2, 26, generator=torch.Generator().manual_seed(0))
     nested = select(scores, *PADDED, budget=kind(keep_ratio=0.5, schedule=(1.0, 0.6, 0.2))).selection
     flat = select(scores, *PADDED, keep_ratio=0.5).selection
@@ -152,7 +152,7 @@ def test_inference_may_keep_another_share_than_training():
     assert selector.train().keep_ratio == 0.5
 
 
-def test_a_call_may_bring_another_budget_which_the_next_call_does_not_know():
+def test_the_budget_of_a_call_does_not_change_the_next_call():
     budget = CascadedBudget(keep_ratio=0.5, schedule=(1.0, 0.5))
     selector = TopKSelector(scorer=GivenScores(torch.rand(1, 26)), budget=budget)
     tokens = make_tokens(make_pyramid(SHAPES))
@@ -174,15 +174,15 @@ def test_the_dense_encoder_keeps_everything_and_refuses_another_ratio():
             selector(tokens, None, share)
 
 
-def test_the_scoring_network_joins_a_tokens_features_with_the_mean_of_the_real_ones():
+def test_the_scoring_network_joins_the_features_of_a_token_with_the_mean_over_valid_tokens():
     torch.manual_seed(0)
     network = ScoringNetwork(embed_dim=32).double()
     tokens = make_tokens(make_pyramid(SHAPES, *PADDED))
     padding = tokens.pyramid.padding_mask
     scores = network(tokens.content, padding)
     for image in range(2):
-        real = tokens.content[image][~padding[image]]
-        features = nn.functional.gelu(network.embed(network.norm(real)))
+        valid = tokens.content[image][~padding[image]]
+        features = nn.functional.gelu(network.embed(network.norm(valid)))
         mean = features[:, 16:].mean(0)
         expected = [network.mlp(torch.cat([row[:16], mean])).item() for row in features]
         assert scores[image][~padding[image]].tolist() == pytest.approx(expected)
@@ -203,7 +203,7 @@ def test_a_scoring_network_of_256_channels_has_the_published_number_of_parameter
     assert sum(p.numel() for p in ScoringNetwork(embed_dim=256).parameters()) == 107_521
 
 
-def test_the_learned_scorer_sees_content_and_position():
+def test_the_learned_scorer_reads_content_and_position():
     scorer = LearnedScorer(network=ScoringNetwork(embed_dim=32)).double()
     tokens, proposals = scored_parts(scorer)
     projected = proposals.project(tokens.content + tokens.position)
@@ -211,7 +211,7 @@ def test_the_learned_scorer_sees_content_and_position():
     assert torch.equal(scorer(tokens, proposals).values, expected)
 
 
-def test_random_scores_are_drawn_anew_in_training_and_at_inference():
+def test_random_scores_differ_in_every_run_in_training_and_at_inference():
     scorer, tokens = RandomScorer(), make_tokens(make_pyramid(SHAPES))
     for mode in (True, False):
         first, second = (scorer.train(mode)(tokens, None).values for _ in range(2))

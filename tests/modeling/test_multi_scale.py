@@ -1,4 +1,4 @@
-"""Backbone maps to tokens: sizes, masks, padding."""
+"""From backbone maps to tokens: sizes, masks, padding."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_extra_levels_halve_the_map_and_round_up(num_levels, expected):
 
 
 @pytest.mark.parametrize("num_levels", [3, 4, 5])
-def test_tokens_are_as_many_as_the_pyramid_says(num_levels):
+def test_the_number_of_tokens_is_that_of_the_pyramid(num_levels):
     tokenizer = make_tokenizer(num_levels=num_levels)
     tokens = tokenizer(make_maps(100, 70, batch=2), [(100, 70), (50, 60)], (100, 70))
     assert tokens.content.shape == (2, tokens.pyramid.num_tokens, 64)
@@ -74,7 +74,7 @@ def test_released_masks_are_the_nearest_interpolation_of_the_pixel_mask():
         assert torch.equal(pyramid.padding_mask[0], torch.cat(expected).bool()), (size, padded)
 
 
-def test_exact_masks_take_in_every_cell_that_covers_a_real_pixel():
+def test_exact_cells_are_valid_if_they_cover_a_pixel_of_the_image():
     tokenizer = make_tokenizer("exact", num_levels=5)
     for height, width in [(1, 1), (8, 16), (9, 17), (33, 64), (65, 100), (120, 119)]:
         pyramid = tokenizer.pyramid(make_maps(128, 128), [(height, width)], (128, 128))
@@ -82,7 +82,7 @@ def test_exact_masks_take_in_every_cell_that_covers_a_real_pixel():
         assert pyramid.valid_sizes.tolist() == [list(map(list, expected))]
 
 
-def test_exact_real_tokens_are_those_of_the_image_alone_whatever_padding_holds():
+def test_exact_valid_tokens_are_those_of_the_image_alone_whatever_padding_holds():
     tokenizer, alone = make_tokenizer("exact", num_levels=5), make_maps(72, 100)
     batched = []
     for x, stride in zip(alone, STRIDES, strict=True):
@@ -90,12 +90,12 @@ def test_exact_real_tokens_are_those_of_the_image_alone_whatever_padding_holds()
         batched.append(F.pad(x, (0, columns, 0, rows), value=float("nan")))
     expected = tokenizer(alone, [(72, 100)], (72, 100))
     padded = tokenizer(batched, [(72, 100)], (130, 160))
-    real = ~padded.pyramid.padding_mask
-    assert_close(padded.content[real], expected.content[0], atol=1e-10, rtol=0)
-    assert torch.equal(padded.position[real], expected.position[0])
+    valid = ~padded.pyramid.padding_mask
+    assert_close(padded.content[valid], expected.content[0], atol=1e-10, rtol=0)
+    assert torch.equal(padded.position[valid], expected.position[0])
 
 
-def test_released_statistics_see_padding():
+def test_released_normalisation_reads_padding():
     tokenizer, maps = make_tokenizer("released"), make_maps(128, 128)
     before = tokenizer(maps, [(64, 64)], (128, 128)).content
     maps[0][..., 8:] += 5

@@ -1,4 +1,4 @@
-"""Proposals, and the queries that come of them."""
+"""Proposals, the queries made from them, and learned queries."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ PADDED = (SHAPES, ((2, 3), (1, 2)))
 
 
 def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, start=None, **options):
-    """Queries of random memory, and everything they were made from."""
+    """Return queries of random memory, and everything they were made from."""
     torch.manual_seed(seed)
     memory = make_tokens(pyramid).content.requires_grad_()
     projection = ProposalProjection(embed_dim=32).double()
@@ -33,7 +33,7 @@ def top_k(pyramid, *, num_queries=6, border="clamped", seed=0, start=None, **opt
     return queries(memory, proposals), memory, head
 
 
-def test_clamped_proposals_keep_every_real_token_and_exclude_padding():
+def test_clamped_proposals_keep_every_valid_token_and_exclude_padding():
     proposals = ProposalGenerator()(make_pyramid(SHAPES, *PADDED), torch.float64)
     padding = make_pyramid(SHAPES, *PADDED).padding_mask
     assert torch.equal(proposals.valid, ~padding)
@@ -59,14 +59,14 @@ def test_released_proposals_of_border_tokens_fill_the_image_and_may_still_become
     assert proposals.keep is None
 
 
-def test_the_projection_sees_zeros_where_nothing_is_proposed():
+def test_the_projection_reads_zeros_for_tokens_without_a_proposal():
     pyramid = make_pyramid(SHAPES, *PADDED)
     projection = ProposalProjection(embed_dim=32).double()
     torch.nn.init.normal_(projection.norm.bias)
     proposals = ProposalGenerator()(pyramid, torch.float64, projection=projection)
     projected = proposals.project(make_tokens(pyramid).content)
-    hidden = projected[pyramid.padding_mask]
-    assert_close(hidden, projection.norm(projection.linear.bias).expand_as(hidden))
+    padding = projected[pyramid.padding_mask]
+    assert_close(padding, projection.norm(projection.linear.bias).expand_as(padding))
 
 
 def test_the_best_proposals_become_queries_with_their_memory_as_content():
@@ -80,7 +80,7 @@ def test_the_best_proposals_become_queries_with_their_memory_as_content():
     assert queries.content.requires_grad
 
 
-def test_the_position_is_projected_from_the_boxes_embedding():
+def test_the_position_is_projected_from_the_embedding_of_the_box():
     pyramid = make_pyramid(SHAPES)
     torch.manual_seed(0)
     queries = TopKQueries(num_queries=4, start=MemoryStart(embed_dim=32)).double()
@@ -106,7 +106,7 @@ def test_class_agnostic_two_stage_ranks_by_the_first_logit_and_projects_content_
     assert queries.proposals.suffix == "_enc"
 
 
-def test_padding_becomes_a_query_only_to_fill_the_batch_and_is_marked():
+def test_padding_becomes_a_query_only_to_fill_the_batch_and_is_not_valid():
     queries, _, _ = top_k(make_pyramid(SHAPES, *PADDED), num_queries=10)
     assert queries.valid.sum(1).tolist() == [10, 8]
     assert queries.valid[1].tolist() == [True] * 8 + [False] * 2
@@ -126,7 +126,7 @@ def test_decoder_losses_reach_the_memory_but_not_the_proposal_head():
     assert all(parameter.grad is None for parameter in head.parameters())
 
 
-def test_mixed_queries_have_learned_content_and_leave_their_position_to_the_decoder():
+def test_mixed_queries_have_learned_content_and_no_position():
     start = LearnedStart(num_queries=6, embed_dim=32).double()
     queries, _, _ = top_k(make_pyramid(SHAPES, *PADDED), start=start)
     assert torch.equal(queries.content, start.embedding.weight.expand(2, -1, -1))
@@ -135,14 +135,14 @@ def test_mixed_queries_have_learned_content_and_leave_their_position_to_the_deco
     assert torch.equal(few.content[0], start.embedding.weight[:2])
 
 
-def test_queries_may_start_from_the_projected_tokens_without_teaching_them():
+def test_queries_may_start_from_the_projected_tokens_without_a_gradient_to_them():
     queries, memory, _ = top_k(make_pyramid(SHAPES), start=ProjectedStart())
     assert not queries.content.requires_grad
     assert queries.position is None
     assert not torch.equal(queries.content, memory[:, :6])
 
 
-def test_supervising_the_chosen_proposals_alone_chooses_the_same_and_hands_out_these():
+def test_supervising_chosen_proposals_only_chooses_the_same_and_returns_only_these():
     pyramid = make_pyramid(SHAPES, *PADDED)
     every, _, _ = top_k(pyramid, num_queries=10)
     chosen, _, _ = top_k(pyramid, num_queries=10, supervise="chosen")

@@ -1,4 +1,4 @@
-"""Normalisers of one process among several."""
+"""Normalisers of losses, in one process and among several."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from sparse_detr.modeling.training.normalizer import alone, mean_over_processes
 
 @pytest.fixture
 def two_processes(monkeypatch):
-    """The other process of two has no boxes."""
+    """Pretend that there is a second process, which has no boxes."""
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda count: count)
@@ -22,7 +22,7 @@ def test_a_count_is_averaged_over_processes_and_at_least_one(two_processes):
 
 def test_a_process_alone_asks_no_other(two_processes, monkeypatch):
     def wait_for_ever(count):
-        raise AssertionError("no other process would answer")
+        raise AssertionError("a process alone must not exchange")
 
     monkeypatch.setattr(dist, "all_reduce", wait_for_ever)
     with alone():
