@@ -1,17 +1,18 @@
-# make train   from nothing to a trained Sparse DETR, its AP and its pictures (minutes, no GPU needed)
-# make test    lint, types and tests
-# make setup   only the environment;  make lint, make format: what `make test` checks first
-# make sanitize   tests of the CPU kernels under the address and undefined behaviour sanitizers
-# make kill-loop  kill a small training fifty times, a third of them in the middle of a write: it must end the same
+# make train   install everything, train a Sparse DETR, print its AP and draw pictures (minutes, no GPU needed)
+# make test    check lint, format and types, and run the tests
+# make setup   make the environment only
+# make lint    check lint, format and types only;  make format: correct lint and format
+# make sanitize   test the CPU kernels with the address and undefined behaviour sanitizers
+# make kill-loop  kill a small training fifty times, every third time during a write: it must end the same
 # make same-losses BASE=main   train shortly at the commit BASE and now: every loss and weight must be the same
 # make clean   remove builds and caches;  make clean-all: also environment, sample data and the quick run
 #
-# Variables: PYTHON=python3.12      the Python (3.10 or later) that the environment is made with
-#            VENV=path              another environment; one that has torch or Detectron2 keeps them
+# Variables: PYTHON=python3.12      the Python (3.10 or later) of a new environment
+#            VENV=path              another environment; torch and Detectron2 in it are kept
 #            TORCH_SPEC="torch==X torchvision==Y"
 #            SPARSE_DETR_BUILD_OPS=none|cpu|cuda   which native libraries to build; see ops/build.py
-#            TEST_OPTIONS="-k golden"   options of pytest instead of two processes, a file's tests in one of them
-#            QUICK_CONFIG=configs/quick/focus_detr_mnv2.py   another model than Sparse DETR, into output/focus_detr_mnv2
+#            TEST_OPTIONS="-k golden"   options of pytest; they replace the default, two processes
+#            QUICK_CONFIG=configs/quick/focus_detr_mnv2.py   train another model, into output/focus_detr_mnv2
 #            QUICK_OPTIONS="train.max_iter=100 train.seed=1"   overrides of the quick config
 #            SAME_LOSSES_OPTIONS="--all --iterations 20"   options of scripts/same_losses.py
 
@@ -27,14 +28,14 @@ QUICK_OUTPUT ?= output/$(patsubst sparse_detr_mnv2,quick,$(basename $(notdir $(Q
 RUN := $(VENV)/bin/python
 PIP_LOUD := $(RUN) -m pip install --disable-pip-version-check
 PIP := $(PIP_LOUD) --quiet
-# One stamp per checkout, so that two checkouts can share an environment.
+# One stamp for each checkout, so that two checkouts can share an environment.
 STAMP := $(VENV)/.sparse_detr-$(firstword $(shell echo "$(CURDIR)" | cksum))
 NATIVE := sparse_detr/ops/_native/build.json
 OPS_SOURCES := ops/build.py $(wildcard ops/csrc/*.h ops/csrc/cpu/* ops/csrc/cuda/*)
 MODEL := $(QUICK_OUTPUT)/model_final.pth
 PICTURES := $(QUICK_OUTPUT)/pictures
 TRAINED := $(QUICK_OUTPUT)/.trained
-REUSED := $(if $(wildcard $(TRAINED)),Trained and evaluated before: reused. To start afresh: rm -r $(QUICK_OUTPUT))
+REUSED := $(if $(wildcard $(TRAINED)),trained and evaluated before: reused; to start anew: rm -r $(QUICK_OUTPUT))
 
 export SPARSE_DETR_SAMPLE := $(SAMPLE)
 export PIP_NO_INPUT := 1
@@ -46,7 +47,7 @@ train: $(PICTURES)/.complete
 	@$(RUN) scripts/report_quick_run.py --output $(QUICK_OUTPUT) --pictures $(PICTURES)
 
 $(TRAINED): | setup sample-data
-	@echo "==> Training $(QUICK_CONFIG); an interrupted run goes on where it stopped"
+	@echo "==> Training $(QUICK_CONFIG); an interrupted run is resumed"
 	@$(RUN) train_net.py --config-file $(QUICK_CONFIG) --resume --output-dir $(QUICK_OUTPUT) $(QUICK_OPTIONS)
 	@touch $@
 
@@ -71,7 +72,7 @@ format: setup
 
 setup: $(STAMP) $(NATIVE)
 
-# An editable install builds the libraries too, but pip hides how that went.
+# An editable install builds the libraries too, but pip hides its output.
 $(NATIVE): $(OPS_SOURCES) | $(STAMP)
 	@$(RUN) ops/build.py || { rm -f $@; exit 1; }
 
@@ -107,8 +108,8 @@ $(STAMP): pyproject.toml setup.py scripts/install_detectron2.py
 clean:
 	rm -rf build dist *.egg-info sparse_detr/ops/_native .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
-	@echo "Kept: $(VENV), $(SAMPLE), $(QUICK_OUTPUT) (make clean-all removes .venv, datasets/sample and output/quick)"
+	@echo "kept: $(VENV), $(SAMPLE), $(QUICK_OUTPUT) (make clean-all removes .venv, datasets/sample and output/quick)"
 
-# Fixed names on purpose: a folder given as VENV=, SAMPLE= or QUICK_OUTPUT= is not ours to remove.
+# Only the default folders: one that was given as VENV=, SAMPLE= or QUICK_OUTPUT= may hold other files.
 clean-all: clean
 	rm -rf .venv datasets/sample output/quick

@@ -1,4 +1,4 @@
-"""What a build does beyond copying modules: native libraries (`ops/build.py`), and the configs inside a wheel."""
+"""Build the native libraries (`ops/build.py`) and put the configs into a wheel."""
 
 import importlib.util
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_native_builder():
-    """The module ops/build.py; a build has the repository neither on the path nor installed."""
+    """Load ops/build.py from its path: during a build the repository cannot be imported."""
     spec = importlib.util.spec_from_file_location("sparse_detr_build", ROOT / "ops" / "build.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -26,7 +26,7 @@ def load_native_builder():
 
 
 class BuildWithConfigs(build_py):
-    """Copies the configs to `sparse_detr/_configs`; an editable install reads them from the repository itself."""
+    """Copies the configs to `sparse_detr/_configs` of a wheel; an editable install reads them from the repository."""
 
     def run(self) -> None:
         super().run()
@@ -40,9 +40,9 @@ class BuildWithConfigs(build_py):
 
 
 class BuildNative(Command):
-    """Makes the native libraries: in place for an editable install, else for the wheel.
+    """Builds the native libraries: in place for an editable install, else into the wheel.
 
-    A command of its own, since setuptools turns an error of `build_py` in an editable install into a warning.
+    It is a separate command, since setuptools turns an error of `build_py` in an editable install into a warning.
     """
 
     description = "build the native libraries of the attention operation"
@@ -76,7 +76,7 @@ class BuildNative(Command):
 
 
 class TaggedWheel(bdist_wheel):
-    """A wheel for this platform and every Python 3 if it holds a native library, which need no Python; else for all."""
+    """Tags a wheel with native libraries for this platform and any Python 3, and one without them for all platforms."""
 
     def run(self) -> None:
         self.run_command("build_native")

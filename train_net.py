@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate; `python train_net.py --help` says how."""
+"""Train or evaluate a detector; see `python train_net.py --help`."""
 
 import sys
 

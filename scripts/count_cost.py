@@ -1,11 +1,11 @@
-"""Count parameters and FLOPs of the projects' configs and write them into the README of each project.
+"""Count parameters and FLOPs of the projects' configs, and write them into the README of each project.
 
     python scripts/count_cost.py                 every table
     python scripts/count_cost.py DINO FocusDETR  those of these projects
-    python scripts/count_cost.py encoders        the table of encoders alone
+    python scripts/count_cost.py encoders        only the table of encoders
 
-Counted by Detectron2's own counter in eval mode on one random image, with 91 classes as in the papers' repositories;
-one multiply-add is one FLOP. Configs that make the same model share a row.
+Detectron2's counter runs in eval mode on one random image, with 91 classes as in the papers' repositories. One
+multiply-add is one FLOP. Configs of equal models share a row.
 """
 
 import sys
@@ -23,7 +23,7 @@ from sparse_detr.config.model import build_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (850, 1040)
-"""As the public code of Sparse DETR counts."""
+"""The size in the public code of Sparse DETR."""
 
 ENCODERS = {
     "SparseDETR/configs/deformable_detr_topk_r50.py": "177.3",
@@ -37,13 +37,13 @@ ENCODERS = {
     "SparseDETR/configs/sparse_dino_r50_rho30.py": "152",
     "FocusDETR/configs/focus_detr_r50_36ep.py": "154",
 }
-"""Config -> GFLOPs of the whole model as published: Sparse DETR's repository; the last three Focus-DETR's paper."""
+"""Config -> published GFLOPs of the whole model: of Sparse DETR's repository, the last three of Focus-DETR's paper."""
 ENCODER_IMAGE_SIZES = (IMAGE_SIZE, (800, 1333))
-"""The latter is the largest test image of COCO."""
+"""The second is the largest size of a test image of COCO."""
 
 
 def main() -> int:
-    """Write the tables that were asked for."""
+    """Write the tables that the command line names, or all."""
     asked = sys.argv[1:]
     for readme in sorted(ROOT.glob("projects/*/README.md")):
         if not asked or readme.parent.name in asked:
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def write_table(readme: Path, name: str, lines: Iterable[str]) -> None:
-    """Print a table as it grows, then put it between the README's markers of that name."""
+    """Print a table line by line, then put it between the README's markers of that name."""
     text = []
     for line in lines:
         print(line, flush=True)
@@ -63,7 +63,7 @@ def write_table(readme: Path, name: str, lines: Iterable[str]) -> None:
 
 
 def cost_table(configs: Iterable[Path]) -> Iterable[str]:
-    """Make the table of parameters and GFLOPs; a model that differs only by what is trained is not counted again."""
+    """Make the table of parameters and GFLOPs; models that differ only in trained parameters are counted once."""
     return markdown_rows(["config", "parameters", "at inference", "GFLOPs", "encoder"], cost_rows(configs))
 
 
@@ -79,7 +79,7 @@ def cost_rows(configs: Iterable[Path]) -> Iterable[list[str]]:
 
 
 def encoder_table() -> Iterable[str]:
-    """Make the table of what the encoders of the family cost, dense and sparse."""
+    """Make the table of the cost of the encoders, dense and sparse."""
     columns = ["encoder", "of it selection", "times decoder", "all"]
     head = [f"{column}, {height}x{width}" for height, width in ENCODER_IMAGE_SIZES for column in columns]
     return markdown_rows(["config", "tokens kept", *head, "all, published"], encoder_rows())
@@ -107,7 +107,7 @@ def detector(cfg: DictConfig) -> nn.Module:
 
 
 def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str]]]:
-    """Return one config of each model, and the names of all that make it."""
+    """Return one config of each model, and the names of all configs of that model."""
     groups: dict[tuple[str, ...], tuple[DictConfig, list[str]]] = {}
     for config in configs:
         cfg = configured(config)
@@ -118,13 +118,13 @@ def different_models(configs: Iterable[Path]) -> list[tuple[DictConfig, list[str
 
 
 def structure(model: nn.Module) -> str:
-    """Return what a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), the tokens it refines."""
+    """Return a text of all that a model's FLOPs depend on: modules, sizes (a Swin's windows, queries), kept tokens."""
     sizes = [tuple(value.shape) for part in (model.backbone, model.queries) for value in part.parameters()]
     return f"{model.mean_keep_ratio} {getattr(model.queries, 'num_queries', '')} {sizes} {model}"
 
 
 def parameters(model: nn.Module) -> list[str]:
-    """Count the trained parameters, and those of them that inference uses."""
+    """Count the trained parameters, and those among them that inference uses."""
     trained, unused = (
         sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
         for parts in ([model], [model.encoder_heads, model.denoising])

@@ -1,8 +1,8 @@
-"""Install Detectron2 into the running Python's environment, unless one is there already.
+"""Install Detectron2 into the environment of the running Python, unless it is installed already.
 
 Detectron2 has no official package. `sal-detectron2` 0.7.2 holds the Python files of upstream commit a59f0563 (2024).
-Its wheel is tagged for CPython 3.10, although only its compiled extension, which this project does without, needs that
-version. So on another Python the files are unpacked into the site-packages as they are.
+Its wheel is tagged for CPython 3.10, but only its compiled extension needs that version, and this project does not use
+the extension. So with another Python the files are unpacked into the site-packages.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 
 REQUIREMENT = "sal-detectron2==0.7.2"
 SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-# What it imports, by name: its own pins (numpy < 2) are older than what it runs with.
+# The packages that it imports. Its own pins (numpy < 2) are too old: it runs with newer versions.
 DEPENDENCIES = [
     "black",
     "cloudpickle",
@@ -36,21 +36,21 @@ DEPENDENCIES = [
 
 
 def main() -> int:
-    """Install what is missing; 0 if Detectron2 is there afterwards."""
+    """Install what is missing; return 0 if Detectron2 is installed then."""
     found = find_spec("detectron2")
     if found is not None:
-        print(f"Detectron2 is installed in {Path(found.origin or '').parent}, kept.")
+        print(f"Detectron2 is installed in {Path(found.origin or '').parent}, kept")
         return 0
-    print(f"Installing {REQUIREMENT} ...", flush=True)
+    print(f"installing {REQUIREMENT} ...", flush=True)
     if not (pip_install(*DEPENDENCIES) and install_detectron2()):
         print(f"error: {failure_message()}", file=sys.stderr)
         return 1
-    print("Detectron2 is installed.")
+    print("Detectron2 is installed")
     return 0
 
 
 def install_detectron2() -> bool:
-    """Install the pinned wheel; pip refuses one with another checksum."""
+    """Install the pinned wheel; pip refuses a file with another checksum."""
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "detectron2.txt"
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
@@ -58,7 +58,7 @@ def install_detectron2() -> bool:
 
 
 def placement() -> list[str]:
-    """Return options of pip that take the wheel on this Python: [] where its tag fits."""
+    """Return the options with which pip accepts the wheel for this Python; [] if its tag fits."""
     if sys.version_info[:2] == (3, 10) and sysconfig.get_platform() == "linux-x86_64":
         return []
     tag = ["--implementation", "cp", "--python-version", "3.10", "--abi", "none", "--platform", "any"]
@@ -72,11 +72,11 @@ def pip_install(*arguments: str) -> bool:
 
 
 def failure_message() -> str:
-    """Return what to do when pip could not install it."""
+    """Return the remedy for a failed installation."""
     return (
-        f"pip could not install {REQUIREMENT} (see its message above). If a download failed, check the network and "
-        "pip's index settings and call this again. If the checksum differs, your package index serves another file "
-        "than the released one. Detectron2 built from its own repository serves as well, and is kept when found."
+        f"pip could not install {REQUIREMENT}, see its message above; if a download failed, check the network and "
+        "pip's index settings and run this again; if the checksum differs, your package index serves another file "
+        "than the released one; you can also install Detectron2 from its own repository, which this script keeps"
     )
 
 

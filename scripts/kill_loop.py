@@ -1,6 +1,7 @@
-"""Kill a small training again and again, a third of the times inside a write, and check how it ends.
+"""Kill a small training again and again, every third time during a write, and check how it ends.
 
-After each kill all files must be whole; the last start of each round must end bit for bit as an undisturbed training.
+After each kill all files must be whole. The last start of each round must end bit for bit like a training that was
+never killed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ KILLS_A_ROUND = 5
 
 
 def quietly(work) -> None:
-    """Run `work` without the log of the trainings."""
+    """Run `work` without its output."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -29,6 +30,7 @@ def quietly(work) -> None:
 
 
 def main() -> int:
+    """Kill, resume and compare; raise an error at the first difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +50,7 @@ def main() -> int:
                 in_child(lambda folder=folder: quietly(lambda: train_as_command(folder)))
                 assert_same_checkpoints(weights_and_state(undisturbed), weights_and_state(folder))
                 folder = Path(scratch, f"after {done}.{status}")
-    print("\nEvery resumed training ended bit for bit as the undisturbed one")
+    print("\nevery resumed training ended bit for bit like the undisturbed one")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Train variants of the quick model over several seeds and write a table of their AP into a README.
+"""Train variants of the quick model with several seeds, and write a table of their AP into a README.
 
     python scripts/measure.py sample --iterations rho10=700 rho30=600 rho100=330 --picture datasets/sample/val/X.png
     python scripts/measure.py blood-cells --iterations rho30=900 dense=580 --seeds 0 1 2 -- --train-json A ...
@@ -7,11 +7,10 @@
 
     python scripts/measure.py --redraw projects/FocusDETR/results/blood-cells-family.json
 
-The last one draws a plot again, from the numbers that are there. What follows `--` goes to `train_net.py` as it is. A
-run that is finished already is not repeated. The scores, and with `--picture` what the first seed's models see in an
-image and their training logs, go into `results/` beside the README.
-With `--costs` also FLOPs, times that all models are given in turn on the same images, the AP50 that non-maximum
-suppression would leave (what duplicates cost), and a plot of AP50 over FLOPs.
+The last command draws a plot again from its JSON file. Arguments after `--` go to `train_net.py`. A finished run is not
+repeated. The scores go into `results/` beside the README; with `--picture` also the detections and tokens of the first
+seed's models in that image, and their training logs. `--costs` adds FLOPs, times (all models in turn on the same
+images), the AP50 after non-maximum suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
 """
 
 import argparse
@@ -67,24 +66,24 @@ VARIANTS = {
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
 }
 SCORES = ("AP", "AP50", "AP75")
-ROUNDS = 24  # images and batches that every model is timed on, after one to warm up
+ROUNDS = 24  # timed images and batches of every model, after one for warm-up
 
 
 def main() -> int:
-    """Run what is missing, then write JSON and table; or, with `--redraw`, draw the plot of a JSON again."""
+    """Run the missing trainings, then write JSON and table; with `--redraw`, draw the plot of a JSON file again."""
     own, passed_on = split_arguments(sys.argv[1:])
     if own[:1] == ["--redraw"]:
         for path in own[1:]:
             redraw(Path(path))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the table, of its marker in the README and of its JSON file")
+    parser.add_argument("name", help="name of the table, of its marker in the README and of its JSON file")
     parser.add_argument("--iterations", nargs="+", type=variant_and_iterations, required=True, metavar="VARIANT=N")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path, default=Path("output/measure"))
     parser.add_argument("--readme", type=Path, default=ROOT / "projects/SparseDETR/README.md")
-    parser.add_argument("--costs", action="store_true", help="also count FLOPs, take times in turn and plot")
-    parser.add_argument("--picture", type=Path, help="image to draw the models' view of")
+    parser.add_argument("--costs", action="store_true", help="also count FLOPs, measure times and plot")
+    parser.add_argument("--picture", type=Path, help="image on which the models' detections and tokens are drawn")
     args = parser.parse_args(own)
     results = {
         variant: scores_of_seeds(args, variant, iterations, passed_on) for variant, iterations in args.iterations
@@ -107,7 +106,7 @@ def main() -> int:
 
 
 def redraw(path: Path) -> None:
-    """Draw the plot beside the JSON file that it was made from."""
+    """Draw the plot of a JSON file, beside it."""
     record = json.loads(path.read_text())
     plot_costs(path.with_suffix(".png"), record["results"], record["costs"])
 
@@ -146,7 +145,7 @@ def scores_of_seeds(
 
 
 def final_scores(folder: Path) -> dict[str, float]:
-    """Return a finished run's AP, its seconds an iteration and its iterations; {} if the folder holds none."""
+    """Return AP, seconds an iteration and iterations of a finished run; {} if the folder holds none."""
     metrics = folder / "metrics.json"
     if not (folder / "model_final.pth").is_file() or not metrics.is_file():
         return {}
@@ -161,7 +160,7 @@ def final_scores(folder: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Return Markdown: mean and, over several seeds, standard deviation."""
+    """Return a Markdown table of mean scores, with the standard deviation if there are several seeds."""
     rows = []
     for variant, runs in results.items():
         speed = statistics.median(run["seconds_per_iteration"] for run in runs)
@@ -171,7 +170,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
-    """Measure every variant's untrained model: FLOPs on the first test image, times on the same images in turn."""
+    """Measure the untrained model of every variant: FLOPs on the first test image, times on the same images in turn."""
     runs = {variant: run_of(variant, passed_on) for variant in variants}
     models = {variant: build_detector(run.config) for variant, run in runs.items()}
     data = runs[variants[0]]
@@ -203,7 +202,7 @@ def add_suppressed_scores(
 
 
 def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
-    """Drop COCO results that overlap a better one of the same image and class by more than `max_iou`."""
+    """Drop COCO results whose IoU with a better one of the same image and class is above `max_iou`."""
     boxes = box_convert(
         torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32), "xywh", "xyxy"
     )
@@ -235,7 +234,7 @@ def run_of(variant: str, passed_on: list[str]) -> Run:
 
 
 def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> str:
-    """Return Markdown: what every variant costs, and its scores over the seeds."""
+    """Return a Markdown table of the costs of every variant and its scores over the seeds."""
     head = ["", "tokens kept", "encoder GFLOPs", "all GFLOPs", "ms / image", "ms / training step"]
     head += ["AP", "AP50", "AP50 after NMS"]
     rows = []
@@ -255,7 +254,7 @@ def table_with_costs(results: dict[str, list[dict[str, float]]], costs: dict[str
 
 
 def plot_costs(path: Path, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
-    """Plot AP50 over encoder GFLOPs, mean and standard deviation over the seeds."""
+    """Plot AP50 over encoder GFLOPs, with mean and standard deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     points, spreads, texts = [], [], []
     for variant, runs in results.items():
@@ -273,8 +272,8 @@ def plot_costs(path: Path, results: dict[str, list[dict[str, float]]], costs: di
 
 
 def place_texts(axes: Axes, texts: list[Text], points: list[tuple[float, float]], spreads: list[float]) -> None:
-    """Move each text beside its point, off the other texts, the points with their bars, and the edges."""
-    axes.figure.draw_without_rendering()  # fixes the layout, and with it what is where in pixels
+    """Move each text beside its point, where it hides no other text, point or bar and stays in the frame."""
+    axes.figure.draw_without_rendering()  # sets the layout, and so all positions in pixels
     pixel = axes.figure.dpi / 72
     to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
     centers = [to_pixels(point) for point in points]
@@ -300,15 +299,15 @@ def place_labels(
     marks: Sequence[Box],
     frame: Sequence[float],
 ) -> list[tuple[float, float]]:
-    """Return lower left corners of labels near their points, off the marks and other labels, inside of the frame.
+    """Return the lower left corners of labels near their points, inside the frame, that hide no mark or other label.
 
-    One label after the other takes the nearest place that is free; if none is, the one that hides least.
+    Each label in turn takes the nearest free place; if there is none, the one that hides least.
 
     Args:
-        points: (x, y) that the labels belong to.
+        points: (x, y) of the labelled points.
         sizes: (width, height) of the labels.
-        marks: (x0, y0, x1, y1) that no label should hide.
-        frame: (x0, y0, x1, y1) that the labels should stay in.
+        marks: boxes (x0, y0, x1, y1) that no label should hide.
+        frame: box (x0, y0, x1, y1) for the labels.
     """
     taken = list(marks)
     corners = []
@@ -322,7 +321,7 @@ def place_labels(
 
 
 def _places(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
-    """Return lower left corners of a label round a point: first beside it, then the nearest first."""
+    """Return places for a label as lower left corners: beside the point first, then by distance."""
     gap = height / 2
     ups = [step * gap - height / 2 for step in range(-20, 21)]
     asides = [-width / 2 + step * width / 4 for step in range(-6, 7)]
@@ -337,14 +336,14 @@ def _places(x: float, y: float, width: float, height: float) -> list[tuple[float
 
 
 def _common(one: Box, other: Box) -> float:
-    """Return the area that two boxes share."""
+    """Return the area of the overlap of two boxes."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(width, 0) * max(height, 0)
 
 
 def _outside(place: Box, frame: Sequence[float]) -> float:
-    """Return the area of a box beyond the frame."""
+    """Return the area of a box outside the frame."""
     return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
 
 
@@ -355,7 +354,7 @@ def write_scores(
     costs: dict[str, dict[str, float]],
     passed_on: list[str],
 ) -> None:
-    """Write everything measured, as JSON."""
+    """Write all measurements as JSON."""
     record: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "seeds": seeds,
@@ -368,7 +367,7 @@ def write_scores(
 
 
 def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
-    """Draw the first seed's model on the picture and keep its log; return Markdown that shows both."""
+    """Draw the detections of the first seed's model, copy its log, and return Markdown that shows both."""
     run = args.output / args.name / f"{variant}_seed{args.seeds[0]}"
     name = f"{args.name}_{variant}"
     (folder / f"{name}.log").write_text(progress((run / "log.txt").read_text()))
@@ -384,7 +383,7 @@ def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
 
 
 def progress(log: str) -> str:
-    """Return the lines of a log that tell the training's course, without those that name places of a machine."""
+    """Return the lines of a log with losses and scores, without lines that may name folders of a machine."""
     kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
     return "\n".join(kept) + "\n"
 

@@ -1,4 +1,4 @@
-"""Say what a training run reached and where its files are (the last words of `make train`)."""
+"""Print the scores of a training run and the paths of its files, at the end of `make train`."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Print AP and places."""
+    """Print AP and paths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="output folder of the run")
     parser.add_argument("--pictures", type=Path, required=True, help="folder with the pictures of the demo")

@@ -1,14 +1,14 @@
-"""Show that a change alters no number: train shortly before and after it, and compare every loss and weight.
+"""Check that a change alters no number: train shortly before and after it, and compare every loss and weight.
 
     python scripts/same_losses.py main                          this working tree against the branch main
     python scripts/same_losses.py v0.1 --all                    every quick config that BASE has too
     python scripts/same_losses.py main --config-file configs/quick/dino_mnv2.py --iterations 100
-    python scripts/same_losses.py main --all --renamed new_mnv2=old_mnv2      a config that has another name in BASE
+    python scripts/same_losses.py main --all --renamed new_mnv2=old_mnv2      a config with another name in BASE
 
 BASE is unpacked into a temporary folder. Both sides train on the CPU with one thread, the same seed, the same data and
-the same native library; where BASE has other native sources, its own library is built. Compared are all numbers of
-metrics.json but times and memory, and the weights of model_final.pth, bit for bit. The ratio of the step times is only
-a hint: the two trainings run one after the other. Exit status: 0 if all is identical, 1 if not, 2 if it cannot be said.
+the same native library; if BASE has other native sources, its own library is built. All numbers of metrics.json except
+times and memory, and the weights of model_final.pth, are compared bit for bit. The ratio of the step times is only a
+hint, since the two trainings run one after the other. Exit status: 0 if all is identical, 1 if not, 2 after an error.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Metrics = dict[int, dict[str, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare every config that is asked for; return the exit status."""
+    """Compare every config that the command line names; return the exit status."""
     args = parse(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="same_losses_") as scratch:
@@ -63,13 +63,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--renamed", action="append", default=[], metavar="NEW=OLD", help="stem of a config file now, and in BASE"
     )
-    parser.add_argument("--iterations", type=int, default=50, help="of each training (%(default)s)")
+    parser.add_argument("--iterations", type=int, default=50, help="iterations of each training (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
 def configs(args: argparse.Namespace, base: Path) -> list[str]:
-    """Return the paths of the configs from the repository's root; with `--all`, say which BASE lacks, and pass on.
+    """Return the paths of the configs, relative to the repository's root; with `--all`, those that BASE has too.
 
     Raises:
         UserError: BASE has none of them, or a `--renamed` is not NEW=OLD.
@@ -122,7 +122,7 @@ def unpack(base: str, folder: Path) -> Path:
 
 
 def common_environment(base: Path) -> dict[str, str]:
-    """Return what both trainings see; build BASE's native library if its sources are others than ours."""
+    """Return the environment variables of both trainings; build BASE's native library if its sources differ."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     sample = os.environ.get("SPARSE_DETR_SAMPLE") or "datasets/sample"
     fixed = {"SPARSE_DETR_SAMPLE": str((ROOT / sample).resolve()), "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
@@ -143,13 +143,13 @@ def same_files(one: Path, other: Path) -> bool:
 
 
 def run_command(command: list[str], folder: Path, environment: Mapping[str, str], log: Path, watch=None) -> None:
-    """Run a command in a folder whose modules it imports; its output goes to a file.
+    """Run a command in a folder and with the modules of that folder; its output goes to a file.
 
     Args:
         watch: called every second while it runs.
 
     Raises:
-        UserError: it failed; with its last lines.
+        UserError: the command failed; shows its last lines.
     """
     path = os.pathsep.join(filter(None, [str(folder), environment.get("PYTHONPATH")]))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def run_command(command: list[str], folder: Path, environment: Mapping[str, str]
 def compare_config(
     config: str, base: Path, scratch: Path, environment: Mapping[str, str], args: argparse.Namespace
 ) -> bool:
-    """Train one config on both sides and print what differs; return whether nothing does."""
+    """Train one config on both sides and print the differences; return whether there are none."""
     sides = {"before": (base, name_in_base(config, base, args.renamed)), "after": (ROOT, config)}
     outputs = {side: scratch / Path(config).stem / side for side in sides}
     for side, (root, path) in sides.items():
@@ -186,7 +186,7 @@ def compare_config(
 def train_side(
     title: str, root: Path, config: str, output: Path, environment: Mapping[str, str], args: argparse.Namespace
 ) -> None:
-    """Train one side shortly, with a line that counts its iterations."""
+    """Train one side shortly, and count its iterations in one line of the terminal."""
     command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(output)]
     command += [f"train.max_iter={args.iterations}", f"train.seed={args.seed}", "train.device=cpu"]
     command += ["train.log_period=1", "train.eval_period=0", f"train.checkpointer.period={args.iterations}"]
@@ -217,13 +217,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two trainings have in common.
+    """The result of a comparison of two trainings.
 
     Args:
-        differences: the first one of the numbers and the first one of the weights, in words; empty if there are none.
-        numbers: how many numbers were compared.
-        iterations: in how many iterations.
-        step_ratio: step time after, divided by the one before; NaN where none was recorded.
+        differences: the first different number and the first different weight, in words; empty if there are none.
+        numbers: count of the compared numbers.
+        iterations: count of their iterations.
+        step_ratio: step time after the change, divided by the one before; NaN if none was recorded.
     """
 
     differences: list[str]
@@ -256,7 +256,7 @@ def compare(
 
 
 def first_difference(before: Metrics, after: Metrics) -> str:
-    """Return the first number that differs or is on one side only; "" if there is none. NaN equals NaN."""
+    """Return, in words, the first number that differs or is on one side only; "" if there is none. NaN equals NaN."""
     for step in sorted(before.keys() | after.keys()):
         old, new = before.get(step, {}), after.get(step, {})
         for name in sorted((old.keys() | new.keys()) - set(NOT_COMPARED)):
@@ -268,7 +268,7 @@ def first_difference(before: Metrics, after: Metrics) -> str:
 
 
 def first_different_weight(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
-    """Return the first tensor that differs or is on one side only; "" if there is none."""
+    """Return, in words, the first tensor that differs or is on one side only; "" if there is none."""
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
             return f"the weight {name} is only {'after' if name in after else 'before'} the change"
@@ -278,7 +278,7 @@ def first_different_weight(before: Mapping[str, Tensor], after: Mapping[str, Ten
 
 
 def median_step(metrics: Metrics) -> float:
-    """Return the seconds of an iteration; NaN where none was recorded."""
+    """Return the median seconds of an iteration; NaN if none was recorded."""
     return statistics.median([line["time"] for line in metrics.values() if "time" in line] or [math.nan])
 
 

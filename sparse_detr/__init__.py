@@ -1,6 +1,6 @@
 """Token-sparse detection transformers for Detectron2.
 
-`sparse_detr.Predictor` is a loaded detector; it is imported when it is first named.
+`sparse_detr.Predictor` is a loaded detector; its module is imported at the first use.
 """
 
 import warnings
@@ -14,7 +14,7 @@ __all__ = ["Predictor"]
 
 __version__ = "0.1.0"
 
-# fvcore and Detectron2 script functions when they are imported; their users can do nothing about it.
+# fvcore and Detectron2 use torch.jit.script when they are imported; a user cannot change that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
 if find_spec("fvcore") is not None:

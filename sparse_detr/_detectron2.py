@@ -1,4 +1,4 @@
-"""The one place that knows how to get Detectron2, which has no official package."""
+"""How to install Detectron2, which has no official package."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""For Detectron2's own tools: `DETECTRON2_ENV_MODULE=sparse_detr.env python tools/plain_train_net.py ...`."""
+"""Set-up for Detectron2's own tools: `DETECTRON2_ENV_MODULE=sparse_detr.env python tools/plain_train_net.py ...`."""
 
 
 def setup_environment() -> None:

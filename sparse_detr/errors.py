@@ -1,14 +1,15 @@
-"""Errors that a user can mend."""
+"""Errors whose cause a user can mend."""
 
 
 class UserError(ValueError):
-    """Wrong input whose message names the value and the remedy; commands print it without a traceback."""
+    """An error of the input; the message names the value and the remedy, and commands print it without a traceback."""
 
 
 class WorkerError(UserError):
-    """A `UserError` that a loading process may raise; PyTorch puts that process's traceback before its message.
+    """A `UserError` for data-loading processes, without the traceback that PyTorch puts before the message.
 
-    PyTorch makes such an error anew from `message`, because the class has that attribute.
+    PyTorch creates the error again in the main process; because the class has the attribute `message`, it calls
+    `WorkerError(message=...)`.
     """
 
     message = True

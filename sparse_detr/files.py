@@ -1,7 +1,7 @@
-"""Writing files and folders: no crash, kill or full disk leaves half a file, and errors name the remedy.
+"""Write files and folders so that no crash, kill or full disk leaves a partial file; errors name the remedy.
 
-A file is written under a temporary name in its own folder, flushed to the disk and renamed: at every moment its name
-stands for the whole old content or the whole new one.
+A file is written under a temporary name in its own folder, flushed to the disk and renamed: at every moment it has
+either the whole old content or the whole new one.
 """
 
 import errno
@@ -35,11 +35,11 @@ _REASONS = {
 
 
 class CannotWrite(UserError):
-    """A file or folder cannot be written."""
+    """An error: a file or folder cannot be written."""
 
 
 class _RememberingFile:
-    """A file that keeps its first error: torch reports a full disk as a RuntimeError without the cause."""
+    """A file that keeps its first error, since torch reports a full disk as a RuntimeError without the cause."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -57,12 +57,12 @@ class _RememberingFile:
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears at `path` whole or not at all; an old file stays until then.
+    """Write a file with `write` so that it appears at `path` whole or not at all; an old file stays until then.
 
-    A link stays and its target is replaced; what is no regular file (a pipe, `/dev/stdout`) is written in place.
+    A link stays, and its target is replaced. A pipe, `/dev/stdout` and the like are written in place.
 
     Raises:
-        CannotWrite: a `UserError`; an old file at `path` is as it was.
+        CannotWrite: a `UserError`; an old file at `path` is unchanged.
     """
     path = Path(path)
     try:
@@ -72,7 +72,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
-    """Write text in UTF-8 as `write_atomically` does."""
+    """Write text in UTF-8 so that it appears whole or not at all, see `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -102,14 +102,14 @@ def _fill(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
         if watched.error is not None:
             raise watched.error from error
         raise
-    if watched.error is not None:  # the writer has swallowed it
+    if watched.error is not None:  # `write` has hidden the error
         raise watched.error
     file.flush()
     os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Let the new name survive a power failure; some network file systems cannot, and need not."""
+    """Flush a folder, so that a new name survives a power failure; some network file systems cannot do it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -123,7 +123,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def make_folder(path: str | os.PathLike) -> Path:
-    """Make a folder and those above it, if need be, and check that files can be written into it.
+    """Make a folder and its parents, if they are missing, and check that files can be written into it.
 
     Raises:
         CannotWrite: a `UserError`: the path is a file, or the folder cannot be made or written into.
@@ -142,10 +142,10 @@ def make_folder(path: str | os.PathLike) -> Path:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> list[str]:
-    """Remove the temporary files that killed writes have left in `folder`; nobody may be writing there.
+    """Remove the temporary files of killed writes from `folder`; no other process may be writing there.
 
     Returns:
-        list: their names.
+        list: the names of the removed files.
     """
     names = [entry.name for entry in os.scandir(folder) if _TEMPORARY_NAME.fullmatch(entry.name)]
     for name in names:
@@ -154,6 +154,6 @@ def remove_leftovers(folder: str | os.PathLike) -> list[str]:
 
 
 def cannot_write(path: str | os.PathLike, error: OSError, *, what: str = "file") -> CannotWrite:
-    """Return the error for a user who wanted `path` written."""
+    """Return the error for a user if `path` cannot be written."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return CannotWrite(f"cannot write the {what} {os.fspath(path)}: {reason}")

@@ -1,8 +1,8 @@
-"""The configs of this project by name, as `detectron2.model_zoo` gives Detectron2's.
+"""Configs of this project by name, like `detectron2.model_zoo`.
 
-A name is the path from the repository's root with or without `projects/` and `configs/`, for example
+A name is the path from the repository's root, with or without `projects/` and `configs/`, for example
 `SparseDETR/sparse_detr_r50_rho10.py`, `DINO/dino_r50_4scale_12ep.yaml` or `quick/sparse_detr_mnv2.py`. `names()` lists
-them. Lazy configs (`.py`) are there for every row of the papers' tables, yaml for one row of each meta-architecture.
+them. Every row of the papers' tables has a lazy config (`.py`); one row of each meta-architecture has a yaml too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-# ruff: noqa: E402 - the check must come before what it checks for
+# ruff: noqa: E402 - the check for Detectron2 must come before the imports that need it
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
 
@@ -34,11 +34,11 @@ def names() -> list[str]:
 
 
 def get_config_file(config_path: str) -> str:
-    """Path of a config file.
+    """Return the path of a config file.
 
     Raises:
-        UserError: there is no such config. Says what to use instead of one that is gone; for any other name, which
-            configs its project has, or which projects there are.
+        UserError: there is no such config; names what replaces a removed config, else the configs of the project, else
+            the projects.
     """
     first, _, rest = config_path.partition("/")
     places = (config_path, f"configs/{config_path}", f"projects/{first}/configs/{rest}")
@@ -53,7 +53,7 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """Always raises: this project hosts no weights; public ones are converted with `sparse-detr convert`."""
+    """Raise a `UserError`: this project hosts no weights; convert public ones with `sparse-detr convert`."""
     get_config_file(config_path)
     raise UserError(
         f"no weights are hosted for {config_path!r}; convert the public checkpoint with `sparse-detr convert IN OUT`"
@@ -61,7 +61,7 @@ def get_checkpoint_url(config_path: str) -> str:
 
 
 def get_config(config_path: str, trained: bool = False) -> Config:
-    """Config of either kind.
+    """Load a config of either kind.
 
     Args:
         trained: raise as `get_checkpoint_url` does, since no weights are hosted.
@@ -82,12 +82,12 @@ def get(
 
     Args:
         trained: raise as `get_checkpoint_url` does, unless `weights` is given.
-        device: where to put it; None for what the config says.
-        weights: checkpoint to load; without it nothing is loaded.
+        device: the model's device; None takes the config's.
+        weights: checkpoint to load; None loads nothing.
         ema: load the averaged weights of the checkpoint.
 
     Raises:
-        UserError: there is no such config, or the checkpoint is of another model or number of classes, or has NaN.
+        UserError: there is no such config, or the checkpoint is of another model, has other classes, or has NaN.
     """
     if ema and weights is None or weights is not None and not str(weights).strip():
         raise UserError("no checkpoint is named; give weights=FILE")

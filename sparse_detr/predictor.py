@@ -33,15 +33,15 @@ CHANNEL_ORDERS = ("RGB", "BGR")
 
 
 class ImageError(UserError):
-    """An image that cannot be used; the message names it, the reason and the remedy."""
+    """An error: an image cannot be used; the message names the image, the reason and the remedy."""
 
 
 class Outputs(NamedTuple):
-    """What a detector computes for a batch of images.
+    """The results of a detector for a batch of images.
 
     Args:
-        inputs: what the model was given, one dict an image.
-        output: everything that the model computes.
+        inputs: the model's inputs, one dict an image.
+        output: all results of the model.
         instances: the detections, one `Instances` an image.
     """
 
@@ -52,18 +52,18 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """How to detect.
+    """The options of a detection.
 
     Args:
-        score_threshold: detections below it are left out, in [0, 1]; 0 leaves all that the model gives.
-        top_k: detections an image, at most; None for what the model gives.
-        keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None for what the config says.
-        channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images know theirs.
-        batch_size: images that go through the model together, at most: those of one size after preprocessing among so
-            many that follow each other. So nothing is padded, and they give what they give alone up to rounding.
+        score_threshold: detections with a lower score are left out, in [0, 1]; 0 keeps all.
+        top_k: the largest number of detections an image; None takes the model's.
+        keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None takes the config's.
+        channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images say their own.
+        batch_size: the largest number of images that go through the model together: of so many images in a row, those
+            of one size after preprocessing. So nothing is padded, and an image gives the same as alone, up to rounding.
 
     Raises:
-        UserError: names the option, its value and what it may be.
+        UserError: names the option, its value and the values that are allowed.
     """
 
     score_threshold: float = 0.0
@@ -94,29 +94,29 @@ class Options:
 class Predictor:
     """A detector with its weights, its preprocessing and its class names.
 
-    Images are prepared as the config's evaluation prepares them: alone, an image gives what the evaluation finds in it,
-    to the last bit. A call changes nothing in the predictor, so threads may share it. A pickled one holds config and
-    path of the weights, and loads them where it is unpickled.
+    Images are preprocessed as in the config's evaluation: an image alone gives exactly the detections of the
+    evaluation, to the last bit. A call changes nothing in the predictor, so threads may share it. A pickled predictor
+    holds the config and the path of the weights, and loads them where it is unpickled.
 
     Args:
-        config: a config file of either kind, such as the `config.yaml` of a training, or a name of
-            `sparse_detr.model_zoo`, or a loaded config, which stays as it is. A config is code: load only configs you
+        config: a config file of either kind, such as the `config.yaml` of a training; or a name of
+            `sparse_detr.model_zoo`; or a loaded config, which is not changed. A config is code: load only configs you
             trust.
-        weights: checkpoint of a training or of `sparse-detr convert`; None for the one that the config names
-            (train.init_checkpoint, MODEL.WEIGHTS). It must hold the whole model, not its backbone alone.
-        device: where to detect; None for what the config says, or the CPU where that is a GPU and there is none.
+        weights: checkpoint of a training or of `sparse-detr convert`; None takes the config's (train.init_checkpoint,
+            MODEL.WEIGHTS). It must hold the whole model, not its backbone alone.
+        device: the model's device; None takes the config's, or the CPU if that is a GPU and there is none.
         ema: load the averaged weights of the checkpoint.
-        class_names: by class index, in place of those of the config's data set; the model gets as many classes.
+        class_names: by class index, in place of those of the config's data set; sets the model's number of classes.
         options: defaults of a call, see `Options`.
 
     Attributes:
         model: in eval mode.
         class_names: by class index; empty if they are unknown.
-        weights: the path or address that they came from.
+        weights: path or address of the weights.
         options: defaults of a call.
 
     Raises:
-        UserError: config, weights or an option cannot be used.
+        UserError: the config, the weights or an option cannot be used.
     """
 
     def __init__(
@@ -164,15 +164,15 @@ class Predictor:
         Args:
             images: one image, or any iterable of images. An image is a path, a `PIL.Image`, a NumPy array (H, W, 3)
                 uint8, a gray one (H, W), or a tensor (3, h, w) uint8.
-            options: of this call, in place of those of the predictor: see `Options`.
+            options: for this call, in place of the predictor's: see `Options`.
 
         Returns:
-            `Instances` of one image, a list of them for many: `pred_boxes` (x1, y1, x2, y2 in pixels of the image),
+            `Instances` for one image, a list of them for many: `pred_boxes` (x1, y1, x2, y2 in pixels of the image),
             `scores` and `pred_classes`, best first, on the model's device.
 
         Raises:
             UserError: an option cannot be used.
-            ImageError: an image cannot be used; says which, and why.
+            ImageError: an image cannot be used; names it and the reason.
         """
         chosen = self._chosen(options)
         found: list[Instances] = []
@@ -182,9 +182,9 @@ class Predictor:
         return found[0] if _is_one(images) else found
 
     def outputs(self, images: Any, *, attention_map: bool = True, **options: Any) -> Outputs:
-        """Return everything that the detector computes for one image or for many, which make one padded batch.
+        """Return all results of the detector for one image or for many in one padded batch.
 
-        The detections are those of a call up to rounding: the attention map takes another path through the attention.
+        The detections equal those of a call up to rounding: the attention map needs another form of the attention.
 
         Args:
             images: as in a call of the predictor.
@@ -207,14 +207,14 @@ class Predictor:
         return Outputs(inputs, output, [_best(result["instances"], chosen) for result in results])
 
     def read(self, image: Any, *, channel_order: str = "RGB", name: str = "the image") -> np.ndarray:
-        """Return the image upright as (H, W, 3) uint8 RGB, before its preprocessing; a call takes it as well.
+        """Return the upright image as (H, W, 3) uint8 RGB, before preprocessing; a call accepts it too.
 
         Args:
             image: as in a call of the predictor.
-            name: of an image that is no file, for the message.
+            name: of an image that is not a file, for the message.
 
         Raises:
-            ImageError: it cannot be used; says why.
+            ImageError: the image cannot be used; says why.
         """
         from sparse_detr.data.any_image import read_any_image
         from sparse_detr.data.images import BadImageError
@@ -227,7 +227,7 @@ class Predictor:
             raise ImageError(str(error)) from error
 
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
-        """Return the model's input of an image, as the mapper of the evaluation makes it."""
+        """Return the model's input for an image, as the evaluation's mapper makes it."""
         from detectron2.data import transforms as T
 
         picture = self.read(image, channel_order=options.channel_order, name=f"image {index}")
@@ -250,13 +250,13 @@ class Predictor:
         return [found[index] for index in range(len(inputs))]
 
     def _chosen(self, options: dict[str, Any]) -> Options:
-        """Return the predictor's options with those of a call."""
+        """Return the predictor's options, updated by those of a call."""
         chosen = self.options.updated(options)
         self._check(chosen)
         return chosen
 
     def _check(self, options: Options) -> None:
-        """Refuse what this model cannot do."""
+        """Refuse options that this model cannot use."""
         from sparse_detr.config.kinds import kind_of
 
         most = getattr(getattr(self.model, "postprocess", None), "num_detections", None)
@@ -265,12 +265,12 @@ class Predictor:
             raise UserError(f"top_k is {options.top_k}, but the model gives at most {most} detections; set {remedy}")
         if options.keep_ratio not in (None, 1) and self.is_dense:
             raise UserError(
-                f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token: "
+                f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token; "
                 "leave keep_ratio out"
             )
 
     def _budget(self, options: Options) -> dict[str, float]:
-        """Return the model's argument that says how many tokens to refine."""
+        """Return the argument of the model that sets how many tokens are refined."""
         return {} if options.keep_ratio is None or self.is_dense else {"budget": options.keep_ratio}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -281,7 +281,7 @@ class Predictor:
 
 
 def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, arguments: dict[str, Any]) -> Predictor:
-    """Unpickle a predictor, unless its weights are others by now."""
+    """Unpickle a predictor; raise a `UserError` if the file of its weights has changed."""
     require_detectron2()
     if stamp is not None and os.path.isfile(weights) and _stamp(weights) != stamp:
         raise UserError(f"{weights} has changed since the predictor was pickled; make a new Predictor")
@@ -328,7 +328,7 @@ def _names(class_names: Any) -> list[str]:
 
 
 def _loaded(config: str | os.PathLike[str] | Config) -> Config:
-    """Return a config that the predictor may change."""
+    """Return a loaded config that the predictor may change."""
     from sparse_detr.config.kinds import kind_of
     from sparse_detr.config.load import load_config
     from sparse_detr.model_zoo import get_config_file
@@ -377,7 +377,7 @@ def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Return the size and time of a file, to tell whether it has changed; None for an address."""
+    """Return the size and time of a file, to detect a change; None for an address."""
     if not os.path.isfile(path):
         return None
     facts = os.stat(path)
@@ -385,7 +385,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def _checked_mapper(mapper: Any) -> Any:
-    """Return the mapper if its preprocessing can be applied to an image that is no file, else raise a `UserError`."""
+    """Return the mapper; raise a `UserError` if its preprocessing needs a file."""
     image_format = getattr(mapper, "image_format", None)
     if not hasattr(mapper, "augmentations") or image_format not in CHANNEL_ORDERS:
         raise UserError(
@@ -396,7 +396,7 @@ def _checked_mapper(mapper: Any) -> Any:
 
 
 def _is_one(images: Any) -> bool:
-    """Return whether it is one image, or what should have been one; else many."""
+    """Return whether `images` is one image, usable or not; else it is many."""
     single = str | bytes | bytearray | memoryview | dict | Tensor
     known = isinstance(images, single) or hasattr(images, "shape") or hasattr(images, "read")
     return known or not isinstance(images, Iterable)
@@ -409,6 +409,6 @@ def _batches(images: Any, size: int) -> Iterator[list[Any]]:
 
 
 def _best(instances: Instances, options: Options) -> Instances:
-    """Return the detections that a call asks for."""
+    """Return the detections that the options ask for."""
     chosen = instances[instances.scores >= options.score_threshold] if options.score_threshold > 0 else instances
     return chosen[: options.top_k] if options.top_k is not None else chosen

@@ -28,7 +28,7 @@ a config is code: load only configs you trust
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of training; those of Detectron2's tools have its names."""
+    """Declare the options of training; options of Detectron2's tools have the same names here."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument(
@@ -43,24 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema", action="store_true", help="take the averaged weights of the checkpoint that the config names"
     )
-    parser.add_argument("--output-dir", metavar="DIR", help="short for the config's output folder")
+    parser.add_argument("--output-dir", metavar="DIR", help="output folder, in place of the config's")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (on the CPU without GPUs)")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="address of the first machine, as tcp://host:port")
-    data = parser.add_argument_group("own data in COCO format (the number of classes is taken from the first file)")
+    data = parser.add_argument_group("own data in COCO format (the number of classes comes from the first file)")
     data.add_argument("--train-json", metavar="FILE")
     data.add_argument("--train-images", metavar="DIR")
     data.add_argument("--val-json", metavar="FILE")
     data.add_argument("--val-images", metavar="DIR")
     data.add_argument(
-        "--boxes-from-masks", action="store_true", help="give annotations without a box the one around their mask"
+        "--boxes-from-masks", action="store_true", help="give an annotation without a box the box around its mask"
     )
     parser.add_argument("opts", nargs="*", metavar="override", help="path.key=value (lazy) or PATH.KEY VALUE (yacs)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the processes and train or evaluate in them; 0 if all went well."""
+    """Start the processes and train or evaluate in them; return 0 if all went well."""
     require_detectron2()
     from sparse_detr.engine.launch import start_processes
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace):
-    """The config with overrides and own data applied."""
+    """Load the config and apply overrides and own data."""
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
     from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, use_own_data
@@ -91,7 +91,10 @@ def _prepare(args: argparse.Namespace):
 
 
 def run_in_process(args: argparse.Namespace) -> None:
-    """Train or evaluate in one of the processes; all of them call it. Exits with 2 or 3 after a known error."""
+    """Train or evaluate in one of the processes; all of them call this.
+
+    Exits with 2 after a `UserError` and with 3 after a non-finite number.
+    """
     from sparse_detr.engine.nonfinite import NonFiniteError
 
     try:
@@ -126,7 +129,7 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
 
     settings = run_description.settings
     set_up_process(cfg, settings, args)
-    for record in held:  # said before there was a log file
+    for record in held:  # logged before there was a log file
         logging.getLogger(record.name).handle(record)
     options = {"resume_last": args.resume, "ema": args.ema}
     if args.eval_only:
@@ -137,13 +140,13 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
 
 
 def _asks_for_random_weights(overrides: Sequence[str]) -> bool:
-    """Whether the command line itself, not a config's default, names an empty checkpoint."""
+    """Return whether the command line itself, not the config, sets the checkpoint to nothing."""
     text = [override.strip() for override in overrides]
     return "train.init_checkpoint=" in text or ("MODEL.WEIGHTS", "") in pairwise(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry of `train_net.py` and `python -m sparse_detr.train`."""
+    """Run `train_net.py` or `python -m sparse_detr.train`; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
     try:

@@ -55,7 +55,7 @@ def test_an_error_of_the_disk_names_the_file_and_the_remedy(tmp_path, code, reme
 
 @pytest.fixture
 def small_files():
-    """Files of this process may have 20,000 bytes, as on a disk that is full after them."""
+    """Limit the files of this process to 20,000 bytes, like a disk that is full then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -75,7 +75,7 @@ def test_a_full_disk_in_the_middle_of_torch_save_is_one_clear_error(tmp_path, sm
     assert names(tmp_path) == ["model.pth"]
 
 
-def test_the_permissions_are_those_of_any_new_file_and_survive_a_rewrite(tmp_path):
+def test_the_permissions_are_those_of_a_new_file_and_stay_at_a_rewrite(tmp_path):
     (tmp_path / "plain").touch()
     write_text_atomically(tmp_path / "new", "x")
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -94,7 +94,7 @@ def test_a_link_stays_a_link_and_a_device_is_written_in_place(tmp_path):
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_a_file_name_of_the_longest_kind_can_be_written(tmp_path):
+def test_a_file_with_the_longest_name_can_be_written(tmp_path):
     path = tmp_path / ("n" * 251 + ".txt")
     write_text_atomically(path, "x")
     assert path.read_text() == "x"
@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_the_remedy():
         make_folder("/proc/self")
 
 
-def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_writes_are_removed(tmp_path):
     others = [".hidden.part", "a.part", ".0123456789abcdef.part.txt", "model.pth"]
     for name in [".0123456789abcdef.part", *others]:
         (tmp_path / name).touch()

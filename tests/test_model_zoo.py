@@ -1,4 +1,4 @@
-"""Configs by name."""
+"""Configs and models by name."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_both_kinds_of_config_are_read():
     assert isinstance(model_zoo.get_config("DeformableDETR/deformable_detr_r50.py"), DictConfig)
 
 
-def test_an_unknown_name_is_refused_with_those_that_there_are():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
         UserError, match=r"no config 'SparseDETR/other.py'; there are .*SparseDETR/sparse_detr_r50_rho10.py"
     ):
@@ -38,7 +38,7 @@ def test_an_empty_name_is_no_config(name):
         model_zoo.get_config_file(name)
 
 
-def test_an_unknown_project_is_refused_with_those_that_there_are():
+def test_an_unknown_project_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"DABDETR/\.\.\., DINO/\.\.\., .*FocusDETR/\.\.\."):
         model_zoo.get_config_file("YOLO/x.py")
 
@@ -46,7 +46,7 @@ def test_an_unknown_project_is_refused_with_those_that_there_are():
 @pytest.mark.parametrize(
     "name", ["DINO/dino_r50_5scale_36ep.py", "FocusDETR/focus_detr_r50_36ep.yaml", "DABDETR/dab_detr_r50_dc5.py"]
 )
-def test_the_family_is_there(name):
+def test_every_model_of_the_family_has_a_config(name):
     assert model_zoo.get_config(name) is not None
 
 
@@ -67,12 +67,12 @@ def test_all_names_are_listed_and_found():
         ("quick/efficient_detr_mnv2.py", "is now quick/deformable_detr_topk_mnv2.py"),
     ],
 )
-def test_what_is_gone_is_told_its_successor(name, answer):
+def test_for_a_removed_config_the_successor_is_named(name, answer):
     with pytest.raises(UserError, match=f"^{name} .*{answer}$"):
         model_zoo.get_config(name)
 
 
-def test_trained_weights_are_not_hosted_and_the_remedy_is_said():
+def test_trained_weights_are_not_hosted_and_the_remedy_is_named():
     with pytest.raises(UserError, match="sparse-detr convert"):
         model_zoo.get(QUICK, trained=True)
 
@@ -92,12 +92,12 @@ def test_given_weights_are_loaded_unless_they_are_of_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"weights": ""}, {"ema": True}])
-def test_weights_without_a_name_are_no_untrained_model(options):
+def test_empty_weights_are_refused(options):
     with pytest.raises(UserError, match="no checkpoint is named"):
         model_zoo.get(QUICK, **options)
 
 
-def test_averaged_weights_are_loaded_if_asked_for_and_must_be_finite(tmp_path):
+def test_averaged_weights_are_loaded_on_request_and_must_be_finite(tmp_path):
     model = model_zoo.get(QUICK, device="cpu")
     averaged = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
     averaged["module.tokenizer.level_embed"].fill_(3)

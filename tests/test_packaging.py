@@ -1,4 +1,4 @@
-"""What a built distribution holds besides the modules."""
+"""Content of the built distributions besides the modules."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_a_build_contains_the_shared_and_the_projects_configs(tmp_path):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """The files of a source distribution, unpacked."""
+    """Return the folder of an unpacked source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
     setup("egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder))
     [archive] = folder.glob("*.tar.gz")
@@ -41,7 +41,7 @@ def sources(tmp_path_factory):
 
 
 def setup(*arguments, folder=REPOSITORY, **environment):
-    """Run setup.py, and return all that it prints."""
+    """Run setup.py and return all that it prints."""
     command = [sys.executable, "setup.py", *arguments]
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.run(command, cwd=folder, check=True, env=os.environ | environment, **output).stdout
@@ -75,7 +75,7 @@ def test_a_wheel_with_a_native_library_is_for_this_platform_and_any_python_3(sou
     assert not [name for name in names if "purelib" in name or name.startswith("ops/")]
 
 
-def test_a_wheel_in_which_nothing_was_built_is_for_every_platform_and_says_why(sources, tmp_path):
+def test_a_wheel_without_native_libraries_is_for_every_platform_and_the_build_says_why(sources, tmp_path):
     said, wheel = build_wheel(sources, tmp_path, SPARSE_DETR_BUILD_OPS="none")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = [name for name in ZipFile(wheel).namelist() if "_native" in name]
@@ -83,7 +83,7 @@ def test_a_wheel_in_which_nothing_was_built_is_for_every_platform_and_says_why(s
     assert json.loads(ZipFile(wheel).read(names[0]))["summary"] in said
 
 
-def test_a_choice_that_cannot_be_met_ends_the_install_with_the_reason(sources):
+def test_native_libraries_that_cannot_be_built_end_the_install_with_the_reason(sources):
     with pytest.raises(subprocess.CalledProcessError) as failure:
         setup("build", folder=sources, CXX="no-such-compiler", SPARSE_DETR_BUILD_OPS="cpu")
     last = failure.value.output.splitlines()[-1]

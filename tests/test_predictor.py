@@ -1,4 +1,4 @@
-"""A predictor finds what the evaluation finds, in images of every form, from any thread and process."""
+"""A predictor gives the detections of the evaluation, for images of every form, in any thread and process."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ INPUT: {{MIN_SIZE_TEST: 64}}
 
 
 def make_config(recipe=sparse_detr, **mapper):
-    """A lazy config of a tiny model whose mapper resizes to 64 pixels."""
+    """Return a lazy config of a tiny model whose mapper resizes to 64 pixels."""
     options = {"keep_ratio": 0.3} if recipe is sparse_detr else {}
     mapper = LazyCall(DetrDatasetMapper)(is_train=False, augmentations=LazyCall(resize)(short_size=64), **mapper)
     train = {"device": "cpu", "init_checkpoint": ""}
@@ -66,7 +66,7 @@ def make_weights(cfg, path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of many kinds, and weights for a sparse and a dense model."""
+    """Return a folder with images of many kinds, and weights for a sparse and a dense model."""
     folder = tmp_path_factory.mktemp("predictor")
     pixels = np.random.default_rng(0).integers(0, 256, (48, 72, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "rgb.png")
@@ -91,7 +91,7 @@ def predictor(folder):
 
 @pytest.fixture(scope="module")
 def yacs_predictor(folder):
-    """Of a yaml config, with a convolutional backbone."""
+    """Return a predictor of a yaml config, with a convolutional backbone."""
     (folder / "sparse.yaml").write_text(YAML)
     torch.manual_seed(0)
     model = build_detector(load_config(str(folder / "sparse.yaml")), device="cpu")
@@ -101,7 +101,7 @@ def yacs_predictor(folder):
 
 
 def rows(instances):
-    """(n, 6): box, score, class."""
+    """Return the detections as (n, 6): box, score, class."""
     classes = instances.pred_classes[:, None]
     return torch.cat([instances.pred_boxes.tensor, instances.scores[:, None], classes], 1)
 
@@ -123,7 +123,7 @@ def test_the_import_does_not_import_detectron2():
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("name", ["rgb.png", "turned.jpg", "gray.png", "gray16.png", "alpha.png", "palette.png"])
-def test_an_image_gives_what_the_evaluation_finds_to_the_last_bit(folder, name, image_format):
+def test_an_image_gives_the_detections_of_the_evaluation_to_the_last_bit(folder, name, image_format):
     cfg = make_config(image_format=image_format)
     model = instantiate(cfg.model).eval()
     model.load_state_dict(torch.load(folder / "sparse.pth", weights_only=True)["model"])
@@ -166,7 +166,7 @@ def test_one_image_gives_instances_and_several_a_list(predictor, folder):
 
 
 @pytest.mark.parametrize("batch_size", [2, 6])
-def test_images_of_any_size_give_in_a_batch_what_they_give_alone(yacs_predictor, folder, batch_size):
+def test_images_of_any_size_give_the_same_in_a_batch_as_alone(yacs_predictor, folder, batch_size):
     names = ("rgb.png", "square.png", "gray.png", "turned.jpg", "palette.png")
     images = [yacs_predictor.read(folder / name) for name in names]
     for batched, alone in zip(yacs_predictor(images, batch_size=batch_size), yacs_predictor(images), strict=True):
@@ -181,7 +181,7 @@ def test_images_of_one_size_go_through_the_model_together(predictor, folder, mon
     assert calls == [2, 1, 1]
 
 
-def test_outputs_of_a_padded_batch_are_those_of_its_images_unless_the_backbone_sees_the_padding(predictor, folder):
+def test_outputs_of_a_padded_batch_equal_those_of_its_images_unless_the_backbone_sees_the_padding(predictor, folder):
     paths = [folder / name for name in ("rgb.png", "square.png", "turned.jpg")]
     for batched, alone in zip(predictor.outputs(paths).instances, predictor(paths), strict=True):
         torch.testing.assert_close(rows(batched), rows(alone), atol=1e-4, rtol=1e-5)
@@ -205,7 +205,7 @@ def test_options_of_the_predictor_are_defaults_of_its_calls(folder, predictor):
     assert_equal(chosen(folder / "rgb.png", keep_ratio=None, top_k=None), predictor(folder / "rgb.png"))
 
 
-def test_outputs_hold_what_the_detections_are_made_of(predictor, folder):
+def test_outputs_hold_the_tensors_behind_the_detections(predictor, folder):
     found = predictor.outputs(folder / "rgb.png", keep_ratio=0.5, score_threshold=0.01)
     expected = predictor(folder / "rgb.png", keep_ratio=0.5, score_threshold=0.01)
     torch.testing.assert_close(rows(found.instances[0]), rows(expected), atol=1e-4, rtol=1e-5)
@@ -349,7 +349,7 @@ def test_a_wrong_image_alone_is_refused_as_well(predictor, folder):
         ({"threshold": 0.5}, "there is no option 'threshold'; there are score_threshold, top_k"),
     ],
 )
-def test_a_wrong_option_is_named_with_what_it_may_be(predictor, folder, options, message):
+def test_a_wrong_option_is_named_with_the_allowed_values(predictor, folder, options, message):
     with pytest.raises(UserError, match=message):
         predictor(folder / "rgb.png", **options)
     with pytest.raises(UserError, match=message):
@@ -383,7 +383,7 @@ def test_a_dense_model_has_no_keep_ratio(folder):
         Predictor(make_config(deformable_detr), folder / "dense.pth", keep_ratio=0.5)
 
 
-def test_configs_of_every_kind_serve(folder, tmp_path, predictor):
+def test_configs_of_every_kind_are_accepted(folder, tmp_path, predictor):
     cfg = make_config()
     before = copy.deepcopy(cfg)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
@@ -392,7 +392,7 @@ def test_configs_of_every_kind_serve(folder, tmp_path, predictor):
     assert cfg == before
 
 
-def test_a_yaml_config_serves_and_stays_as_it_is(yacs_predictor, folder):
+def test_a_yaml_config_is_accepted_and_not_changed(yacs_predictor, folder):
     cfg = load_config(str(folder / "sparse.yaml"))
     before = cfg.dump()
     cfg.freeze()
@@ -405,7 +405,7 @@ def test_a_yaml_config_serves_and_stays_as_it_is(yacs_predictor, folder):
         yacs_predictor(folder / "rgb.png", top_k=999)
 
 
-def test_a_name_of_the_model_zoo_serves(folder):
+def test_a_name_of_the_model_zoo_is_accepted(folder):
     with pytest.raises(UserError, match="no entry of the checkpoint|belongs to another model"):
         Predictor("quick/sparse_detr_mnv2.py", folder / "sparse.pth")
     with pytest.raises(UserError, match="there is no file 'SparseDETR/nowhere.py' .*, and no config"):
@@ -433,7 +433,7 @@ def test_without_weights_those_of_the_config_are_loaded(folder, predictor, tmp_p
         Predictor(cfg, tmp_path / "backbone.pth")
 
 
-def test_averaged_weights_are_loaded_where_they_are_asked_for(tmp_path, folder, predictor):
+def test_averaged_weights_are_loaded_on_request(tmp_path, folder, predictor):
     weights = torch.load(folder / "sparse.pth", weights_only=True)["model"]
     averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in weights.items()}}
     plain = {name: torch.zeros_like(value) for name, value in weights.items()}
@@ -472,12 +472,12 @@ def test_given_class_names_set_the_number_of_classes(folder, predictor):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_config_from_a_gpu_machine_serves_on_the_cpu_unless_the_gpu_is_asked_for(folder, predictor):
+def test_a_config_from_a_gpu_machine_works_on_the_cpu_unless_a_gpu_is_requested(folder, predictor):
     cfg = make_config()
     cfg.train.device = "cuda"
     assert_equal(Predictor(cfg, folder / "sparse.pth")(folder / "rgb.png"), predictor(folder / "rgb.png"))
     no_gpu = "but no GPU can be used here"
-    problems = {"cuda": no_gpu, 0: no_gpu, "gpu": "which is no device of torch", "meta": "which holds no values"}
+    problems = {"cuda": no_gpu, 0: no_gpu, "gpu": "which torch does not know", "meta": "which holds no values"}
     for device, problem in problems.items():
         with pytest.raises(UserError, match=f"device is '(cuda:)?{device}', {problem}; give another one"):
             Predictor(cfg, folder / "sparse.pth", device=device)

@@ -1,4 +1,4 @@
-"""The command line of training, on synthetic data."""
+"""The training command, on synthetic data."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ SOLVER:
 
 
 def main(arguments):
-    """Exit code of the command."""
+    """Run the command and return its exit code."""
     try:
         return train.main(arguments)
     except SystemExit as stopped:
@@ -70,7 +70,7 @@ def main(arguments):
 
 @pytest.fixture
 def data(tmp_path):
-    """Three images with a box each, in two categories; returns the arguments that name them."""
+    """Write three images with a box each, in two categories; return the arguments that name them."""
     (tmp_path / "images").mkdir()
     images, annotations = [], []
     for number in range(1, 4):
@@ -102,7 +102,7 @@ def yacs(tmp_path, request):
 
 @pytest.fixture(autouse=True)
 def _own_loggers():
-    """Take back what a run does to the loggers, so that other tests can listen."""
+    """Restore the loggers after a run, so that other tests can read the log."""
     names = ("detectron2", "fvcore", "sparse_detr")
     before = {name: (logging.getLogger(name).propagate, list(logging.getLogger(name).handlers)) for name in names}
     yield
@@ -128,7 +128,7 @@ def test_saved_config_resumes_and_evaluates_without_naming_the_data_again(tmp_pa
     assert "bbox/AP50" in capfd.readouterr().out
 
 
-def test_a_yaml_run_without_a_folder_has_that_of_its_name_and_its_saved_config_goes_on_there(
+def test_a_yaml_run_writes_into_the_folder_of_its_name_and_its_saved_config_resumes_there(
     tmp_path, data, yacs, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_a_yaml_run_without_a_folder_has_that_of_its_name_and_its_saved_config_g
 
 
 @pytest.mark.parametrize("named", ["validation", "both"])
-def test_the_config_of_a_training_without_validation_evaluates_when_it_is_given_validation_data(
+def test_the_config_of_a_training_without_validation_evaluates_given_validation_data(
     tmp_path, data, lazy, capfd, named
 ):
     training, validation = data[:4], data[4:]
@@ -157,14 +157,14 @@ def test_validation_data_alone_need_stored_training_data(data, lazy, capsys):
 
 
 @pytest.mark.parametrize("key", ["TRAIN", "TEST"])
-def test_a_data_set_that_nobody_has_registered_is_named_before_the_training(yacs, key):
+def test_an_unregistered_data_set_is_named_before_the_training(yacs, key):
     cfg = load_config(yacs[1], [f"DATASETS.{key}", "('nope',)"])
     with pytest.raises(UserError, match=f"DATASETS.{key} names nope, which is not registered"):
         make_run(cfg).build_train_loader()
 
 
 @pytest.mark.parametrize("setting", ["lr_multiplier=null", "train.device=mps"])
-def test_a_schedule_or_a_device_that_is_not_there_is_refused(lazy, data, capsys, monkeypatch, setting):
+def test_an_unknown_schedule_and_a_missing_device_are_refused(lazy, data, capsys, monkeypatch, setting):
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert main([*lazy, *data, setting]) == 2
     assert setting.split("=")[0] in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_training_that_diverges_exits_with_its_own_code_and_can_be_replayed(tmp_
     config = str(tmp_path / "out" / "config.yaml")
     assert f"--config-file {config}" in capsys.readouterr().err
     assert replay.main([str(bundle), "--config-file", config]) == 1
-    assert "Again: " in capsys.readouterr().out
+    assert "again: " in capsys.readouterr().out
 
 
 def test_number_of_classes_that_contradicts_the_data_names_both(lazy, data, capsys):

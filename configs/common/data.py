@@ -1,5 +1,5 @@
 # ruff: noqa: C408 - dict(key=value) reads like the LazyCalls around it
-"""COCO detection with DETR's augmentation."""
+"""Data loaders for detection on COCO with DETR's augmentation."""
 
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts

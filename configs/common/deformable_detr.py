@@ -1,4 +1,4 @@
-"""Training on COCO as Deformable DETR's authors do: 50 epochs in batches of 32."""
+"""Settings for training on COCO as in the code of Deformable DETR: 50 epochs in batches of 32."""
 
 from .coco import dataloader, lr_multiplier, optimizer, train, training
 

@@ -1,4 +1,4 @@
-"""Training on COCO as in detrex: norms do not decay, images without boxes are left out, an epoch is 120,000 images."""
+"""Settings for training on COCO as in detrex: no weight decay of norms, images with boxes only, epochs of 120,000."""
 
 from .dino import dataloader, lr_multiplier, optimizer, train, training
 

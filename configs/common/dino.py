@@ -1,4 +1,4 @@
-"""Training on COCO as the official code of DINO and DAB-DETR: AdamW 1e-4, the backbone alone slower, batches of 16."""
+"""Settings for training on COCO as in the code of DINO and DAB-DETR: AdamW 1e-4 (backbone 1e-5), batches of 16."""
 
 from .coco import dataloader, lr_multiplier, optimizer, train, training
 

@@ -1,4 +1,4 @@
-"""Training on COCO as Focus-DETR's authors do: as in detrex, but resized only, not cropped."""
+"""Settings for training on COCO as in the code of Focus-DETR: detrex's, but images are resized and not cropped."""
 
 from .detrex import dataloader, lr_multiplier, optimizer, train, training
 

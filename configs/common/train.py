@@ -1,5 +1,5 @@
 # ruff: noqa: C408 - dict(key=value) reads like the LazyCalls around it
-"""Settings of a training: those of Detectron2's tools, and what ours adds."""
+"""Settings of a training: those of Detectron2's tools and those that this project adds."""
 
 import torch
 
@@ -7,16 +7,16 @@ train = dict(
     output_dir="./output",
     init_checkpoint="",
     max_iter=369650,  # 50 epochs of COCO in batches of 16
-    amp=dict(enabled=False, dtype="bf16"),  # "bf16" or "fp16"
+    amp=dict(enabled=False, dtype="bf16"),  # or "fp16"
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=7393, max_to_keep=10),
     eval_period=7393,
     log_period=20,
     device="cuda" if torch.cuda.is_available() else "cpu",
     seed=42,
-    # Not known to Detectron2's lazyconfig_train_net:
-    clip_grad_norm=0.1,  # of the whole model; None: no clipping
-    accumulate=1,  # batches per optimiser step
+    # Settings that Detectron2's lazyconfig_train_net ignores:
+    clip_grad_norm=0.1,  # norm of the gradient of the whole model; None: no clipping
+    accumulate=1,  # batches an optimiser step
     ema=dict(enabled=False, decay=0.9997),
     best_metric="bbox/AP",  # chooses model_best.pth
 )

@@ -1,4 +1,4 @@
-"""The dense twin of `sparse_detr_mnv2`: every token refined, nothing scored."""
+"""A small two-stage Deformable DETR for the sample data: like `sparse_detr_mnv2`, but every token is refined."""
 
 from sparse_detr.recipes import deformable_detr_topk, mobilenet_v2
 

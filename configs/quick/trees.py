@@ -1,4 +1,7 @@
-"""What the quick models share: sizes, sample data (aerial tiles, tree crowns), schedule. Minutes on two CPU cores."""
+"""The common part of the quick configs: sizes, sample data (aerial tiles, tree crowns), schedule.
+
+A training takes minutes on two CPU cores.
+"""
 
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
@@ -22,7 +25,9 @@ dataloader.register = [
     )
     for split in SPLITS
 ]
-instantiate(dataloader.register)  # for Detectron2's own tools; ours do so for every config, and for a run's config.yaml
+instantiate(
+    dataloader.register
+)  # for Detectron2's own tools; this project's tools call `dataloader.register` themselves
 dataloader.train.dataset.names, dataloader.test.dataset.names = "trees_train", "trees_val"
 dataloader.train.mapper.augmentations.update(
     short_sizes=[384],
@@ -35,17 +40,17 @@ dataloader.train.mapper.augmentations.update(
 dataloader.test.mapper.augmentations.update(short_size=384, max_size=384)
 dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 0
-optimizer.lr = 1e-3  # groups as Deformable DETR: those of DINO and Focus-DETR were no better, see projects/FocusDETR
+optimizer.lr = 1e-3  # with Deformable DETR's groups: those of DINO and Focus-DETR were no better (projects/FocusDETR)
 lr_multiplier.warmup_iters = 50
 train.init_checkpoint = str(sample_folder() / WEIGHTS_FILE)
 train.max_iter, train.eval_period, train.checkpointer.period = 600, 600, 300
 
 
 def training(file):
-    """Return what a config needs besides its model: `dataloader, lr_multiplier, optimizer, train`.
+    """Return the parts of a config besides its model: `dataloader, lr_multiplier, optimizer, train`.
 
     Args:
-        file: `__file__` of the config; the output folder has its name.
+        file: `__file__` of the config; the output folder gets its name.
     """
     train.output_dir = output_dir_of(file)
     return dataloader, lr_multiplier, optimizer, train

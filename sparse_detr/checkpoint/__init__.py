@@ -1,4 +1,4 @@
-"""Converting, checking and loading checkpoints."""
+"""Read, convert, check and load checkpoints."""
 
 from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.convert import ConvertedCheckpoint, convert_checkpoint

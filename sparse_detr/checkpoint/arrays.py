@@ -1,7 +1,7 @@
-"""Pickles of arrays, as Detectron2's and Caffe2's model zoos publish them, read without running their code.
+"""Read pickles of arrays, as Detectron2's and Caffe2's model zoos publish them, without running their code.
 
-A pickle is a program that may call anything. This reader knows a handful of calls, all of which build arrays, and none
-is numpy's own: its `dtype` and `ndarray` believe whatever state a pickle gives them.
+A pickle is a program that may call anything. This reader allows a few calls, all of which build arrays. None of them
+calls numpy's `dtype` or `ndarray`, which take any state that a pickle gives them without a check.
 """
 
 import pickle
@@ -12,15 +12,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-DTYPE = re.compile(r"[?biufc]\d{0,2}")  # truth values and numbers: no objects, text or records
+DTYPE = re.compile(r"[?biufc]\d{0,2}")  # booleans and numbers: no objects, text or records
 
 
 class ForbiddenCall(pickle.UnpicklingError):
-    """The pickle asks for something else than arrays, plain containers and numbers."""
+    """An error: the pickle holds something else than arrays, plain containers and numbers."""
 
 
 class _Type:
-    """Stand-in for `numpy.dtype`."""
+    """A stand-in for `numpy.dtype`."""
 
     def __init__(self, code: Any, *flags: Any) -> None:
         self.code, self.order = _text(code), "="
@@ -35,7 +35,7 @@ class _Type:
 
 
 class _Array:
-    """Stand-in for `numpy.ndarray`, empty until its state is set."""
+    """A stand-in for `numpy.ndarray`, empty until its state is set."""
 
     def __init__(self, *initial: Any) -> None:
         self.array = np.zeros(0, np.float32)
@@ -46,7 +46,7 @@ class _Array:
 
 
 def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 has no other strings
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 pickles bytes as text
     result = _Array()
     result.array = np.frombuffer(raw, kind.dtype()).reshape(shape, order=_text(order))
     return result
@@ -73,7 +73,7 @@ def _text(value: Any) -> str:
 
 
 class _NdarrayName:
-    """What `numpy.ndarray` is as an argument of `_reconstruct`."""
+    """A stand-in for the class `numpy.ndarray` as an argument of `_reconstruct`."""
 
 
 CALLS: dict[str, Any] = {
@@ -92,7 +92,7 @@ for _module in ("numpy.core", "numpy._core"):
     }
 
 
-# The reader written in Python: the one in C allocates what a damaged file asks for, which may be all memory.
+# Python's unpickler written in Python: the one in C allocates as much memory as a damaged file asks for.
 class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in CALLS:
@@ -100,14 +100,14 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         return CALLS[f"{module}.{name}"]
 
     def load_build(self) -> None:
-        """Set the state of our stand-ins only: Python's would set attributes of whatever is there."""
+        """Set the state of our stand-ins; refuse to set the attributes of any other object, as Python's method does."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (_Array, _Type)):
             raise ForbiddenCall(f"the state of a {type(self.stack[-1]).__name__}")
         self.stack[-1].set(state)
 
     def load_bytearray8(self) -> None:
-        """Read what is there, where Python's reserves what the file says."""
+        """Read the bytes that are there; Python's method first allocates the size that the file states."""
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
     dispatch: dict[int, Callable] = {
@@ -118,17 +118,17 @@ class _ArrayUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
 
 def read_arrays(file: BinaryIO) -> Any:
-    """Read one pickle of arrays, plain containers and numbers; text of Python 2 is taken as latin1.
+    """Read one pickle of arrays, plain containers and numbers; text of Python 2 is read as latin1.
 
     Raises:
-        ForbiddenCall: it asks for something else, which the message names; nothing of it was called.
-        Exception: of any other kind, where the pickle is damaged.
+        ForbiddenCall: the pickle holds something else, which the message names; it was not called.
+        Exception: any other kind, if the pickle is damaged.
     """
     return _plain(_ArrayUnpickler(file, encoding="latin1").load(), {})
 
 
 def _plain(value: Any, known: dict[int, dict]) -> Any:
-    """The same with arrays for stand-ins, also inside of dicts; `known` ends the circles that a pickle can have."""
+    """Replace stand-ins by their arrays, also inside dicts; `known` ends the loop where a dict contains itself."""
     if isinstance(value, _Array):
         return value.array
     if not isinstance(value, dict):

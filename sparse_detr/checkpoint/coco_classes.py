@@ -1,4 +1,4 @@
-"""From COCO's 91 category ids, which public DETR code uses as class numbers, to 80 contiguous classes."""
+"""Turn COCO's 91 category ids, which public DETR code uses as class numbers, into 80 contiguous classes."""
 
 import re
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ LABEL_EMBED = "denoising.label_embed.weight"
 
 
 def is_class_rows(name: str) -> bool:
-    """True for an entry that has one row a class."""
+    """Return whether the entry has one row a class."""
     return CLASS_ROWS.fullmatch(name) is not None
 
 
 def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
-    """The number of classes of a converted file; None without a class head."""
+    """Return the number of classes of a converted file; None without a class head."""
     heads = (value for name, value in state_dict.items() if is_class_rows(name) and name != LABEL_EMBED)
     return next((len(value) for value in heads), None)
 
 
 def without_unused_labels(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut the label embedding of denoising queries to one row a class: official DINO files have a row that none is."""
+    """Cut the label embedding of denoising queries to one row a class: official DINO files have an unused last row."""
     result = dict(state_dict)
     if LABEL_EMBED in result:
         result[LABEL_EMBED] = result[LABEL_EMBED][: count_classes(state_dict)]
@@ -36,20 +36,20 @@ def without_unused_labels(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
 def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = False) -> dict[str, Tensor]:
     """Keep the 80 rows of every class head and label embedding that stand for a COCO category.
 
-    A proposal head trained on binary labels says "foreground" in row 0 and learned the other rows as negatives: it
-    keeps its first 80 rows, so that row 0 stays where the score is read.
+    In a proposal head trained on binary labels, row 0 means "foreground" and all other rows are negatives. It keeps its
+    first 80 rows, so that row 0 stays the score.
 
     Args:
         state_dict: entries under our names, with 91 class rows.
         binary_proposals: the proposal head was trained on binary labels.
 
     Raises:
-        UserError: binary proposals and the decoder share one head: row 0 would have to be both foreground and person.
+        UserError: binary proposals and the decoder share one head, so row 0 would be both foreground and person.
     """
     if binary_proposals and _proposals_share_the_decoder_head(state_dict):
         raise UserError(
             "this two-stage file has one head for the decoder (row = COCO category id) and for its binary proposals "
-            "(row 0 = foreground), which 80 contiguous classes cannot serve both. Keep the 91 classes (--classes 91)."
+            "(row 0 = foreground), so its rows cannot be 80 contiguous classes; keep the 91 classes (--classes 91)"
         )
     category_rows = torch.tensor(COCO_IDS)
     result = {}

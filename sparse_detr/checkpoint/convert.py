@@ -1,4 +1,4 @@
-"""Public checkpoints of the Deformable DETR family, and ImageNet backbones, under our names."""
+"""Convert public checkpoints of the Deformable DETR family, and of ImageNet backbones, to our names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class ConvertedCheckpoint:
     Args:
         state_dict: our name to tensor.
         source: the layout that the file has, a key of `LAYOUTS`.
-        names: public name to our name; aliases included, so several may lead to one.
+        names: public name to our name; several may share one of ours (aliases).
         num_aliases: entries that repeat another.
         dropped: entries left out on purpose (classifier, counters).
         unknown: entries that no rule knows.
@@ -40,7 +40,7 @@ class ConvertedCheckpoint:
 
     @property
     def known_share(self) -> float:
-        """Share of the file's weights that a rule knows, in [0, 1]."""
+        """Return the share of the file's weights that a rule knows, in [0, 1]."""
         return len(self.names) / max(1, len(self.names) + len(self.unknown))
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ def convert_checkpoint(
     """Rename the entries of a public checkpoint.
 
     Args:
-        state_dict: what the file holds: the weights, or the training script's dict around them.
+        state_dict: content of the file: the weights, or the training script's dict around them.
         source: a key of `LAYOUTS`, or "auto" to recognise the layout by its names.
         num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91.
         ema: convert the averaged weights of the file.
@@ -70,12 +70,12 @@ def convert_checkpoint(
         The renamed weights with a record of what became of every entry.
 
     Raises:
-        UserError: an unknown layout; two names of one weight that hold different values; classes that cannot be mapped.
+        UserError: the layout is unknown, names of one weight hold different values, or the classes cannot be mapped.
     """
     if state_dict.get("matching_heuristics"):
         raise UserError(
-            "this is a file of Detectron2's model zoo. It needs no conversion: give it as train.init_checkpoint (lazy) "
-            "or MODEL.WEIGHTS (yaml)."
+            "this is a file of Detectron2's model zoo, which needs no conversion; give it as train.init_checkpoint "
+            "(lazy) or MODEL.WEIGHTS (yaml)"
         )
     file = unwrap(state_dict, averaged=ema)
     layout = _layout(source, file.weights)
@@ -84,7 +84,7 @@ def convert_checkpoint(
     names = {name: ours for name, (ours, _) in renamed.items() if ours is not None}
     weights = _merge_aliases(file.weights, names)
     if not weights:
-        raise UserError(f"nothing in this file is named as a {layout.name} checkpoint; try --source auto.")
+        raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
     evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
     weights = _with_classes(weights, num_classes, evidence.binary_proposals)
@@ -100,7 +100,7 @@ def convert_checkpoint(
 
 
 def has_our_names(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a training of this project, or `convert`, wrote them."""
+    """Return whether a training of this project, or `convert`, wrote the weights."""
     return "tokenizer.level_embed" in weights
 
 
@@ -108,20 +108,20 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
     if source in LAYOUTS:
         return LAYOUTS[source]
     if source != "auto":
-        raise UserError(f"unknown source {source!r}; choose auto or one of {', '.join(LAYOUTS)}.")
+        raise UserError(f"unknown source {source!r}; choose auto or one of {', '.join(LAYOUTS)}")
     layout = next((layout for layout in LAYOUTS.values() if layout.recognises(weights)), None)
     if layout is not None:
         return layout
     if has_our_names(weights):
-        raise UserError("this checkpoint already has the names of this project; there is nothing to convert.")
+        raise UserError("this checkpoint already has the names of this project; there is nothing to convert")
     raise UserError(
-        f"unknown kind of checkpoint: {len(weights)} entries, the first being {', '.join(list(weights)[:3])}. "
-        f"Known kinds: {', '.join(LAYOUTS)}."
+        f"unknown kind of checkpoint: {len(weights)} entries, such as {', '.join(list(weights)[:3])}; "
+        f"known kinds: {', '.join(LAYOUTS)}"
     )
 
 
 def _merge_aliases(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Our names to tensors; of several public names of one weight the first, after checking that all are equal."""
+    """Return the tensors by our names, after a check that all public names of one weight hold equal values."""
     result: dict[str, Tensor] = {}
     first_name: dict[str, str] = {}
     for public, ours in names.items():
@@ -135,16 +135,16 @@ def _merge_aliases(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> d
 def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
     a, b = weights[one], weights[other]
     if a.shape != b.shape:
-        raise UserError(f"{one} {list(a.shape)} and {other} {list(b.shape)} name one weight but differ in shape.")
+        raise UserError(f"{one} {list(a.shape)} and {other} {list(b.shape)} name one weight but differ in shape")
     if not equal_values(a, b):
         difference = (a.double() - b.double()).abs().max().item()
         raise UserError(
-            f"{one} and {other} name one weight but differ by up to {difference:g}: the file was edited or is damaged."
+            f"{one} and {other} name one weight but differ by up to {difference:g}: the file was edited or is damaged"
         )
 
 
 def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Repeat the head of the first decoder layer for the others where the file has one for all."""
+    """Copy the head of the first decoder layer to the others if the file has one head for all."""
     result = dict(weights)
     if count_indices(weights, r"decoder_heads\.(\d+)\.") == 1:
         first = {name: value for name, value in weights.items() if name.startswith("decoder_heads.0.")}
@@ -160,6 +160,6 @@ def _with_classes(weights: dict[str, Tensor], num_classes: int | None, binary_pr
     if (found, num_classes) == (91, 80):
         return coco_91_to_80(weights, binary_proposals=binary_proposals)
     raise UserError(
-        f"the file has {found} classes and {num_classes} were asked for; only COCO's 91 can become 80. To fine-tune on "
-        "another number of classes leave them as they are: training skips the class rows and says so."
+        f"the file has {found} classes and {num_classes} were asked for, but only COCO's 91 can become 80; to "
+        "fine-tune on another number of classes, leave --classes out: training skips the class rows and says so"
     )

@@ -1,4 +1,4 @@
-"""What model a converted checkpoint needs, read off its entries."""
+"""Describe the model that a converted checkpoint needs, from its entries."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,15 +10,16 @@ from sparse_detr.checkpoint.evidence import Evidence
 
 @dataclass(frozen=True)
 class Description:
-    """The recipe that a file belongs to and the arguments that differ from file to file.
+    """The recipe of a file, and the arguments that differ from file to file.
 
     Args:
         recipe: function of `sparse_detr.recipes`; None for a file of backbone weights.
-        backbone: call of a function of `sparse_detr.recipes`, or None if it is none of those.
+        backbone: call of a function of `sparse_detr.recipes`; None for an unknown backbone.
         arguments: keyword arguments of the recipe.
         overrides: changes of the recipe's result, by dotted key.
-        position: temperature and offset of the sine embedding of tokens, in the arguments too where models differ.
-        remarks: what the entries cannot tell.
+        position: temperature and offset of the sine embedding of tokens; also in the arguments of recipes that have
+            them.
+        remarks: notes on what the entries do not show.
     """
 
     recipe: str | None
@@ -43,7 +44,7 @@ class Description:
 
 
 def describe(evidence: Evidence) -> Description:
-    """Derive the recipe and its arguments."""
+    """Derive the recipe of a file and its arguments."""
     if evidence.is_backbone:
         return Description(recipe=None, backbone=evidence.backbone)
     recipe = _recipe_name(evidence)
@@ -120,7 +121,7 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-# arguments of a recipe beside those that all have
+# by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
     "deformable_detr_topk": _deformable_arguments,
@@ -133,7 +134,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
 
 
 def _position(evidence: Evidence) -> tuple[float, float]:
-    """Temperature and offset of the sine embedding of tokens, as far as anything tells."""
+    """Return temperature and offset of the sine embedding of tokens, guessed where the file does not hold them."""
     if evidence.layout.name == "detrex_dab_detr":
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
     if evidence.layout.name in ("dino", "dab_detr"):
@@ -151,7 +152,7 @@ def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:
 
 
 def _never_refined(evidence: Evidence) -> bool:
-    """Heads of their own, but the decoder does not hold them: only the Sparse DETR repository leaves them unused."""
+    """Return whether layers have separate heads but refine no box, as in one-stage files of Sparse DETR."""
     return (
         evidence.start == "embedding"
         and not evidence.heads_are_tied
@@ -160,45 +161,45 @@ def _never_refined(evidence: Evidence) -> bool:
 
 
 def _has_temperature_10(evidence: Evidence) -> bool:
-    """As detrex trains DAB-DETR on a dilated ResNet-50, unless it has patterns."""
+    """Return whether the position temperature is 10, as in detrex's DAB-DETR with dilated ResNet-50 and no patterns."""
     return bool(evidence.is_dilated) and evidence.depth == 50 and not evidence.has("queries.patterns.")
 
 
 def _remarks(evidence: Evidence) -> Iterator[str]:
-    yield 'use behavior="released": public weights were trained with it.'
+    yield 'use behavior="released": public weights were trained with it'
     if count_classes(evidence.weights) == 91:
-        yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well."
+        yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well"
     if evidence.start in ("box", "memory", "tokens") and "num_queries" not in evidence.trained_with:
-        yield "a two-stage file does not tell its number of queries; the papers' models have 300."
+        yield "a two-stage file does not hold its number of queries; the papers' models have 300"
     if evidence.layout.name == "sparse_detr" and "rho" not in evidence.trained_with:
-        yield "the keep ratio is not in the weights; see the file's name (rho)."
+        yield "the keep ratio is not in the weights; see the file's name (rho)"
     yield from _backbone_remarks(evidence)
     yield from _position_remarks(evidence)
     if _never_refined(evidence):
-        yield "heads of their own but no refinement: the Sparse DETR repository refines boxes with two stages only."
+        yield "every layer has its own head but refines no box: the Sparse DETR repository does so only with two stages"
     if evidence.also_holds:
         others = ", ".join(evidence.also_holds)
-        yield f"the file also holds other weights ({others}), which are left out; --ema converts averaged ones."
+        yield f"the file also holds other weights ({others}), which are left out; --ema converts averaged ones"
 
 
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
-        yield "the weights of a dilated last stage (DC5) look the same; see the file's name."
+        yield "the weights do not show whether the last stage is dilated (DC5); see the file's name"
 
 
 def _position_remarks(evidence: Evidence) -> Iterator[str]:
-    """Which temperature and offset the sine embedding of tokens had, where a model comes with several."""
+    """Say how to find temperature and offset of the sine embedding of tokens where models of a paper differ."""
     if evidence.layout.name in ("detrex_dino", "detrex_focus_detr") and evidence.depth is not None:
         yield (
             "the setting of the sine embedding is not in the weights, and a wrong one costs AP: 10000 and -0.5, as "
-            "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs. See the file's "
-            "name (12ep, 24ep, 36ep)."
+            "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs; see the file's "
+            "name (12ep, 24ep, 36ep)"
         )
     if evidence.layout.name in ("dino", "dab_detr") and "pe_temperatureH" not in evidence.trained_with:
-        yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20."
+        yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20"
     if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
         yield (
-            "detrex's DC5 configurations have a position temperature of 10 for ResNet-50 without patterns and of 20 "
-            "for the others; it is not in the weights."
+            "the position temperature is not in the weights; detrex's DC5 configurations have 10 for ResNet-50 without "
+            "patterns and 20 for the others"
         )

@@ -1,4 +1,4 @@
-"""How detrex calls the entries of its checkpoints: a Detectron2 backbone, and layers of numbered parts."""
+"""Tables for the names in detrex's checkpoints: a Detectron2 backbone, and layers of numbered parts."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from sparse_detr.checkpoint.official_names import (
     head_table,
 )
 
-# Detectron2's names stay; a dilated ResNet is torchvision's in a wrapper
+# Detectron2's names stay as they are; a dilated ResNet is torchvision's in a wrapper
 BACKBONE: Table = (
     *prefixed(RESNET, source=r"backbone\.body\.", target="backbone."),
     (r"backbone\.(?!body\.)(.+)", r"backbone.\1"),
 )
 
-# norms are numbered as they run
+# norms are numbered in the order in which they run
 LAYERS: Table = (
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.0\.0\.(.+)", r"\1.ffn.linear1.\2"),
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.1\.(.+)", r"\1.ffn.linear2.\2"),
@@ -27,8 +27,8 @@ LAYERS: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.norms\.2\.(.+)", r"\1.ffn_norm.\2"),
 )
 
-# encoder layers of Focus-DETR have attention among objects first; the class head that it ranks them by is the
-# proposals', saved under eighteen names
+# an encoder layer of Focus-DETR begins with attention among objects, which the class head of the proposals chooses;
+# that head is saved under eighteen names
 OBJECT_ATTENTION: Table = (
     (r"transformer\.(encoder\.layers\.\d+)\.attentions\.0\.attn\.(.+)", r"\1.object_attn.\2"),
     (r"transformer\.(encoder\.layers\.\d+)\.norm2\.(.+)", r"\1.object_attn_norm.\2"),
@@ -70,17 +70,17 @@ DAB: Table = (
 
 
 def extra_level_table(names: Sequence[str]) -> Table:
-    """Rows of the levels beyond the backbone's, which are numbered from 0 again."""
+    """Return the rows of the levels beyond the backbone's, which are numbered from 0 again."""
     first = count_indices(names, r"neck\.convs\.(\d+)\.")
     count = count_indices(names, r"neck\.extra_convs\.(\d+)\.")
     return tuple((rf"neck\.extra_convs\.{i}\.(.+)", rf"tokenizer.projections.{first + i}.\1") for i in range(count))
 
 
 def deformable_table(names: Sequence[str]) -> Table:
-    """DINO, Focus-DETR and DAB-Deformable-DETR."""
+    """Return the table of DINO, Focus-DETR and DAB-Deformable-DETR."""
     return (*DEFORMABLE, *extra_level_table(names), *head_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:
-    """DAB-DETR."""
+    """Return the table of DAB-DETR."""
     return DAB

@@ -1,4 +1,4 @@
-"""What a converted file tells about the model that it needs."""
+"""Find out from a converted file what model it needs."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_detr.checkpoint.layouts import Layout
 from sparse_detr.checkpoint.name_maps import count_indices
 
-Start = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
+QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
 
 # blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
 RESNETS = {6: 50, 23: 101}
@@ -22,12 +22,12 @@ SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "larg
 
 @dataclass(frozen=True)
 class Evidence:
-    """A file's weights and whatever else bears on the model.
+    """The weights of a file and all else in it that tells about the model.
 
     Args:
         weights: entries under our names.
-        public_names: all names of the file.
-        trained_with: the command-line arguments that the authors' code saves in its files, where there are any.
+        public_names: all names in the file.
+        trained_with: the command-line arguments of the training, if the file holds them.
         layout: how the file names its entries.
         also_holds: other sets of weights in the file.
     """
@@ -39,49 +39,50 @@ class Evidence:
     also_holds: tuple[str, ...] = ()
 
     def has(self, prefix: str) -> bool:
-        """Whether an entry's name starts so."""
+        """Return whether the name of an entry starts with `prefix`."""
         return any(name.startswith(prefix) for name in self.weights)
 
     def rows(self, name: str) -> int | None:
-        """Length of an entry; None if there is none of that name."""
+        """Return the number of rows of an entry; None if it is missing."""
         return len(self.weights[name]) if name in self.weights else None
 
     def layers(self, stack: str) -> int:
-        """Layers of the `encoder` or the `decoder`."""
+        """Return the number of layers of the `encoder` or the `decoder`."""
         return count_indices(self.weights, rf"{stack}\.layers\.(\d+)\.")
 
     @property
     def num_levels(self) -> int | None:
-        """Levels of the tokens; None without deformable attention, or for a file of backbone weights."""
+        """Return the number of levels of tokens; None without deformable attention, or for backbone weights."""
         return self.rows("tokenizer.level_embed")
 
     @property
     def is_backbone(self) -> bool:
-        """Whether there is no detector around the backbone."""
+        """Return whether the file holds a backbone alone."""
         return not self.has("decoder.")
 
     @cached_property
-    def start(self) -> Start:
-        """Where queries come from.
+    def start(self) -> QueryStart:
+        """Return where queries come from.
 
-        `anchors`: learned boxes; `embedding`: learned vectors; else the best proposals, of which the content is learned
-        (`learned`), made of the box (`box`), the encoded token (`memory`) or the projected token (`tokens`).
+        `anchors`: learned boxes. `embedding`: learned vectors. Else from the best proposals, with a content that is
+        learned (`learned`), computed from the box (`box`), the encoded token (`memory`) or the projected token
+        (`tokens`).
         """
         if self.has("queries.anchors."):
             return "anchors"
         if self.has("queries.start.embedding."):
             return "learned"
         projection = self.weights.get("queries.start.position_projection.linear.weight")
-        if projection is not None:  # C numbers a query leave the content to the memory, 2C do not
+        if projection is not None:  # its C outputs are the position of a query; 2C are position and content
             return "memory" if len(projection) == projection.shape[1] // 2 else "box"
         return "tokens" if self.has("proposal_head.") else "embedding"
 
     @property
     def binary_proposals(self) -> bool:
-        """Whether row 0 of the proposal head says "foreground" rather than standing for a class.
+        """Return whether row 0 of the proposal head means "foreground" and not a class.
 
-        As the saved arguments say, else by the company it keeps: every public file of the Sparse DETR repository has
-        both efficient options or neither, and later models have class-specific proposals.
+        The saved arguments say it. Without them: proposals are class-specific where queries start from the memory,
+        since public files of the Sparse DETR repository have both of its efficient options or neither.
         """
         if self.start not in ("box", "memory"):
             return False
@@ -89,7 +90,7 @@ class Evidence:
 
     @cached_property
     def heads_are_tied(self) -> bool:
-        """Whether all decoder layers have equal heads."""
+        """Return whether all decoder layers have equal heads."""
         heads = [name for name in self.weights if name.startswith("decoder_heads.")]
         return all(self._equals_first_head(name) for name in heads)
 
@@ -99,9 +100,9 @@ class Evidence:
 
     @property
     def is_dilated(self) -> bool | None:
-        """Whether the last stage of the ResNet is dilated (DC5); None where nothing tells.
+        """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
-        detrex takes torchvision's ResNet, in a wrapper, for that alone.
+        In detrex only the dilated ResNet is torchvision's, in a wrapper.
         """
         if self.layout.origin == "detrex":
             return any(name.startswith("backbone.body.") for name in self.public_names)
@@ -109,12 +110,12 @@ class Evidence:
 
     @property
     def depth(self) -> int | None:
-        """Layers of the ResNet; None if it is none of those known."""
+        """Return the depth of the ResNet, 50 or 101; None for any other backbone."""
         return RESNETS.get(count_indices(self.weights, r"backbone\.res4\.(\d+)\."))
 
     @property
     def backbone(self) -> str | None:
-        """Call of a function of `sparse_detr.recipes`; None if it is none of those."""
+        """Return the backbone as a call of a function of `sparse_detr.recipes`; None if it is unknown."""
         if (patches := self.rows("backbone.patch_embed.proj.weight")) is not None:
             return self._swin(patches)
         return None if self.depth is None else self._resnet(self.depth)
@@ -145,7 +146,7 @@ class Evidence:
 
     @property
     def _num_maps(self) -> int | None:
-        """Maps that the backbone gives: levels with a 1x1 convolution."""
+        """Return the number of maps from the backbone, which are the levels with a 1x1 convolution."""
         if self.has("tokenizer.projection."):
             return 1
         kernels = [

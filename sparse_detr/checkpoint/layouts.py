@@ -1,6 +1,6 @@
 """The kinds of public files that can be converted.
 
-A further paper adds a `Layout`, most of whose rows it can take from the tables that are there.
+A new paper adds a `Layout`; most of its rows can come from the existing tables.
 """
 
 import re
@@ -19,10 +19,10 @@ class Layout:
     """One way in which public code names its entries.
 
     Args:
-        name: what `--source` calls it.
-        origin: whose code wrote it: the papers' authors', detrex's, or a classifier's.
-        marks: patterns that tell the layout; each must be found in some name.
-        tables: from the names of a file to the tables that rename them one after the other.
+        name: its name for `--source`.
+        origin: whose code wrote the file: the papers' authors', detrex's, or that of an ImageNet backbone.
+        marks: patterns that identify the layout; each must be found in some name.
+        tables: returns, for the names in a file, the tables that rename them, to be applied in this order.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Layout:
     tables: Callable[[Sequence[str]], tuple[Table, ...]]
 
     def recognises(self, names: Iterable[str]) -> bool:
-        """True if every mark is found among the names."""
+        """Return whether every mark is found in some name."""
         names = list(names)
         return all(any(re.search(mark, name) for name in names) for mark in self.marks)
 

@@ -1,4 +1,4 @@
-"""How a state dict fits a model, and loading it for fine-tuning."""
+"""Compare a state dict with a model, and load it for fine-tuning."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ LISTED = 12
 
 @dataclass(frozen=True)
 class MatchReport:
-    """Every name of a file and of a model, sorted by how they meet.
+    """The names in a file and in a model, sorted by whether they match.
 
     Args:
-        matched: in both, of equal shape.
-        missing: in the model only; they keep their initialisation.
-        unexpected: in the file only.
-        misshapen: name to (shape in the file, shape in the model).
-        untied: pairs of names that are one parameter in the model and hold different values in the file.
+        matched: names in both, of equal shape.
+        missing: names in the model only; they keep their initialisation.
+        unexpected: names in the file only.
+        misshapen: name to (shape in the file, shape in the model), where these differ.
+        untied: pairs of names of one parameter of the model that have different values in the file.
     """
 
     matched: tuple[str, ...]
@@ -32,21 +32,21 @@ class MatchReport:
 
     @property
     def model_share(self) -> float:
-        """Share of the model's entries that the file fills, in [0, 1]."""
+        """Return the share of the model's entries that the file fills, in [0, 1]."""
         return len(self.matched) / max(1, len(self.matched) + len(self.missing) + len(self.misshapen))
 
     @property
     def file_share(self) -> float:
-        """Share of the file's entries that find their place in the model, in [0, 1]."""
+        """Return the share of the file's entries that fit the model, in [0, 1]."""
         return len(self.matched) / max(1, len(self.matched) + len(self.unexpected) + len(self.misshapen))
 
     @property
     def skipped_classes(self) -> tuple[str, ...]:
-        """Class rows whose number differs."""
+        """Return the names of entries whose number of class rows differs."""
         return tuple(name for name in self.misshapen if is_class_rows(name))
 
     def check(self) -> None:
-        """Raise a `UserError` unless the file belongs to the model; class rows may differ in number."""
+        """Raise a `UserError` unless the file belongs to the model; the number of class rows may differ."""
         wrong = [name for name in self.misshapen if not is_class_rows(name)]
         if wrong:
             raise UserError(f"the checkpoint belongs to another model: {len(wrong)} entries differ in shape.\n{self}")
@@ -98,7 +98,7 @@ def match_report(model: nn.Module, state_dict: Mapping[str, Tensor]) -> MatchRep
 
 
 def _untied(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names of one parameter that the file gives different values, of which loading would keep the last."""
+    """Return pairs of names of one parameter with different values in the file; loading would keep the last value."""
     names_of: dict[int, list[str]] = defaultdict(list)
     for name in found:
         names_of[id(expected[name])].append(name)
@@ -111,24 +111,24 @@ def _untied(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
 
 
 def equal_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers, in any precision; NaN equals NaN."""
+    """Return whether two tensors of one shape hold the same numbers, in any precision; NaN equals NaN."""
     one, other = one.double(), other.double()
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def load_for_finetuning(model: nn.Module, state_dict: Mapping[str, Tensor]) -> MatchReport:
-    """Load what fits; class rows whose number differs are left at their initialisation and listed in the report.
+    """Load the entries that fit; where the number of class rows differs, the model keeps its initial values.
 
     Args:
         model: changed in place.
         state_dict: entries under our names.
 
     Returns:
-        The report; `report.skipped_classes` names the class rows that were skipped.
+        The report; `report.skipped_classes` names the entries that were skipped.
 
     Raises:
-        UserError: nothing matches, another entry than class rows has another shape, or the file has different values
-            for what is one parameter in the model. The model is then unchanged.
+        UserError: nothing matches, an entry without class rows has another shape, or the file has different values for
+            one parameter of the model. The model is then unchanged.
     """
     report = match_report(model, state_dict)
     report.check()

@@ -1,25 +1,25 @@
-"""Renaming the entries of a checkpoint by tables, and the tables of backbones.
+"""Rename the entries of a checkpoint by tables; the tables of backbones.
 
-A table has `(pattern, replacement)` rows. A pattern must match the whole name; the first row that matches decides. A
-replacement of `None` drops the entry on purpose; an entry that no row matches is reported as unknown. Several public
-names may lead to one of ours (the heads are saved under up to three names): `convert_checkpoint` checks that they hold
-equal values.
+A table has `(pattern, replacement)` rows. A pattern must match the whole name; the first row that matches decides. The
+replacement `None` drops the entry on purpose; an entry that no row matches is reported as unknown. Several public names
+may become one of ours (heads are saved under up to three names): `convert_checkpoint` checks that their values are
+equal.
 """
 
 import re
 from collections.abc import Iterable
 
-Rule = tuple[str, str | None]
-Table = tuple[Rule, ...]
+Row = tuple[str, str | None]
+Table = tuple[Row, ...]
 
 
 def count_indices(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers the one group of `pattern` takes at the start of the names."""
+    """Count the different numbers that the group of `pattern` matches at the start of the names."""
     return len({match.group(1) for name in names if (match := re.match(pattern, name))})
 
 
 def rename(name: str, tables: Iterable[Table]) -> tuple[str | None, bool]:
-    """Take a name through the tables: `(our name or None for a dropped entry, whether a row was found for it)`."""
+    """Rename by all tables in turn; return our name, None for a dropped entry, and whether every table had a row."""
     for table in tables:
         row = next(((match, to) for pattern, to in table if (match := re.fullmatch(pattern, name))), None)
         if row is None:
@@ -32,12 +32,12 @@ def rename(name: str, tables: Iterable[Table]) -> tuple[str | None, bool]:
 
 
 def prefixed(table: Table, *, source: str, target: str) -> Table:
-    """The same rows for names that start with `source` (without groups); `target` goes in front of the results."""
+    """Return the rows for names that start with `source` (a pattern without groups); results start with `target`."""
     return tuple((source + pattern, None if to is None else target + to) for pattern, to in table)
 
 
 def _resnet_stage(stage: int) -> Table:
-    """Rows of torchvision's `layer<stage>`, which Detectron2 calls `res<stage + 1>`."""
+    """Return the rows of torchvision's `layer<stage>`, which Detectron2 calls `res<stage + 1>`."""
     source, target = rf"layer{stage}\.(\d+)\.", rf"res{stage + 1}.\1."
     return (
         (source + r"conv(\d)\.weight", target + r"conv\2.weight"),
@@ -47,7 +47,7 @@ def _resnet_stage(stage: int) -> Table:
     )
 
 
-# torchvision -> Detectron2; the counters of batches mean nothing to a frozen normalisation
+# torchvision -> Detectron2; a frozen normalisation needs no counter of batches
 RESNET: Table = (
     (r".*num_batches_tracked", None),
     (r"fc\..+", None),
@@ -56,14 +56,14 @@ RESNET: Table = (
     *(row for stage in range(1, 5) for row in _resnet_stage(stage)),
 )
 
-# Detectron2's Swin keeps the public names; `norm` and `head` belong to the classifier, `attn_mask` is recomputed there
+# Detectron2's Swin keeps the public names but computes `attn_mask`; `norm` and `head` belong to the classifier
 SWIN: Table = (
     (r"(head|norm)\..+", None),
     (r".*\.attn_mask", None),
     (r"((?:patch_embed|layers|norm\d)\..+)", r"\1"),
 )
 
-# A self-supervised ResNet whose children are numbered, as in an `nn.Sequential` (SCRL); the rest is projection heads
+# A self-supervised ResNet (SCRL) with numbered children, as in an `nn.Sequential`; all else is projection heads
 NUMBERED_RESNET: Table = (
     (r"(?:.*\.)?encoder\.0\.(.+)", r"conv1.\1"),
     (r"(?:.*\.)?encoder\.1\.(.+)", r"bn1.\1"),

@@ -1,6 +1,6 @@
-"""How the code of the papers' authors calls the entries of its checkpoints: one table a model.
+"""Tables for the names in checkpoints of the papers' authors, one a model.
 
-All of it descends from Deformable DETR, so that the tables share most of their rows.
+All their code descends from Deformable DETR, so the tables share most rows.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ TRANSFORMER: Table = (
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.(linear[12]\..+)", r"\1.ffn.\2"),
     (r"transformer\.(encoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
     (r"transformer\.(encoder\.layers\.\d+)\.norm2\.(.+)", r"\1.ffn_norm.\2"),
-    # the public decoder layer runs self-attention, norm2, cross-attention, norm1, feed-forward, norm3
+    # the public decoder layer runs self-attention, norm2, cross-attention, norm1, feed-forward network, norm3
     (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.self_attn_norm.\2"),
     (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.cross_attn_norm.\2"),
     (r"transformer\.(decoder\.layers\.\d+)\.norm3\.(.+)", r"\1.ffn_norm.\2"),
@@ -64,7 +64,7 @@ ANCHORS: Table = (
     (r"(?:transformer\.patterns|patterns_embed)\.weight", "queries.patterns.weight"),
 )
 
-# one map, dense attention, one head for all layers; of a head's copies in the decoder `convert_checkpoint` takes care
+# one map, full attention, one head for all layers; `convert_checkpoint` copies the head to every layer
 SINGLE_SCALE: Table = (
     *QUERY_POSITION,
     *ANCHORS,
@@ -86,7 +86,7 @@ _PROJECTIONS = (
 
 DAB: Table = (
     *SINGLE_SCALE,
-    # unlike in Deformable DETR's layer, norms are numbered as they run
+    # unlike in Deformable DETR's layer, norms are numbered in the order in which they run
     (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
     (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.cross_attn_norm.\2"),
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.activation\.weight", r"\1.ffn.activation.weight"),
@@ -99,7 +99,7 @@ DAB: Table = (
 
 
 def head_table(names: Sequence[str]) -> Table:
-    """Rows of the prediction heads, which are numbered through: decoder layers, proposals, then encoder layers."""
+    """Return the rows of the prediction heads, numbered in this order: decoder layers, proposals, encoder layers."""
     num_layers = count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
     num_heads = count_indices(names, r"class_embed\.(\d+)\.")
     owners = [f"decoder_heads.{i}" for i in range(num_layers)] + ["proposal_head"]
@@ -117,26 +117,26 @@ def head_table(names: Sequence[str]) -> Table:
 
 
 def backbone_table(names: Sequence[str]) -> Table:
-    """Rows of the backbone: torchvision's ResNet in a wrapper, or a Swin with or without one."""
+    """Return the rows of the backbone: torchvision's ResNet in a wrapper, or a Swin with or without one."""
     body = SWIN if any("patch_embed" in name for name in names) else RESNET
     return prefixed(body, source=r"backbone\.0\.(?:body\.)?", target="backbone.")
 
 
 def sparse_table(names: Sequence[str]) -> Table:
-    """Deformable DETR and Sparse DETR."""
+    """Return the table of Deformable DETR and Sparse DETR."""
     return (*SPARSE, *TRANSFORMER, *head_table(names), *backbone_table(names))
 
 
 def dino_table(names: Sequence[str]) -> Table:
-    """DINO."""
+    """Return the table of DINO."""
     return (*DINO, *TRANSFORMER, *head_table(names), *backbone_table(names))
 
 
 def dab_deformable_table(names: Sequence[str]) -> Table:
-    """DAB-Deformable-DETR."""
+    """Return the table of DAB-Deformable-DETR."""
     return (*ANCHORS, *QUERY_POSITION, *TRANSFORMER, *head_table(names), *backbone_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:
-    """DAB-DETR."""
+    """Return the table of DAB-DETR."""
     return (*DAB, *TRANSFORMER, *backbone_table(names))

@@ -1,4 +1,4 @@
-"""Reading checkpoint files safely."""
+"""Read checkpoint files without running their code."""
 
 import mmap
 import re
@@ -15,7 +15,7 @@ import torch
 from sparse_detr.checkpoint.arrays import ForbiddenCall, read_arrays
 from sparse_detr.errors import UserError
 
-# plain containers that public training scripts save beside the weights; they run no code when read
+# plain containers that public training scripts save beside the weights; reading them runs no code
 SAFE_TYPES: list[Any] = [Namespace, Counter]
 
 FOLDER = 0x10  # the attribute by which a zip archive marks a folder
@@ -33,32 +33,32 @@ OTHER_KINDS = {
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running code from it, whatever its name says it is.
+    """Read a checkpoint onto the CPU without running code from it; its content decides the format, not its name.
 
-    Reads what `torch.save` writes, and the pickles of arrays of Detectron2's and Caffe2's model zoos; the latter come
-    with the keys that tell Detectron2's checkpointer to match their names.
+    Reads files of `torch.save`, and the pickles of arrays of Detectron2's and Caffe2's model zoos. The latter get the
+    keys that tell Detectron2's checkpointer to match names by their ends.
 
     Raises:
-        UserError: there is no such file, it is damaged, it is no checkpoint, or it needs code to be read.
+        UserError: the file does not exist, is damaged, is no checkpoint, or cannot be read without running its code.
     """
     path = Path(path)
-    checkpoint = _read(existing_file(path))
+    checkpoint = _read_by_content(existing_file(path))
     if not isinstance(checkpoint, Mapping):
-        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; expected a dict of weights.")
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; give a dict of weights")
     return dict(checkpoint)
 
 
 def existing_file(path: Path) -> Path:
-    """The path itself, if a file is there; else a `UserError`."""
+    """Return the path if it is a file; else raise a `UserError`."""
     if path.is_dir():
         inside = ", ".join(sorted(file.name for file in path.glob("*.pth"))[:5])
         raise UserError(f"{path} is a folder; give a checkpoint in it{f', such as {inside}' if inside else ''}")
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; check the path.")
+        raise UserError(f"there is no checkpoint {path}; check the path")
     return path
 
 
-def _read(path: Path) -> Any:
+def _read_by_content(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -67,24 +67,24 @@ def _read(path: Path) -> Any:
     try:
         if head.startswith(ZIP):
             return _read_zip(path)
-        return _read_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
+        return _load_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
     except UserError:
         raise
     except ForbiddenCall as error:
         raise UserError(_needs_code(path, str(error))) from error
-    except Exception as error:  # a damaged file ends the readers in any way
+    except Exception as error:  # a damaged file may raise anything
         if call := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(_needs_code(path, call[1])) from error
         raise UserError(_broken(path, head)) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _load_torch(path: Path) -> Any:
     with torch.serialization.safe_globals(SAFE_TYPES):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_zip(path: Path) -> Any:
-    """What `torch.save` has written, after a look at the checksums, which torch ignores."""
+    """Read a file of `torch.save` after a check of its checksums, which torch ignores."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
@@ -93,18 +93,18 @@ def _read_zip(path: Path) -> Any:
             remedy = (
                 f"unpack it and give {' or '.join(packed[:5])}" if packed else "no checkpoint is in it; give another"
             )
-            raise UserError(f"{path} is an archive; {remedy} instead.")
+            raise UserError(f"{path} is an archive; {remedy} instead")
         if any(name.endswith("/constants.pkl") for name in names):
-            raise UserError(f"{path} is a TorchScript program; save its weights: torch.save(model.state_dict(), ...).")
+            raise UserError(f"{path} is a TorchScript program; save its weights: torch.save(model.state_dict(), ...)")
         if not _is_sound(archive, path.stat().st_size):
             raise UserError(_broken(path, ZIP))
-    return _read_torch(path)
+    return _load_torch(path)
 
 
 def _is_sound(archive: zipfile.ZipFile, size: int) -> bool:
-    """Whether the members are as they were written, where torch would give other numbers without a word."""
+    """Return whether the members are as they were written; torch would read wrong numbers without an error."""
     members = archive.infolist()
-    if any(member.external_attr & FOLDER for member in members):  # torch gives its memory as it is
+    if any(member.external_attr & FOLDER for member in members):  # torch would return uninitialised memory for it
         return False
     if sum(member.file_size for member in members) > size:
         return False
@@ -117,7 +117,7 @@ def _read_pickle(path: Path) -> Any:
         checkpoint = read_arrays(content)
     if not isinstance(checkpoint, dict):
         return checkpoint
-    if "model" not in checkpoint:  # Caffe2's models keep theirs in "blobs", its backbones do not
+    if "model" not in checkpoint:  # Caffe2's models keep their weights in "blobs", its backbones do not
         weights = checkpoint.get("blobs", checkpoint)
         weights = {name: value for name, value in weights.items() if not str(name).endswith("_momentum")}
         checkpoint = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
@@ -127,7 +127,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    """A writable tensor for an array in any byte order; other values as they are."""
+    """Return a writable tensor for an array in any byte order; other values as they are."""
     if not isinstance(value, np.ndarray):
         return value
     return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=True))
@@ -135,8 +135,8 @@ def _tensor(value: Any) -> Any:
 
 def _needs_code(path: Path, call: str) -> str:
     return (
-        f"{path} holds Python objects beside weights and is not read, since that could run code: {call}. "
-        "Save its weights alone: torch.save(model.state_dict(), ...)."
+        f"{path} holds Python objects beside weights and is not read, since that could run code: {call}; "
+        "save its weights alone: torch.save(model.state_dict(), ...)"
     )
 
 
@@ -147,4 +147,4 @@ def _broken(path: Path, head: bytes) -> str:
     if head[8:10] == b'{"':
         return f"{path} is a safetensors file; save its weights with torch.save(safetensors.torch.load_file(...), ...)"
     size = path.stat().st_size
-    return f"{path} ({size:,} bytes) is truncated or no checkpoint; compare its size and checksum, then fetch it again."
+    return f"{path} ({size:,} bytes) is truncated or no checkpoint; compare its size and checksum, then fetch it again"

@@ -1,4 +1,4 @@
-"""From what a file holds to its weights alone."""
+"""Take the weights out of what a checkpoint file holds."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparse_detr.errors import UserError
 
-# under these names training scripts keep the weights beside optimiser, epoch and arguments
+# the keys under which training scripts keep the weights, beside optimiser, epoch and arguments
 PLAIN = (
     "model",
     "state_dict",
@@ -22,26 +22,26 @@ PLAIN = (
     "params",
     "weights",
 )
-# other code's averaged weights, which are taken where a file has no others
+# keys of averaged weights of other code, which are taken if the file has no others
 AVERAGED_ALONE = ("ema_model", "ema_state")
 AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", *AVERAGED_ALONE)
 WRAPPERS = (*PLAIN, *AVERAGED_ALONE, "module", "checkpoint")
-# written by the profiler `thop`, whose counters end up in a public file now and then, and by torch's averaging
+# counters in some public files, written by the profiler `thop` and by torch's averaging
 TORCH_AVERAGE = "n_averaged"
 COUNTERS = ("total_ops", "total_params", TORCH_AVERAGE)
-# of DistributedDataParallel and averaging, of torch.compile, and of training frameworks
+# prefixes of DistributedDataParallel and averaging, of torch.compile, and of training frameworks
 PREFIXES = ("module.", "_orig_mod.", "model.")
-DEEPEST = 8  # wrappers around each other; a damaged file may hold itself
+DEEPEST = 8  # nested wrappers at most; a damaged file may contain itself
 
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The weights of a file, and what is around them.
+    """The weights of a file, and what it holds beside them.
 
     Args:
         weights: by public name.
-        arguments: what it was trained with; empty if it does not say.
-        dropped: entries that are no weights.
+        arguments: the command-line arguments of the training; empty if the file has none.
+        dropped: names of entries that are no weights.
         others: further sets of weights, such as averaged ones.
     """
 
@@ -52,13 +52,13 @@ class Unwrapped:
 
 
 def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrapped:
-    """Take the weights out of a checkpoint: the wrappers, `module.` prefixes and counters go.
+    """Take the weights out of a checkpoint, without wrappers, prefixes such as `module.` and counters.
 
     Args:
         averaged: take the averaged weights (`AVERAGED`) instead of the plain ones.
 
     Raises:
-        UserError: it holds no such weights, or weights that are not plain tensors; says what it holds.
+        UserError: the file holds no such weights, or some are not plain tensors; says what it holds.
     """
     arguments: dict[str, Any] = {}
     others: list[str] = []
@@ -91,7 +91,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
 
 
 def _wrapper(entries: Mapping[str, Any], averaged: bool) -> str | None:
-    """The key to look under next, None if the weights are here."""
+    """Return the key of the next wrapper; None if `entries` are the weights."""
     keys = (*AVERAGED, *WRAPPERS) if averaged else WRAPPERS
     return next((key for key in keys if _is_filled(entries.get(key))), None)
 
@@ -101,14 +101,14 @@ def _is_filled(value: Any) -> bool:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether it can name a weight; a damaged file may have anything."""
+    """Return whether a key can name a weight; a damaged file may have any keys."""
     return isinstance(name, str) and name.isprintable()
 
 
 def _no_weights(entries: Mapping[str, Any]) -> str:
     if alone := next((key for key in AVERAGED if _is_filled(entries.get(key))), None):
         return _average_alone(alone)
-    return f"no weights found: it holds {_listed(entries)}. Expected a state dict, or one under {', '.join(WRAPPERS)}."
+    return f"no weights found: it holds {_listed(entries)}; give a state dict, or one under {', '.join(WRAPPERS)}"
 
 
 def _average_alone(key: str) -> str:
@@ -116,7 +116,7 @@ def _average_alone(key: str) -> str:
 
 
 def _listed(entries: Mapping[str, Any]) -> str:
-    """The first keys and what is under them."""
+    """Return the first keys and the types of their values, as text."""
     listed = [f"{_shown(key)} ({type(value).__name__})" for key, value in list(entries.items())[:5]]
     return ", ".join(listed) + (f" and {len(entries) - 5} more" if len(entries) > 5 else "") or "nothing"
 
@@ -127,7 +127,7 @@ def _shown(key: Any) -> str:
 
 
 def _check_tensor(name: str, value: Tensor) -> None:
-    """Refuse what no layer of ours can hold; copying would fail or drop a part without a word."""
+    """Refuse a tensor that a layer cannot take: copying would fail, or lose a part of it without an error."""
     kinds = {
         "quantised; dequantize()": value.is_quantized,
         "sparse; to_dense()": not value.is_quantized and value.layout != torch.strided,

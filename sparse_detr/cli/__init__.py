@@ -1,1 +1,1 @@
-"""The `sparse-detr` command: `main` chooses, every other module is one subcommand."""
+"""The `sparse-detr` command: `main` chooses a subcommand; every other module is one of them."""

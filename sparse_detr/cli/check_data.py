@@ -8,14 +8,14 @@ from sparse_detr.files import write_text_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the data are and how strict to be."""
+    """Declare the command's options."""
     parser.add_argument("--json", required=True, metavar="FILE", help="COCO annotation file")
-    parser.add_argument("--images", required=True, metavar="DIR", help="folder that its file names refer to")
-    parser.add_argument("--validation", action="store_true", help="the file is evaluated on only, not trained on")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder that the file names in it start from")
+    parser.add_argument("--validation", action="store_true", help="the data are for evaluation, not for training")
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="config of the model: its queries and so on (it is code)",
+        help="config of the model: queries, detections, value range; a config is code: load only configs you trust",
     )
     parser.add_argument("--num-queries", type=int, help="queries of the model (default: those of the config, or 300)")
     parser.add_argument(
@@ -26,21 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="values of black and white of gray images of more than 8 bits (default: as in training)",
     )
     parser.add_argument(
-        "--boxes-from-masks", action="store_true", help="give annotations without a box the one around their mask"
+        "--boxes-from-masks", action="store_true", help="give an annotation without a box the box around its mask"
     )
     parser.add_argument(
         "--max-bad-share",
         type=float,
         default=0.01,
-        help="share of unusable images above which training stops (default: %(default)s)",
+        help="training stops when more than this share of the images cannot be used (default: %(default)s)",
     )
-    parser.add_argument("--no-image-decode", action="store_true", help="only look whether the images exist")
+    parser.add_argument("--no-image-decode", action="store_true", help="only check that the images exist")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings too")
     parser.add_argument("--report", metavar="FILE", help="write the report as JSON as well")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if training would stop, or with `--strict` if anything is odd, else 0."""
+    """Print the report; return 1 if training would stop, or with `--strict` at any finding, else 0."""
     from sparse_detr.data.dataset_check import check_data
 
     given = _settings(args.config_file) if args.config_file else {"num_queries": 300}
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(config_file: str) -> dict[str, Any]:
-    """What a config says of the boxes and values of its data."""
+    """Return what a config says about the boxes and pixel values of its data."""
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config import load_config
     from sparse_detr.config.kinds import kind_of
@@ -80,6 +80,6 @@ def _settings(config_file: str) -> dict[str, Any]:
 
 
 def _printable(text: str) -> str:
-    """Without the characters that the terminal's encoding lacks."""
+    """Return the text with escapes for characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -14,11 +14,11 @@ MISSING = "not installed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command takes no arguments."""
+    """Declare the command's options: there are none."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line per fact."""
+    """Print one line a fact; return 0."""
     facts = collect_env()
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect_env() -> dict[str, str]:
-    """What is installed here and what it runs on, name -> value in words."""
+    """Return what is installed here and what it runs on: name -> value in words."""
     return {
         "sparse_detr": f"{__version__} ({_location('sparse_detr')})",
         "Python": f"{platform.python_version()} ({sys.executable})",
@@ -55,7 +55,7 @@ def _location(module: str) -> str:
 
 
 def _describe_detectron2() -> str:
-    """Version, distribution, place, and whether the compiled `detectron2._C` works (we do without it)."""
+    """Return Detectron2's version, distribution and folder, and whether its `_C` can be loaded (it is not needed)."""
     if find_spec("detectron2") is None:
         return f"{MISSING} (python scripts/install_detectron2.py)"
     import detectron2
@@ -74,7 +74,7 @@ def _describe_extension() -> str:
 
 
 def _devices() -> dict[str, str]:
-    """CPU and CUDA as torch sees them."""
+    """Return the CPU and the GPUs that torch can use."""
     if find_spec("torch") is None:
         return {"CPU": f"{os.cpu_count()} cores"}
     import torch
@@ -88,7 +88,7 @@ def _devices() -> dict[str, str]:
 
 
 def _backends() -> dict[str, str]:
-    """Every backend of the attention operation: what it is made of, or why it cannot run here."""
+    """Return for every backend of the attention operation how it was built, or why it cannot run here."""
     if find_spec("torch") is None:
         return {}
     from sparse_detr.ops import available_backends, native

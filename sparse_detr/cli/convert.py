@@ -1,8 +1,8 @@
 """Convert a public checkpoint, or ImageNet backbone weights, to this project's names.
 
-Reads files of the authors of Deformable DETR, Sparse DETR, DINO, DAB-DETR and DAB-Deformable-DETR, and those of detrex
-for DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR. Prints what became of every entry, which recipe, backbone and
-position embedding the file needs and, with `--config-file`, how it fits that model.
+Reads files of the authors of Deformable DETR, Sparse DETR, DINO, DAB-DETR and DAB-Deformable-DETR, and files of detrex
+for DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR. Prints how many entries were renamed, left out or unknown, which
+recipe, backbone and position embedding the file needs and, with `--config-file`, how it fits that model.
 """
 
 import argparse
@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; 0 if enough matched, else 1 and nothing is written."""
+    """Convert the file; return 0, or 1 without writing if too little of it is known or fits."""
     if args.output.exists() and not args.force:
-        raise UserError(f"{args.output} exists; give another name, or --force to overwrite it.")
+        raise UserError(f"{args.output} exists; give another name, or --force to overwrite it")
     if not 0 <= args.min_match <= 1:
         raise UserError(f"--min-match {args.min_match:g} is no share; give a number from 0 to 1")
     checkpoint = load_file(args.input)
@@ -68,17 +68,17 @@ def run(args: argparse.Namespace) -> int:
     print(converted)
     if not _is_close_enough(converted, args):
         return 1
-    _write(converted, args.output)
+    _write_converted(converted, args.output)
     print(f"wrote {args.output}")
     return 0
 
 
 def _is_close_enough(converted: ConvertedCheckpoint, args: argparse.Namespace) -> bool:
-    """Whether enough of the file is known and, given a config, enough of its model is filled; says why not."""
+    """Return whether enough of the file is known and, given a config, fits its model; print the reason if not."""
     if converted.known_share < args.min_match:
         print(
             f"only {converted.known_share:.1%} of the file is known (--min-match {args.min_match:.1%}); "
-            "nothing written."
+            "nothing is written"
         )
         return False
     if args.config_file is None:
@@ -86,21 +86,21 @@ def _is_close_enough(converted: ConvertedCheckpoint, args: argparse.Namespace) -
     report = _fit(_model(args.config_file), converted)
     print(f"against {args.config_file}: {report}")
     if report.skipped_classes:
-        print("the numbers of classes differ: see --classes; fine-tuning skips the class rows and keeps the rest.")
+        print("the numbers of classes differ: see --classes; fine-tuning skips the class rows and keeps the rest")
     if report.untied:
-        print("separate weights where the model shares one (see untied); nothing written.")
+        print("the file has separate weights where the model shares one (see untied); nothing is written")
         return False
     whole_model = converted.description.recipe is not None
     share = report.model_share if whole_model else report.file_share
     if share < args.min_match:
         what = "of the model is filled" if whole_model else "of the backbone weights fit"
-        print(f"only {share:.1%} {what} (--min-match {args.min_match:.1%}); nothing written.")
+        print(f"only {share:.1%} {what} (--min-match {args.min_match:.1%}); nothing is written")
         return False
     return True
 
 
 def _fit(model: torch.nn.Module, converted: ConvertedCheckpoint) -> MatchReport:
-    """How the weights fit the model, or its backbone if they are a backbone's."""
+    """Compare the weights with the model, or with its backbone if they are a backbone's."""
     if converted.description.recipe is not None:
         return match_report(model, converted.state_dict)
     weights = {name.removeprefix("backbone."): value for name, value in converted.state_dict.items()}
@@ -117,8 +117,8 @@ def _model(config_file: Path) -> torch.nn.Module:
     return build_detector(load_config(str(config_file)), device="cpu")
 
 
-def _write(converted: ConvertedCheckpoint, path: Path) -> None:
-    """Write weights and origin so that `torch.load(weights_only=True)` and Detectron2's checkpointer read them."""
+def _write_converted(converted: ConvertedCheckpoint, path: Path) -> None:
+    """Write weights and origin; `torch.load(weights_only=True)` and Detectron2's checkpointer can read the file."""
     metadata = {
         "source": converted.source,
         "recipe": converted.description.recipe,

@@ -15,51 +15,53 @@ from sparse_detr.predictor import ImageError, Predictor, check_score, check_shar
 
 CONFIG_IS_CODE = "a config is code: load only configs you trust"
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
-MAX_REASONS = 10  # skipped images that are named
+MAX_REASONS = 10  # skipped images that are listed
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help=f"the model's config, of either kind; {CONFIG_IS_CODE}"
+        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
     parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders or glob patterns")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for pictures and detections")
     parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
-    parser.add_argument("--keep-ratio", type=float, metavar="R", help="refine this share of the tokens instead")
+    parser.add_argument(
+        "--keep-ratio", type=float, metavar="R", help="refine this share of the tokens, not the config's"
+    )
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw every image that can be read; 1 if none can."""
+    """Draw every image that can be read; return 0, or 1 if none can."""
     check_options(args)
     require_detectron2()
     files = find_images(args.input)[: args.max_images]
     make_folder(args.output)
     predictor = load_predictor(args)
     if predictor.is_dense:
-        print("This model has a dense encoder: it keeps every token, so there are no pictures of tokens and scores.")
+        print("this model has a dense encoder, which keeps every token: there are no pictures of tokens and scores")
     skipped = draw_images(predictor, files, args.output, score_threshold=args.score_threshold, weights=args.weights)
     drawn = len(files) - len(skipped)
-    print(f"{drawn} of {len(files)} images drawn, {len(skipped)} skipped.")
+    print(f"{drawn} of {len(files)} images drawn, {len(skipped)} skipped")
     for reason in skipped[:MAX_REASONS]:
         print(f"  skipped {reason}")
     if len(skipped) > MAX_REASONS:
         print(f"  ... and {len(skipped) - MAX_REASONS} more")
-    print(f"Pictures (*_overview.png shows all of an image) and detections (*.json) are in {args.output}")
+    print(f"pictures (*_overview.png shows all of an image) and detections (*.json) are in {args.output}")
     return 0 if drawn else 1
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse values that mean nothing.
+    """Refuse options that cannot be used.
 
     Raises:
-        UserError: names the option, its value and what it may be.
+        UserError: names the option, its value and the values that are allowed.
     """
     if not args.weights.strip():
         raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
@@ -71,7 +73,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def find_images(inputs: Sequence[str]) -> list[str]:
-    """Return the files that the command line names: images themselves, those in folders, those that a pattern matches.
+    """Return the images that the command line names, as files, folders or patterns.
 
     Raises:
         UserError: one of the inputs gives no image.
@@ -92,7 +94,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    """The detector that the arguments name."""
+    """Load the detector that the arguments name."""
     from sparse_detr.config import load_config
     from sparse_detr.config.settings import check_device_of
     from sparse_detr.data.annotations import read_coco_file
@@ -103,14 +105,14 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
     predictor = Predictor(cfg, args.weights, ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
     if not predictor.class_names:
-        print("The names of the classes are unknown (--train-json FILE tells them): numbers are shown.")
+        print("the class names are unknown, so numbers are shown; --train-json FILE gives the names")
     return predictor
 
 
 def draw_images(
     predictor: Predictor, files: Sequence[str], output: Path, *, score_threshold: float, weights: str
 ) -> list[str]:
-    """Write the pictures of every file; returns why files could not be read, in words."""
+    """Write the pictures of every file; return one reason for each file that could not be read."""
     from tqdm import tqdm
 
     from sparse_detr.analysis.tokens import object_tokens, watch_object_rows
@@ -139,7 +141,7 @@ def draw_images(
 
 
 def unique_stems(files: Sequence[str]) -> list[str]:
-    """Names to write the results of every file under; files of the same name get a number."""
+    """Return a stem for the results of every file; files of the same name get a number."""
     stems: list[str] = []
     for file_name in files:
         stem, copy = Path(file_name).stem, 2

@@ -1,8 +1,8 @@
 """Entry of the `sparse-detr` command.
 
 Every other module of this package is a subcommand: the first line of its docstring is the help, and it has
-`add_arguments(parser)` and `run(args) -> int`. Only the chosen one is imported, so that what the others require is not
-asked for.
+`add_arguments(parser)` and `run(args) -> int`. Only the chosen one is imported, so that packages which only the others
+need may be missing.
 """
 
 import argparse
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse, with config overrides between and behind the options, which argparse cannot do by itself.
+    """Parse arguments with config overrides between and after the options, which argparse alone cannot do.
 
-    A word that begins with a minus and a digit is a value of an override, not an option.
+    A word that starts with a minus and a digit is a value of an override, not an option.
     """
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "opts") or any(OPTION.match(word) for word in rest)):
@@ -52,7 +52,7 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> arg
 
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Parser that knows the arguments of the subcommand `chosen` and the help of all."""
+    """Return a parser with the help of all subcommands and the arguments of `chosen`."""
     parser = argparse.ArgumentParser(prog="sparse-detr", description="Sparse DETR and its relatives in Detectron2.")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     for module_name in command_modules():
@@ -66,13 +66,13 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def command_modules() -> list[str]:
-    """Names of the modules that are subcommands, in alphabetical order."""
+    """Return the names of the modules that are subcommands, in alphabetical order."""
     names = (module.name for module in iter_modules(sparse_detr.cli.__path__))
     return sorted(name for name in names if name != "main" and not name.startswith("_"))
 
 
 def _summary(module_name: str) -> str:
-    """First line of a subcommand's docstring, read without importing the module."""
+    """Return the first line of a subcommand's docstring without importing the module."""
     spec = find_spec(f"sparse_detr.cli.{module_name}")
     assert spec is not None, f"no module {module_name}"
     assert spec.origin is not None, f"no source file of {module_name}"

@@ -1,4 +1,4 @@
-"""Configs: LazyConfig and yacs, told apart by content, both turned into one `Run`."""
+"""Configs of two kinds, LazyConfig and yacs, told apart by content; either becomes a `Run`."""
 
 from sparse_detr.config.keys import add_detr_config
 from sparse_detr.config.load import load_config

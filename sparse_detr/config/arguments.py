@@ -1,4 +1,4 @@
-"""Check the arguments of the calls in a lazy config against what the callables say they take."""
+"""Check the arguments of the calls in a lazy config against the annotations of what they call."""
 
 import types
 import typing
@@ -12,13 +12,13 @@ from sparse_detr.errors import UserError
 
 
 def check_arguments(settings: dict[str, Any]) -> None:
-    """Refuse a `_target_` that cannot be called, and arguments of another type than it is annotated with.
+    """Refuse a `_target_` that cannot be called, and arguments whose type is not the annotated one.
 
     Args:
-        settings: of a lazy config, as plain dicts and lists.
+        settings: a lazy config as plain dicts and lists.
 
     Raises:
-        UserError: names the key, the value and what may stand there.
+        UserError: names the key, its value and the values that are allowed.
     """
     for key, group in groups(settings):
         if "_target_" in group:
@@ -26,7 +26,7 @@ def check_arguments(settings: dict[str, Any]) -> None:
 
 
 def groups(settings: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Key and content of every group, from the outside to the inside."""
+    """Return the key and content of every group, outer groups first."""
     waiting = [(key, settings)]
     while waiting:
         key, node = waiting.pop()
@@ -37,7 +37,7 @@ def groups(settings: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def below(key: str, name: Any) -> str:
-    """The key of a name in the group at `key`."""
+    """Return the key of `name` in the group at `key`."""
     return f"{key}.{name}" if key else str(name)
 
 
@@ -62,23 +62,23 @@ def _check_call(key: str, group: dict[str, Any]) -> None:
 
 
 def is_ours(target: Any) -> bool:
-    """Whether a callable, or the name of one, is of this package."""
+    """Return whether a callable, or the name of one, belongs to this package."""
     return (target if isinstance(target, str) else str(getattr(target, "__module__", ""))).startswith("sparse_detr.")
 
 
 @cache
 def _hints(function: Any) -> dict[str, Any]:
-    """Annotations of the arguments of a class or function of ours; others may not mean theirs so strictly."""
+    """Return the annotated types of the arguments of a class or function of this package; {} for any other."""
     if not is_ours(function):
         return {}
     try:
         return typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
-    except Exception:  # annotations may name what is imported for type checkers only
+    except Exception:  # an annotation may name a type that is imported for type checkers only
         return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value may be given for an argument with this annotation; a call in the config may give anything."""
+    """Return whether a value fits an annotation; what a group in the config will return is not known yet."""
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, dict):
         return hint not in (bool, int, float, str) and origin is not typing.Literal
@@ -103,7 +103,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """An annotation as a person would say it."""
+    """Return an annotation in plain words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:

@@ -1,4 +1,4 @@
-"""Build the parts that a config describes; what cannot be built is named by its key."""
+"""Build the parts that a config describes; an error names the key of the part."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,14 +13,14 @@ WRONG_ARGUMENTS = (
     *(TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError),
     *(ImportError, OmegaConfBaseException),
 )
-"""What classes raise for arguments that they cannot use."""
+"""Errors that a class may raise for wrong arguments."""
 
 
 def build_part(cfg: DictConfig, key: str) -> Any:
     """Instantiate a part of a lazy config.
 
     Raises:
-        UserError: it cannot be built; names the key of the innermost part that cannot.
+        UserError: the part cannot be built; names the key of the innermost part that fails.
     """
     node = OmegaConf.select(cfg, key)
     if isinstance(node, DictConfig) and "_target_" not in node:
@@ -28,7 +28,7 @@ def build_part(cfg: DictConfig, key: str) -> Any:
     try:
         return instantiate(node)
     except WRONG_ARGUMENTS as error:
-        if isinstance(error, UserError) or _is_of_the_machine(error):
+        if isinstance(error, UserError) or _is_device_error(error):
             raise
         where, cause = _innermost_failure(key, node) or (key, error)
         raise UserError(f"{where} cannot be built: {_kind_and_reason(cause)}") from error
@@ -38,26 +38,26 @@ def build_yacs(what: str, build: Callable[..., Any], cfg: CfgNode, *args: Any) -
     """Call one of Detectron2's functions on a yacs config.
 
     Raises:
-        UserError: it cannot be built.
+        UserError: the function fails.
     """
     try:
         return build(cfg, *args)
     except WRONG_ARGUMENTS as error:
-        if isinstance(error, UserError) or _is_of_the_machine(error):
+        if isinstance(error, UserError) or _is_device_error(error):
             raise
         keys = "; see the keys MODEL.DETR and MODEL.BACKBONE" if what == "the model" else "; see the keys SOLVER"
         raise UserError(f"{what} cannot be built: {_kind_and_reason(error)}{keys}") from error
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the device failed and not an argument."""
+def _is_device_error(error: Exception) -> bool:
+    """Return whether the device failed and not an argument."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)
 
 
 def _innermost_failure(key: str, node: Any) -> tuple[str, Exception] | None:
-    """The deepest part that cannot be built alone, and why."""
+    """Return the key of the deepest part that cannot be built by itself, and its error."""
     for name, child in _children(node):
         found = _innermost_failure(f"{key}.{name}", child)
         if found is not None:

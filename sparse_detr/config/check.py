@@ -1,4 +1,4 @@
-"""Check the settings of a config of either kind before anything is built."""
+"""Check the settings of a config, lazy or yacs, before anything is built."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ from sparse_detr.errors import UserError
 
 
 def check_settings(cfg: Config) -> None:
-    """Refuse settings that no training, evaluation or model can use; what is missing is not looked for.
+    """Refuse settings that no training, evaluation or model can use; missing settings are not reported.
 
     Raises:
-        UserError: names the key and its value as a person would write them, and says what may stand there.
+        UserError: names the key and its value as on the command line, and the values that are allowed.
     """
     kind_of(cfg).choose(lazy=_check_lazy, yacs=_check_yacs)(cfg)
 
@@ -34,7 +34,7 @@ def check_settings(cfg: Config) -> None:
 def _check_lazy(cfg: DictConfig) -> None:
     settings = _settings_in(cfg)
     rules = {key: rule for key, (_, rule) in TRAINING.items()} | LAZY_ONLY
-    for key in sorted(rules, key=lambda key: key.count(".")):  # a group before what is in it
+    for key in sorted(rules, key=lambda key: key.count(".")):  # a group before its own settings
         _check_setting(settings, key, rules[key], "=")
     check_arguments(settings)
     model = settings.get("model", {})
@@ -44,7 +44,7 @@ def _check_lazy(cfg: DictConfig) -> None:
 
 
 def _settings_in(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as dicts and lists, with what interpolations stand for."""
+    """Return the settings as dicts and lists, with interpolations resolved."""
     try:
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -65,7 +65,7 @@ def _check_yacs(cfg: CfgNode) -> None:
 
 
 def _check_setting(settings: dict[str, Any], key: str, rule: SettingRule, sign: str) -> None:
-    """Refuse what stands at a key, if anything does, unless the rule allows it; `sign` stands between key and value."""
+    """Refuse the value of a key unless the rule allows it or the key is missing; the error says key, `sign`, value."""
     *parents, name = key.split(".")
     group: Any = settings
     for parent in parents:
@@ -83,7 +83,7 @@ def _refuse_unless(rule: SettingRule, value: Any, assignment: str) -> None:
 
 
 def _check_detr_heads(cfg: CfgNode) -> None:
-    """Refuse channels that the heads of an attention cannot share out, where the config says both or one of them."""
+    """Refuse an embedding dimension that the number of heads does not divide; 256 and 8 where one is not set."""
     detr = cfg.MODEL.get("DETR", {})
     dim, heads = detr.get("EMBED_DIM") or 256, detr.get("NUM_HEADS") or 8
     if dim % heads:
@@ -115,7 +115,7 @@ def _check_registered(cfg: CfgNode) -> None:
 
 
 def _check_recipe(cfg: CfgNode) -> None:
-    """Let the recipe refuse its arguments; which backbone it gets does not matter."""
+    """Let the recipe check its arguments; any backbone will do for that."""
     from sparse_detr.recipes.backbones import resnet
     from sparse_detr.recipes.meta_arch import RECIPES, recipe_config
 

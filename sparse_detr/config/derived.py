@@ -1,4 +1,4 @@
-"""Settings that follow from others: the output folder from the config's name, the weights from the backbone."""
+"""Derive settings from others: the output folder from the config's name, the weights from the backbone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ def output_dir_of(path: str) -> str:
 
 
 def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
-    """Set in place what neither the file at `path` nor the overrides set; values that are set stay.
+    """Set, in place, the output folder and the weights where neither the file at `path` nor the overrides set them.
 
-    `OUTPUT_DIR` becomes that of `output_dir_of`. `MODEL.WEIGHTS` follows the backbone where the weights are those of
-    `configs/Base-DETR.yaml`, of ResNet-50. Lazy configs name both themselves (`training` in `configs/common/coco.py`),
-    so that they are complete for Detectron2's own tools.
+    `OUTPUT_DIR` becomes `output_dir_of(path)`. `MODEL.WEIGHTS` becomes the ImageNet weights of the backbone where it
+    still holds those of ResNet-50 from `configs/Base-DETR.yaml`. A lazy config sets both itself (`training` in
+    `configs/common/coco.py`), so that Detectron2's own tools can use it.
     """
     from sparse_detr.recipes import RECIPES, resnet
 

@@ -1,7 +1,7 @@
 """The yacs keys that this project adds to Detectron2's.
 
-Keys under `MODEL.DETR` are the keyword arguments of the recipes in capitals. They default to None, "what the recipe
-says", so that a default stands once, in its recipe.
+Keys under `MODEL.DETR` are the keyword arguments of the recipes, in capitals. They are None until set: then the
+default of the recipe counts, so that every default is written once.
 """
 
 import torch
@@ -16,28 +16,28 @@ def add_detr_config(cfg: CfgNode) -> None:
         return
     options = {option.upper(): None for recipe in RECIPES for option in recipe_options(recipe)}
     cfg.MODEL.DETR = CfgNode(options)
-    # The arguments of `sparse_detr.recipes.swin`, for MODEL.BACKBONE.NAME build_swin_backbone; None is its default.
+    # Arguments of `sparse_detr.recipes.swin`, for MODEL.BACKBONE.NAME build_swin_backbone; None means its default.
     swin = ("SIZE", "IMAGE_SIZE", "NUM_MAPS", "DROP_PATH_RATE", "PRETRAINING")
     cfg.MODEL.SWIN = CfgNode(dict.fromkeys(swin))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _add_solver_keys(cfg.SOLVER)
-    cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model, and the evaluator's limit; None is what the recipe says
-    cfg.TEST.BEST_METRIC = "bbox/AP"  # which score chooses model_best.pth
+    cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model and of the evaluator; None means the recipe's default
+    cfg.TEST.BEST_METRIC = "bbox/AP"  # the score that chooses model_best.pth
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
-    cfg.DATASETS.OWN.BOXES_FROM_MASKS = False  # of annotations without a box
+    cfg.DATASETS.OWN.BOXES_FROM_MASKS = False  # for annotations without a box
 
 
 def _add_solver_keys(solver: CfgNode) -> None:
     solver.OPTIMIZER = "ADAMW"  # or "SGD": Detectron2's own
     solver.BACKBONE_MULTIPLIER = 0.1
-    # Of normalisation layers; None is WEIGHT_DECAY. Detectron2's WEIGHT_DECAY_NORM, 0 unless set, is for its SGD.
+    # Weight decay of normalisation layers; None means WEIGHT_DECAY. WEIGHT_DECAY_NORM is for Detectron2's SGD.
     solver.NORM_WEIGHT_DECAY = None
     solver.SAMPLING_MULTIPLIER = 0.1
     solver.BATCH_SIZE_SCALING = "none"  # "sqrt", "linear": relative to 16 images
-    # Of the whole model. Not CLIP_GRADIENTS.CLIP_TYPE: Detectron2's tools refuse a third value there.
+    # Norm of the gradient of the whole model. CLIP_GRADIENTS.CLIP_TYPE cannot say it: Detectron2 allows two values.
     solver.CLIP_GRAD_NORM = 0.1
     solver.ACCUMULATE = 1
     solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all

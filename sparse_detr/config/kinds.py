@@ -1,8 +1,8 @@
-"""The two kinds of config, asked in one way: the only module that looks which kind a config is.
+"""One interface to the two kinds of config. No other module tests which kind a config is.
 
     kind_of(cfg).get("train.device")
 
-A setting is named by its lazy key, whatever the kind; `YACS_KEYS` says where it stands in the other one.
+Settings are named by their lazy keys for both kinds; `YACS_KEYS` gives the yacs key of each.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ YACS_KEYS: dict[str, str] = {key: yacs for key, (yacs, _) in TRAINING.items() if
 
 
 class ConfigKind(Protocol):
-    """What a config of either kind answers. Keys are lazy keys."""
+    """The operations that a config of either kind offers. Keys are lazy keys."""
 
     def get(self, key: str) -> Any:
-        """Return the value of a setting, None where it is missing."""
+        """Return the value of a setting; None if it is missing."""
 
     def set(self, key: str, value: Any) -> None:
         """Set a setting in place."""
 
     def assignment(self, key: str, value: Any) -> str:
-        """Return what a person writes on the command line to set it."""
+        """Return the override that sets the setting on the command line."""
 
     def text(self) -> str:
         """Return the whole config as yaml, for people to read."""
 
     def values(self) -> Any:
-        """Return the whole config as plain groups and values, interpolations resolved where they can be."""
+        """Return the whole config as plain groups and values, with interpolations resolved where possible."""
 
     def save(self, path: Path) -> None:
-        """Write it so that `load_config` reads it."""
+        """Write the config to a file that `load_config` can read."""
 
     def copy(self) -> Any:
         """Return a copy of the config that may be changed."""
 
     def choose(self, *, lazy: T, yacs: T) -> T:
-        """Return the one of two things that is for configs of this kind."""
+        """Return the argument for configs of this kind."""
 
 
 class LazyKind:
@@ -85,7 +85,7 @@ class LazyKind:
     def values(self) -> Any:
         try:
             return OmegaConf.to_container(self._cfg, resolve=True)
-        except OmegaConfBaseException:  # a value that refers to one which is given later
+        except OmegaConfBaseException:  # a value refers to one that is not set yet
             return OmegaConf.to_container(self._cfg, resolve=False)
 
     def save(self, path: Path) -> None:
@@ -101,7 +101,7 @@ class LazyKind:
 
 
 class YacsKind:
-    """A yacs config, Detectron2's with our keys or without them."""
+    """A yacs config, with this project's keys or without them."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self._cfg = cfg
@@ -139,10 +139,10 @@ class YacsKind:
 
 
 def kind_of(cfg: Config) -> ConfigKind:
-    """Return what answers for a config of either kind; changes go into `cfg` itself.
+    """Wrap a config of either kind; changes go into `cfg` itself.
 
     Raises:
-        UserError: it is no config.
+        UserError: `cfg` is not a config.
     """
     if isinstance(cfg, CfgNode):
         return YacsKind(cfg)

@@ -1,4 +1,4 @@
-"""How many boxes a model can find in an image, and how many of them its evaluation counts."""
+"""Limits of a config: how many boxes a model can find in an image, and how many of them its evaluation counts."""
 
 import logging
 from collections import Counter
@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_LIMIT = "dataloader.evaluator.max_dets_per_image"
 COCO_LIMIT = 100
-"""Detections of a class in an image that COCO's scores count."""
+"""The number of detections of a class in an image that COCO's scores count."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Boxes an image, at most; None where a config does not say.
+    """The largest numbers of boxes in an image; None where a config does not say.
 
     Args:
-        num_queries: boxes that the model can learn.
-        num_detections: detections that it gives.
+        num_queries: true boxes that the model can learn.
+        num_detections: detections that it returns.
     """
 
     num_queries: int | None
@@ -32,7 +32,7 @@ class Limits:
 
 
 def limits_of(cfg: Config) -> Limits:
-    """The limits of the model that `cfg` describes; builds nothing."""
+    """Return the limits of the model that `cfg` describes, without building it."""
     model = kind_of(cfg).choose(lazy=_lazy_model, yacs=_yacs_model)(cfg)
     return Limits(num_queries=_num_queries(model), num_detections=_count_at(model, "postprocess.num_detections"))
 
@@ -42,7 +42,7 @@ def _lazy_model(cfg: DictConfig) -> Any:
 
 
 def _yacs_model(cfg: CfgNode) -> Any:
-    """Lazy config of the model with some backbone, which the limits do not depend on."""
+    """Return a lazy config of the model; its backbone is arbitrary, since the limits do not depend on it."""
     from sparse_detr.recipes.backbones import resnet
     from sparse_detr.recipes.meta_arch import RECIPES, recipe_config
 
@@ -63,10 +63,10 @@ def _count_at(model: Any, key: str) -> int | None:
 
 
 def evaluation_limit(name: str, cfg: Config) -> int:
-    """Detections of a class in an image that the scores of a data set should count.
+    """Return how many detections of a class in an image the scores of a data set should count.
 
-    COCO's 100, unless the config names another number or an image has more boxes of a class: then all of them count.
-    Warns where the config's number, or the model's number of detections, is too small for the data.
+    The config's number, if it has one; else COCO's 100; more if an image has more boxes of a class than that. Warns
+    where the config's number, or the model's number of detections, is too small for the data.
     """
     kind = kind_of(cfg)
     chosen, given = _chosen_limit(cfg), limits_of(cfg).num_detections
@@ -96,12 +96,13 @@ def evaluation_limit(name: str, cfg: Config) -> int:
 
 def _chosen_limit(cfg: Config) -> int | None:
     kind = kind_of(cfg)
-    chosen, least = kind.get(EVALUATION_LIMIT), kind.choose(lazy=0, yacs=COCO_LIMIT)  # yacs: the model's number as well
+    # In yacs the key is also the model's number of detections, which may be below COCO's limit.
+    chosen, least = kind.get(EVALUATION_LIMIT), kind.choose(lazy=0, yacs=COCO_LIMIT)
     return None if chosen is None else max(chosen, least)
 
 
 def _most_boxes(name: str) -> tuple[int, int]:
-    """The largest numbers of boxes of one class, and of all, in an image of a data set; crowds do not count."""
+    """Return the most boxes of one class, and of all classes, in an image of a data set; crowds do not count."""
     most = of_image = 0
     for record in DatasetCatalog.get(name) if name in DatasetCatalog else []:
         boxes = [box for box in record.get("annotations", []) if not box.get("iscrowd")]

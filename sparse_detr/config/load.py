@@ -1,4 +1,4 @@
-"""Load a config of either kind and apply overrides in its own style."""
+"""Load a config, lazy or yacs, and apply overrides in the style of its kind."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: LazyConfig in Python, yacs yaml, or the `config.yaml` that a lazy run wrote; told apart by content.
-            Like Detectron2's own loader it may run code that the file names: load only files you trust.
+            Like Detectron2's loader, this may run code that the file names: load only files you trust.
         overrides: "path.key=value" for a lazy config, "PATH.KEY", "value" pairs for yacs.
 
     Returns:
@@ -43,7 +43,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_kind(path: str) -> str:
-    """ "python", "dump" (a lazy config written as yaml) or "yacs", decided by what is in the file."""
+    """Return "python", "dump" (a lazy config written as yaml) or "yacs", as the content of the file says."""
     text = _text_of(path)
     try:
         node = yaml.compose(text)
@@ -60,7 +60,7 @@ def config_kind(path: str) -> str:
 
 
 def _text_of(path: str) -> str:
-    """The text of a config file, which must have one."""
+    """Return the text of a config file; an empty file is refused."""
     if os.path.isdir(path):
         raise UserError(f"config file {path!r} is a folder; name a file in it")
     if not os.path.isfile(path):
@@ -87,7 +87,7 @@ def _load_yacs(path: str, overrides: Sequence[str]) -> CfgNode:
     add_detr_config(cfg)
     try:
         cfg.merge_from_file(path)
-    except Exception as error:  # yaml and yacs raise what they like, and yaml may run code
+    except Exception as error:  # yaml and yacs raise many types, and yaml may run code
         raise UserError(f"{path}: {_described(error, path)}") from error
     apply_to_yacs(cfg, path, overrides)
     if cfg.MODEL.META_ARCHITECTURE not in RECIPES and cfg.TEST.DETECTIONS_PER_IMAGE is None:
@@ -110,13 +110,13 @@ def _load_lazy(path: str, kind: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _register_data(cfg: DictConfig) -> None:
-    """Call what the config itself names to register its data sets; those of a quick config do not replace others."""
+    """Call the function that the config names to register its data sets, if there is one."""
     if OmegaConf.select(cfg, "dataloader.register"):
         build_part(cfg, "dataloader.register")
 
 
 def _described(error: Exception, path: str) -> str:
-    """An error of a config's code, with its line where it is in the file itself."""
+    """Return the text of an error in a config's code, with the line if it is in the file itself."""
     if isinstance(error, FileNotFoundError) and (successor := successor_of(str(error.filename))):
         return successor
     line, trace = "", error.__traceback__

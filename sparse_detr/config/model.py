@@ -1,6 +1,6 @@
-"""From a config of either kind to its detector: the model, the preprocessing of its images and its class names.
+"""Make a detector from a config of either kind: the model, the preprocessing of its images and its class names.
 
-This is the one way, for every command, script and application.
+Every command, script and application goes through this module.
 """
 
 import logging
@@ -24,13 +24,13 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 def build_detector(cfg: Config, *, device: str | None = None) -> nn.Module:
-    """Build the model that a config describes, in training mode, without loading weights; `cfg` stays as it is.
+    """Build the model that a config describes, in training mode, without loading weights; `cfg` is not changed.
 
     Args:
-        device: where to put it; None for what the config says.
+        device: the model's device; None takes the config's.
 
     Raises:
-        UserError: it cannot be built; names the key of the innermost part that cannot.
+        UserError: the model cannot be built; names the key of the innermost part that fails.
     """
     return kind_of(cfg).choose(lazy=_from_lazy, yacs=_from_yacs)(cfg, device)
 
@@ -49,10 +49,10 @@ def _from_yacs(cfg: CfgNode, device: str | None) -> nn.Module:
 
 
 def build_test_mapper(cfg: Config) -> Mapper:
-    """Build the preprocessing that the config evaluates with: a record of Detectron2 -> a model's input.
+    """Build the preprocessing of the config's evaluation: a record of Detectron2 -> an input of the model.
 
     Raises:
-        UserError: the config does not say it.
+        UserError: the config does not describe it.
     """
     return kind_of(cfg).choose(lazy=_lazy_test_mapper, yacs=_yacs_test_mapper)(cfg)
 
@@ -73,7 +73,7 @@ def _yacs_test_mapper(cfg: CfgNode) -> Mapper:
 
 
 def class_names_of(cfg: Config) -> list[str]:
-    """Return the names of the classes: of the own data in the config, else of its data set; [] if they are unknown."""
+    """Return the class names of the config's own data, or else of its data set; [] if they are unknown."""
     from sparse_detr.data.annotations import read_coco_file
 
     own = kind_of(cfg).get("train.own_data") or {}
@@ -87,7 +87,10 @@ def class_names_of(cfg: Config) -> list[str]:
 
 
 def set_num_classes(cfg: Config, number: int) -> None:
-    """Let the model have `number` classes, one logit each, unless it has as many among more logits."""
+    """Set the model's number of classes, in place, with one logit a class.
+
+    A model whose `class_channels` pick as many classes out of more logits stays as it is.
+    """
     kind = kind_of(cfg)
     if len(kind.get("model.class_channels") or ()) != number:
         kind.set("model.num_classes", number)

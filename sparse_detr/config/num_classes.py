@@ -1,4 +1,4 @@
-"""The number of classes of a model against that of its data."""
+"""Compare the number of classes of a model with that of its data."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from sparse_detr.errors import UserError
 
 
 def model_classes(model: nn.Module) -> int | None:
-    """How many classes of a data set a model tells apart; None for a model that does not say."""
+    """Return the number of classes that a model tells apart; None if the model does not say."""
     channels = getattr(model, "class_channels", None)
     return getattr(model, "num_classes", None) if channels is None else len(channels)
 
 
 def check_num_classes(model: nn.Module, names: Sequence[str]) -> None:
-    """Refuse data sets with another number of classes than the model, naming both numbers.
+    """Refuse data sets whose number of classes is not the model's; the error names both numbers.
 
-    Detectron2 knows the classes of a data set once it has been read, so call it after building its loader.
+    Detectron2 knows the classes of a data set only after reading it, so call this after building the loader.
     """
     in_model = model_classes(model)
     for name in names:

@@ -1,4 +1,4 @@
-"""Overrides of the command line, applied to a config of either kind."""
+"""Apply overrides of the command line to a config of either kind."""
 
 import ast
 import difflib
@@ -28,11 +28,11 @@ OVERRIDE_ERRORS = (
         MemoryError,
     ),
 )
-"""What hydra, omegaconf and yacs raise for keys and values that they cannot use."""
+"""Errors that hydra, omegaconf and yacs raise for keys and values that they cannot use."""
 
 
 def apply_to_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
-    """Set "PATH.KEY", "value" pairs in place; a value is taken as it stands where the key holds a text.
+    """Set "PATH.KEY", "value" pairs in place; where the key holds a text, the value is not parsed.
 
     Raises:
         UserError: an override is of the other style, or its key or value does not fit.
@@ -72,7 +72,7 @@ def _literal(value: str) -> Any:
 
 
 def apply_to_lazy(cfg: DictConfig, path: str, overrides: Sequence[str]) -> DictConfig:
-    """Set "path.key=value" in place; a value is taken as it stands where the key holds a text, else it is hydra's.
+    """Set "path.key=value" in place; where the key holds a text, the value is not parsed, else hydra parses it.
 
     Raises:
         UserError: an override is of the other style, its key does not exist, or its value cannot be read.
@@ -108,12 +108,12 @@ def _set_lazy(cfg: DictConfig, override: str) -> DictConfig:
 def _holds_text(cfg: DictConfig, key: str) -> bool:
     try:
         return isinstance(OmegaConf.select(cfg, key), str)
-    except OmegaConfBaseException:  # an interpolation of what is not there
+    except OmegaConfBaseException:  # an interpolation of a missing key
         return False
 
 
 def _as_text(cfg: DictConfig, key: str, value: str) -> str:
-    """`value` such that omegaconf gives it back; `${...}` stays an interpolation where there is something to put in."""
+    """Escape `value` so that omegaconf reads it as it is; a `${...}` that can be resolved stays an interpolation."""
     if "${" not in value:
         return value
     try:
@@ -127,7 +127,7 @@ def _as_text(cfg: DictConfig, key: str, value: str) -> str:
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a key that would be added silently, unless it is an argument of the callable it is added to."""
+    """Refuse a key that does not exist, unless it is an argument of the callable of its group."""
     parent_key, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
     if isinstance(parent, DictConfig) and name not in parent and not accepts(parent.get("_target_"), name):
@@ -140,16 +140,16 @@ def _check_key(cfg: DictConfig, key: str) -> None:
 
 
 def accepts(target: str | Callable | None, name: str) -> bool:
-    """Whether the callable that a config names takes an argument of this name."""
+    """Return whether the callable that a config names takes an argument of this name."""
     try:
         function: Any = locate(target) if isinstance(target, str) else target
         parameters = inspect.signature(function).parameters
-    except Exception:  # importing what a config names may raise anything; nothing is accepted then
+    except Exception:  # importing what a config names may raise anything
         return False
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _first_line(error: BaseException) -> str:
-    """An error's first line; the rest is a drawing or a trace."""
+    """Return the first line of an error; the rest only points at a place in the text."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""A user's own data in COCO format, from the command line or from the config of an earlier run."""
+"""Use a user's own data in COCO format, from the command line or from the config of an earlier run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +17,12 @@ BOXES_FROM_MASKS = "boxes_from_masks"
 def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
     """Register the data sets and write their names and number of classes into `cfg`.
 
-    The paths are kept in `cfg`, so that the `config.yaml` of a run is complete: without new `paths`, those in `cfg`
-    are registered.
+    `cfg` keeps the paths, so that the `config.yaml` of a run is complete. Without new `paths`, those in `cfg` are used.
 
     Args:
         paths: values for OWN_DATA_KEYS, from the command line; missing ones are None or "". With "boxes_from_masks"
-            true, annotations without a box get the one around their mask.
-        overrides: the command line's, to refuse a `num_classes` there that contradicts the data.
+            true, an annotation without a box gets the box around its mask.
+        overrides: of the command line; a `num_classes` among them that contradicts the data is refused.
     """
     given = {key: value for key in OWN_DATA_KEYS if (value := paths.get(key))}
     masks = {BOXES_FROM_MASKS: True} if paths.get(BOXES_FROM_MASKS) else {}
@@ -31,7 +30,7 @@ def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str]
         given = _stored_paths(cfg) | given
     if not (paths := given or _stored_paths(cfg)):
         if masks:
-            raise UserError("--boxes-from-masks is about own data: name them with --train-json and --train-images")
+            raise UserError("--boxes-from-masks needs own data; add --train-json and --train-images")
         return
     paths |= masks
     _check_complete(paths)
@@ -50,9 +49,9 @@ def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str]
 
 def _check_complete(paths: Mapping[str, Any]) -> None:
     if "train_json" not in paths or "train_images" not in paths:
-        raise UserError("own data need --train-json and --train-images (the classes come from the training file)")
+        raise UserError("own data need --train-json and --train-images, also for evaluation: they give the classes")
     if ("val_json" in paths) != ("val_images" in paths):
-        raise UserError("--val-json and --val-images go together")
+        raise UserError("--val-json and --val-images go together; give both or none")
 
 
 def _stored_paths(cfg: Config) -> dict[str, Any]:
@@ -61,10 +60,10 @@ def _stored_paths(cfg: Config) -> dict[str, Any]:
 
 
 def _refuse_other_number(cfg: Config, num_classes: int, train_json: str, overrides: Sequence[str]) -> None:
-    """Refuse a number of classes that the user has set by hand and that is not the data's."""
+    """Refuse a number of classes that the user has set and that differs from the data's."""
     kind = kind_of(cfg)
     in_command = any(override.startswith("model.num_classes=") for override in overrides)
-    given = kind.choose(lazy=in_command, yacs=True)  # every lazy config has a number, a yacs one only if it is set
+    given = kind.choose(lazy=in_command, yacs=True)  # a lazy config always has a number, a yacs one only if set
     chosen = kind.get("model.num_classes") if given else None
     if chosen not in (None, num_classes):
         raise UserError(
@@ -87,5 +86,5 @@ def _write_lazy(cfg: DictConfig, own, paths: Mapping[str, Any]) -> None:
     if own.val_name and not ("test" in cfg.dataloader and "evaluator" in cfg.dataloader):
         raise UserError("this config has no dataloader.test or dataloader.evaluator; name one that has them")
     if "test" in cfg.dataloader:
-        cfg.dataloader.test.dataset.names = own.val_name or own.train_name  # whose classes the demo names
+        cfg.dataloader.test.dataset.names = own.val_name or own.train_name  # the demo takes the class names from it
     cfg.train.own_data = dict(paths)

@@ -1,4 +1,4 @@
-"""Configs that are gone, and how to say the same now: one yaml a meta-architecture, other rows by overrides."""
+"""Names of removed configs, and what replaces each: the yaml of its meta-architecture, with overrides."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ def _epochs(length: int, drop: int, iterations: int) -> str:
     return f"SOLVER.MAX_ITER {length * iterations} SOLVER.STEPS ({drop * iterations},)"
 
 
-def _detrex(architecture: str, *keys: str, epochs: str = _epochs(12, 11, 7500)) -> str:
+def _detrex_keys(architecture: str, *keys: str, epochs: str = _epochs(12, 11, 7500)) -> str:
     return " ".join((f"MODEL.META_ARCHITECTURE {architecture}", *keys, epochs))
 
 
@@ -36,7 +36,7 @@ _RENAMED = {
     "efficient_detr_mnv2": "deformable_detr_topk_mnv2",
 }
 
-# By the yaml to start from: the names of the lazy configs, and the overrides that make it the same.
+# The yaml to start from -> the name of a lazy config -> the overrides that make the yaml equal to it.
 _ROWS: dict[str, dict[str, str]] = {
     "projects/SparseDETR/configs/sparse_detr_r50_rho30.yaml": {
         **{f"sparse_detr_r50_rho{rho}0": f"MODEL.DETR.KEEP_RATIO 0.{rho}" for rho in (1, 2, 4, 5)},
@@ -86,42 +86,46 @@ _ROWS: dict[str, dict[str, str]] = {
         "focus_detr_swin_l_384_36ep": _swin("large", _384, _POSITION, _36_OF_7500),
     },
     "configs/Base-Detrex.yaml": {
-        "dab_deformable_detr_detrex_r50": _detrex("DABDeformableDETR", epochs=_50_OF_7500),
-        "dab_deformable_detr_detrex_r50_two_stage": _detrex(
+        "dab_deformable_detr_detrex_r50": _detrex_keys("DABDeformableDETR", epochs=_50_OF_7500),
+        "dab_deformable_detr_detrex_r50_two_stage": _detrex_keys(
             "DABDeformableDETR", "MODEL.DETR.TWO_STAGE True", epochs=_50_OF_7500
         ),
-        "dab_detr_detrex_r50": _detrex("DABDETR", _C5, _UNIFORM, epochs=_50_OF_7500),
-        "dab_detr_detrex_r101": _detrex("DABDETR", _R101, _C5, _UNIFORM, epochs=_50_OF_7500),
-        "dab_detr_detrex_swin_t": _detrex(
+        "dab_detr_detrex_r50": _detrex_keys("DABDETR", _C5, _UNIFORM, epochs=_50_OF_7500),
+        "dab_detr_detrex_r101": _detrex_keys("DABDETR", _R101, _C5, _UNIFORM, epochs=_50_OF_7500),
+        "dab_detr_detrex_swin_t": _detrex_keys(
             "DABDETR", _swin("tiny", "MODEL.SWIN.NUM_MAPS 1"), _UNIFORM, epochs=_50_OF_7500
         ),
-        "dino_detrex_r50_4scale_12ep": _detrex("DINO", _POSITION),
-        "dino_detrex_r50_4scale_12ep_300dn": _detrex("DINO", _POSITION, "MODEL.DETR.DENOISING_QUERIES 300"),
-        "dino_detrex_r50_4scale_12ep_amp": _detrex("DINO", _POSITION, "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE fp16"),
-        "dino_detrex_r50_4scale_12ep_ema": _detrex("DINO", _POSITION, "SOLVER.EMA.ENABLED True SOLVER.EMA.DECAY 0.999"),
-        "dino_detrex_r50_4scale_12ep_slow_sampling": _detrex(
+        "dino_detrex_r50_4scale_12ep": _detrex_keys("DINO", _POSITION),
+        "dino_detrex_r50_4scale_12ep_300dn": _detrex_keys("DINO", _POSITION, "MODEL.DETR.DENOISING_QUERIES 300"),
+        "dino_detrex_r50_4scale_12ep_amp": _detrex_keys(
+            "DINO", _POSITION, "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE fp16"
+        ),
+        "dino_detrex_r50_4scale_12ep_ema": _detrex_keys(
+            "DINO", _POSITION, "SOLVER.EMA.ENABLED True SOLVER.EMA.DECAY 0.999"
+        ),
+        "dino_detrex_r50_4scale_12ep_slow_sampling": _detrex_keys(
             *("DINO", _POSITION, "SOLVER.BASE_LR 0.0002 SOLVER.SAMPLING_MULTIPLIER 0.1"),
             "SOLVER.NORM_WEIGHT_DECAY 0.0001",
         ),
-        "dino_detrex_r50_4scale_24ep": _detrex(
+        "dino_detrex_r50_4scale_24ep": _detrex_keys(
             "DINO", "DATALOADER.FILTER_EMPTY_ANNOTATIONS False", epochs=_epochs(24, 20, 7500)
         ),
-        "dino_detrex_r50_5scale_12ep": _detrex("DINO", _C2_TO_C5, _POSITION),
-        "dino_detrex_r101_4scale_12ep": _detrex("DINO", _R101, _POSITION),
-        "dino_detrex_swin_t_224_4scale_12ep": _detrex("DINO", _swin("tiny"), _POSITION),
-        "dino_detrex_swin_t_224_22k_4scale_12ep": _detrex("DINO", _swin("tiny", _22K_TO_1K), _POSITION),
-        "dino_detrex_swin_s_224_4scale_12ep": _detrex("DINO", _swin("small"), _POSITION),
-        "dino_detrex_swin_s_224_22k_4scale_12ep": _detrex("DINO", _swin("small", _22K_TO_1K), _POSITION),
-        "dino_detrex_swin_b_384_4scale_12ep": _detrex("DINO", _swin("base", _384, _22K_TO_1K), _POSITION),
-        "dino_detrex_swin_l_224_4scale_12ep": _detrex("DINO", _swin("large", _22K_TO_1K), _POSITION),
-        "dino_detrex_swin_l_384_4scale_12ep": _detrex("DINO", _swin("large", _384, _22K_TO_1K), _POSITION),
-        "dino_detrex_swin_l_384_4scale_36ep": _detrex(
+        "dino_detrex_r50_5scale_12ep": _detrex_keys("DINO", _C2_TO_C5, _POSITION),
+        "dino_detrex_r101_4scale_12ep": _detrex_keys("DINO", _R101, _POSITION),
+        "dino_detrex_swin_t_224_4scale_12ep": _detrex_keys("DINO", _swin("tiny"), _POSITION),
+        "dino_detrex_swin_t_224_22k_4scale_12ep": _detrex_keys("DINO", _swin("tiny", _22K_TO_1K), _POSITION),
+        "dino_detrex_swin_s_224_4scale_12ep": _detrex_keys("DINO", _swin("small"), _POSITION),
+        "dino_detrex_swin_s_224_22k_4scale_12ep": _detrex_keys("DINO", _swin("small", _22K_TO_1K), _POSITION),
+        "dino_detrex_swin_b_384_4scale_12ep": _detrex_keys("DINO", _swin("base", _384, _22K_TO_1K), _POSITION),
+        "dino_detrex_swin_l_224_4scale_12ep": _detrex_keys("DINO", _swin("large", _22K_TO_1K), _POSITION),
+        "dino_detrex_swin_l_384_4scale_12ep": _detrex_keys("DINO", _swin("large", _384, _22K_TO_1K), _POSITION),
+        "dino_detrex_swin_l_384_4scale_36ep": _detrex_keys(
             "DINO", _swin("large", _384, _22K_TO_1K), _POSITION, epochs=_36_OF_7500
         ),
-        "dino_detrex_swin_l_384_5scale_12ep": _detrex(
+        "dino_detrex_swin_l_384_5scale_12ep": _detrex_keys(
             "DINO", _swin("large", _384, _22K_TO_1K, _SWIN_5_LEVELS), _POSITION
         ),
-        "dino_detrex_swin_l_384_5scale_36ep": _detrex(
+        "dino_detrex_swin_l_384_5scale_36ep": _detrex_keys(
             "DINO", _swin("large", _384, _22K_TO_1K, _SWIN_5_LEVELS), _POSITION, epochs=_36_OF_7500
         ),
     },
@@ -132,19 +136,19 @@ YAML_ROWS = {
     for start, rows in _ROWS.items()
     for name, overrides in rows.items()
 }
-"""How to say a lazy config as yaml: the config to start from, and its overrides, "PATH.KEY" and value in turn."""
+"""Name of a lazy config -> the yaml to start from, and the overrides for it: "PATH.KEY" and value in turn."""
 
 
 def successor_of(path: str) -> str | None:
-    """Return what to use in place of a config file that is gone, for an error; None for any other name."""
+    """Return an error's text that says what replaces a removed config file; None if the file was never there."""
     name = _RENAMED.get(Path(path).stem, Path(path).stem)
     lazy = Path(path).parent / f"{name}.py"
     if Path(path).suffix == ".yaml" and name in YAML_ROWS:
         start, overrides = YAML_ROWS[name]
-        return f"{path} is gone; use {start} with {' '.join(map(_quoted, overrides))}, or the lazy config {lazy}"
+        return f"{path} is gone; use {start} with {' '.join(map(_shell_quoted, overrides))}, or the lazy config {lazy}"
     return f"{path} is now {lazy}" if Path(path).suffix == ".py" and name != Path(path).stem else None
 
 
-def _quoted(word: str) -> str:
-    """Return a word as it is written on a command line."""
+def _shell_quoted(word: str) -> str:
+    """Return a word quoted for a shell, if it needs quotes."""
     return f'"{word}"' if set(word) & set("()[]'") else word

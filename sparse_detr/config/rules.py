@@ -1,4 +1,4 @@
-"""What every setting of a config may be, under its lazy and its yacs key."""
+"""Rules for the settings of a config: the values that each may have, by its lazy and its yacs key."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
 
 @dataclass(frozen=True)
 class SettingRule:
-    """What a setting may be: `allows` tells a good value, `words` say it to a person."""
+    """The values that a setting may have: `allows` tests one, `words` describes them for a message."""
 
     words: str
     allows: Callable[[Any], bool]
@@ -27,12 +27,12 @@ def _is_number(value: Any) -> bool:
 
 
 def whole(low: int, high: int = 2**31 - 1) -> SettingRule:
-    """A whole number from `low` on."""
+    """Allow whole numbers from `low` to `high`."""
     return SettingRule(f"a whole number, {low} or more", lambda value: _is_whole(value) and low <= value <= high)
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> SettingRule:
-    """A finite number; `above` and `below` leave the ends out."""
+    """Allow finite numbers from `low` to `high`; `above` and `below` leave out the ends."""
 
     def allows(value: Any) -> bool:
         return (
@@ -47,14 +47,14 @@ def number(low: float, high: float = math.inf, *, above: bool = False, below: bo
 
 
 def one_of(*choices: Any) -> SettingRule:
-    """One of a few values."""
+    """Allow the given values only."""
     return SettingRule(
         f"one of {', '.join(map(str, choices))}", lambda value: value in choices and not isinstance(value, bool)
     )
 
 
 def listed(rule: SettingRule, length: int | None = None, *, filled: bool = True) -> SettingRule:
-    """A list, each value as `rule` says."""
+    """Allow lists whose values `rule` allows; empty ones unless `filled`."""
 
     def allows(value: Any) -> bool:
         is_list = isinstance(value, list | tuple)
@@ -65,12 +65,12 @@ def listed(rule: SettingRule, length: int | None = None, *, filled: bool = True)
 
 
 def optional(rule: SettingRule) -> SettingRule:
-    """What `rule` allows, or none."""
+    """Allow None and what `rule` allows."""
     return SettingRule(f"{rule.words}, or null", lambda value: value is None or rule.allows(value))
 
 
 def either(first: SettingRule, second: SettingRule) -> SettingRule:
-    """What one of two rules allows."""
+    """Allow what one of two rules allows."""
     return SettingRule(f"{first.words}, or {second.words}", lambda value: first.allows(value) or second.allows(value))
 
 
@@ -96,7 +96,7 @@ SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
 
 TRAINING: dict[str, tuple[str | None, SettingRule]] = {
-    # Lazy key: yacs key, rule. What stands in one of them only is below.
+    # Lazy key: yacs key, rule. Settings of one kind of config only follow in LAZY_ONLY and YACS_ONLY.
     "train.output_dir": ("OUTPUT_DIR", NAME),
     "train.init_checkpoint": ("MODEL.WEIGHTS", optional(TEXT)),
     "train.max_iter": ("SOLVER.MAX_ITER", SOME),
@@ -183,7 +183,7 @@ YACS_ONLY: dict[str, SettingRule] = {
 }
 
 MODEL_SETTINGS: dict[str, SettingRule] = {
-    # Arguments of the parts of a model by name, wherever they stand; the same names are keys of MODEL.DETR.
+    # Arguments of the parts of a model, by name, in any part; the same names in capitals are keys of MODEL.DETR.
     **dict.fromkeys(("embed_dim", "num_heads", "num_levels", "num_points", "num_queries", "num_classes"), SOME),
     **dict.fromkeys(("encoder_layers", "decoder_layers", "feedforward_dim", "num_detections", "num_objects"), SOME),
     **dict.fromkeys(("num_anchors", "count", "num_layers", "normalized_shape", "num_maps"), SOME),
@@ -202,5 +202,5 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "pixel_std": listed(POSITIVE),
     "behavior": one_of("exact", "released"),
 }
-# Parts of a lazy model that use such a name for what may be 0.
+# Settings of MODEL_SETTINGS that may be 0 in these parts of a lazy model.
 LAZY_EXCEPTIONS = {"num_queries": ("denoising",), "encoder_layers": ("heads",)}

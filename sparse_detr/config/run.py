@@ -1,4 +1,4 @@
-"""One description of a training, whichever kind of config it came from."""
+"""Describe a training in one form, from a config of either kind."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ Schedule = ParamScheduler | torch.optim.lr_scheduler.LRScheduler
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything about a training that is neither model, data nor optimiser. Periods are in iterations."""
+    """The settings of a training besides model, data and optimiser. Periods are in iterations."""
 
     output_dir: str
     max_iter: int
@@ -50,7 +50,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A data set to evaluate on; loader and evaluator are built when they are needed."""
+    """A data set to evaluate on; its loader and evaluator are built when needed."""
 
     names: list[str]
     build_loader: Callable[[], Iterable]
@@ -59,7 +59,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """How to build the parts of a training, and its settings."""
+    """The settings of a training, and functions that build its parts."""
 
     config: Config
     settings: TrainSettings
@@ -72,12 +72,16 @@ class Run:
 
     @property
     def config_text(self) -> str:
-        """The config as yaml, for people to read."""
+        """Return the config as yaml, for people to read."""
         return kind_of(self.config).text()
 
 
 def make_run(cfg: Config) -> Run:
-    """Describe the training that `cfg` asks for; raises `UserError` for settings that cannot be used."""
+    """Describe the training that `cfg` asks for.
+
+    Raises:
+        UserError: a setting cannot be used.
+    """
     check_settings(cfg)
     return kind_of(cfg).choose(lazy=_run_from_lazy, yacs=_run_from_yacs)(cfg)
 
@@ -107,7 +111,7 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
 
 
 def _lazy_settings(train: DictConfig) -> TrainSettings:
-    """Settings from `cfg.train`; keys that Detectron2's own configs lack keep their defaults."""
+    """Return the settings in `cfg.train`; missing keys, which Detectron2's own configs lack, keep their defaults."""
     values = OmegaConf.to_container(train, resolve=True)
     for key in ("output_dir", "max_iter", "device"):
         if key not in values:
@@ -125,7 +129,7 @@ def _lazy_settings(train: DictConfig) -> TrainSettings:
 
 def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
     own_data = OmegaConf.select(cfg, "train.own_data") or {}
-    no_validation = bool(own_data) and not own_data.get("val_json")  # dataloader.test is what the demo prepares with
+    no_validation = bool(own_data) and not own_data.get("val_json")  # dataloader.test is only the demo's preprocessing
     if no_validation or "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return []
     return [
@@ -138,7 +142,7 @@ def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
 
 
 def _lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
-    """The config's evaluator; COCO's with the limit on detections that the data need."""
+    """Build the config's evaluator; COCO's gets the limit on detections that the data need."""
     evaluator = cfg.dataloader.evaluator
     if not _is_coco_evaluator(evaluator):
         return build_part(cfg, "dataloader.evaluator")
@@ -153,7 +157,7 @@ def _lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
 
 
 def _is_coco_evaluator(evaluator: Any) -> bool:
-    """Whether it is COCO's for one data set, or a kind of it that takes the same limit."""
+    """Return whether it is COCO's evaluator for one data set, or a subclass that takes the same limit."""
     target = evaluator.get("_target_") if OmegaConf.is_dict(evaluator) else None
     kind = locate(target) if isinstance(target, str) else target
     is_coco = isinstance(kind, type) and issubclass(kind, COCOEvaluator) and accepts(kind, "max_dets_per_image")
@@ -199,7 +203,7 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
 
 
 def build_yacs_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with the groups of `detr_parameter_groups`, or Detectron2's SGD."""
+    """Build AdamW with the groups of `detr_parameter_groups`, or Detectron2's SGD."""
     from detectron2.solver import build_optimizer
 
     solver = cfg.SOLVER
@@ -227,7 +231,7 @@ def _yacs_train_loader(cfg: CfgNode) -> Iterable:
 
 
 def _refuse_unknown_data_sets(cfg: CfgNode) -> None:
-    """Now, and not at the first evaluation."""
+    """Refuse unknown data sets now, also those that only the first evaluation would read."""
     for key in ("TRAIN", "TEST"):
         unknown = [name for name in cfg.DATASETS[key] if name not in DatasetCatalog]
         if unknown:

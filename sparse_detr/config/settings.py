@@ -1,4 +1,4 @@
-"""Values that the command line sets in a config of either kind."""
+"""Read and set the output folder, the device and the seed in a config of either kind."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ logger = logging.getLogger(__name__)
 
 
 def set_output_dir(cfg: Config, output_dir: str) -> None:
-    """Let the run write into `output_dir`."""
+    """Set the output folder of the run, in place."""
     kind_of(cfg).set("train.output_dir", output_dir)
 
 
 def expand_output_dir(cfg: Config) -> None:
-    """Let a `~` in the output folder be the home folder, as a shell does at the beginning of a word."""
+    """Replace a leading `~` in the output folder by the home folder, as a shell does."""
     set_output_dir(cfg, os.path.expanduser(kind_of(cfg).get("train.output_dir")))
 
 
 def check_device_of(cfg: Config) -> None:
-    """Raise a `UserError` if the config wants a GPU that is not there, as a dumped config may on another machine."""
+    """Raise a `UserError` if the config asks for a device that this machine lacks, as one from elsewhere may."""
     device = kind_of(cfg).get("train.device")
     if problem := device_problem(str(device)):
         remedy = kind_of(cfg).assignment("train.device", "cpu")
@@ -31,11 +31,11 @@ def check_device_of(cfg: Config) -> None:
 
 
 def device_problem(device: str) -> str:
-    """Why a device cannot be used here, as the end of a sentence; "" if it can."""
+    """Return why a device cannot be used here, as the end of a sentence; "" if it can."""
     try:
         kind, index = torch.device(device).type, torch.device(device).index
     except RuntimeError:
-        return "which is no device of torch"
+        return "which torch does not know"
     if kind == "meta":
         return "which holds no values"
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -48,10 +48,10 @@ def device_problem(device: str) -> str:
 
 
 def share_seed(cfg: Config) -> None:
-    """Replace a seed below 0, "any", by one that all processes share, so that the saved config can repeat the run."""
+    """Replace a negative seed by a random one that all processes share, so that the saved config repeats the run."""
     seed = kind_of(cfg).get("train.seed")
     if seed is not None and seed >= 0:
         return
     seed = comm.shared_random_seed() % 2**31
-    logger.info(f"The random seed of this run is {seed}")
+    logger.info(f"the random seed of this run is {seed}")
     kind_of(cfg).set("train.seed", seed)

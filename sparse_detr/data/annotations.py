@@ -1,4 +1,4 @@
-"""What is wrong with a COCO annotation file, in the same words for training and for `check-data`."""
+"""Find the faults of a COCO annotation file; training and `check-data` report them in the same words."""
 
 import json
 import math
@@ -25,13 +25,13 @@ T = TypeVar("T", bound=Hashable)
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault of a data set.
+    """A kind of fault that a data set has.
 
     Attributes:
-        code: a name for programs.
-        is_error: whether it stops the training; else it is worth a look.
-        count: how many items have it.
-        message: what it is, and what happens or helps.
+        code: its name for programs.
+        is_error: whether it stops the training; else it is a warning.
+        count: the number of items with this fault.
+        message: what the fault is, and its effect or remedy.
         examples: a few of the items.
     """
 
@@ -47,15 +47,15 @@ class Finding:
         return f"{self.count} {self.message}{where}"
 
 
-class Rule(NamedTuple):
-    """A kind of fault, before a file was searched for it."""
+class FaultKind(NamedTuple):
+    """A kind of fault to search for in a file."""
 
     code: str
     message: str
     is_error: bool = True
 
     def findings(self, items: Sequence[object]) -> list[Finding]:
-        """Return one finding with `items` as examples; nothing without items."""
+        """Return one finding with `items` as examples; [] if there are no items."""
         if not items:
             return []
         return [Finding(self.code, self.is_error, len(items), self.message, tuple(map(str, items[:NUM_EXAMPLES])))]
@@ -65,7 +65,7 @@ class Rule(NamedTuple):
 class CocoFile:
     """The three lists of a COCO file, and the entries of each that training and evaluation use.
 
-    `boxes_from_masks` counts the annotations without a box that got the box of their mask.
+    `boxes_from_masks` counts the annotations without a box that got the box around their mask.
     """
 
     path: Path
@@ -76,19 +76,19 @@ class CocoFile:
 
     @cached_property
     def sound_images(self) -> dict[int, dict[str, Any]]:
-        """Images with every field, by id; the last one where ids repeat."""
+        """Return the images with all fields, by id; of several with one id the last."""
         return {image["id"]: image for image in self.images if is_image(image)}
 
     @cached_property
     def class_names(self) -> dict[int, str]:
-        """Names of the classes by category id, ascending."""
+        """Return the class names by category id, ascending."""
         return {
             item["id"]: item["name"] for item in sorted(filter(is_category, self.categories), key=lambda x: x["id"])
         }
 
     @cached_property
     def sound_annotations(self) -> list[dict[str, Any]]:
-        """Annotations with every field, of a known image and category."""
+        """Return the annotations with all fields, of a known image and category."""
         return [
             item
             for item in self.annotations
@@ -97,24 +97,24 @@ class CocoFile:
 
     @cached_property
     def boxes(self) -> np.ndarray:
-        """(T, 4) x, y, width, height in pixels of `sound_annotations`."""
+        """Return the boxes of `sound_annotations`, (T, 4) x, y, width, height in pixels."""
         boxes = [[_to_float(number) for number in item["bbox"]] for item in self.sound_annotations]
         return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
     @cached_property
     def box_faults(self) -> BoxFaults:
-        """Faults of the boxes of `sound_annotations`."""
+        """Return the faults of the boxes of `sound_annotations`."""
         images = [self.sound_images[item["image_id"]] for item in self.sound_annotations]
         height, width = (np.array([image[side] for image in images], dtype=np.float64) for side in ("height", "width"))
         return find_box_faults(corners_of(self.boxes), height, width)
 
     @cached_property
     def crowd(self) -> np.ndarray:
-        """(T,) mask of the `sound_annotations` that are crowds."""
+        """Return a (T,) mask of the `sound_annotations` that are crowds."""
         return np.array([bool(read_flag(item.get("iscrowd"))) for item in self.sound_annotations], dtype=bool)
 
     def is_target(self, unusable: Collection[str] = ()) -> np.ndarray:
-        """Return a (T,) mask of the `sound_annotations` that are trained on.
+        """Return a (T,) mask of the `sound_annotations` that training uses.
 
         Args:
             unusable: file names of images that are missing or damaged.
@@ -124,18 +124,18 @@ class CocoFile:
 
 
 def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoFile:
-    """Read a COCO annotation file, as UTF-8 with or without a byte order mark, UTF-16 or UTF-32.
+    """Read a COCO annotation file in UTF-8, with or without a byte order mark, UTF-16 or UTF-32.
 
     Args:
-        boxes_from_masks: give annotations without a `bbox` the box around their `segmentation`.
+        boxes_from_masks: give an annotation without a `bbox` the box around its `segmentation`.
 
     Raises:
-        UserError: no such file, not complete JSON, or not COCO's three lists.
+        UserError: the file does not exist, is not complete JSON, or lacks one of COCO's three lists.
     """
     path = Path(path)
     content = _read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a JSON {type(content).__name__}, not COCO's object with 'images' and so on")
+        raise UserError(f"{path} holds a JSON {type(content).__name__}; give a COCO file, an object with 'images'")
     keys = ("images", "annotations", "categories")
     wrong = [key for key in keys if not isinstance(content.get(key), list)]
     if wrong:
@@ -157,12 +157,12 @@ def _read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not complete JSON in UTF-8: its byte {error.start} is 0x{error.object[error.start]:02x}, "
-            "of another encoding or of no text at all; save it as UTF-8"
+            "so it is in another encoding or no text; save it as UTF-8"
         ) from None
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not complete JSON: {error}; it may be truncated, write it again") from None
     except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"{path} holds a number that cannot be read: {error}") from None
+        raise UserError(f"{path} holds a number that cannot be read: {error}; write a shorter one") from None
 
 
 def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
@@ -172,7 +172,7 @@ def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
 
 
 def _with_box_of_mask(item: Any, images: Mapping[int, dict[str, Any]]) -> Any:
-    """Return the item with the box of its mask; `item` itself if it has a box, or no mask that gives one."""
+    """Return the item with the box around its mask; `item` itself if it has a box, or no usable mask."""
     if not _needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
         return item
     image = images[item["image_id"]]
@@ -185,8 +185,8 @@ def _needs_box(item: Any) -> bool:
 
 
 def check_annotations(coco: CocoFile) -> list[Finding]:
-    """Return everything that is wrong without a look at the image files, errors first."""
-    checks = (_check_categories, _check_images, _check_ids, _check_annotation_entries, _check_boxes, _check_units)
+    """Return all faults that can be found without the image files, errors first."""
+    checks = (_check_categories, _check_images, _check_ids, _check_annotation_entries, _check_box_entries, _check_units)
     return errors_first(finding for check in checks for finding in check(coco))
 
 
@@ -197,21 +197,21 @@ def errors_first(findings: Iterable[Finding]) -> list[Finding]:
 def check_classes_have_boxes(
     coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False
 ) -> list[Finding]:
-    """Check that there are boxes to train on, or to judge by, in the file and for each of its classes.
+    """Check that the file, and each of its classes, has boxes to train on or to evaluate with.
 
     Args:
         unusable: file names of images that are missing or damaged.
-        for_validation: the file is evaluated on only; what stops a training is a warning then.
+        for_validation: the file is for evaluation only; then an error that would stop a training is a warning.
     """
     is_target = coco.is_target(unusable)
     if not is_target.any():
-        use = "judge by, so the AP is not defined" if for_validation else "train on"
+        use = "evaluate with, so the AP is not defined" if for_validation else "train on"
         return [_without_targets(coco, is_target, unusable, use, for_validation)]
     classes = [item["category_id"] for item in coco.sound_annotations]
     left = {number for number, used in zip(classes, is_target) if used}
     empty = [number for number in coco.class_names if number in set(classes) - left]
-    use = "judge by; their AP is not defined" if for_validation else "train on; mend them or remove the class"
-    return Rule("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
+    use = "evaluate with; their AP is not defined" if for_validation else "train on; mend them or remove the class"
+    return FaultKind("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
         [f"{coco.class_names[number]}: {_causes(coco, unusable, number)}" for number in empty]
     )
 
@@ -225,7 +225,7 @@ def _without_targets(
 
 
 def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None = None) -> str:
-    """Return why annotations are not trained on, of one class or of all: "3 are crowds, 1 has no area"."""
+    """Return why training leaves out annotations, of one class or of all: "3 crowds, 1 without area"."""
     chosen = np.array([category_id in (None, item["category_id"]) for item in coco.sound_annotations], dtype=bool)
     faults = coco.box_faults
     in_bad_image = ~coco.is_target(unusable) & coco.is_target()
@@ -243,7 +243,7 @@ def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None =
 def check_box_counts(
     coco: CocoFile, unusable: Collection[str] = (), *, num_queries: int | None, num_detections: int | None = None
 ) -> list[Finding]:
-    """Find images with more boxes than a model has queries, or detections that are kept; None for no limit."""
+    """Find images with more boxes than the model has queries or returns detections; None means no limit."""
     per_image = boxes_per_image(coco, unusable)
 
     def above(limit: int | None) -> list[str]:
@@ -253,27 +253,27 @@ def check_box_counts(
     queries = f"images have more boxes than the model's {num_queries} queries; it cannot detect them all"
     kept = f"images have more boxes than the {num_detections} detections that are kept of an image; raise that limit"
     return [
-        *Rule("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
-        *Rule("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
+        *FaultKind("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
+        *FaultKind("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
     ]
 
 
 def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
-    """Count the boxes to train on by image id; images without one are left out."""
+    """Count the boxes to train on by image id; images without such a box are left out."""
     return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
 
 
 def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
-    """Return the file names of the images that are not in the folder, in the order of the file."""
+    """Return the file names of the images that are not in the folder, in the order of the annotation file."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no image folder {folder}; check the path")
     names = dict.fromkeys(image["file_name"] for image in coco.sound_images.values())
-    return [name for name in names if not os.path.isfile(folder / name)]  # no exception for impossible names
+    return [name for name in names if not os.path.isfile(folder / name)]  # raises nothing for impossible names
 
 
 def num_images_of(coco: CocoFile, file_names: Collection[str]) -> int:
-    """Count the images that have one of the names; several may share a file."""
+    """Count the images with one of the file names; several images may share a file."""
     names = set(file_names)
     return sum(image["file_name"] in names for image in coco.sound_images.values())
 
@@ -308,7 +308,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Return whether it can be printed and written: JSON can hold halves of characters, which UTF-8 cannot."""
+    """Return whether it is text that UTF-8 can write; JSON may hold half of a surrogate pair, which UTF-8 cannot."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -330,27 +330,27 @@ def _has_huge_id(item: Any) -> bool:
 
 def _check_ids(coco: CocoFile) -> list[Finding]:
     entries = [*coco.images, *coco.annotations, *coco.categories]
-    message = f"entries have a number of {MAX_ID} (2^53) or more, which many tools round: number them anew from 1"
-    return Rule("huge-id", message).findings([_shorten(item) for item in entries if _has_huge_id(item)])
+    message = f"entries have a number of {MAX_ID} (2^53) or more, which many tools round; number them anew from 1"
+    return FaultKind("huge-id", message).findings([_shorten(item) for item in entries if _has_huge_id(item)])
 
 
 def _check_categories(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.categories if is_category(item)]
     used = {item["category_id"] for item in coco.sound_annotations}
     return [
-        *Rule("category-fields", "categories need an integer 'id' and a text 'name'").findings(
+        *FaultKind("category-fields", "categories need an integer 'id' and a text 'name'").findings(
             [_shorten(item) for item in coco.categories if not is_category(item) and not _has_huge_id(item)]
         ),
-        *Rule("no-categories", "list of categories is empty: name the classes there").findings(
+        *FaultKind("no-categories", "list of categories is empty; name the classes there").findings(
             [] if coco.categories else [str(coco.path)]
         ),
-        *Rule("duplicate-category-id", "category ids occur more than once: give each class its own").findings(
+        *FaultKind("duplicate-category-id", "category ids occur more than once; give each class its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
+        *FaultKind("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
             _repeated(item["name"] for item in sound)
         ),
-        *Rule(
+        *FaultKind(
             "absent-category", "classes have no box; they are kept, and their AP is not defined", is_error=False
         ).findings([name for number, name in coco.class_names.items() if number not in used]),
     ]
@@ -359,16 +359,16 @@ def _check_categories(coco: CocoFile) -> list[Finding]:
 def _check_images(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.images if is_image(item)]
     return [
-        *Rule(
+        *FaultKind(
             "image-fields", "images need an integer 'id', a 'file_name' and a positive integer 'width' and 'height'"
         ).findings([_shorten(item) for item in coco.images if not is_image(item) and not _has_huge_id(item)]),
-        *Rule("no-images", "list of images is empty: there is nothing to train or test on").findings(
+        *FaultKind("no-images", "list of images is empty; add the images").findings(
             [] if coco.images else [str(coco.path)]
         ),
-        *Rule("duplicate-image-id", "image ids occur more than once: give each image its own").findings(
+        *FaultKind("duplicate-image-id", "image ids occur more than once; give each image its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
+        *FaultKind("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
             _repeated(item["file_name"] for item in sound)
         ),
     ]
@@ -380,28 +380,32 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     masked = [item for item in faulty if _needs_box(item) and item.get("segmentation")]
     from_masks = "annotations have no 'bbox' and were given the box around their mask"
     return [
-        *Rule(
+        *FaultKind(
             "annotation-fields",
             "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers"
             + ("; --boxes-from-masks takes the boxes from 'segmentation'" if masked else ""),
         ).findings([_shorten(item) for item in faulty]),
         *([Finding("boxes-from-masks", False, coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
-        *Rule("no-annotations", "list of annotations is empty: every image is a negative", is_error=False).findings(
-            [] if coco.annotations else [str(coco.path)]
-        ),
-        *Rule("duplicate-annotation-id", "annotation ids occur more than once: number the annotations").findings(
+        *FaultKind(
+            "no-annotations", "list of annotations is empty: every image is a negative", is_error=False
+        ).findings([] if coco.annotations else [str(coco.path)]),
+        *FaultKind("duplicate-annotation-id", "annotation ids occur more than once; number the annotations").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *Rule("unknown-category", "annotations have a category_id that is not in 'categories': add it there").findings(
+        *FaultKind(
+            "unknown-category", "annotations have a category_id that is not in 'categories'; add it there"
+        ).findings(
             [f"{_name(item)}: {item['category_id']}" for item in sound if item["category_id"] not in coco.class_names]
         ),
-        *Rule("crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)").findings(
+        *FaultKind(
+            "crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)"
+        ).findings(
             [f"{_name(item)}: {_shorten(item['iscrowd'])}" for item in sound if read_flag(item.get("iscrowd")) is None]
         ),
-        *Rule("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
+        *FaultKind("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
             [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
-        *Rule(
+        *FaultKind(
             "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", False
         ).findings(
             [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
@@ -409,28 +413,28 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     ]
 
 
-def _check_boxes(coco: CocoFile) -> list[Finding]:
+def _check_box_entries(coco: CocoFile) -> list[Finding]:
     faults = coco.box_faults
     entries = coco.sound_annotations
     same_box = _repeated((item["image_id"], item["category_id"], *item["bbox"]) for item in entries)
     return [
-        *Rule("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
+        *FaultKind("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
             [_name(entries[index]) for index in faults.degenerate.nonzero()[0]]
         ),
-        *Rule("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
+        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
             [_name(entries[index]) for index in faults.outside.nonzero()[0]]
         ),
-        *Rule("clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False).findings(
-            [_name(entries[index]) for index in faults.clipped.nonzero()[0]]
-        ),
-        *Rule("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
+        *FaultKind(
+            "clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False
+        ).findings([_name(entries[index]) for index in faults.clipped.nonzero()[0]]),
+        *FaultKind("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
             [f"image {image_id}" for image_id, *_ in same_box]
         ),
     ]
 
 
 def _check_units(coco: CocoFile) -> list[Finding]:
-    """Find boxes in other units than pixels, or as other numbers than x, y, width and height."""
+    """Find boxes that are not in pixels, or not in the form x, y, width, height."""
     images = [coco.sound_images[item["image_id"]] for item in coco.sound_annotations]
     size = np.array([[image["width"], image["height"]] for image in images], dtype=np.float64).reshape(-1, 2)
     as_shares, as_corners = _look_like_shares(coco.boxes, size), _look_like_corners(coco.boxes, size)
@@ -446,13 +450,13 @@ def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
 
 
 def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return a (T,) mask of the boxes under a pixel with all numbers from 0 to 1; empty unless half of them are."""
+    """Return a (T,) mask of boxes whose numbers are all from 0 to 1; empty if these are less than half of all boxes."""
     found = ((boxes >= 0) & (boxes <= 1)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1) & (size > 2).all(axis=1)
     return found & (found.sum() * 2 >= len(boxes))
 
 
 def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Return a (T,) mask of boxes that end far outside as x, y, width, height, and inside as x1, y1, x2, y2.
+    """Return a (T,) mask of boxes that end outside the image as x, y, width, height, and inside it as x1, y1, x2, y2.
 
     The mask is empty unless nearly all boxes are possible as corners: real widths are often smaller than the box's x.
     """

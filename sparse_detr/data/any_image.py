@@ -1,4 +1,4 @@
-"""One image in whatever form an application holds it."""
+"""Read one image in any form that an application may have it in."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparse_detr.data.images import DECODING_ERRORS, BadImageError, Depth, depth_of_mode, read_image, to_8_bits
 
-FORMS = (
+ACCEPTED_FORMS = (
     "give a path, a PIL.Image, a NumPy array (H, W, 3) or (H, W), or a torch tensor (3, h, w), with values of 0 to 255 "
     "as uint8"
 )
@@ -20,10 +20,10 @@ GRAY_DEPTHS = {np.dtype(np.uint16): Depth("16-bit", (0.0, 65535.0)), np.dtype(np
 def read_any_image(
     image: Any, *, channel_order: str = "RGB", value_range: tuple[float, float] | None = None, name: str = "the image"
 ) -> np.ndarray:
-    """Turn a path, a PIL image, an array or a tensor into what `read_image` gives for the same picture in a file.
+    """Turn a path, a PIL image, an array or a tensor into the array that `read_image` returns for the same image.
 
-    The orientation that EXIF data of a file or a PIL image name is applied. Gray images get three equal channels; those
-    of 16 bits and of floats are scaled to 8 bits.
+    The EXIF orientation of a file or a PIL image is applied. Gray images get three equal channels; those of 16 bits and
+    of floats are scaled to 8 bits.
 
     Args:
         image: a path, a PIL image, an array (H, W, 3), (H, W, 1) or (H, W), a tensor (3, h, w), (1, h, w) or (h, w).
@@ -35,7 +35,7 @@ def read_any_image(
         (height, width, 3) uint8 RGB.
 
     Raises:
-        BadImageError: names the image, what is wrong with it and the remedy.
+        BadImageError: the image cannot be used; names it, the reason and the remedy.
     """
     if isinstance(image, str | os.PathLike):
         return read_image(os.path.expanduser(os.fspath(image)), "RGB", value_range)
@@ -45,11 +45,12 @@ def read_any_image(
         return _from_array(_channels_last(image, name), channel_order, value_range, name)
     if isinstance(image, np.ndarray):
         return _from_array(image, channel_order, value_range, name)
-    is_file, is_encoded = hasattr(image, "read"), isinstance(image, bytes | bytearray | memoryview)
-    decode = (
-        "give PIL.Image.open(file)" if is_file else "give PIL.Image.open(io.BytesIO(data))" if is_encoded else FORMS
-    )
-    raise BadImageError(f"{name} is of type {type(image).__name__}; {decode}", "form")
+    remedy = ACCEPTED_FORMS
+    if hasattr(image, "read"):
+        remedy = "give PIL.Image.open(file)"
+    elif isinstance(image, bytes | bytearray | memoryview):
+        remedy = "give PIL.Image.open(io.BytesIO(data))"
+    raise BadImageError(f"{name} is of type {type(image).__name__}; {remedy}", "form")
 
 
 def _from_pillow(image: Image.Image, value_range: tuple[float, float] | None, name: str) -> np.ndarray:
@@ -98,7 +99,7 @@ def _from_array(
 
 
 def _remedy(shape: tuple[int, ...], *, first: bool) -> str:
-    """Say how to bring an array of this shape into one that is read."""
+    """Return how to turn an array of this shape into one that can be read."""
     wanted = "(3, h, w)" if first else "(H, W, 3)"
     if len(shape) == 4:
         return f"give every image of a batch by itself, {wanted}: list(images)"
@@ -106,4 +107,4 @@ def _remedy(shape: tuple[int, ...], *, first: bool) -> str:
         return f"give {wanted}: permute(2, 0, 1)" if first else f"give {wanted}: transpose(1, 2, 0)"
     if len(shape) == 3 and shape[0 if first else -1] == 4:
         return f"give {wanted}: drop the alpha channel with {'image[:3]' if first else 'image[..., :3]'}"
-    return FORMS
+    return ACCEPTED_FORMS

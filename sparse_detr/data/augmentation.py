@@ -1,4 +1,4 @@
-"""DETR's augmentation from Detectron2's parts (Carion et al. 2020, appendix A.4; unchanged in Sparse DETR)."""
+"""DETR's augmentation, built from Detectron2's parts (Carion et al. 2020, appendix A.4; unchanged in Sparse DETR)."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from sparse_detr.errors import UserError
 
 FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), "both": ("horizontal", "vertical")}
 
-# DETR puts no limit on the long side before its crop. This one touches only images longer than 16:1, which would need
-# gigabytes.
+# DETR has no limit on the long side before its crop. This limit changes only images longer than 16:1, which would need
+# gigabytes of memory.
 _MAX_ASPECT_BEFORE_CROP = 16
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's resize by the short side, with at least one pixel left of very long images."""
+    """Detectron2's resize by the short side, but very long images keep at least one pixel."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         resize = super().get_transform(image)
@@ -34,13 +34,13 @@ def train_augmentations(
     flip: str = "horizontal",
     color_jitter: float = 0.0,
 ) -> list[T.Augmentation]:
-    """Flip, then with equal odds resize, or resize, crop and resize.
+    """Return DETR's augmentation: flip; then, with equal probability, resize, or resize, crop and resize.
 
     Args:
         short_sizes: lengths in pixels to choose the short side from.
         max_size: longest long side in pixels.
-        crop_range: smallest and largest side of the crop in pixels, each side drawn by itself; None for no crop.
-        crop_short_sizes: short sides to choose from before the crop.
+        crop_range: smallest and largest side of the crop in pixels, drawn for each side; None for no crop.
+        crop_short_sizes: lengths in pixels to choose the short side from before the crop.
         flip: "horizontal", "vertical", "both" (aerial images) or "none"; each with probability 0.5.
         color_jitter: brightness, contrast and saturation are each multiplied by 1 +- this much.
     """
@@ -53,11 +53,11 @@ def train_augmentations(
 
 
 def test_augmentations(*, short_size: int = 800, max_size: int = 1333) -> list[T.Augmentation]:  # noqa: PT028
-    """Resize the short side to `short_size` pixels, the long one to at most `max_size`."""
+    """Return the resize of the evaluation: short side to `short_size` pixels, long side to at most `max_size`."""
     return [_resize([short_size], max_size)]
 
 
-test_augmentations.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name makes pytest think
+test_augmentations.__test__ = False  # type: ignore[attr-defined]  # not a test, despite its name
 
 
 def _resize(short_sizes: Sequence[int], max_size: int) -> T.Augmentation:
@@ -66,13 +66,13 @@ def _resize(short_sizes: Sequence[int], max_size: int) -> T.Augmentation:
 
 def _flips(flip: str) -> list[T.Augmentation]:
     if flip not in FLIPS:
-        raise UserError(f"flip is {flip!r}, but must be one of {', '.join(FLIPS)}")
+        raise UserError(f"flip is {flip!r}; give one of {', '.join(FLIPS)}")
     return [T.RandomFlip(horizontal=way == "horizontal", vertical=way == "vertical") for way in FLIPS[flip]]
 
 
 def _color_jitter(amount: float) -> list[T.Augmentation]:
     if not 0 <= amount < 1:
-        raise UserError(f"color_jitter is {amount}, but must be at least 0 and below 1")
+        raise UserError(f"color_jitter is {amount}; give a number, 0 or more and below 1")
     if amount == 0:
         return []
     limits = 1 - amount, 1 + amount

@@ -1,4 +1,4 @@
-"""What is wrong with annotated boxes, and which are crowds, for the mapper, the loader and `check-data` alike."""
+"""Find faults of annotated boxes, and crowds, in one way for the mapper, the loader and `check-data`."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ FLAG_TEXTS = {"0": False, "0.0": False, "false": False, "no": False, "1": True, 
 
 
 class BoxFaults(NamedTuple):
-    """Masks over T boxes; a box is in at most one of the first two, `clipped` boxes are usable."""
+    """Masks over T boxes; no box is in more than one of them, and `clipped` boxes are usable."""
 
     degenerate: np.ndarray  # not finite, or no width or height
     outside: np.ndarray  # no part of it inside the image
@@ -31,8 +31,8 @@ def find_box_faults(boxes: np.ndarray, height: Size, width: Size, *, tolerance: 
 
     Args:
         boxes: (T, 4) as x1, y1, x2, y2 in pixels.
-        height, width: the size in pixels of the image, or (T,) of each box's image.
-        tolerance: pixels that a box may stick out without counting as `clipped` (annotation tools round).
+        height, width: size of the image in pixels, or (T,) of the image of each box.
+        tolerance: a box may reach this many pixels outside without being `clipped` (annotation tools round).
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     x1, y1, x2, y2 = boxes.T
@@ -53,7 +53,7 @@ def clip_boxes(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
 def corners_of(boxes: np.ndarray) -> np.ndarray:
     """Return the corners x1, y1, x2, y2 of (T, 4) boxes x, y, width, height.
 
-    Rounded to float32, as Detectron2 rounds them: a box that has no area then has none in training.
+    They are rounded to float32 as in Detectron2, so that a box has no area here if it has none in training.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).astype(np.float32)
@@ -69,10 +69,10 @@ def annotated_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def read_flag(value: Any) -> bool | None:
-    """Return what a 0 or 1 of an annotation file means, text such as "0", "false" or "yes" included.
+    """Return the meaning of a flag of an annotation file: 0 or 1, or text such as "0", "false" or "yes".
 
     Returns:
-        None for a value that means neither; a missing value (None) is False.
+        True or False; None for any other value. A missing value (None) is False.
     """
     if value is None:
         return False
@@ -84,12 +84,12 @@ def read_flag(value: Any) -> bool | None:
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Return whether an annotation marks a crowd, which is neither trained on nor counted as missed.
+    """Return whether an annotation marks a crowd, which training leaves out and evaluation does not count as missed.
 
     Raises:
-        UserError: its `iscrowd` means neither yes nor no.
+        UserError: its `iscrowd` is neither 0 nor 1.
     """
     crowd = read_flag(annotation.get("iscrowd"))
     if crowd is None:
-        raise UserError(f"iscrowd is {annotation['iscrowd']!r}, but must be 0 (one object) or 1 (a crowd)")
+        raise UserError(f"iscrowd is {annotation['iscrowd']!r}; give 0 (one object) or 1 (a crowd)")
     return crowd

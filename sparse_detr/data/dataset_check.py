@@ -1,4 +1,4 @@
-"""A report on a COCO data set: what training will drop, skip or refuse, and what the data are like."""
+"""Report on a COCO data set: what training will drop, skip or refuse, and statistics of the data."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sparse_detr.data.annotations import (
     CocoFile,
+    FaultKind,
     Finding,
-    Rule,
     boxes_per_image,
     check_annotations,
     check_box_counts,
@@ -42,11 +42,11 @@ _SIZE_LIMITS = (32**2, 96**2)
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_data` found.
+    """The result of `check_data`.
 
     Attributes:
-        facts: name -> number, of the data as a whole.
-        boxes_per_class: class name -> number of usable boxes, crowds left out.
+        facts: name -> number, of the whole data set.
+        boxes_per_class: class name -> number of usable boxes without crowds.
         findings: the faults, errors first.
     """
 
@@ -67,7 +67,7 @@ class Report:
             tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=True),
         ]
         lines = [f"{'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
-        return "\n\n".join([*tables, "\n".join(lines or ["Nothing is wrong."])])
+        return "\n\n".join([*tables, "\n".join(lines or ["nothing is wrong"])])
 
 
 def check_data(
@@ -86,17 +86,17 @@ def check_data(
 
     Args:
         json_file: the annotation file.
-        images: the folder that its file names refer to.
-        num_queries: of the model; an image with more boxes cannot have them all detected. None: any number.
-        num_detections: that the model keeps of an image; None: any number.
-        decode_images: read every image fully; else only look whether the files exist.
+        images: the folder that the file names in it start from.
+        num_queries: queries of the model, which cannot detect more boxes in an image; None means no limit.
+        num_detections: detections that the model returns of an image; None means no limit.
+        decode_images: read every image fully; else only check that the files exist.
         max_bad_share: the training stops when more than this share of the images cannot be used.
-        for_validation: the file is not trained on, so that it may be without boxes.
-        boxes_from_masks: give annotations without a box the one around their mask, as the training can.
-        value_range: of gray images of more than 8 bits, as in `read_image`.
+        for_validation: the data are for evaluation only, so they may have no boxes.
+        boxes_from_masks: give an annotation without a box the box around its mask, as training can.
+        value_range: values of black and white of gray images of more than 8 bits, as in `read_image`.
 
     Raises:
-        UserError: there is no such file or folder, or the file is not a COCO file.
+        UserError: the file or folder does not exist, or the file is not a COCO file.
     """
     value_range = check_value_range(value_range)
     coco = read_coco_file(json_file, boxes_from_masks=boxes_from_masks)
@@ -108,7 +108,7 @@ def check_data(
         *check_annotations(coco),
         *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
-        *Rule("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
+        *FaultKind("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
         *_check_damaged(damaged),
         *_check_share(num_images_of(coco, unusable), len(coco.sound_images), max_bad_share),
         *_check_depths(images_read, value_range),
@@ -119,7 +119,7 @@ def check_data(
 
 @dataclass(frozen=True)
 class _ImageRead:
-    """What reading one image showed: `low` and `high` are the values of an image of more than 8 bits."""
+    """The result of reading an image; `low` and `high` are the limits of its values if it has more than 8 bits."""
 
     file_name: str
     fault: BadImageError | None = None
@@ -129,14 +129,14 @@ class _ImageRead:
 
 
 def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequence[float] | None) -> list[_ImageRead]:
-    """Read all images, in threads, since Pillow decodes outside Python's lock."""
+    """Read all images in threads: Pillow releases Python's lock while it decodes."""
     images = [image for image in coco.sound_images.values() if image["file_name"] not in missing]
     with ThreadPoolExecutor() as executor:
-        results: Iterable[_ImageRead] = executor.map(lambda image: _read(image, folder, value_range), images)
-        return list(tqdm(results, total=len(images), desc="Reading images", unit="image"))
+        results: Iterable[_ImageRead] = executor.map(lambda image: _read_one(image, folder, value_range), images)
+        return list(tqdm(results, total=len(images), desc="reading images", unit="image"))
 
 
-def _read(image: dict[str, Any], folder: Path, value_range: Sequence[float] | None) -> _ImageRead:
+def _read_one(image: dict[str, Any], folder: Path, value_range: Sequence[float] | None) -> _ImageRead:
     name, path = image["file_name"], str(folder / image["file_name"])
     try:
         read_recorded_image({**image, "file_name": path}, value_range=value_range)
@@ -157,7 +157,7 @@ def _read(image: dict[str, Any], folder: Path, value_range: Sequence[float] | No
 def _check_classes_have_boxes(
     coco: CocoFile, missing: Sequence[str], unusable: set[str], for_validation: bool
 ) -> Iterator[Finding]:
-    """Check as the training does, which learns of damaged images only when it reads them."""
+    """Check as training does, which finds damaged images only when it reads them."""
     findings = check_classes_have_boxes(coco, missing, for_validation=for_validation)
     yield from findings
     for finding in check_classes_have_boxes(coco, unusable, for_validation=for_validation):
@@ -166,13 +166,13 @@ def _check_classes_have_boxes(
 
 
 def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | None) -> Iterator[Finding]:
-    """Check that the values of the images use the range that they are read with."""
+    """Find images whose values use a small part of the range from black to white."""
     for name, found in _by_depth(images).items():
         low, high = min(image.low for image in found), max(image.high for image in found)
         used = value_range or found[0].depth.default_range  # type: ignore[union-attr]
         kept = [image for image in found if not image.fault]
         if value_range is None and used and kept and high < used[1] / 4 and _rounded_up(high) < used[1]:
-            yield from Rule(
+            yield from FaultKind(
                 "dark-images",
                 f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "
                 f"to white; if that is too dark, set value_range, such as [0,{_rounded_up(high):g}]",
@@ -181,7 +181,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
 
 
 def _rounded_up(high: float) -> float:
-    """Return the largest value of the fewest bits that hold `high`."""
+    """Return the largest value of the smallest number of bits that can hold `high`."""
     return 2.0 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else 1.0
 
 
@@ -205,20 +205,20 @@ def _by_depth(images: Iterable[_ImageRead]) -> dict[str, list[_ImageRead]]:
 
 
 def _check_damaged(damaged: list[BadImageError]) -> Iterator[Finding]:
-    rules = {
-        "corrupt": Rule("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
-        "another size": Rule("image-size", "image files have another size than recorded; they are skipped", False),
-        "too large": Rule("large-image", "image files have too many pixels; they are skipped", False),
-        "value range": Rule("value-range", "images have values that no setting explains"),
+    kinds = {
+        "corrupt": FaultKind("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
+        "another size": FaultKind("image-size", "image files have another size than recorded; they are skipped", False),
+        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", False),
+        "value range": FaultKind("value-range", "images have values that no setting explains"),
     }
-    for kind, rule in rules.items():
-        yield from rule.findings([str(error) for error in damaged if error.kind == kind])
+    for kind, fault in kinds.items():
+        yield from fault.findings([str(error) for error in damaged if error.kind == kind])
 
 
 def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:
     if not (bad == total or too_many_bad(bad, total, max_bad_share)):
         return []
-    message = f"of {total} images cannot be used, more than the allowed share of {max_bad_share:.2%}: training stops"
+    message = f"of {total} images cannot be used, more than the allowed share of {max_bad_share:.2%}; training stops"
     return [Finding("bad-share", True, bad, message)] if bad else []
 
 

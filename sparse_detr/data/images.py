@@ -1,4 +1,4 @@
-"""Reading one image, or the reason why it cannot be used."""
+"""Read an image, or say why it cannot be used."""
 
 import logging
 import math
@@ -18,20 +18,21 @@ from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises for missing, truncated and corrupt files: each decoder has its own habit.
+# Errors of Pillow for missing, truncated and corrupt files: each decoder raises others.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-# Pixels above which an image is refused, in place of Pillow's own limit against files that fill the memory.
+# Variable of the environment: an image with more pixels is refused. It replaces Pillow's own limit, which protects the
+# memory.
 MAX_PIXELS_VARIABLE = "SPARSE_DETR_MAX_PIXELS"
 
 
 class BadImageError(Exception):
-    """An image that cannot be used; the message names the file and the reason.
+    """An error: an image cannot be used; the message names the file and the reason.
 
-    `kind` is "missing", "corrupt" (or truncated, or no image at all), "another size" than recorded, "too large" for
-    Pillow, "value range": nothing says which of its values are black and white, or "form": an array of another shape or
-    type than an image has.
+    Args:
+        kind: "missing"; "corrupt": also truncated or no image; "another size": than recorded; "too large": too many
+            pixels; "value range": the values of black and white are unknown; "form": an array of a wrong shape or type.
     """
 
     def __init__(self, message: str, kind: str):
@@ -40,9 +41,9 @@ class BadImageError(Exception):
 
 
 class Depth(NamedTuple):
-    """What the values of a gray image of more than 8 bits are.
+    """The kind of values of a gray image of more than 8 bits.
 
-    `default_range` holds the values of black and white where nothing else is said; None if they must be said.
+    `default_range` holds the default values of black and white; None if there is no default.
     """
 
     name: str
@@ -52,38 +53,38 @@ class Depth(NamedTuple):
 def read_image(file_name: str, image_format: str = "RGB", value_range: Sequence[float] | None = None) -> np.ndarray:
     """Read an image with its EXIF orientation applied, as Detectron2 does.
 
-    Gray images of more than 8 bits, which Pillow would cut off at 255, are scaled down to 8 bits. The scale is that of
-    the file's mode, or `value_range`, and never depends on the image's own values.
+    Gray images of more than 8 bits, which Pillow would clip at 255, are scaled to 8 bits. The scale is that of the
+    file's mode, or `value_range`; it never depends on the values of the image.
 
     Args:
         file_name: path or URI that iopath knows.
         image_format: "RGB" or "BGR".
-        value_range: the values of black and white of images of more than 8 bits, such as (0, 4095) for 12 bits; what
-            lies beyond is cut off. By default 0 and 65535 for 16 bits, 0 and 1 for floats.
+        value_range: the values of black and white of images of more than 8 bits, such as (0, 4095) for 12 bits; values
+            outside are clipped. By default 0 and 65535 for 16 bits, 0 and 1 for floats.
 
     Returns:
         (height, width, 3) uint8.
 
     Raises:
-        BadImageError: missing, truncated, corrupt, not an image, or its values lie beyond the default range.
+        BadImageError: the file is missing, truncated, corrupt, no image, or has values outside the default range.
     """
     try:
         depth = image_depth(file_name)
         if depth is not None:
             return to_8_bits(file_name, read_values(file_name), depth, value_range)
-        # Pillow's own memory is read-only, of which PyTorch warns when an augmentation takes it.
+        # Pillow's memory is read-only, and PyTorch warns when an augmentation uses it.
         return np.require(detection_utils.read_image(str(file_name), image_format), requirements="W")
-    except UserError:  # a ValueError too
+    except UserError:  # is a ValueError
         raise
     except DECODING_ERRORS as error:
-        raise BadImageError(f"{file_name}: {_reason(file_name, error)}", _kind(error)) from error
+        raise BadImageError(f"{file_name}: {_reason(file_name, error)}", _kind_of_fault(error)) from error
 
 
 def image_depth(file_name: str) -> Depth | None:
-    """What a file's header says of its values; None for 8 bits or less.
+    """Return the depth that a file's header names; None for 8 bits or less.
 
     Raises:
-        one of what Pillow raises if it is not an image.
+        one of `DECODING_ERRORS`: the file is missing or no image.
     """
     _set_max_pixels()
     with PathManager.open(str(file_name), "rb") as file, Image.open(file) as header:
@@ -91,24 +92,24 @@ def image_depth(file_name: str) -> Depth | None:
 
 
 def depth_of_mode(mode: str, file_format: str | None) -> Depth | None:
-    """What Pillow's mode, such as "I;16", says of an image's values; None for 8 bits or less."""
+    """Return the depth of an image by Pillow's mode, such as "I;16"; None for 8 bits or less."""
     if mode == "F":
         return Depth("float", (0.0, 1.0))
-    if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):  # which have no 32 bits
+    if mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM")):  # these formats have no 32 bits
         return Depth("16-bit", (0.0, 65535.0))
     return Depth("32-bit", None) if mode.startswith("I") else None
 
 
 def read_values(file_name: str) -> np.ndarray:
-    """Return the (height, width) float64 values of a gray image of more than 8 bits as in the file; NaN stays NaN."""
+    """Return the values of a gray image of more than 8 bits, unscaled, (height, width) float64; NaN stays NaN."""
     return detection_utils.read_image(str(file_name), None).astype(np.float64)
 
 
 def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return the range as two floats, None if there is none.
+    """Return the range as two floats; None if it is None.
 
     Raises:
-        UserError: it is not two rising finite numbers.
+        UserError: it is not two finite numbers, the first below the second.
     """
     if value_range is None:
         return None
@@ -118,13 +119,13 @@ def check_value_range(value_range: Sequence[float] | None) -> tuple[float, float
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(
-            f"value_range is {value_range}, but must be the values of black and white, such as [0,4095] for 12 bits"
+            f"value_range is {value_range}; give the values of black and white, such as [0,4095] for 12 bits"
         )
     return low, high
 
 
 def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str | None:
-    """How an image of more than 8 bits is read, for the log; None for other images and unreadable ones."""
+    """Return a log line on how an image of more than 8 bits is read; None for other or unreadable images."""
     try:
         depth = image_depth(file_name)
     except DECODING_ERRORS:
@@ -134,17 +135,17 @@ def describe_depth(file_name: str, value_range: Sequence[float] | None) -> str |
         return None
     return (
         f"{depth.name} gray images are read with {used[0]:g} as black and {used[1]:g} as white "
-        "(dataloader.train.mapper.value_range, INPUT.VALUE_RANGE); check-data tells the values in the files"
+        "(dataloader.train.mapper.value_range, INPUT.VALUE_RANGE); check-data shows the values in the files"
     )
 
 
 def read_recorded_image(
     record: dict[str, Any], image_format: str = "RGB", value_range: Sequence[float] | None = None
 ) -> np.ndarray:
-    """Read the image of a Detectron2 record, which must have the recorded size.
+    """Read the image of a Detectron2 record; it must have the recorded size.
 
     Raises:
-        BadImageError: as `read_image`, or of another size.
+        BadImageError: as `read_image`; also if the image has another size.
     """
     image = read_image(record["file_name"], image_format, value_range)
     size = image.shape[1], image.shape[0]
@@ -160,15 +161,15 @@ def read_recorded_image(
 
 
 def too_many_bad(bad: int, total: int, max_bad_share: float) -> bool:
-    """Whether `bad` of `total` images exceed the share; one is forgiven unless the share is 0."""
+    """Return whether `bad` of `total` images exceed the share; one bad image is allowed unless the share is 0."""
     return bad > max(int(max_bad_share * total), 1 if max_bad_share > 0 else 0)
 
 
 def to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Sequence[float] | None) -> np.ndarray:
-    """(height, width) of 16 or 32 bits -> (height, width, 3) uint8.
+    """Scale (height, width) values of 16 or 32 bits to (height, width, 3) uint8.
 
     Raises:
-        BadImageError: nothing says which values are black and white; names `file_name`.
+        BadImageError: the values of black and white are unknown; names `file_name`.
     """
     low, high = check_value_range(value_range) or depth.default_range or (math.nan, math.nan)
     if value_range is None:
@@ -179,7 +180,7 @@ def to_8_bits(file_name: str, values: np.ndarray, depth: Depth, value_range: Seq
 
 
 def _refuse_values_beyond(file_name: str, values: np.ndarray, depth: Depth) -> None:
-    """Refuse an image whose values show that the default range is not the data set's."""
+    """Refuse an image with values outside the default range, or without a default range."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     if depth.default_range is None or low < depth.default_range[0] - 1e-3 or high > depth.default_range[1] + 1e-3:
@@ -199,11 +200,11 @@ def _set_max_pixels() -> None:
     if not limit:
         return
     if not limit.isdecimal() or int(limit) == 0:
-        raise UserError(f"{MAX_PIXELS_VARIABLE} is {limit!r}, but must be a number of pixels, such as 400000000")
-    Image.MAX_IMAGE_PIXELS = -(-int(limit) // 2)  # Pillow warns above it and refuses above twice as much
+        raise UserError(f"{MAX_PIXELS_VARIABLE} is {limit!r}; give a number of pixels, such as 400000000")
+    Image.MAX_IMAGE_PIXELS = -(-int(limit) // 2)  # Pillow warns above this number and refuses above twice this number
 
 
-def _kind(error: Exception) -> str:
+def _kind_of_fault(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return "too large"
     return "missing" if isinstance(error, FileNotFoundError) else "corrupt"

@@ -1,4 +1,4 @@
-"""Train and test loaders, built by Detectron2 from our order of the data."""
+"""Loaders for training and evaluation, built by Detectron2 on this project's order of the data."""
 
 import logging
 import math
@@ -37,14 +37,14 @@ Mapper = Callable[[Record], Record | None]
 
 
 class TrainSamples(Dataset):
-    """A map-style data set over places in the stream, with a deterministic replacement for unusable images."""
+    """A map-style data set over items of the stream, with a deterministic replacement for unusable images."""
 
     def __init__(self, *, records: list[Record], mapper: Mapper, seed: int, max_bad_share: float):
         self.records = DatasetFromList(records, copy=False)
         self.mapper = mapper
         self.seed = seed
         self.max_bad_share = max_bad_share
-        self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # seen by all workers
+        self.is_bad = torch.zeros(len(records), dtype=torch.bool).share_memory_()  # shared by all workers
 
     def __len__(self) -> int:
         return len(self.records)
@@ -63,22 +63,22 @@ class TrainSamples(Dataset):
         raise self.too_many_bad_error()
 
     def num_bad(self) -> int:
-        """Count the images that any worker of this process found unusable so far."""
+        """Count the images that the workers of this process have found unusable so far."""
         return int(self.is_bad.sum())
 
     def must_stop(self) -> bool:
-        """Return whether too many images are unusable, or all that have boxes to train on."""
+        """Return whether too many images are unusable, or all images with boxes to train on."""
         bad = self.num_bad()
         return bad == len(self) or self.has_lost_boxes() or too_many_bad(bad, len(self), self.max_bad_share)
 
     @cached_property
     def has_boxes(self) -> torch.Tensor:
-        """(images,) mask of those with a box to train on."""
+        """Return an (images,) mask of the images with a box to train on."""
         records = (self.records[index] for index in range(len(self)))
         return torch.tensor([bool(_targets(record).any()) for record in records], dtype=torch.bool)
 
     def has_lost_boxes(self) -> bool:
-        """Return whether every image that has boxes was found unusable."""
+        """Return whether all images with boxes are unusable."""
         return bool(self.is_bad.any()) and not bool((self.has_boxes & ~self.is_bad).any())
 
     def too_many_bad_error(self) -> UserError:
@@ -95,13 +95,13 @@ class TrainSamples(Dataset):
         )
 
     def _candidates(self, item: StreamItem) -> Iterator[int]:
-        """Yield the image itself, then, if it is unusable, the others in an order that depends on the place only."""
+        """Yield the index of the image, then those of the others in an order that depends on the position only."""
         yield item.index
         yield from numpy_generator(REPLACEMENT, self.seed, item.position).permutation(len(self)).tolist()
 
 
 class TrainLoader:
-    """Infinite batches (lists of mapped records, the share of this process) of a Detectron2 loader."""
+    """An endless iterable over the batches of this process, lists of mapped records, from a Detectron2 loader."""
 
     def __init__(self, *, loader: DataLoader, samples: TrainSamples, sampler: StreamSampler):
         self.loader = loader
@@ -114,8 +114,8 @@ class TrainLoader:
                 self._report_bad_images()
                 yield batch
         except UserError as error:
-            if self.samples.must_stop():  # said without the traceback that a worker process adds
-                error.__traceback__ = None  # its frames refer to it and would keep the workers alive
+            if self.samples.must_stop():  # raise it again without the traceback of the worker process
+                error.__traceback__ = None  # its frames would keep the workers alive
                 raise self.samples.too_many_bad_error() from None
             raise
 
@@ -126,7 +126,7 @@ class TrainLoader:
 
 
 def set_start_iteration(loader: TrainLoader, iteration: int) -> None:
-    """Let the next `iter(loader)` begin with the batch of `iteration`, as a resumed run needs."""
+    """Let the next `iter(loader)` begin with the batch of `iteration`, for a resumed training."""
     loader.sampler.start_iteration = iteration
 
 
@@ -158,18 +158,19 @@ def build_train_loader(
     """Build the training loader; also callable with a yacs config as its only argument.
 
     Args:
-        dataset: records in Detectron2's format, as `get_detection_dataset_dicts` gives them.
-        mapper: makes a model input of a record, or None if its image cannot be used.
+        dataset: records in Detectron2's format, as `get_detection_dataset_dicts` returns them.
+        mapper: makes an input of the model from a record; None if the image cannot be used.
         total_batch_size: images of a batch over all processes.
-        num_workers: loading processes beside each training process; the data do not depend on it.
-        seed: of the order and the augmentation of the data; below 0 a random one, shared by all processes.
-        aspect_ratio_grouping: batch wide with wide and tall with tall images, to save padding.
+        num_workers: data-loading processes for each training process; the data do not depend on it.
+        seed: of the order and the augmentation of the data; a negative one is replaced by a random one, which all
+            processes share.
+        aspect_ratio_grouping: make batches of wide or of tall images only, to save padding.
         max_bad_share: stop when more than this share of the images cannot be used.
     """
     world_size = comm.get_world_size()
     _check_arguments(dataset, total_batch_size, world_size)
     seed = seed if seed >= 0 else comm.shared_random_seed()
-    _check_boxes(dataset)
+    _check_training_boxes(dataset)
     _log_depth(dataset, mapper)
     stream = BatchStream(groups=_groups(dataset, aspect_ratio_grouping), batch_size=total_batch_size, seed=seed)
     sampler = StreamSampler(stream=stream, rank=comm.get_rank(), world_size=world_size)
@@ -181,18 +182,18 @@ def build_train_loader(
         total_batch_size=total_batch_size,
         aspect_ratio_grouping=False,  # done on the indices already
         num_workers=num_workers,
-        seed=seed,  # of a generator of its own: making workers must not draw from the global one
+        seed=seed,  # of a separate generator: starting workers must not draw from the global one
     )
     return TrainLoader(loader=loader, samples=samples, sampler=sampler)
 
 
 class TestSamples(Dataset):
-    """Mapped records in order; an unusable image becomes a black one, so that every image has a prediction.
+    """Mapped records in order; a black image replaces an unusable one, so that every image has a prediction.
 
-    (Detectron2 would predict some other image twice instead.)
+    Detectron2 would instead predict another image twice.
     """
 
-    __test__ = False  # not a test class, whatever its name makes pytest think
+    __test__ = False  # not a test, despite its name
 
     def __init__(self, *, records: list[Record], mapper: Mapper):
         self.records = DatasetFromList(records, copy=False)
@@ -216,13 +217,13 @@ class TestSamples(Dataset):
 def build_test_loader(
     *, dataset: list[Record], mapper: Mapper, batch_size: int = 1, num_workers: int = 0
 ) -> DataLoader:
-    """Build the loader for evaluation: every image once, in order, shared out over the processes.
+    """Build the loader for evaluation: every image once, in order, divided among the processes.
 
     Args:
         dataset: records in Detectron2's format.
-        mapper: makes a model input of a record, or None if its image cannot be used.
+        mapper: makes an input of the model from a record; None if the image cannot be used.
         batch_size: images of a batch of each process.
-        num_workers: loading processes beside each process.
+        num_workers: data-loading processes for each process.
     """
     samples = TestSamples(records=dataset, mapper=mapper)
     return build_detection_test_loader(samples, mapper=None, batch_size=batch_size, num_workers=num_workers)
@@ -233,7 +234,7 @@ def _check_arguments(dataset: list[Record], total_batch_size: int, world_size: i
         raise UserError("the training data set has no image; check the annotation file with `sparse-detr check-data`")
     if total_batch_size < 1 or total_batch_size % world_size:
         raise UserError(
-            f"total_batch_size {total_batch_size} must be a positive multiple of the {world_size} processes"
+            f"total_batch_size {total_batch_size} cannot be used; give a multiple of the {world_size} processes"
         )
 
 
@@ -242,8 +243,11 @@ def _groups(dataset: list[Record], aspect_ratio_grouping: bool) -> list[int]:
     return [int(aspect_ratio_grouping and record.get("width", 0) > record.get("height", 0)) for record in dataset]
 
 
-def _check_boxes(dataset: list[Record]) -> None:
-    """Log how many boxes are left out; refuse data that leave none. Records without the key are a mapper's own."""
+def _check_training_boxes(dataset: list[Record]) -> None:
+    """Log how many boxes are left out, and refuse data without a box to train on.
+
+    Records without the key "annotations" pass: then the mapper brings the boxes.
+    """
     degenerate = outside = crowds = targets = total = 0
     for record in dataset:
         faults, crowd = _box_faults(record), _crowds(record)
@@ -253,7 +257,7 @@ def _check_boxes(dataset: list[Record]) -> None:
         targets += int((faults.usable & ~crowd).sum())
         total += len(crowd)
     if degenerate or outside:
-        logger.warning("Dropped boxes: %d without area or not finite, %d outside their image", degenerate, outside)
+        logger.warning("dropped boxes: %d without area or not finite, %d outside their image", degenerate, outside)
     if not targets and any("annotations" in record for record in dataset):
         raise UserError(
             f"the training data leave no box to train on: of {total} boxes {crowds} are crowds, {degenerate} without "
@@ -276,12 +280,12 @@ def _crowds(record: Record) -> np.ndarray:
 
 
 def _targets(record: Record) -> np.ndarray:
-    """Return a (T,) mask of the annotations that are trained on."""
+    """Return a (T,) mask of the annotations that training uses."""
     return _box_faults(record).usable & ~_crowds(record)
 
 
 def _log_depth(dataset: list[Record], mapper: Mapper) -> None:
-    """Log once how images of more than 8 bits are read, by the first image."""
+    """Log how images of more than 8 bits are read, if the first image is one."""
     first = dataset[0].get("file_name") if dataset else None
     if first and isinstance(mapper, DetrDatasetMapper) and (text := describe_depth(first, mapper.value_range)):
         logger.info(text)

@@ -1,4 +1,4 @@
-"""The way from a record in Detectron2's format to the input of a model."""
+"""Turn a record in Detectron2's format into an input of the model."""
 
 import logging
 from collections.abc import Sequence
@@ -19,12 +19,19 @@ logger = logging.getLogger(__name__)
 
 
 class DetrDatasetMapper:
-    """Read, augment and convert one image with its boxes.
+    """Reads, augments and converts one image with its boxes.
 
-    The result has `image` ((3, height, width) uint8 after augmentation), `height` and `width` of the original, what
-    else the record holds (`file_name`, `image_id`) and, in training, `instances` with `gt_boxes` (x1, y1, x2, y2 in
-    pixels of `image`) and `gt_classes`. Crowd boxes and boxes without area inside the image are left out; an image
-    without boxes stays, as a negative. An unusable image gives None and one line in the log.
+    The result has `image` ((3, height, width) uint8 after augmentation), `height` and `width` of the original, the
+    other fields of the record (`file_name`, `image_id`) and, in training, `instances` with `gt_boxes` (x1, y1, x2, y2
+    in pixels of `image`) and `gt_classes`. Crowds and boxes without area inside the image are left out; an image
+    without boxes stays, as a negative. For an unusable image the result is None, with one line in the log.
+
+    Args:
+        is_train: whether to return `instances`.
+        augmentations: of Detectron2, applied in order.
+        image_format: "RGB" or "BGR", as in the model's pixel statistics.
+        value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12 bits;
+            by default 0 and 65535 for 16 bits, 0 and 1 for floats.
     """
 
     @configurable
@@ -36,16 +43,8 @@ class DetrDatasetMapper:
         image_format: str = "RGB",
         value_range: Sequence[float] | None = None,
     ):
-        """
-        Args:
-            is_train: whether to give `instances`.
-            augmentations: Detectron2's, applied in order.
-            image_format: "RGB" or "BGR", as the model's pixel statistics are.
-            value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12
-                bits; by default 0 and 65535 for 16 bits, 0 and 1 for floats.
-        """
         if image_format not in ("RGB", "BGR"):
-            raise UserError(f"image_format is {image_format!r}, but must be RGB or BGR")
+            raise UserError(f"image_format is {image_format!r}; give RGB or BGR")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -63,17 +62,17 @@ class DetrDatasetMapper:
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """Map a record, which stays as it is.
+        """Map a record, which is not changed.
 
         Raises:
-            UserError: nothing says which values of the image are black and white, or its `iscrowd` is no 0 or 1.
+            UserError: the values of black and white of the image are unknown, or an `iscrowd` is neither 0 nor 1.
         """
         try:
             image = read_recorded_image(record, self.image_format, self.value_range)
         except BadImageError as error:
             if error.kind == "value range":
                 raise WorkerError(message=str(error)) from None
-            self._log_once(record["file_name"], f"Skipped an image: {error}")
+            self._log_once(record["file_name"], f"skipped an image: {error}")
             return None
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
@@ -95,7 +94,7 @@ class DetrDatasetMapper:
 def _instances(
     annotations: list[dict[str, Any]], size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
 ) -> Instances:
-    """Return the boxes and classes that are left inside an image of `new_size` (height, width) after `transforms`."""
+    """Return the boxes and classes inside an image of `new_size` (height, width) after `transforms`."""
     annotations = [item for item in annotations if not is_crowd(item)]
     boxes = annotated_boxes(annotations)
     usable = find_box_faults(boxes, *size).usable
@@ -109,11 +108,11 @@ def _instances(
 
 
 def _train_augmentations(cfg) -> list[T.Augmentation]:
-    """Build the augmentations of a yacs config's INPUT node, whose only supported kind of crop is DETR's."""
+    """Build the augmentations of a yacs config's INPUT node; DETR's crop is the only kind of crop."""
     if cfg.CROP.ENABLED and cfg.CROP.TYPE != "absolute_range":
-        raise UserError(f"INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}, but DETR's augmentation crops by 'absolute_range'")
+        raise UserError(f"INPUT.CROP.TYPE is {cfg.CROP.TYPE!r}; give 'absolute_range', the crop of DETR's augmentation")
     if cfg.MIN_SIZE_TRAIN_SAMPLING != "choice":
-        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.MIN_SIZE_TRAIN_SAMPLING!r}, but must be 'choice'")
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {cfg.MIN_SIZE_TRAIN_SAMPLING!r}; give 'choice'")
     return train_augmentations(
         short_sizes=cfg.MIN_SIZE_TRAIN,
         max_size=cfg.MAX_SIZE_TRAIN,

@@ -1,4 +1,4 @@
-"""Boxes of COCO's two kinds of masks, polygons and run lengths (RLE), for files that hold no boxes."""
+"""Boxes around COCO's two kinds of masks, polygons and run lengths (RLE), for files without boxes."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# A compressed run length is text of 6-bit digits, "0" to "o"; the digits from "P" on say that another one follows.
+# Compressed run lengths are text of 6-bit digits, "0" to "o"; after a digit from "P" on the same number continues.
 _DIGITS = range(ord("0"), ord("o") + 1)
 _FIRST_CONTINUED = ord("P")
 
@@ -19,7 +19,7 @@ def box_of_mask(segmentation: Any, height: int, width: int) -> list[float] | Non
         height, width: of the image in pixels.
 
     Returns:
-        x, y, width, height in pixels; None for what is no mask of this image, or an empty one.
+        x, y, width, height in pixels; None if the mask is empty, or not a mask of this image.
     """
     if isinstance(segmentation, list):
         return _box_of_polygons(segmentation)
@@ -43,7 +43,7 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _box_of_runs(counts: Any, height: int, width: int) -> list[float] | None:
-    """Return the box of run lengths after a check: pycocotools reads beyond the end of broken ones."""
+    """Return the box of run lengths after a check: pycocotools reads past the end of broken ones."""
     if isinstance(counts, str):
         digits = [ord(digit) for digit in counts]
         if not digits or any(digit not in _DIGITS for digit in digits) or digits[-1] >= _FIRST_CONTINUED:

@@ -1,4 +1,4 @@
-"""What training and evaluation get of a COCO file: the fields that a box detector reads, and no others."""
+"""Records of a COCO file for training and evaluation, with the fields that a box detector reads and no others."""
 
 import codecs
 import math
@@ -10,15 +10,17 @@ from detectron2.structures import BoxMode
 
 from sparse_detr.data.annotations import CocoFile
 
-# Beyond it pycocotools leaves a box out of every score.
+# pycocotools leaves larger boxes out of every score.
 _MAX_AREA = 1e10
 
 
 def training_records(coco: CocoFile, images: str) -> list[dict[str, Any]]:
-    """Return Detectron2's records by image id, with the boxes that have area inside their image; crowds stay marked.
+    """Return Detectron2's records in the order of image ids, without boxes that have no area inside their image.
+
+    Crowds stay, marked as such.
 
     Args:
-        images: the folder that the file names refer to.
+        images: the folder that the file names start from.
     """
     indices = {number: index for index, number in enumerate(coco.class_names)}
     records = {
@@ -39,7 +41,7 @@ def training_records(coco: CocoFile, images: str) -> list[dict[str, Any]]:
 
 
 def ground_truth(coco: CocoFile) -> dict[str, Any]:
-    """Return the same boxes as a COCO file for pycocotools, which takes no other values than COCO's own."""
+    """Return the boxes as the content of a COCO file for pycocotools, which accepts only values as in COCO's files."""
     kept = zip(coco.sound_annotations, coco.boxes.tolist(), coco.crowd.tolist(), coco.box_faults.usable)
     boxes = [
         {
@@ -53,7 +55,7 @@ def ground_truth(coco: CocoFile) -> dict[str, Any]:
         for item, box, crowd, usable in kept
         if usable
     ]
-    if any(box["id"] == 0 for box in boxes):  # pycocotools takes 0 for a box that no detection was matched with
+    if any(box["id"] == 0 for box in boxes):  # to pycocotools, 0 means that a box has no match
         boxes = [{**box, "id": number} for number, box in enumerate(boxes, start=1)]
     return {
         "images": [
@@ -65,7 +67,7 @@ def ground_truth(coco: CocoFile) -> dict[str, Any]:
 
 
 def is_fit_for_evaluation(coco: CocoFile, truth: dict[str, Any]) -> bool:
-    """Return whether pycocotools finds in the file as it is what it finds in `truth`, its `ground_truth`."""
+    """Return whether pycocotools reads the same from the file itself as from `truth`, its `ground_truth`."""
     return (
         not coco.boxes_from_masks
         and _is_plain_utf8(coco.path.read_bytes())
@@ -75,7 +77,7 @@ def is_fit_for_evaluation(coco: CocoFile, truth: dict[str, Any]) -> bool:
 
 
 def _is_plain_utf8(content: bytes) -> bool:
-    """Return whether a program that knows no other encoding reads it: not UTF-16, no halves of characters."""
+    """Return whether a program that reads only UTF-8 without a byte order mark can read the content."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
@@ -84,14 +86,14 @@ def _is_plain_utf8(content: bytes) -> bool:
 
 
 def _same(item: dict[str, Any], clean: dict[str, Any]) -> bool:
-    """Return whether an annotation says what `clean` does; the evaluation reads `score` and `ignore` too."""
+    """Return whether an annotation equals `clean` for the evaluation, which reads `score` and `ignore` too."""
     values = [item.get(key) for key in clean]
     same = values == list(clean.values()) and [type(value) for value in values[-1:]] == [int]
     return same and "score" not in item and "ignore" not in item
 
 
 def _area(area: Any, box: list[float]) -> float:
-    """Return the area of the object's mask if the file has it, else that of the box."""
+    """Return the area of the object's mask if the file has it, else the area of the box."""
     if isinstance(area, int | float) and not isinstance(area, bool) and 0 <= area <= _MAX_AREA:
         return area
     return float(np.clip(box[2] * box[3], 0, _MAX_AREA)) if math.isfinite(box[2] * box[3]) else _MAX_AREA

@@ -1,4 +1,4 @@
-"""COCO files as Detectron2 data sets: those that a config names, and a user's own."""
+"""Register COCO files as data sets of Detectron2: those that a config names, and a user's own."""
 
 import atexit
 import json
@@ -40,21 +40,20 @@ def register_coco_files(
     class_names: Sequence[str],
     remedy: str = "check the path",
 ) -> None:
-    """Register a COCO data set that is read when it is first used, as a config does in `dataloader.register`.
+    """Register a COCO data set that is read at its first use; a config calls this in `dataloader.register`.
 
-    A later call replaces an earlier one. A data set that something else registered under this name stays, with a
-    warning.
+    A later call replaces an earlier one. If other code has registered the name, that data set stays, with a warning.
 
     Args:
-        name: to look up in Detectron2's catalogs.
+        name: in Detectron2's catalogs.
         annotations: COCO annotation file; it need not exist yet.
-        images: the folder that its file names refer to.
+        images: the folder that its file names start from.
         class_names: in the order of the category ids.
-        remedy: what to do if the annotation file is missing, for the end of that error.
+        remedy: what to do if the annotation file is missing, for the error.
     """
     if name in DatasetCatalog:
         if not isinstance(DatasetCatalog[name], _CocoReader):
-            logger.warning("%s is a data set of yours and stays; the one of the config needs another name", name)
+            logger.warning("%s is registered by other code and stays; give the config's data set another name", name)
             return
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
@@ -65,7 +64,7 @@ def register_coco_files(
 
 
 class _CocoReader(NamedTuple):
-    """The function that Detectron2 calls when it needs a data set of `register_coco_files`."""
+    """The function that Detectron2 calls to read a data set of `register_coco_files`."""
 
     name: str
     annotations: Path
@@ -79,7 +78,7 @@ class _CocoReader(NamedTuple):
 
 
 class OwnData(NamedTuple):
-    """The names in Detectron2's catalogs, and what a model needs to know of the data."""
+    """The names of own data in Detectron2's catalogs, and their classes."""
 
     train_name: str
     val_name: str | None
@@ -98,50 +97,50 @@ def register_own_data(
     num_queries: int | None = None,
     num_detections: int | None = None,
 ) -> OwnData:
-    """Check COCO files, log what is odd about them and register them; a second call does no harm.
+    """Check COCO files, log warnings about them and register them; a second call changes nothing.
 
     The classes are the categories of the training file in the order of their ids, which may have gaps.
 
     Args:
         train_json, val_json: COCO annotation files.
-        train_images, val_images: the folders that their file names refer to.
-        max_bad_share: refuse data of which more than this share of the image files is missing.
-        boxes_from_masks: give annotations without a box the one around their mask.
-        num_queries, num_detections: of the model, to warn of images with more boxes; None for no warning.
+        train_images, val_images: the folders that their file names start from.
+        max_bad_share: refuse data if more than this share of the image files is missing.
+        boxes_from_masks: give an annotation without a box the box around its mask.
+        num_queries, num_detections: of the model, to warn about images with more boxes; None for no warning.
 
     Raises:
-        UserError: a file cannot be used, or the two files differ in their classes; it says what to mend.
+        UserError: a file cannot be used, or the two files differ in their classes; says what to mend.
     """
     if (val_json is None) != (val_images is None):
-        raise UserError("a validation set needs both, an annotation file and an image folder")
+        raise UserError("a validation set needs an annotation file and an image folder; give both or none")
     limits = {"num_queries": num_queries, "num_detections": num_detections}
     train = read_coco_file(train_json, boxes_from_masks=boxes_from_masks)
-    _check(train, train_images, max_bad_share, limits, for_validation=False)
+    _check_and_warn(train, train_images, max_bad_share, limits, for_validation=False)
     val_name = None
     if val_json is not None and val_images is not None:
         val = read_coco_file(val_json, boxes_from_masks=boxes_from_masks)
-        _check(val, val_images, max_bad_share, limits, for_validation=True)
+        _check_and_warn(val, val_images, max_bad_share, limits, for_validation=True)
         _refuse_other_classes(train, val)
         val_name = _register("own_val", val, val_images)
     train_name = _register("own_train", train, train_images)
     return OwnData(train_name, val_name, len(train.class_names), list(train.class_names.values()))
 
 
-def _check(
+def _check_and_warn(
     coco: CocoFile, images: str | Path, max_bad_share: float, limits: dict[str, int | None], *, for_validation: bool
 ) -> None:
-    """Log the warnings of a file, refuse its errors all at once."""
+    """Log the warnings about a file, and raise all its errors in one message."""
     entries = check_annotations(coco)
-    _refuse(coco, entries)
+    _refuse_errors(coco, entries)
     missing = missing_files(coco, images)
     _check_files(coco, images, missing, max_bad_share)
     targets = check_classes_have_boxes(coco, set(missing), for_validation=for_validation)
-    _refuse(coco, targets)
+    _refuse_errors(coco, targets)
     for finding in [*entries, *targets, *check_box_counts(coco, set(missing), **limits)]:
         logger.warning("%s: %s", coco.path, finding)
 
 
-def _refuse(coco: CocoFile, findings: list[Finding]) -> None:
+def _refuse_errors(coco: CocoFile, findings: list[Finding]) -> None:
     errors = [str(finding) for finding in findings if finding.is_error]
     if errors:
         raise UserError(f"{coco.path} cannot be used:\n  " + "\n  ".join(errors))
@@ -155,13 +154,13 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
     message = f"{bad} of the {total} images of {coco.path} are not in {images}: {examples}"
     if bad == total or too_many_bad(bad, total, max_bad_share):
         raise UserError(f"{message}; name the folder that holds them")
-    logger.warning("%s; they are left out", message)
+    logger.warning("%s; they are skipped", message)
 
 
 def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
     differences = [
-        f"category {number} is {_quoted(train.class_names, number)} in {train.path}, "
-        f"{_quoted(val.class_names, number)} in {val.path}"
+        f"category {number} is {_class_or_missing(train.class_names, number)} in {train.path}, "
+        f"{_class_or_missing(val.class_names, number)} in {val.path}"
         for number in sorted(train.class_names.keys() | val.class_names.keys())
         if train.class_names.get(number) != val.class_names.get(number)
     ]
@@ -169,12 +168,12 @@ def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
         raise UserError("both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
 
 
-def _quoted(names: dict[int, str], number: int) -> str:
+def _class_or_missing(names: dict[int, str], number: int) -> str:
     return repr(names[number]) if number in names else "missing"
 
 
 def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:
-    """Register under a name that depends on the content, so that a changed file never meets old metadata or caches."""
+    """Register a file under a name made from its content, so that a changed file gets no old metadata or cache."""
     path, folder = coco.path.resolve(), str(Path(images).resolve())
     origin = f"{path}\n{folder}" + "\nboxes from masks" * bool(coco.boxes_from_masks)
     checksum = zlib.crc32(path.read_bytes(), zlib.crc32(origin.encode(errors="surrogateescape")))
@@ -204,13 +203,13 @@ def load_usable_boxes(path: str | Path, images: str, *, boxes_from_masks: bool =
 
 
 def _evaluation_file(coco: CocoFile, name: str) -> str:
-    """Return the file that pycocotools judges by: the given one, or one of this process that holds its boxes only."""
+    """Return the file for pycocotools: the given one, or a temporary one with its boxes only."""
     truth = ground_truth(coco)
     if is_fit_for_evaluation(coco, truth):
         return str(coco.path.resolve())
     try:
         folder = tempfile.TemporaryDirectory(prefix="sparse_detr_")
-    except OSError as error:  # of the default folders, none can be written into
+    except OSError as error:  # no default folder can be written into
         raise UserError(f"{error.strerror or error}; set TMPDIR to a folder that you may write to") from None
     atexit.register(folder.cleanup)
     path = Path(folder.name) / f"{name}.json"

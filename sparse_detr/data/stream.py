@@ -1,7 +1,7 @@
 """The order of the training data as a pure function of (seed, iteration).
 
-Every process computes the same stream of joint batches and takes its share of each, so that R processes see in
-iteration i what one process with the joint batch size sees, and a run resumes at any iteration without a saved state.
+Every process computes the same stream of joint batches and takes its share of each. So R processes get in iteration i
+the same images as one process with the joint batch size, and a run resumes at any iteration without a saved state.
 """
 
 import itertools
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-# First word of the entropy of the independent random streams, all derived from the user's one seed.
+# The first number of the entropy of each random stream; all streams derive from the user's one seed.
 PERMUTATION, SAMPLE, REPLACEMENT = range(3)
 
 
 class StreamItem(NamedTuple):
-    """One place in the stream: `position` is unique over the whole training, `index` names the image."""
+    """One item of the stream: `position` is unique in the whole training, `index` is that of the image."""
 
     position: int
     index: int
 
 
 def numpy_generator(*entropy: int) -> np.random.RandomState:
-    """Return a generator of its own for `entropy`; NumPy promises never to change its numbers."""
+    """Return a separate generator for `entropy`; NumPy promises never to change its numbers."""
     return np.random.RandomState(np.random.SeedSequence(entropy).generate_state(8))
 
 
@@ -47,26 +47,25 @@ def seeded_rng(*entropy: int) -> Iterator[None]:
 
 
 class BatchStream:
-    """Infinite joint batches: in each epoch one permutation of the images, dealt into one bucket for each group.
+    """Endless joint batches: each epoch is one permutation of the images, sorted into one bucket a group.
 
-    A batch is given out as soon as its bucket is full, so that images of one group (wide or tall) share their padding.
-    What is left in a bucket at the end of an epoch waits for the next: no image is ever dropped.
+    A full bucket is a batch, so that images of one group (wide or tall) come together and need little padding. The rest
+    in a bucket at the end of an epoch stays for the next one: no image is dropped.
+
+    Args:
+        groups: the group of every image, numbered from 0; all equal for no grouping.
+        batch_size: images of a joint batch, over all processes.
+        seed: any integer from 0.
     """
 
     def __init__(self, *, groups: Sequence[int], batch_size: int, seed: int):
-        """
-        Args:
-            groups: the group of every image, numbered from 0; all equal for no grouping.
-            batch_size: images of a joint batch, over all processes.
-            seed: any integer from 0.
-        """
         self.groups = np.asarray(groups, dtype=np.int64)
         self.group_sizes = np.bincount(self.groups)
         self.batch_size = batch_size
         self.seed = seed
 
     def batches(self, start: int = 0) -> Iterator[list[StreamItem]]:
-        """Yield joint batches from iteration `start` on; the cost is a few epochs of indices, whatever `start` is."""
+        """Yield joint batches from iteration `start` on; this costs a few epochs of indices for any `start`."""
         epoch = self._epoch_to_replay_from(start)
         buckets: list[list[int]] = [[-1] * left for left in epoch * self.group_sizes % self.batch_size]
         iteration = int((epoch * self.group_sizes // self.batch_size).sum())
@@ -85,17 +84,17 @@ class BatchStream:
             yield from numpy_generator(PERMUTATION, self.seed, number).permutation(len(self.groups)).tolist()
 
     def _epoch_to_replay_from(self, start: int) -> int:
-        """Return an epoch so early that the buckets hold no placeholder any more at batch `start`.
+        """Return an epoch so early that the buckets hold no placeholder at batch `start`.
 
-        Before epoch e at most e * images / batch_size batches are out, so epoch start * batch_size // images begins
-        no later than batch `start`. A bucket then holds at most batch_size - 1 images, of that many epochs before:
+        Before epoch e there are at most e * images / batch_size batches, so epoch start * batch_size // images begins
+        at batch `start` or before. A bucket then holds at most batch_size - 1 images, from at most as many epochs.
         """
         lookback = -(-(self.batch_size - 1) // self.group_sizes[self.group_sizes > 0].min())
         return max(0, start * self.batch_size // len(self.groups) - int(lookback))
 
 
 class StreamSampler(Sampler[StreamItem]):
-    """The share of one process in a `BatchStream`: the same slice of every joint batch."""
+    """A sampler for the share of one process in a `BatchStream`: the same slice of every joint batch."""
 
     def __init__(self, *, stream: BatchStream, rank: int = 0, world_size: int = 1):
         self.stream = stream

@@ -1,1 +1,1 @@
-"""Training: Detectron2's loop, hooks and checkpointer, with exact resume, mixed precision and clear failures."""
+"""Training: Detectron2's loop, hooks and checkpointer, with exact resume, mixed precision and clear errors."""

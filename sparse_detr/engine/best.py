@@ -1,4 +1,4 @@
-"""The score of the best model so far, which lies inside the file of its weights."""
+"""The score of the best model so far, which is stored in the file of its weights."""
 
 import json
 import logging
@@ -16,11 +16,14 @@ LAST_SCORED = ".last_scored"
 
 
 def best_score(folder: str, metric: str, start: int) -> float | None:
-    """Score of `model_best.pth`, or None if there is no whole one with this metric from before iteration `start`."""
+    """Return the score in `model_best.pth`; None if the file is missing, damaged or has another metric.
+
+    A score after iteration `start` does not count either.
+    """
     weights, beside = Path(folder, f"{BEST_PREFIX}.pth"), Path(folder, f"{BEST_PREFIX}.json")
     if not weights.exists():
         if beside.exists():
-            logger.warning(f"{beside} names a best score, but {weights.name} is missing; the score counts no more")
+            logger.warning(f"{beside} holds a best score, but {weights.name} is missing; the score is ignored")
         return None
     if weights.name in earlier_files(folder):
         logger.warning(f"{weights} is of an earlier training; the next evaluation replaces it")
@@ -28,7 +31,7 @@ def best_score(folder: str, metric: str, start: int) -> float | None:
     try:
         checkpoint = load_file(weights)
     except UserError as error:
-        logger.warning(f"The best score so far counts no more, since its weights are lost: {error}")
+        logger.warning(f"the best score so far is ignored, since its weights are lost: {error}")
         return None
     score = checkpoint.get("best") or _score_beside(beside, checkpoint)
     if score is None or score["metric"] != metric or score["iteration"] > start:
@@ -39,17 +42,17 @@ def best_score(folder: str, metric: str, start: int) -> float | None:
 
 
 def write_score(folder: str, score: dict[str, Any]) -> None:
-    """Repeat the score beside the weights, for people."""
+    """Write a copy of the score beside the weights, for people to read."""
     write_text_atomically(Path(folder, f"{BEST_PREFIX}.json"), json.dumps(score))
 
 
 def remove_score(folder: str) -> None:
-    """Take the copy away before the weights that it belongs to."""
+    """Remove the copy of the score; call this before the weights are replaced."""
     Path(folder, f"{BEST_PREFIX}.json").unlink(missing_ok=True)
 
 
 def last_scored(folder: str) -> int:
-    """Iterations after which the scores were last taken into account; 0 if that is not known."""
+    """Return the number of iterations whose scores were last taken into account; 0 if unknown."""
     try:
         return int(Path(folder, LAST_SCORED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -57,12 +60,12 @@ def last_scored(folder: str) -> int:
 
 
 def write_last_scored(folder: str, done: int) -> None:
-    """Remember that the scores after `done` iterations were taken into account."""
+    """Note that the scores after `done` iterations were taken into account."""
     write_text_atomically(Path(folder, LAST_SCORED), str(done))
 
 
 def _score_beside(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The score file of older versions, if it is whole and of the iteration of the weights."""
+    """Return the score in the file of older versions; None unless it is whole and of the iteration of the weights."""
     try:
         score = json.loads(path.read_text(encoding="utf-8"))
         known = {"metric": str(score["metric"]), "value": float(score["value"]), "iteration": int(score["iteration"])}

@@ -1,4 +1,4 @@
-"""Checkpoints that a training resumes from bit for bit, and the search for the one to resume from."""
+"""Write checkpoints that a training can resume from bit for bit, and find the one to resume from."""
 
 import logging
 import os
@@ -30,13 +30,13 @@ _NUMBERED = re.compile(r"model_(\d+)\.pth")
 
 
 class TrainingCheckpointer(SafeCheckpointer):
-    """A checkpointer that also saves the random state of every rank, and never leaves half a file.
+    """A checkpointer that also saves the random state of every rank and never leaves a partial file.
 
-    `save` must be called by every rank, since each contributes its random state; the main process writes.
+    Every rank must call `save`, since each adds its random state; the main process writes.
 
     Args:
-        config: values of the config by name, put into each file to compare them at a resume.
-        checkpointables: their states are saved too.
+        config: values of the config by name; a resume compares them with its own.
+        checkpointables: objects whose states are saved too.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class TrainingCheckpointer(SafeCheckpointer):
         self.config = config or {}
 
     def save(self, name: str, **extra: Any) -> None:
-        """Write `<name>.pth` and remember it as the last checkpoint.
+        """Write `<name>.pth` and note it as the last checkpoint.
 
         Args:
-            extra: more entries of the file; they replace the checkpointer's own of the same name, None removes one.
+            extra: more entries of the file; one of the same name replaces the checkpointer's own, None removes it.
 
         Raises:
             UserError: on the main process, if the file cannot be written; the other ranks exit.
@@ -64,30 +64,30 @@ class TrainingCheckpointer(SafeCheckpointer):
         content = {"model": self.model.state_dict(), **own, "config": self.config, **extra}
         content = {key: value for key, value in content.items() if value is not None}
         path = os.path.join(self.save_dir, f"{name}.pth")
-        logger.info(f"Saving checkpoint to {path}")
+        logger.info(f"saving checkpoint to {path}")
         write_atomically(path, lambda file: torch.save(content, file))
         _forget_earlier(Path(self.save_dir), f"{name}.pth")
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Remember where to resume; the best model so far is not such a place."""
+        """Note the checkpoint to resume from, unless it is the best model."""
         if not last_filename_basename.startswith(BEST_PREFIX):
             write_text_atomically(os.path.join(self.save_dir, POINTER), last_filename_basename)
 
     def _check_fit(self, report: MatchReport, *rest: Any) -> None:
-        """Refuse what has more or fewer entries than the model: its training cannot go on in this one."""
+        """Refuse a checkpoint with more or fewer entries than the model, whose training cannot go on."""
         super()._check_fit(report, *rest)
         if report.missing or report.unexpected:
             raise UserError(
-                "the checkpoint is of another model, so that its training cannot go on; use the old model settings, or "
-                f"start a new training from its weights (train.init_checkpoint, MODEL.WEIGHTS).\n{report}"
+                "the checkpoint is of another model, so its training cannot go on; use the old model settings, or "
+                f"start a new training from its weights (train.init_checkpoint, MODEL.WEIGHTS)\n{report}"
             )
 
 
 def start_anew(folder: str) -> None:
-    """Note which checkpoints in the folder are of an earlier training, so that no resume takes them for this one's.
+    """Note which checkpoints in the folder are of an earlier training, so that no resume of this one uses them.
 
-    Each is theirs until this training writes a file of that name.
+    A file counts as earlier until this training writes one of the same name.
     """
     names = sorted(path.name for path in Path(folder).glob("model_*.pth")) if folder else []
     if not names:
@@ -98,7 +98,7 @@ def start_anew(folder: str) -> None:
 
 
 def earlier_files(folder: str | Path) -> list[str]:
-    """Names of the checkpoints that an earlier training has left in the folder."""
+    """Return the names of the checkpoints that an earlier training left in the folder."""
     try:
         return Path(folder, EARLIER).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
@@ -118,9 +118,12 @@ def _forget_earlier(folder: Path, name: str) -> None:
 
 @dataclass(frozen=True)
 class LastCheckpoint:
-    """Where a training goes on: `path` ("" without any checkpoint), and why the files passed over were not used.
+    """The checkpoint that a training goes on from, and the reasons why newer files were passed over.
 
-    `iteration` is the last one of that checkpoint.
+    Args:
+        path: of the checkpoint; "" if there is none.
+        iteration: the last one of that checkpoint; -1 if there is none.
+        passed_over: file name -> reason.
     """
 
     path: str = ""
@@ -132,18 +135,18 @@ class LastCheckpoint:
 
 
 def find_last_checkpoint(folder: str) -> LastCheckpoint:
-    """The newest whole checkpoint of a folder; every rank must call it, the main process looks.
+    """Find the newest whole checkpoint of a folder; every rank must call this, the main process reads the files.
 
-    That is the one that `last_checkpoint` names, or, if this is none, the one of the latest iteration.
+    It is the one that `last_checkpoint` names or, if that is broken, the one of the latest iteration.
 
     Raises:
-        UserError: there are checkpoints, but all of them are broken (the other ranks exit).
+        UserError: all checkpoints in the folder are broken (on the main process; the other ranks exit).
     """
     last = on_main_process(lambda: _find_last_checkpoint(Path(folder)))
     if last.path and last.passed_over:
-        logger.warning(f"Going on from {last.path}; passed over:\n{last.describe_passed_over()}")
+        logger.warning(f"going on from {last.path}; passed over:\n{last.describe_passed_over()}")
     elif last.passed_over:
-        logger.warning(f"No checkpoint lies in {folder}; passed over:\n{last.describe_passed_over()}")
+        logger.warning(f"there is no checkpoint in {folder}; passed over:\n{last.describe_passed_over()}")
     return last
 
 
@@ -152,17 +155,16 @@ def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
     passed_over = {name: "it is of an earlier training in this folder" for name in files if name in earlier}
     if files and len(passed_over) == len(files):
         raise UserError(
-            f"the last training in {folder} was stopped before its first checkpoint, and those there are of an earlier "
-            "one; start again without --resume, or, to go on with the earlier one, remove "
-            f"{folder / EARLIER}"
+            f"the last training in {folder} was stopped before its first checkpoint, and all checkpoints there are of "
+            f"an earlier one; start again without --resume, or remove {folder / EARLIER} to go on with the earlier one"
         )
     named = _read_pointer(folder, passed_over)
     if named and named not in passed_over and (iteration := _iteration(folder / named, passed_over)) is not None:
         for name in files:
-            if (number := _number(name)) is not None and number > iteration and name not in passed_over:
+            if (number := _number_in(name)) is not None and number > iteration and name not in passed_over:
                 passed_over[name] = f"it is newer than {named}, which {POINTER} names"
         return LastCheckpoint(str(folder / named), iteration, passed_over)
-    # the final one says only inside how new it is
+    # how new the final checkpoint is stands only inside the file
     whole: dict[str, int] = {}
     for name in files:
         if name not in passed_over and (iteration := _iteration(folder / name, passed_over)) is not None:
@@ -182,20 +184,20 @@ def _find_last_checkpoint(folder: Path) -> LastCheckpoint:
 
 
 def _checkpoints_newest_first(folder: Path) -> list[str]:
-    """The final checkpoint, then the numbered ones from the latest iteration down."""
+    """Return the name of the final checkpoint, then the numbered ones from the latest iteration down."""
     names = {path.name for path in folder.glob("model_*.pth")}
-    numbers = {name: number for name in names if (number := _number(name)) is not None}
+    numbers = {name: number for name in names if (number := _number_in(name)) is not None}
     final = [FINAL] if FINAL in names else []
     return final + sorted(numbers, key=lambda name: numbers[name], reverse=True)
 
 
-def _number(name: str) -> int | None:
+def _number_in(name: str) -> int | None:
     match = _NUMBERED.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def _read_pointer(folder: Path, passed_over: dict[str, str]) -> str:
-    """The file name in `last_checkpoint`, or "" and the reason why it names none."""
+    """Return the file name in `last_checkpoint`; "" if it names none, with the reason in `passed_over`."""
     try:
         text = (folder / POINTER).read_bytes().decode("utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -215,7 +217,7 @@ def _read_pointer(folder: Path, passed_over: dict[str, str]) -> str:
 
 
 def _fault_of_name(folder: Path, name: str) -> str:
-    """Why `name`, as read from `last_checkpoint`, can be no checkpoint of the folder; "" if it can."""
+    """Return why `name`, read from `last_checkpoint`, cannot be a checkpoint of the folder; "" if it can."""
     if not name:
         return "it is empty"
     shown = repr(name if len(name) <= 80 else name[:80] + "...")
@@ -231,7 +233,7 @@ def _fault_of_name(folder: Path, name: str) -> str:
 
 
 def _iteration(path: Path, passed_over: dict[str, str]) -> int | None:
-    """Last iteration of a whole checkpoint, or None and the reason why it is none."""
+    """Return the last iteration of a whole checkpoint; None for any other file, with the reason in `passed_over`."""
     try:
         checkpoint = load_file(path)
     except UserError as error:
@@ -245,23 +247,23 @@ def _iteration(path: Path, passed_over: dict[str, str]) -> int | None:
 
 
 def numbered_checkpoints(folder: str, *, before: float = float("inf")) -> list[str]:
-    """Paths of a training's numbered checkpoints of iterations below `before`, the oldest first."""
+    """Return the paths of a training's numbered checkpoints of iterations below `before`, oldest first."""
     earlier = earlier_files(folder)
     names = [name for name in reversed(_checkpoints_newest_first(Path(folder))) if name not in earlier]
-    return [os.path.join(folder, name) for name in names if (n := _number(name)) is not None and n < before]
+    return [os.path.join(folder, name) for name in names if (n := _number_in(name)) is not None and n < before]
 
 
 def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint, *, max_iter: int) -> int:
-    """Load a checkpoint into model, optimiser, scaler, hooks and random generators; the settings stay the config's.
+    """Load a checkpoint into model, optimiser, scaler, hooks and random generators; settings come from the config.
 
     Returns:
         int: the iteration to go on with, at most `max_iter`.
 
     Raises:
-        UserError: the checkpoint is of another model, another kind of optimiser, or beyond the last iteration.
+        UserError: the checkpoint is of another model, of another kind of optimiser, or past the last iteration.
     """
     done = last.iteration + 1
-    if done > max_iter:  # before loading, which takes the schedule to that iteration
+    if done > max_iter:  # before loading, which moves the schedule to that iteration
         raise UserError(
             f"{last.path} has {done} iterations, more than the {max_iter} of the config; raise train.max_iter "
             "(SOLVER.MAX_ITER), or choose another output folder to train anew"
@@ -274,28 +276,28 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheck
         trainer.resume_random_state(states[comm.get_rank()])
     else:
         logger.warning(
-            f"The checkpoint was written by {len(states)} processes and {comm.get_world_size()} resume it: "
-            "the random numbers start anew, so the result differs slightly from an uninterrupted training."
+            f"the checkpoint was written by {len(states)} processes and {comm.get_world_size()} resume it: "
+            "the random numbers start anew, so the result differs slightly from an uninterrupted training"
         )
     return trainer.iter + 1
 
 
 def _log_average(checkpointer: TrainingCheckpointer, extra: dict[str, Any]) -> None:
-    if "ema" in extra:  # a part that was loaded is not among the rest
-        logger.warning("The checkpoint has averaged weights and the config averages none: they are dropped")
+    if "ema" in extra:  # loading removes the entries that it uses
+        logger.warning("the checkpoint has averaged weights and the config averages none: they are dropped")
     elif "ema" in checkpointer.checkpointables and checkpointer.checkpointables["ema"].n_averaged == 0:
-        logger.warning("The checkpoint has no averaged weights: the average starts with the next iteration")
+        logger.warning("the checkpoint has no averaged weights: the average starts with the next iteration")
 
 
 def complete(checkpointer: TrainingCheckpointer, path: str) -> None:
-    """Make the checkpoint of the last iteration the final one, if a training stopped between the two."""
+    """Copy the checkpoint of the last iteration to the final one, if a training stopped between the two."""
     if os.path.basename(path) != FINAL:
         on_main_process(lambda: _copy_as_final(checkpointer, path))
 
 
 def _copy_as_final(checkpointer: TrainingCheckpointer, path: str) -> None:
     final = os.path.join(checkpointer.save_dir, FINAL)
-    logger.info(f"Writing {final}: it was missing or broken, and {path} is of the last iteration")
+    logger.info(f"writing {final}: it was missing or broken, and {path} is of the last iteration")
     write_atomically(final, lambda file: file.write(Path(path).read_bytes()))
     _forget_earlier(Path(checkpointer.save_dir), FINAL)
     checkpointer.tag_last_checkpoint(FINAL)

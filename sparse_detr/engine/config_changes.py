@@ -1,4 +1,4 @@
-"""The config of a run in plain text values, to write it down and to say what a resumed training does differently."""
+"""Write the config of a run as plain text values, and log what a resumed training changes."""
 
 import logging
 import tempfile
@@ -18,18 +18,18 @@ _UNUSED_BY_A_RESUME = ("train.init_checkpoint", "MODEL.WEIGHTS")
 
 
 def write_config(run: Run) -> None:
-    """Write `config.yaml` into the output folder: what runs, so that it can be repeated and resumed."""
+    """Write `config.yaml` into the output folder, so that the run can be repeated and resumed."""
     folder = Path(run.settings.output_dir)
     with tempfile.TemporaryDirectory() as scratch:
         kind_of(run.config).save(Path(scratch, CONFIG_FILE))
         for path in Path(scratch).iterdir():  # a config that yaml cannot hold is pickled beside it
             content = path.read_bytes()
             write_atomically(folder / path.name, lambda file, content=content: file.write(content))
-    logger.info(f"Config written to {folder / CONFIG_FILE}")
+    logger.info(f"config written to {folder / CONFIG_FILE}")
 
 
 def flat_config(run: Run) -> dict[str, str]:
-    """Every value of the config by its path, as text; the output folder, which may move, is left out of them."""
+    """Return every value of the config as text, by its path; the output folder, which may move, is a placeholder."""
     values = dict(_leaves(kind_of(run.config).values(), ""))
     folder = run.settings.output_dir
     return {key: value.replace(folder, "<output folder>") if folder else value for key, value in values.items()}
@@ -52,7 +52,7 @@ def _value_as_text(value: Any) -> str:
 
 
 def log_changes(old: dict[str, str] | None, new: dict[str, str]) -> None:
-    """Say which values of the config differ from those that a checkpoint was trained with.
+    """Log which values of the config differ from those that a checkpoint was trained with.
 
     Args:
         old: `flat_config` of the checkpoint; None if an older version wrote it.
@@ -65,4 +65,4 @@ def log_changes(old: dict[str, str] | None, new: dict[str, str]) -> None:
         if old.get(key) != new.get(key) and key not in _UNUSED_BY_A_RESUME
     ]
     if changes:
-        logger.warning("Settings that differ from the checkpoint's; the new ones are used:\n" + "\n".join(changes))
+        logger.warning("settings that differ from the checkpoint's; the new ones are used:\n" + "\n".join(changes))

@@ -1,4 +1,4 @@
-"""Agreement between the processes of one training."""
+"""Share values between the processes of a training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from sparse_detr.errors import UserError
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:
-    """The largest `value` of all processes; every process must call it."""
+    """Return the largest `value` of all processes; every process must call this."""
     if comm.get_world_size() == 1:
         return value
     shared = torch.tensor([value], device=device)
@@ -23,15 +23,15 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
 
 
 def from_main_process(value: Any) -> Any:
-    """What the main process holds as `value`; every process must call it."""
+    """Return the `value` of the main process; every process must call this."""
     return comm.all_gather(value)[0]
 
 
 def on_main_process(work: Callable[[], Any]) -> Any:
-    """What `work()` returns on the main process, on every process; every process must call it.
+    """Call `work()` on the main process and return its result on every process; every process must call this.
 
     Raises:
-        UserError: on the main process, if `work` raises it; the others exit with the same code in silence.
+        UserError: on the main process, if `work` raises it; the others exit with status 2 and no message.
     """
     if comm.get_world_size() == 1:
         return work()
@@ -50,11 +50,11 @@ def on_main_process(work: Callable[[], Any]) -> Any:
 
 
 def without_ddp(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel."""
+    """Return the model without its DistributedDataParallel, if it has one."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def wrap_for_ranks(model: nn.Module, device: torch.device, **ddp_options: Any) -> nn.Module:
-    """The model itself for one process, else DistributedDataParallel on `device`."""
+    """Wrap the model in DistributedDataParallel on `device`; for one process return it as it is."""
     device_ids = [comm.get_local_rank()] if device.type == "cuda" and comm.get_world_size() > 1 else None
     return create_ddp_model(model, device_ids=device_ids, **ddp_options)

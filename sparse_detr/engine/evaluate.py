@@ -1,4 +1,4 @@
-"""Evaluation of a model on the data sets of a run."""
+"""Evaluate a model on the data sets of a run."""
 
 import logging
 from collections.abc import Callable
@@ -18,9 +18,9 @@ AVERAGE_PREFIX = "ema/"
 
 
 def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Scores of `model` on every evaluation set: {"bbox": {"AP": ...}} for one, else a level of names above.
+    """Return the scores of `model`: {"bbox": {"AP": ...}} for one evaluation set, {name: {"bbox": ...}} for several.
 
-    All ranks share the images; the main process holds the scores, the others empty dicts.
+    The ranks share the images; the main process gets the scores, the others get empty dicts.
 
     Args:
         before_image: called before each batch.
@@ -34,7 +34,7 @@ def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None
         scores = inference_on_dataset(model, loader, evaluation_set.build_evaluator(), callbacks)
         name = ", ".join(evaluation_set.names)
         if comm.is_main_process():
-            logger.info(f"Evaluation of {name}:")
+            logger.info(f"evaluation of {name}:")
             print_csv_format(scores)
         results[name] = scores
     return next(iter(results.values())) if len(results) == 1 else results
@@ -43,7 +43,7 @@ def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None
 def evaluate_with_average(
     run: Run, model: nn.Module, average: nn.Module | None, before_image: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """Scores of the model and, named "ema/...", those of the averaged weights, so that neither hides the other."""
+    """Return the scores of the model and, under names that start with "ema/", those of the averaged weights."""
     results = dict(evaluate(run, model, before_image))
     if average is not None:
         results |= {f"{AVERAGE_PREFIX}{name}": scores for name, scores in evaluate(run, average, before_image).items()}

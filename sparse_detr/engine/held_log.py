@@ -1,4 +1,4 @@
-"""Keep what is logged before a run has its log file, so that the file gets it too."""
+"""Keep log lines until a run has its log file, so that they are written there too."""
 
 import logging
 import logging.handlers
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def hold_log(name: str) -> Iterator[list[logging.LogRecord]]:
-    """Collect what the loggers under `name` say instead of showing it; after an error it is shown at once."""
+    """Collect the records of the loggers under `name` without showing them; after an error they are shown at once."""
     root = logging.getLogger(name)
     handlers, propagate, level = root.handlers, root.propagate, root.level
-    # Holds any number, and gives nothing on by itself.
+    # Holds any number of records and passes none on.
     memory = logging.handlers.MemoryHandler(capacity=2**31, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
     root.handlers, root.propagate = [memory], False
     root.setLevel(logging.INFO)

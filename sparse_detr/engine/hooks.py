@@ -1,4 +1,4 @@
-"""Hooks that Detectron2 lacks or that differ from its own."""
+"""Hooks of a training that Detectron2 lacks, or has in another form."""
 
 import logging
 import math
@@ -22,14 +22,14 @@ from sparse_detr.engine.random_state import keep_random_state
 
 logger = logging.getLogger(__name__)
 
-_SAME_PRESS = 1.0  # seconds: a terminal and the launching process both pass one Ctrl-C on
+_SAME_PRESS = 1.0  # seconds: one Ctrl-C may arrive twice, from the terminal and from the launching process
 
 
 class AverageWeights(HookBase):
-    """Exponential moving average of the weights; add `self.average` to the checkpointer to resume it.
+    """An exponential moving average of the weights; add `self.average` to the checkpointer to resume it.
 
     Args:
-        model: the model itself, not its DistributedDataParallel.
+        model: without DistributedDataParallel.
         decay: share of the old average that stays at each iteration.
     """
 
@@ -42,9 +42,9 @@ class AverageWeights(HookBase):
 
 
 class Evaluate(hooks.EvalHook):
-    """Detectron2's EvalHook that leaves the random numbers of the training alone and skips failed trainings.
+    """Detectron2's EvalHook, but it keeps the random state of the training and skips failed trainings.
 
-    Every rank gets the results of the main process, so that all can decide alike.
+    Every rank gets the results of the main process, so that all decide alike.
     """
 
     def __init__(self, *, period: int, evaluate: Callable[[], dict[str, Any]]) -> None:
@@ -55,7 +55,7 @@ class Evaluate(hooks.EvalHook):
             super()._do_eval()
 
     def catch_up(self) -> None:
-        """Evaluate the last iteration before a resume, whose scores were lost."""
+        """Evaluate again after the last iteration before a resume, if its scores were lost."""
         self.trainer.storage.iter = self.trainer.start_iter - 1
         self._do_eval()
 
@@ -65,16 +65,16 @@ class Evaluate(hooks.EvalHook):
 
 
 class KeepBest(HookBase):
-    """Keep the weights with the best score in `model_best.pth`, with the score in it, so that none outlives the other.
+    """Keeps the weights with the best score in `model_best.pth`, and the score in the same file.
 
-    `model_best.json` repeats the score for people.
+    `model_best.json` is a copy of the score for people to read.
 
     Args:
         period: iterations between two evaluations.
-        evaluation: the hook that comes before this one; asked again if a kill came between a checkpoint and its score.
+        evaluation: the hook before this one; evaluates again if a kill came between a checkpoint and its score.
         checkpointer: writes the file.
-        metric: larger is better; a name that starts with "ema/" is the score of the averaged weights.
-        average: the averaged weights; with such a metric they are the file's weights.
+        metric: name of a score, of which larger is better; one with "ema/" is of the averaged weights.
+        average: the averaged weights, which are saved if the metric is of them.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class KeepBest(HookBase):
         self._best: float | None = None
 
     def before_train(self) -> None:
-        """Read the best score when a training goes on; a fresh one in the same folder starts without."""
+        """Read the best score if the training is resumed; a new one in the same folder starts without."""
         folder, start = self._checkpointer.save_dir, self.trainer.start_iter
         self._best = on_main_process(lambda: best_score(folder, self._metric, start) if start > 0 else None)
         scored = on_main_process(lambda: last_scored(folder) if start > 0 else 0)
         if self._is_due(start) and scored < start:
-            logger.info(f"The scores after {start} iterations were lost: evaluating again")
+            logger.info(f"the scores after {start} iterations were lost: evaluating again")
             self._evaluation.catch_up()
             self._keep_if_best(start)
 
@@ -132,19 +132,19 @@ class KeepBest(HookBase):
         on_main_process(lambda: remove_score(folder))
         self._checkpointer.save(BEST_PREFIX, iteration=iteration, best=score, **weights)
         on_main_process(lambda: write_score(folder, score))
-        logger.info(f"Best model so far: {self._metric} is {value:.5f} after iteration {iteration}")
+        logger.info(f"best model so far: {self._metric} is {value:.5f} after iteration {iteration}")
         self._best = value
 
 
 def averaged_weights(average: nn.Module) -> dict[str, Any]:
-    """Entries of a checkpoint whose model is the average; no training can go on from it."""
+    """Return the entries of a checkpoint that holds the averaged weights alone; no training can resume from it."""
     return {"weights": "averaged", "model": average.state_dict(), "trainer": None}
 
 
 class StopOnSignal(HookBase):
-    """Ctrl-C and SIGTERM finish the iteration, write a checkpoint and exit with 128 + the signal's number.
+    """Stops at Ctrl-C or SIGTERM: finishes the iteration, writes a checkpoint, exits with 128 + the signal's number.
 
-    A second Ctrl-C aborts at once. All ranks stop at the same iteration, whichever of them got the signal.
+    A second Ctrl-C aborts at once. All ranks stop at the same iteration, whichever rank got the signal.
     """
 
     def __init__(self, *, checkpointer: TrainingCheckpointer) -> None:
@@ -160,8 +160,8 @@ class StopOnSignal(HookBase):
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a data-loading process, forked with this handler: a terminal signals it too, but we need it
-        # torch's handler would raise in the middle of the step if the signal has killed a data-loading process.
+            return  # a forked data-loading process, which must live until the checkpoint is written
+        # If the signal has killed a data-loading process, torch's handler would raise in the middle of the step.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if self._received:
             if number == signal.SIGINT and time.monotonic() - self._received_at > _SAME_PRESS:
@@ -169,8 +169,8 @@ class StopOnSignal(HookBase):
             return
         self._received, self._received_at = number, time.monotonic()
         logger.warning(
-            f"{signal.Signals(number).name}: finishing this iteration, then a checkpoint is written. "
-            "Press Ctrl-C again to abort without one."
+            f"{signal.Signals(number).name}: finishing this iteration, then a checkpoint is written; "
+            "press Ctrl-C again to abort without one"
         )
 
     def after_step(self) -> None:
@@ -179,7 +179,7 @@ class StopOnSignal(HookBase):
             self._stop(number)
 
     def interrupt_evaluation(self) -> None:
-        """Stop between two images of an evaluation; several processes finish it, since each has its own images."""
+        """Stop between two images of an evaluation; with several processes it is finished, since they share images."""
         if self._received and comm.get_world_size() == 1:
             self._stop(self._received)
 
@@ -188,8 +188,8 @@ class StopOnSignal(HookBase):
         self._checkpointer.save(name, iteration=self.trainer.iter)
         comm.synchronize()
         logger.warning(
-            f"Stopped by {signal.Signals(number).name} after iteration {self.trainer.iter}. "
-            f"{os.path.join(self._checkpointer.save_dir, name)}.pth is written; go on with --resume."
+            f"stopped by {signal.Signals(number).name} after iteration {self.trainer.iter}; "
+            f"{os.path.join(self._checkpointer.save_dir, name)}.pth is written; go on with --resume"
         )
         raise SystemExit(128 + number)
 

@@ -1,4 +1,4 @@
-"""Start the processes of a training: Detectron2's `launch`, or the ones that torchrun has started."""
+"""Start the processes of a training with Detectron2's `launch`, or use those that torchrun has started."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def start_processes(
 ) -> None:
     """Call `main(*args)` in every process of the training.
 
-    Without a GPU, `num_gpus` processes share the CPU and talk through gloo.
+    Without a GPU, `num_gpus` processes share the CPU and communicate by gloo.
     """
     if "RANK" in os.environ and "LOCAL_RANK" in os.environ:
         _join_torchrun()
@@ -42,7 +42,7 @@ def start_processes(
     try:
         launch(_limit_threads_and_run, num_gpus, num_machines, machine_rank, dist_url, args=(main, num_gpus, args))
     except mp.ProcessExitedException as error:
-        if error.exit_code < 0:  # else the process itself has said why
+        if error.exit_code < 0:  # else the process itself has printed the reason
             print(f"error: {_say_who_was_killed(error)}", file=sys.stderr)
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
 
@@ -50,8 +50,8 @@ def start_processes(
 def _say_who_was_killed(error: mp.ProcessExitedException) -> str:
     guess = {
         "SIGKILL": "out of memory? Lower the batch size, the image sizes or the number of workers",
-        "SIGTERM": "someone has ended it",
-        "SIGINT": "someone has ended it",
+        "SIGTERM": "a person or a program ended it",
+        "SIGINT": "a person or a program ended it",
     }.get(str(error.signal_name), "a crash of native code?")
     return f"process {error.error_index} was killed by {error.signal_name}; {guess}; the last checkpoint is kept"
 
@@ -60,7 +60,9 @@ def _check_processes(num_gpus: int, num_machines: int, dist_url: str) -> None:
     if num_machines > 1 and dist_url == "auto":
         raise UserError("several machines need --dist-url tcp://<address of machine 0>:<free port>, the same on all")
     if torch.cuda.is_available() and num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus is {num_gpus}, but this machine shows {torch.cuda.device_count()}")
+        raise UserError(
+            f"--num-gpus is {num_gpus}, but this machine has {torch.cuda.device_count()}; give at most that"
+        )
 
 
 def _join_torchrun() -> None:
@@ -78,7 +80,7 @@ def _limit_threads_and_run(main: Callable[..., None], num_processes: int, args: 
 
 
 def _pass_signals_on() -> None:
-    """Let the training processes, not this one that only waits for them, decide what a signal means."""
+    """Pass signals on to the training processes, which decide what to do; this process only waits for them."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in mp.active_children():

@@ -1,6 +1,6 @@
-"""What happens when a loss or gradient is not finite: find the first bad tensor, write a bundle, stop.
+"""Stop when a loss or gradient is not finite: find the first bad tensor, write a bundle, raise an error.
 
-The bundle holds plain tensors, numbers and strings only, so that `torch.load(..., weights_only=True)` reads it;
+The bundle holds only tensors, numbers and strings, so that `torch.load(..., weights_only=True)` can read it;
 `python -m sparse_detr.engine.replay` runs it again.
 """
 
@@ -23,17 +23,17 @@ from sparse_detr.modeling.training.normalizer import alone
 logger = logging.getLogger(__name__)
 
 _ADVICE = (
-    "No optimiser step was taken. Usual causes: a learning rate that is too high, fp16 overflow (try bf16 or off), "
-    "broken boxes (run `sparse-detr check-data`)."
+    "no optimiser step was taken; usual causes: a learning rate that is too high, fp16 overflow (try bf16 or off), "
+    "broken boxes (run `sparse-detr check-data`)"
 )
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient became NaN or infinite; the message says where."""
+    """An error: a loss or gradient became NaN or infinite; the message says where."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested containers, dataclasses and Detectron2's structures."""
+    """Return every tensor inside nested containers, dataclasses and Detectron2's structures."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Boxes):
@@ -50,12 +50,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def is_broken(value: Any) -> bool:
-    """Whether a tensor in `value` holds NaN or +inf; -inf is left out, being a usual fill for masked scores."""
+    """Return whether a tensor in `value` holds NaN or +inf; -inf is allowed, since it fills masked scores."""
     return any(t.is_floating_point() and bool((t.isnan() | t.isposinf()).any()) for t in tensors_in(value) if t.numel())
 
 
 def first_broken_module(model: nn.Module, run: Callable[[], Any]) -> str:
-    """Name of the first module whose output is broken while `run()` calls the model; "" if none is."""
+    """Return the name of the first module whose output is broken while `run()` calls the model; "" if none is."""
     found: list[str] = []
 
     def hook_for(name: str) -> Callable:
@@ -69,7 +69,7 @@ def first_broken_module(model: nn.Module, run: Callable[[], Any]) -> str:
     try:
         run()
     except (ValueError, FloatingPointError) as error:
-        logger.info(f"The forward pass stopped again with: {error}")
+        logger.info(f"the forward pass stopped again with: {error}")
     finally:
         for handle in handles:
             handle.remove()
@@ -83,7 +83,7 @@ def _first_broken(named: Iterator[tuple[str, Tensor]], kind: str) -> str:
 
 
 def find_first_bad_tensor(model: nn.Module, batch: list[dict], run: Callable[[], Any]) -> str:
-    """Where non-finite numbers enter: the input, a parameter, a module's output, else a gradient; "" if nowhere."""
+    """Return where non-finite numbers enter: input, parameter, output of a module, or gradient; "" if nowhere."""
     for item in batch:
         if is_broken(item):
             return f"input of {name_image(item)}"
@@ -96,13 +96,13 @@ def find_first_bad_tensor(model: nn.Module, batch: list[dict], run: Callable[[],
 
 
 def name_image(item: dict[str, Any]) -> str:
-    """How a person finds the image of a batch item."""
+    """Return the file name of a batch item, or its id, for a message."""
     return str(item.get("file_name", item.get("image_id", "an image without a name")))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What one rank knows about a non-finite number; `what` is empty on a rank that has none."""
+    """The facts of one rank about a non-finite number; `what` is empty on a rank without one."""
 
     what: str
     first_bad_tensor: str
@@ -124,7 +124,7 @@ class Failure:
         random_state: dict[str, Any],
         precision: str,
     ) -> "Failure":
-        """Run the forward pass again with the same random numbers, watching every module; needs no other rank."""
+        """Run the forward pass again with the same random numbers and check every module; needs no other rank."""
         set_random_state(random_state)
         with torch.no_grad(), alone():
             first_bad = find_first_bad_tensor(model, batch, lambda: compute_losses(model, batch))
@@ -139,7 +139,7 @@ class Failure:
 
 
 def pack_batch(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A batch as plain tensors, numbers and strings; `unpack_batch` is the inverse."""
+    """Return a batch as tensors, numbers and strings; `unpack_batch` is the inverse."""
     return [{key: _pack(value) for key, value in item.items()} for item in batch]
 
 
@@ -155,7 +155,7 @@ def _pack(value: Any) -> Any:
 
 
 def unpack_batch(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The batch that `pack_batch` was given, on the CPU."""
+    """Return the batch that `pack_batch` was given, on the CPU."""
     return [{key: _unpack(value) for key, value in item.items()} for item in batch]
 
 
@@ -168,8 +168,10 @@ def _unpack(value: Any) -> Any:
 
 
 def write_bundle(failure: Failure, path: str, *, config_text: str, message: str) -> None:
-    """Write all that a replay needs. BatchNorm's running statistics have already seen the batch; they play no part
-    in a forward pass in training mode."""
+    """Write all that a replay needs.
+
+    The running statistics of BatchNorm are those after the batch; a forward pass in training mode does not use them.
+    """
     bundle = {
         "iteration": failure.iteration,
         "message": message,
@@ -186,7 +188,7 @@ def stop_training(failure: Failure, *, directory: str, config_text: str, all_ran
     """Write a bundle for each rank with a bad number and raise the same `NonFiniteError` on all ranks.
 
     Args:
-        all_ranks: every rank calls this; False when this rank stops alone, in the middle of a forward pass.
+        all_ranks: whether every rank calls this; False if this rank stops alone, in the middle of a forward pass.
     """
     own = failure.describe() if failure.what else ""
     if failure.what and directory:
@@ -195,8 +197,8 @@ def stop_training(failure: Failure, *, directory: str, config_text: str, all_ran
         try:
             write_bundle(failure, path, config_text=config_text, message=own)
             own += f"; run it again with: python -m sparse_detr.engine.replay {path} --config-file CONFIG"
-        except CannotWrite as error:  # must not hide what has happened
+        except CannotWrite as error:  # must not hide the non-finite number
             own += f"; {error}"
     reports = comm.all_gather(own) if all_ranks else [own]
     lines = "\n".join(report for report in reports if report)
-    raise NonFiniteError(f"stopped at iteration {failure.iteration} before the optimiser step.\n{lines}\n{_ADVICE}")
+    raise NonFiniteError(f"stopped at iteration {failure.iteration} before the optimiser step\n{lines}\n{_ADVICE}")

@@ -1,7 +1,7 @@
-"""Carrying the state of an optimiser over to one with other settings, by the names of the parameters.
+"""Carry the state of an optimiser over to one with other settings, by the names of the parameters.
 
-The momenta come from the checkpoint, the settings (learning rate, weight decay, betas, ...) from the config. An
-optimiser alone would take both from the checkpoint and need the same groups.
+The momenta come from the checkpoint, the settings (learning rate, weight decay, betas, ...) from the config. Torch's
+own `load_state_dict` takes both from the checkpoint and needs the same groups.
 """
 
 import logging
@@ -21,11 +21,11 @@ _REMEDY = (
     "(train.init_checkpoint, MODEL.WEIGHTS; another output folder)"
 )
 _OF_SCHEDULE = ("lr", "initial_lr")
-_SHAPES_THE_STATE = ("amsgrad",)
+_CHANGES_THE_STATE = ("amsgrad",)
 
 
 def names_of_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
-    """Names of the parameters of each group, in the optimiser's order; those outside of the model get a number."""
+    """Return the names of the parameters of each group, in the optimiser's order; one outside the model is numbered."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         [
@@ -37,19 +37,19 @@ def names_of_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 
 def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `carry_over` must know beside the optimiser's own state, in plain values."""
+    """Return what `carry_over` needs besides the optimiser's own state, in plain values."""
     return {"class": type(optimizer).__name__, "names": names_of_groups(model, optimizer)}
 
 
 def carry_over(
     old: dict[str, Any], described: dict[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """State for `optimizer`: its own groups and settings, with the momenta of a checkpoint. Logs what differs.
+    """Return a state for `optimizer` with its own groups and settings and a checkpoint's momenta; log what differs.
 
     Args:
         old: `state_dict()` of the checkpoint's optimiser.
-        described: the `describe_optimizer` of it; None in a checkpoint of an older version, whose groups must be the
-            same ones in the same order.
+        described: its `describe_optimizer`; None in a checkpoint of an older version, whose groups must be the same in
+            the same order.
 
     Raises:
         UserError: the state cannot be used by this optimiser.
@@ -77,9 +77,9 @@ def carry_over(
 
 
 def restart_schedule(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Let a torch scheduler, just loaded, go on from the base rates of the optimiser instead of the checkpoint's.
+    """Set a torch scheduler, after it was loaded, to the base learning rates of the optimiser.
 
-    fvcore's schedules keep nothing and need no such help.
+    fvcore's schedules have no state, so they need no such change.
     """
     if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
         return
@@ -98,12 +98,12 @@ def _by_name(names: list[list[str]], groups: list[dict[str, Any]]) -> list[tuple
 
 
 def _base_rate(group: dict[str, Any]) -> float:
-    """Learning rate before the schedule."""
+    """Return the learning rate of a group before the schedule."""
     return group.get("initial_lr", group["lr"])
 
 
 def _with_rate(group: dict[str, Any], members: list[str], old_groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A new group at its place in the schedule: the checkpoint's multiplier times the new base rate."""
+    """Return a new group with its learning rate: the checkpoint's multiplier times the new base rate."""
     base = _base_rate(group)
     old = next((old_groups[name] for name in members if name in old_groups), None)
     if old is None:
@@ -139,7 +139,7 @@ def _check_kind(old: dict[str, Any], described: dict[str, Any] | None, optimizer
         raise UserError(f"the checkpoint's optimiser is {described['class']} and the config's is {kind}; {_REMEDY}")
     if ("betas" in old_group) != ("betas" in group):
         raise UserError(f"the checkpoint's optimiser is of another kind than the config's {kind}; {_REMEDY}")
-    for key in _SHAPES_THE_STATE:
+    for key in _CHANGES_THE_STATE:
         if old_group.get(key) != group.get(key):
             raise UserError(
                 f"the checkpoint's optimiser has {key}={old_group.get(key)} and the config's {group.get(key)}, "
@@ -162,11 +162,11 @@ def _log_parameters(old: set[str], new: set[str]) -> None:
         if names:
             shown = sorted(names)
             more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-            logger.warning(f"Parameters that are {what}: {', '.join(shown[:3])}{more}")
+            logger.warning(f"parameters that are {what}: {', '.join(shown[:3])}{more}")
 
 
 def _log_settings(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> None:
-    """One line for each setting that differs: old -> new, and of how many parameters."""
+    """Log one line for each setting that differs: old -> new, and the number of parameters."""
     for key in sorted({key for group in new.values() for key in group} - {"params", *_OF_SCHEDULE}):
         _log_changes(key, {name: (old[name].get(key), new[name].get(key)) for name in new if key in old.get(name, {})})
     rates = {name: (_base_rate(old[name]), _base_rate(new[name])) for name in new if name in old}
@@ -181,4 +181,4 @@ def _log_changes(what: str, values: dict[str, tuple[Any, Any]]) -> None:
             counts[f"{before} -> {after}"] += 1
     if counts:
         changes = ", ".join(f"{change} ({count} parameters)" for change, count in counts.items())
-        logger.warning(f"The optimiser's {what} differs from the checkpoint's: {changes}")
+        logger.warning(f"the optimiser's {what} differs from the checkpoint's: {changes}")

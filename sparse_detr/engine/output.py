@@ -1,4 +1,4 @@
-"""The output folder of a training: one training at a time writes into it, and a disk that fails is one clear error."""
+"""The output folder of a training: one training at a time writes into it, and a failing disk gives one clear error."""
 
 import fcntl
 import logging
@@ -31,12 +31,12 @@ _held: set[tuple[int, str]] = set()  # process and folder: a forked process hold
 
 @contextmanager
 def hold_folder(folder: str, *, alone: bool = True) -> Iterator[None]:
-    """Make the folder and keep every other training out of it; ends with the process, however that ends.
+    """Make the folder and keep other trainings out of it, until the block or the process ends in any way.
 
     Every rank must call it.
 
     Args:
-        alone: False only makes the folder, as for an evaluation.
+        alone: False makes the folder without keeping others out, for an evaluation.
 
     Raises:
         UserError: another training writes there, or the folder cannot be written into.
@@ -60,7 +60,7 @@ def hold_folder(folder: str, *, alone: bool = True) -> Iterator[None]:
 
 
 def _lock(folder: str) -> BinaryIO:
-    """A POSIX lock, which forked data-loading processes do not inherit: it would outlive a killed training."""
+    """Take a POSIX lock; forked data-loading processes do not inherit it, so it never outlives a killed training."""
     make_folder(folder)
     file = open(os.path.join(folder, LOCK), "a+b")  # noqa: SIM115 stays open
     try:
@@ -79,12 +79,12 @@ def _lock(folder: str) -> BinaryIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
     file.flush()
     for name in remove_leftovers(folder):
-        logger.info(f"Removed {os.path.join(folder, name)}, left by a write that was killed")
+        logger.info(f"removed {os.path.join(folder, name)}, left by a write that was killed")
     return file
 
 
 def disk_error(error: BaseException, folder: str) -> CannotWrite | None:
-    """The error for a user if `error` comes from a disk that is full, or from what lies in `folder`; else None."""
+    """Return an error for the user if `error` comes from a full disk or a file in `folder`; else None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CannotWrite):
@@ -104,13 +104,13 @@ def _inside(path: Any, folder: str) -> bool:
 
 
 def worker_error(error: BaseException) -> UserError | None:
-    """The error for a user if a data-loading process was killed, as torch says with a RuntimeError; else None."""
+    """Return an error for the user if `error` is torch's RuntimeError for a killed data-loading process; else None."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RuntimeError) and _KILLED_WORKER.match(str(seen)):
             reason = str(seen).split(". ")[0].rstrip(".")
             return UserError(
-                f"a data-loading process has died ({reason}); out of memory? Lower the number of workers "
+                f"a data-loading process has died ({reason}), maybe out of memory; lower the number of workers "
                 "(dataloader.train.num_workers, DATALOADER.NUM_WORKERS), the batch size or the image sizes"
             )
         seen = seen.__cause__ or seen.__context__
@@ -119,7 +119,7 @@ def worker_error(error: BaseException) -> UserError | None:
 
 @contextmanager
 def disk_errors_for_users(folder: str) -> Iterator[None]:
-    """Turn what a full or vanished disk or a killed data-loading process raises, anywhere, into one `UserError`."""
+    """Turn the errors of a full or vanished disk, or of a killed data-loading process, into one `UserError`."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
@@ -130,7 +130,7 @@ def disk_errors_for_users(folder: str) -> Iterator[None]:
 
 
 def what_is_saved(folder: str) -> str:
-    """Where the training can go on after an error."""
+    """Return from which checkpoint the training can go on after an error, as a part of a message."""
     try:
         name = Path(folder, POINTER).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -144,7 +144,7 @@ def what_is_saved(folder: str) -> str:
 
 
 class WriteMetrics(hooks.PeriodicWriter):
-    """Detectron2's writers of losses and scores; a disk that fails is one clear error."""
+    """Detectron2's writers of losses and scores; a failing disk gives one clear error."""
 
     def __init__(self, *, folder: str, max_iter: int, period: int) -> None:
         super().__init__(default_writers(folder, max_iter), period)
@@ -155,7 +155,7 @@ class WriteMetrics(hooks.PeriodicWriter):
             super().after_step()
 
     def after_train(self) -> None:
-        """Write and close all; an error must not hide the one that has ended the training."""
+        """Write and close all; an error of a writer must not hide the error that ended the training."""
         errors = [error for writer in self._writers if (error := _finish(writer)) is not None]
         if errors and sys.exc_info()[0] is None:
             raise disk_error(errors[0], self._folder) or errors[0]
@@ -166,23 +166,23 @@ def _finish(writer: EventWriter) -> Exception | None:
     for step in (writer.write, writer.close):
         try:
             step()
-        except Exception as error:  # noqa: BLE001 handed on by the caller
+        except Exception as error:  # noqa: BLE001 the caller raises it
             first = first or error
     return first
 
 
 def survive_a_full_disk(*names: str) -> None:
-    """Let the log files of these loggers fall silent after one line when they cannot be written.
+    """Let the log files of these loggers end with one warning when they cannot be written.
 
-    Python's own reaction is a traceback for every line of the log, and one more at the end of the process.
+    Python would print a traceback for every line of the log, and one more at the end of the process.
     """
     for name in names:
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
-                handler.handleError = _FallSilent(handler)  # type: ignore[method-assign]
+                handler.handleError = _EndLog(handler)  # type: ignore[method-assign]
 
 
-class _FallSilent:
+class _EndLog:
     def __init__(self, handler: logging.StreamHandler) -> None:
         self._handler = handler
 
@@ -201,7 +201,7 @@ class _FallSilent:
 def one_line_errors(folder: str) -> Iterator[None]:
     """Let Detectron2's loop log a known error as one line, without a traceback.
 
-    The thread of TensorBoard keeps quiet about its own errors of the disk: its next call raises them again.
+    TensorBoard's thread prints no disk errors meanwhile: its next call raises them again.
     """
     loop, one_line = logging.getLogger("detectron2.engine.train_loop"), _OneLine(folder)
     of_threads = threading.excepthook
@@ -220,7 +220,7 @@ def one_line_errors(folder: str) -> Iterator[None]:
 
 
 class _OneLine(logging.Filter):
-    """Leaves the traceback of known errors out of the log."""
+    """A filter that leaves the traceback of known errors out of the log."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -231,10 +231,10 @@ class _OneLine(logging.Filter):
         if error is not None:
             known = disk_error(error, self._folder) or worker_error(error) or (error if _is_known(error) else None)
             if known is not None:
-                record.msg, record.args, record.exc_info, record.exc_text = f"Training ends: {known}", (), None, None
+                record.msg, record.args, record.exc_info, record.exc_text = f"training ends: {known}", (), None, None
         return True
 
 
 def _is_known(error: BaseException) -> bool:
-    """Whether the message of an error says all that a user needs."""
+    """Return whether the message of an error says all that a user needs."""
     return isinstance(error, (UserError, NonFiniteError))

@@ -1,4 +1,4 @@
-"""Mixed precision that works on the CPU as well."""
+"""Mixed precision, on GPU and CPU."""
 
 from contextlib import AbstractContextManager
 
@@ -24,10 +24,10 @@ class Precision:
         self.scaler = GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager:
-        """Context of the forward pass."""
+        """Return the context for the forward pass."""
         dtype = _DTYPES[self.name]
         return torch.autocast(self.device_type, dtype=dtype, enabled=dtype is not None)
 
     def scaler_copes(self) -> bool:
-        """Whether a non-finite gradient only shows a loss scale that is too large: the scaler skips the step."""
+        """Return whether the scaler skips a step with a non-finite gradient, whose cause may be its own loss scale."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0

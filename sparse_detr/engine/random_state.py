@@ -10,7 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators of this process: python, numpy, torch and, where there is one, the current GPU."""
+    """Return the state of the generators of this process: python, numpy, torch and, if in use, the current GPU."""
     name, keys, position, has_gauss, cached_gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -23,7 +23,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since `random_state()` returned `state`."""
+    """Set the generators back to `state`, which `random_state()` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached_gauss = state["numpy"]
@@ -35,7 +35,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Leave the random numbers outside the block as if the block had drawn none."""
+    """Restore the state of the generators after the block, as if it had drawn no random numbers."""
     state = random_state()
     try:
         yield

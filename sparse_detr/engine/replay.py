@@ -27,7 +27,7 @@ from sparse_detr.errors import UserError
 
 @dataclass(frozen=True)
 class Replay:
-    """What happened when a bundle was run again; `first_bad_tensor` is empty if all was finite."""
+    """The result of running a bundle again; `first_bad_tensor` is empty if all was finite."""
 
     losses: dict[str, float]
     first_bad_tensor: str
@@ -56,7 +56,7 @@ def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
 
 def _check_bundle(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
     if missing := [key for key in ("model", "batch", "precision", "random_state", "message") if key not in bundle]:
-        raise UserError(f"{args.bundle} is no nonfinite_iter_*.pth bundle: it lacks {', '.join(missing)}")
+        raise UserError(f"{args.bundle} lacks {', '.join(missing)}; give a nonfinite_iter_*.pth bundle of a training")
     if args.config_file is None:
         beside = Path(args.bundle).parent / "config.yaml"
         raise UserError(
@@ -66,7 +66,7 @@ def _check_bundle(args: argparse.Namespace, bundle: dict[str, Any]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Parser of the command."""
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument(
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the losses and the first bad tensor; 1 if there is one, 0 if all is finite this time."""
+    """Print the losses and the first bad tensor; return 1 if there is one, 0 if all is finite this time."""
     args = build_parser().parse_intermixed_args(argv)
     try:
         bundle = load_file(args.bundle)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(bundle["message"])
     for name, loss in replay.losses.items():
         print(f"  {name} = {loss:g}")
-    print(f"Again: {replay.first_bad_tensor}" if replay.first_bad_tensor else "All finite this time.")
+    print(f"again: {replay.first_bad_tensor}" if replay.first_bad_tensor else "all finite this time")
     return 1 if replay.first_bad_tensor else 0
 
 

@@ -1,4 +1,4 @@
-"""The last lines of a training or evaluation."""
+"""Log the results of a training or evaluation."""
 
 import logging
 import os
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 def report_results(scores: dict[str, Any], settings: TrainSettings, *, trained: bool) -> None:
-    """Log the table of scores and where the outputs are, on the main process."""
+    """Log the table of scores and the paths of the outputs, on the main process."""
     if not comm.is_main_process():
         return
     if scores:
-        logger.info("Results:\n" + score_table(scores))
-    logger.info("Outputs:\n" + "\n".join(output_lines(settings, trained=trained)))
+        logger.info("results:\n" + score_table(scores))
+    logger.info("outputs:\n" + "\n".join(output_lines(settings, trained=trained)))
 
 
 def score_table(scores: dict[str, Any]) -> str:
-    """One row a metric; a score that the data cannot give (no box of that size) shows as n/a."""
+    """Return a table with one row a metric; n/a for a score that the data cannot give (no box of that size)."""
     rows = [
         (name, "n/a" if value != value else f"{value:.2f}")  # NaN differs from itself
         for name, value in flatten_results_dict(scores).items()
@@ -32,7 +32,7 @@ def score_table(scores: dict[str, Any]) -> str:
 
 
 def output_lines(settings: TrainSettings, *, trained: bool) -> list[str]:
-    """Which file holds what."""
+    """Return lines that say which file holds what."""
     names = {"model_final.pth": "weights and training state", "model_best.pth": f"best {settings.best_metric}"}
     names |= {"metrics.json": "losses and scores", "log.txt": "log"} if trained else {}
     names |= {"config.yaml": "this run's config", "inference": "detections"}

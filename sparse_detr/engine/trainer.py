@@ -1,4 +1,4 @@
-"""The training loop: Detectron2's SimpleTrainer plus precision, clipping, accumulation and a stop before bad steps."""
+"""The training loop: Detectron2's SimpleTrainer with precision, clipping, accumulation and a stop before bad steps."""
 
 import time
 from collections.abc import Iterable
@@ -23,17 +23,17 @@ Batch = list[dict[str, Any]]
 
 
 class Trainer(SimpleTrainer):
-    """One optimiser step per iteration.
+    """Takes one optimiser step an iteration.
 
     Args:
         model: takes a batch and returns a dict of scalar losses; may be wrapped in DistributedDataParallel.
         data_loader: endless batches.
         precision: "off", "bf16" or "fp16".
         clip_grad_norm: largest L2 norm of the gradient of the whole model; None does not clip.
-        accumulate: batches per optimiser step; each counts 1 / accumulate. Losses that are normalised by the boxes
-            of a batch make this close to, but not equal to, one batch of all the images.
-        failure_dir: where a bundle is written if a loss or gradient is not finite; "" writes none.
-        config_text: put into that bundle for the reader.
+        accumulate: batches an optimiser step; each counts 1 / accumulate. Losses are normalised by the boxes of a
+            batch, so this is close to one batch of all the images, but not equal to it.
+        failure_dir: folder for a bundle if a loss or gradient is not finite; "" writes none.
+        config_text: written into that bundle, for people to read.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class Trainer(SimpleTrainer):
         self._resumed_random_state: dict[str, Any] | None = None
 
     def before_train(self) -> None:
-        """Start the data loader, then continue the random numbers of the checkpoint: starting it draws some."""
+        """Start the data loader, which draws random numbers, then set the random state of the checkpoint."""
         super().before_train()
         _ = self._data_loader_iter
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state)
 
     def after_train(self) -> None:
-        """Also of a training that was resumed after its last iteration, which Detectron2's loop counts once more."""
+        """Undo the extra iteration that Detectron2's loop counts if a training is resumed after its last one."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def run_step(self) -> None:
-        """Forward and backward over `accumulate` batches, the checks, one optimiser step."""
+        """Run forward and backward over `accumulate` batches, check the numbers, take one optimiser step."""
         assert self.model.training, "the model was left in eval mode"
         self.optimizer.zero_grad()
         data_time = 0.0
@@ -92,7 +92,7 @@ class Trainer(SimpleTrainer):
         self.precision.scaler.update()
 
     def compute_losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one batch, each divided by the number of accumulated batches."""
+        """Return the losses of one batch, each divided by the number of accumulated batches."""
         with self.precision.autocast():
             losses = model(batch)
         return {name: loss.float() / self.accumulate for name, loss in losses.items()}
@@ -106,7 +106,7 @@ class Trainer(SimpleTrainer):
         self._random_state = random_state()
         try:
             losses = self.compute_losses(self.model, batch)
-        except UserError:  # a wrong batch, named already
+        except UserError:  # the batch is wrong, and the error says why
             raise
         except (ValueError, FloatingPointError) as error:  # a part that refuses NaN, such as the matcher
             self._stop_if_nonfinite_forward(batch, error)
@@ -119,7 +119,7 @@ class Trainer(SimpleTrainer):
         return losses
 
     def _check_and_clip_gradients(self, batch: Batch) -> None:
-        """Clip the gradient of the whole model, unscaled; refuse a non-finite one."""
+        """Unscale and clip the gradient of the whole model; refuse a non-finite one."""
         self.precision.scaler.unscale_(self.optimizer)
         limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -138,7 +138,7 @@ class Trainer(SimpleTrainer):
             stop_training(failure, directory=self.failure_dir, config_text=self.config_text, all_ranks=False)
 
     def _stop(self, batch: Batch, what: str) -> None:
-        """Raise on every rank; `what` is empty on the ranks whose own numbers are finite."""
+        """Stop every rank; `what` is empty on the ranks whose own numbers are finite."""
         failure = self._failure(batch, what)
         stop_training(failure, directory=self.failure_dir, config_text=self.config_text, all_ranks=True)
 
@@ -154,7 +154,7 @@ class Trainer(SimpleTrainer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """SimpleTrainer's state, the loss scaler's and the names of the optimiser's parameters."""
+        """Return SimpleTrainer's state, the loss scaler's and the names of the optimiser's parameters."""
         return {
             **super().state_dict(),
             "grad_scaler": self.precision.scaler.state_dict(),
@@ -162,7 +162,7 @@ class Trainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the place in the training, momenta and loss scale of a checkpoint; the settings stay the config's."""
+        """Load iteration, momenta and loss scale of a checkpoint; the settings come from the config."""
         described = state_dict.get("optimizer_description")
         optimizer_state = carry_over(state_dict["optimizer"], described, without_ddp(self.model), self.optimizer)
         super().load_state_dict({**state_dict, "optimizer": optimizer_state})

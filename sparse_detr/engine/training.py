@@ -1,4 +1,4 @@
-"""The one training function: from a `Run` to a trained model."""
+"""Train and evaluate as a `Run` describes."""
 
 import copy
 import logging
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str, Any]:
-    """Train, evaluate and checkpoint as `run` says; no other training may use its output folder meanwhile.
+    """Train, evaluate and write checkpoints as `run` says; meanwhile no other training can use the output folder.
 
     Args:
         resume_last: go on from the last whole checkpoint in the output folder, if there is one.
@@ -56,12 +56,12 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
         dict: the scores after the last iteration.
 
     Raises:
-        UserError: something that the user can mend, such as a full disk; it says where the training is saved.
+        UserError: a fault that the user can mend, such as a full disk; says where the training is saved.
     """
     folder = run.settings.output_dir
     with hold_folder(folder), disk_errors_for_users(folder):
         _check_folders(run)
-        # Before what takes long, such as the model: a broken checkpoint is known at once.
+        # Before the model is built, which takes long, so that a broken checkpoint is an error at once.
         last = find_last_checkpoint(folder) if resume_last else LastCheckpoint()
         return _train(run, last, resume_last=resume_last, ema=ema)
 
@@ -79,7 +79,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         model, settings.output_dir, config=flat_config(run), trainer=trainer, **averaged
     )
     stop = StopOnSignal(checkpointer=checkpointer)
-    # Before evaluating, so that a crash of the evaluation loses nothing.
+    # Saves before the evaluation, so that a crash of the evaluation loses nothing.
     periodic = hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings))
     scores: dict[str, Any] = {}
 
@@ -104,7 +104,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         periodic.recent_checkpoints = numbered_checkpoints(settings.output_dir, before=start)
     else:
         if resume_last:
-            logger.warning(f"No checkpoint in {settings.output_dir}: the training starts at iteration 0")
+            logger.warning(f"no checkpoint in {settings.output_dir}: the training starts at iteration 0")
         load_weights(model, settings.init_checkpoint, skip_other_classes=True, ema=ema)
         start = 0
         on_main_process(lambda: start_anew(settings.output_dir))
@@ -117,9 +117,9 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
 def evaluate_only(
     run: Run, *, resume_last: bool = False, ema: bool = False, random_weights: bool = False
 ) -> dict[str, Any]:
-    """Scores of the checkpoint that the config names, or of the last one in the output folder.
+    """Return the scores of the checkpoint that the config names, or of the last one in the output folder.
 
-    The averaged weights in it are evaluated too where the config turns them on.
+    The averaged weights in it are evaluated too if the config turns them on.
 
     Args:
         resume_last: take the last whole checkpoint in the output folder, if there is one.
@@ -127,12 +127,12 @@ def evaluate_only(
         random_weights: evaluate an untrained model if no checkpoint is named.
 
     Raises:
-        UserError: there are no data to evaluate on, no weights, or broken ones.
+        UserError: there are no data to evaluate on, or the weights are missing or broken.
     """
     if not run.evaluation_sets:
         raise UserError(
-            "there is nothing to evaluate on: the config names no validation data; add --val-json and --val-images, or "
-            "dataloader.test and dataloader.evaluator (lazy), DATASETS.TEST (yaml)"
+            "there is nothing to evaluate on, since the config names no validation data; add --val-json and "
+            "--val-images, or dataloader.test and dataloader.evaluator (lazy), DATASETS.TEST (yaml)"
         )
     last = find_last_checkpoint(run.settings.output_dir) if resume_last else LastCheckpoint()
     path = last.path or run.settings.init_checkpoint
@@ -143,14 +143,14 @@ def evaluate_only(
         )
     model = run.build_model()
     if not path:
-        logger.warning("NO CHECKPOINT IS NAMED: the scores below are those of random weights")
+        logger.warning("no checkpoint is named: the scores below are those of RANDOM weights")
     load_trained_weights(model, path, ema=ema)
     with disk_errors_for_users(run.settings.output_dir):
         return evaluate_with_average(run, model, None if ema else _average_of(run, model, path))
 
 
 def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
-    """The averaged weights in a checkpoint of a training, if the config averages."""
+    """Return the model with the averaged weights of a checkpoint; None if it has none or the config averages none."""
     if not run.settings.ema_decay or not os.path.isfile(path) or "ema" not in load_file(path):
         return None
     average = copy.deepcopy(model)
@@ -159,14 +159,14 @@ def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
 
 
 def _check_folders(run: Run) -> None:
-    """Fail now rather than at the first evaluation."""
+    """Make the folder of the evaluations now, so that an error comes at once and not at the first of them."""
     if run.settings.output_dir and run.evaluation_sets:
         on_main_process(lambda: str(make_folder(os.path.join(run.settings.output_dir, "inference"))))
 
 
 @contextmanager
 def _say_what_is_saved(folder: str) -> Iterator[None]:
-    """Add to an error of the disk or of a data-loading process where the training can go on."""
+    """Add, to an error of the disk or of a data-loading process, from which checkpoint the training can go on."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:
@@ -192,7 +192,7 @@ def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def _checkpoint_options(settings: TrainSettings) -> dict[str, Any]:
-    """All ranks save, since each adds its random state; the main process alone deletes what is too old."""
+    """Return the checkpointer's settings: all ranks save, since each adds its random state; the main one deletes."""
     return settings.checkpointer if comm.is_main_process() else {**settings.checkpointer, "max_to_keep": None}
 
 
@@ -217,7 +217,7 @@ def _writer_hooks(settings: TrainSettings) -> list[HookBase]:
 
 
 def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:
-    """Load the training of a checkpoint; returns the iteration to go on with."""
+    """Load the training of a checkpoint; return the iteration to go on with."""
     start = resume(checkpointer, trainer, last, max_iter=settings.max_iter)
     if start == settings.max_iter:
         complete(checkpointer, last.path)
@@ -232,6 +232,6 @@ def _start_data_at(data_loader: Any, batch: int) -> None:
         set_start_iteration(data_loader, batch)
     else:
         logger.warning(
-            f"{type(data_loader).__name__} cannot start in the middle: the data begin anew. "
-            "Use sparse_detr.data.loader.build_train_loader for an exact resume."
+            f"{type(data_loader).__name__} cannot start in the middle, so the data begin anew; "
+            "use sparse_detr.data.loader.build_train_loader for an exact resume"
         )

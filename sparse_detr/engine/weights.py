@@ -1,4 +1,4 @@
-"""Loading the weights of a file into a model, whatever wrote the file."""
+"""Load the weights of a file of any origin into a model."""
 
 import logging
 import os
@@ -24,12 +24,12 @@ FEW = 0.5  # share of the model's entries below which a checkpoint looks like a 
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that runs no code of a file, and looks at what fits before it loads.
+    """Detectron2's checkpointer, but it runs no code of a file, and compares file and model before it loads.
 
     Args:
-        skip_other_classes: whether a file with another number of classes may be loaded without its class rows, to
-            fine-tune; else it is refused.
-        averaged: whether the averaged weights of a file are loaded.
+        skip_other_classes: load a file with another number of classes without its class rows, to fine-tune; else refuse
+            it.
+        averaged: load the averaged weights of a file.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return Checkpointer.load(self, file, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """What the file holds, with the weights under "model" however deep they were, by name."""
+        """Return the content of the file, with its weights under "model", by name, wherever they were."""
         checkpoint = load_file(filename)
         try:
             found = unwrap(checkpoint, averaged=self.averaged)
@@ -71,7 +71,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"matching_heuristics": match_names, **checkpoint, "model": found.weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        """Detectron2's loading after a look at what fits; its own name matching for old formats stays its affair."""
+        """Compare file and model, then load as Detectron2 does; files of old formats get its matching of names."""
         known = self.model.state_dict()
         if checkpoint.pop("matching_heuristics", False) and not known.keys() & checkpoint["model"].keys():
             checkpoint["model"] = _match_names(known, checkpoint)
@@ -90,16 +90,16 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         if report.skipped_classes:
             rows = ", ".join(f"{name} {report.misshapen[name][0]}" for name in report.skipped_classes)
-            logger.warning(f"The checkpoint has another number of classes; these rows of it are skipped: {rows}")
+            logger.warning(f"the checkpoint has another number of classes; these rows of it are skipped: {rows}")
         backbone_only = all(name.startswith("backbone.") for name in report.matched)
         if report.model_share < FEW and not backbone_only:
-            logger.warning(f"The checkpoint fills little of the model; is it the right one?\n{report}")
+            logger.warning(f"the checkpoint fills little of the model; check that it is the right one\n{report}")
         else:
-            logger.info(f"Checkpoint: {str(report).splitlines()[0]}")
+            logger.info(f"checkpoint: {str(report).splitlines()[0]}")
 
 
 def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
-    """The file of a path or an address, fetched if need be, and what follows a "?" in the address."""
+    """Return the file of a path or an address, downloaded if necessary, and the queries after "?" in the address."""
     if os.path.exists(path):
         return str(existing_file(Path(path))), {}
     address = urlparse(path)
@@ -109,7 +109,7 @@ def _local_file(path: str) -> tuple[str, dict[str, list[str]]]:
     try:
         file = PathManager.get_local_path(address._replace(query="").geturl())
         if not os.path.isfile(file):
-            raise UserError("nothing is there")
+            raise UserError("there is no file")
         return file, parse_qs(address.query)
     except Exception as error:  # whatever the handler of the address raises
         raise UserError(f"{path} cannot be fetched ({error}); download it and give the file") from error
@@ -124,7 +124,7 @@ def _hint_for_missing(path: str) -> str:
 
 
 def _match_names(known: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Detectron2's matching of names that end alike."""
+    """Rename the weights by Detectron2's rule: names with equal endings match."""
     try:
         return align_and_update_state_dicts(known, checkpoint["model"], checkpoint.get("__author__") == "Caffe2")
     except (ValueError, KeyError, IndexError) as error:
@@ -132,7 +132,7 @@ def _match_names(known: Mapping[str, Tensor], checkpoint: Mapping[str, Any]) -> 
 
 
 def _check_kinds(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Refuse whole numbers for a weight and the reverse, which would be rounded or taken as values."""
+    """Refuse whole numbers for a float weight, and floats for whole numbers: loading would convert them silently."""
     expected = model.state_dict()
     for name, value in weights.items():
         if value.is_floating_point() != expected[name].is_floating_point():
@@ -156,14 +156,14 @@ def load_weights(
         ema: load the averaged weights of the file.
 
     Raises:
-        UserError: there is no such file, it cannot be read, it holds no such weights, or it is of another model.
+        UserError: the file is missing, cannot be read, holds no such weights, or is of another model.
     """
     loader = SafeCheckpointer(model, skip_other_classes=skip_other_classes, averaged=ema)
     loader.load(os.fspath(path), checkpointables=[])
 
 
 class _TrainedWeights(SafeCheckpointer):
-    """Refuses a backbone alone, as configs name it to train from: the heads would be random."""
+    """A checkpointer that refuses a file of backbone weights alone, with which the heads would be random."""
 
     def _check_fit(self, report: MatchReport, weights: Mapping[str, Tensor]) -> None:
         super()._check_fit(report, weights)
@@ -176,14 +176,14 @@ class _TrainedWeights(SafeCheckpointer):
 
 
 def load_trained_weights(model: nn.Module, path: str | os.PathLike[str], *, ema: bool = False) -> None:
-    """Load what detects: weights of a whole model with the model's classes, all finite; "" loads nothing.
+    """Load the weights of a whole detector, with the model's number of classes and all finite; "" loads nothing.
 
     Args:
         model: changed in place.
         path, ema: as in `load_weights`.
 
     Raises:
-        UserError: as `load_weights`, or they are a backbone's alone, or some are NaN or infinite.
+        UserError: as `load_weights`; also if the file holds a backbone alone, or NaN or infinite weights.
     """
     _TrainedWeights(model, averaged=ema).load(os.fspath(path), checkpointables=[])
     check_finite_weights(model, os.fspath(path))
@@ -193,10 +193,10 @@ def check_finite_weights(model: nn.Module, path: str) -> None:
     """Refuse a model with NaN or infinite weights.
 
     Args:
-        path: where the weights came from, for the message.
+        path: the file of the weights, for the message.
 
     Raises:
-        UserError: names the first such tensors and how many there are.
+        UserError: names the first such tensors and counts them.
     """
     state = model.state_dict()
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]

@@ -1,4 +1,4 @@
-"""Converting public checkpoints: names, aliases, classes, wrappers."""
+"""Conversion of public checkpoints: names, aliases, classes, wrappers."""
 
 from argparse import Namespace
 
@@ -26,7 +26,7 @@ def binary_file():
 
 
 def tiny_file(**changes):
-    """A one-layer one-stage model in public names, of width 2 and with 91 classes."""
+    """Return the weights of a one-layer one-stage model under public names, with 2 channels and 91 classes."""
     weights = {
         "transformer.level_embed": torch.zeros(1, 2),
         "input_proj.0.0.weight": torch.ones(2, 3, 1, 1),
@@ -111,7 +111,7 @@ def test_aliases_that_differ_are_named_with_their_difference(sparse_file):
         convert_checkpoint(damaged)
 
 
-def test_wrappers_prefixes_and_counters_go():
+def test_wrappers_prefixes_and_counters_are_removed():
     file = {
         "model": {f"module.{name}": value for name, value in tiny_file().items()}
         | {"module.total_ops": torch.zeros(1)},
@@ -256,7 +256,7 @@ def test_unknown_entries_are_listed_and_lower_the_known_share():
 
 
 def test_a_file_of_another_kind_is_refused_with_its_first_names():
-    with pytest.raises(UserError, match=r"2 entries, the first being a\.weight, b\.weight"):
+    with pytest.raises(UserError, match=r"2 entries, such as a\.weight, b\.weight"):
         convert_checkpoint({"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)})
 
 
@@ -271,7 +271,7 @@ def test_a_file_without_tensors_is_refused():
 
 
 def test_a_one_stage_file_refines_boxes_only_if_its_decoder_holds_the_heads():
-    """The Deformable DETR repository hands the box heads to the decoder for it, the Sparse DETR one does not."""
+    """The Deformable DETR repository then saves the box heads under the decoder too, the Sparse DETR one does not."""
     sparse_repository = GoldenCase("deformable_detr_r50_refine").state_dict()
     aliases = {
         f"transformer.decoder.{name}": v for name, v in sparse_repository.items() if name.startswith("bbox_embed")

@@ -1,4 +1,4 @@
-"""The layouts of DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR: names, rows, and the model that a file needs."""
+"""Layouts of DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR: names, rows, and the model that a file needs."""
 
 import json
 import zlib
@@ -19,18 +19,18 @@ from tests.golden.cases import FOLDER
 
 
 def file_of(case):
-    """A file with the names and shapes of a golden case; entries that share a weight share a number."""
+    """Return weights with the names and shapes of a golden case; names of one weight get one value."""
     rows = json.loads((FOLDER / case / "checkpoint_keys.json").read_text())
     return {name: constant(source, *shape) for name, shape, source in rows}
 
 
 def constant(tag, *shape):
-    """A tensor filled with a number made of a name, which takes no memory."""
+    """Return an expanded tensor, which takes no memory, of one number that depends on the name."""
     return torch.tensor(float(zlib.crc32(tag.encode()) % 1009)).expand(shape)
 
 
 def fits(converted):
-    """Whether the model that the description asks for has exactly the entries of the file."""
+    """Return whether the described model has exactly the entries of the file."""
     description = converted.description
     backbone = eval(description.backbone, vars(recipes))  # what a reader would paste
     config = getattr(recipes, description.recipe)(backbone=backbone, behavior="released", **description.arguments)
@@ -154,7 +154,7 @@ def test_a_two_stage_dab_deformable_file_fills_its_recipe():
     assert len(file) == 634
     converted = convert_checkpoint(file)
     assert converted.description.arguments["two_stage"] is True
-    assert "does not tell its number of queries" in str(converted)
+    assert "does not hold its number of queries" in str(converted)
     assert fits(converted)
 
 
@@ -186,7 +186,7 @@ def test_patterns_fill_their_recipe(source):
 
 
 def test_detrex_takes_torchvisions_resnet_for_a_dilated_stage():
-    """Its configuration for ResNet-50 without patterns has a temperature of its own."""
+    """detrex's DC5 configuration for ResNet-50 without patterns has another position temperature than its others."""
     file = {name: value for name, value in file_of("detrex_dab_detr_r50").items() if not name.startswith("backbone")}
     body = file_of("official_dab_detr_r50").items()
     file |= {name.replace("backbone.0", "backbone"): value for name, value in body if name.startswith("backbone")}
@@ -198,7 +198,7 @@ def test_detrex_takes_torchvisions_resnet_for_a_dilated_stage():
     assert convert_checkpoint(file | patterns).description.position == (20, 0)
 
 
-def test_saved_arguments_tell_of_a_dilated_stage():
+def test_saved_arguments_show_a_dilated_stage():
     file = {"model": file_of("official_dab_detr_r50"), "args": Namespace(dilation=True, pe_temperatureH=20)}
     description = convert_checkpoint(file).description
     assert description.backbone == "resnet(50, num_maps=1, dilation=True)"
@@ -220,14 +220,14 @@ def test_dab_detrs_one_head_serves_every_layer():
     assert all(len(converted.state_dict[f"decoder_heads.{i}.class_embed.bias"]) == 80 for i in range(6))
 
 
-def test_copied_heads_are_told_from_shared_ones():
+def test_equal_heads_are_shared_and_different_heads_are_not():
     assert convert_checkpoint(file_of("official_dino_r50")).description.arguments["shared_heads"] is True
     assert convert_checkpoint(file_of("detrex_dino_r50")).description.arguments["shared_heads"] is False
 
 
 @pytest.mark.parametrize(("num_classes", "rows"), [(None, range(91)), (80, COCO_IDS)])
 def test_label_embeddings_have_a_row_a_class(num_classes, rows):
-    """The authors' files have one more, which is not used."""
+    """The authors' files have one more row, which is not used."""
     labels = torch.arange(92.0)[:, None].expand(92, 256)
     file = file_of("official_dino_r50") | {"label_enc.weight": labels}
     kept = convert_checkpoint(file, num_classes=num_classes).state_dict["denoising.label_embed.weight"]
@@ -261,7 +261,7 @@ def test_averaged_weights_are_taken_only_where_there_are_no_others(wrapper):
 
 
 class TestPosition:
-    """The sine embedding's temperature and offset, which no weight tells."""
+    """Temperature and offset of the sine embedding, which no weight shows."""
 
     @pytest.mark.parametrize(
         ("case", "position"),
@@ -275,13 +275,13 @@ class TestPosition:
             ("deformable_detr_r50", (10_000, -0.5)),
         ],
     )
-    def test_it_follows_from_the_kind_of_file(self, case, position):
+    def test_the_layout_decides(self, case, position):
         description = convert_checkpoint(file_of(case)).description
         assert description.position == position
         assert f"temperature {position[0]} and offset {position[1]}" in str(description)
 
     @pytest.mark.parametrize("case", ["detrex_focus_detr_r50", "detrex_dino_r50"])
-    def test_where_it_depends_on_the_schedule_the_file_name_must_tell(self, case):
+    def test_where_the_schedule_decides_a_note_points_to_the_file_name(self, case):
         description = convert_checkpoint(file_of(case)).description
         assert any(
             "position_temperature=20 and position_offset=0 for 24 and 36 epochs" in r for r in description.remarks
@@ -298,7 +298,7 @@ class TestPosition:
 
 
 def with_swin(file, *, width, depth, window=7):
-    """Exchange the backbone for entries that tell a Swin."""
+    """Replace the backbone by the entries that identify a Swin."""
     swin = {
         "backbone.patch_embed.proj.weight": constant("p", width, 3, 4, 4),
         "backbone.layers.0.blocks.0.attn.relative_position_bias_table": constant("t", (2 * window - 1) ** 2, 6),
@@ -316,7 +316,7 @@ def with_swin(file, *, width, depth, window=7):
         (192, 18, 12, 'swin("large", image_size=384)'),
     ],
 )
-def test_a_swin_is_told_by_its_width_depth_and_windows(width, depth, window, call):
+def test_width_depth_and_windows_identify_a_swin(width, depth, window, call):
     file = with_swin(file_of("detrex_dino_r50"), width=width, depth=depth, window=window)
     assert convert_checkpoint(file).description.backbone == call
 

@@ -1,4 +1,4 @@
-"""Matching a state dict with a model, and loading for fine-tuning."""
+"""Comparison of a state dict with a model, and loading for fine-tuning."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ class Head(nn.Module):
 
 
 class Detector(nn.Module):
-    """A body and two heads, which are one and the same module if `tied`."""
+    """A body and two heads, which are one module if `tied`."""
 
     def __init__(self, num_classes=3, tied=False):
         super().__init__()
@@ -52,7 +52,7 @@ def test_finetuning_skips_and_lists_class_rows_and_loads_the_rest():
     torch.testing.assert_close(model.heads[0].class_embed.weight, untouched)
 
 
-def test_another_misshapen_entry_is_an_error_and_changes_nothing():
+def test_an_entry_of_another_shape_is_an_error_and_changes_nothing():
     model = Detector()
     before = model.body.bias.detach().clone()
     weights = Detector().state_dict() | {"body.weight": torch.zeros(9, 2)}
@@ -79,7 +79,7 @@ def test_a_file_that_shares_no_name_points_to_convert():
         load_for_finetuning(Detector(), {"transformer.level_embed": torch.zeros(4, 2)})
 
 
-def test_long_lists_are_cut_in_print():
+def test_long_lists_are_shortened_in_the_report():
     report = match_report(nn.Identity(), {f"entry{i}": torch.zeros(1) for i in range(40)})
     assert str(report).count("unexpected:") == 13
     assert "... and 28 more" in str(report)

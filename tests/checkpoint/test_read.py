@@ -1,4 +1,4 @@
-"""Reading checkpoint files: what is read, and what the refusals say."""
+"""Reading of checkpoint files: which are read, and what the errors of the others say."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from sparse_detr.errors import UserError
 
 
 class NotAllowed:
-    """Something that only code could bring back."""
+    """An object that can only be unpickled by running code."""
 
 
 def test_public_files_with_their_arguments_are_read(tmp_path):
@@ -45,7 +45,7 @@ def test_a_truncated_file_is_named_with_its_size(tmp_path, keep):
 @pytest.mark.parametrize(
     "content", [b"<html>404 not found</html>", b"version https://git-lfs\n", b"\x80\x02K\x01.", bytes(64)]
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "page.pth"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"page\.pth"):
@@ -59,7 +59,7 @@ def test_objects_that_need_code_are_refused_by_name(tmp_path):
         load_file(path)
 
 
-def test_the_legacy_format_is_checked_alike(tmp_path):
+def test_damage_is_found_in_the_legacy_format_too(tmp_path):
     path = tmp_path / "legacy.pth"
     torch.save({"w": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
     assert load_file(path)["w"].sum() == 1000
@@ -78,7 +78,7 @@ def test_an_archive_around_a_checkpoint_is_named_as_such(tmp_path):
 
 
 class Intruder:
-    """Unpickled, it creates a file."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -119,7 +119,7 @@ def test_pickles_of_arrays_of_the_model_zoos_are_read(tmp_path, protocol):
 
 
 def python_2_pickle(name: bytes, values: np.ndarray) -> bytes:
-    """One array as Python 2 with numpy 1 wrote it: text and raw bytes are strings of one kind."""
+    """Return the pickle of an array as Python 2 with numpy 1 wrote it: text and raw bytes have one type."""
     raw = values.tobytes()
     return (
         b"\x80\x02}U" + bytes([len(name)]) + name + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
@@ -141,7 +141,7 @@ def test_caffe2_pickles_of_python_2_are_read_as_latin1(tmp_path):
     [np.array([1, "x"], dtype=object), np.zeros(2, "i4,f4"), np.array(["x"])],
     ids=["objects", "records", "text"],
 )
-def test_arrays_of_other_things_than_numbers_are_refused(tmp_path, array):
+def test_arrays_of_anything_but_numbers_are_refused(tmp_path, array):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {"w": array}}))
     with pytest.raises(UserError, match="an array of"):
         load_file(tmp_path / "a.pkl")
@@ -155,7 +155,7 @@ FORMATS = {
 
 
 def mutated(data: bytes, numbers: random.Random) -> bytes:
-    """The same with a bit, a few bytes or a piece changed, cut out or put in."""
+    """Return the content with some bytes replaced, removed or inserted."""
     start, length = numbers.randrange(len(data)), numbers.choice([1, 4, 8, 100])
     inside = bytes(numbers.randrange(256) for _ in range(length)) if length < 100 else b""
     kept = length * numbers.randrange(2)
@@ -197,7 +197,7 @@ def test_a_flipped_bit_in_the_weights_is_found(tmp_path):
         (b'\x10\x00\x00\x00\x00\x00\x00\x00{"w": {}}      ', "is a safetensors file"),
     ],
 )
-def test_files_of_other_kinds_are_called_by_their_name(tmp_path, content, words):
+def test_the_error_names_the_kind_of_a_file_that_is_no_checkpoint(tmp_path, content, words):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(UserError, match=words):
         load_file(tmp_path / "a.pth")

@@ -1,4 +1,4 @@
-"""Taking the weights out of whatever a file holds."""
+"""Weights are taken out of all that a file holds."""
 
 import pytest
 import torch
@@ -44,14 +44,14 @@ def test_weights_are_found_under_the_usual_names(checkpoint):
         {"n_averaged": torch.tensor(7), **prefixed("module.", AVERAGE)},
     ],
 )
-def test_averaged_weights_are_taken_where_they_are_asked_for(checkpoint):
+def test_averaged_weights_are_taken_if_they_are_asked_for(checkpoint):
     assert unwrap(checkpoint, averaged=True).weights == AVERAGE
 
 
 @pytest.mark.parametrize(
     "checkpoint", [{"ema": AVERAGE}, {"n_averaged": torch.tensor(7), **prefixed("module.", AVERAGE)}]
 )
-def test_averaged_weights_alone_must_be_asked_for(checkpoint):
+def test_a_file_of_averaged_weights_alone_needs_the_option(checkpoint):
     with pytest.raises(UserError, match="averaged weights alone .*use --ema"):
         unwrap(checkpoint)
 
@@ -82,7 +82,7 @@ def test_entries_that_are_no_weights_are_left_out_and_listed():
     assert found.dropped == ("step", "7", "None")
 
 
-def test_a_file_that_holds_itself_ends():
+def test_a_file_that_contains_itself_is_refused():
     circle = {}
     circle["model"] = circle
     with pytest.raises(UserError, match="no weights found"):

@@ -35,7 +35,7 @@ def with_an_error():
         (coco_content(), ["--num-queries", "0", "--strict"], 1),
     ],
 )
-def test_the_exit_code_tells_whether_training_would_stop(tmp_path, content, options, expected):
+def test_the_exit_code_says_whether_training_would_stop(tmp_path, content, options, expected):
     assert run(tmp_path, content, *options) == expected
 
 
@@ -48,7 +48,7 @@ def test_the_report_is_printed_and_written(tmp_path, capsys):
     assert json.loads(report.read_text())["findings"][0]["code"] == "degenerate-box"
 
 
-def test_a_report_that_cannot_be_written_is_one_sentence_and_the_old_one_stays(tmp_path, capsys, monkeypatch):
+def test_a_report_that_cannot_be_written_is_one_error_and_the_old_one_stays(tmp_path, capsys, monkeypatch):
     report = tmp_path / "report.json"
     report.write_text("old")
     monkeypatch.setattr("os.replace", _no_space)

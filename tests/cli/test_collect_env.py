@@ -20,12 +20,12 @@ def test_the_command_prints_what_is_installed(capsys):
     assert shown["ops: reference"] == "PyTorch"
 
 
-def test_a_missing_detectron2_is_said_with_the_remedy(monkeypatch):
+def test_a_missing_detectron2_is_reported_with_the_remedy(monkeypatch):
     monkeypatch.setattr(collect_env, "find_spec", lambda name: None if name == "detectron2" else find_spec(name))
     assert "scripts/install_detectron2.py" in collect_env.collect_env()["detectron2"]
 
 
-def test_a_compiled_detectron2_that_cannot_be_loaded_is_said_with_the_reason(monkeypatch):
+def test_an_extension_of_detectron2_that_cannot_be_loaded_is_reported_with_the_reason(monkeypatch):
     def fail(name):
         raise ImportError(f"{name} needs another torch")
 
@@ -37,7 +37,7 @@ def test_an_absent_distribution_has_no_version():
     assert collect_env._version("no-such-distribution-here") == collect_env.MISSING
 
 
-def test_a_backend_says_what_it_was_built_with_or_why_it_is_not_available(monkeypatch):
+def test_a_backend_is_reported_with_its_build_or_the_reason_why_it_is_missing(monkeypatch):
     library = {"built": True, "variants": ["avx2", "baseline"], "compiler": "g++ 12"}
     record = {"torch": "2.11.0", "stable_abi": "2.10", "libraries": {"cpu": library}}
     missing = {"reference": None, "cpu": None, "triton": None, "cuda": "no GPU is visible"}

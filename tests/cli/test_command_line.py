@@ -1,4 +1,4 @@
-"""The command line is written down in `command_line.txt`: a change of it shows as a difference that a person can read.
+"""The command line is recorded in `command_line.txt`, so that a change of it shows as a difference in that file.
 
     python tests/cli/test_command_line.py > tests/cli/command_line.txt
 
@@ -21,7 +21,7 @@ UPDATE = "python tests/cli/test_command_line.py > tests/cli/command_line.txt"
 
 
 def parsers():
-    """Every command with its parser."""
+    """Return every command with its parser."""
     train = argparse.ArgumentParser()
     sparse_detr.train.add_arguments(train)
     yield "train_net.py", train
@@ -33,7 +33,7 @@ def parsers():
 
 
 def describe(action):
-    """One line an option: its names and what it takes, from the parser and not from its help, which Python words."""
+    """Return one line an option: names and attributes of the parser; the text of help differs between Pythons."""
     facts = {
         "dest": action.dest,
         "default": action.default,
@@ -48,7 +48,7 @@ def describe(action):
 
 
 def command_line():
-    """The whole command line as text, options in alphabetical order."""
+    """Return the whole command line as text, options in alphabetical order."""
     lines = []
     for command, parser in parsers():
         options = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
@@ -56,14 +56,14 @@ def command_line():
     return "\n".join(lines)
 
 
-def test_the_command_line_is_the_one_that_is_written_down():
+def test_the_command_line_equals_the_recorded_one():
     expected, found = FILE.read_text().splitlines(), command_line().splitlines()
     changes = "\n".join(difflib.unified_diff(expected, found, "written down", "now", lineterm="", n=0))
     if changes:
         pytest.fail(f"the command line has changed; if it should, run\n  {UPDATE}\n{changes}", pytrace=False)
 
 
-def test_names_defaults_types_and_choices_are_written_down():
+def test_names_defaults_types_and_choices_are_recorded():
     text = command_line()
     assert "--resume dest='resume' constant=True" in text
     assert "--score-threshold dest='score_threshold' default=0.3 type='float'" in text

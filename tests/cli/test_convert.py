@@ -32,7 +32,7 @@ def run(*words):
     return convert.run(parser.parse_args([str(word) for word in words]))
 
 
-def test_it_writes_weights_and_says_which_recipe_they_need(public_file, tmp_path, capsys):
+def test_convert_writes_weights_and_prints_the_recipe_that_they_need(public_file, tmp_path, capsys):
     output = tmp_path / "new" / "converted.pth"
     assert run(public_file, output, "--classes", 80) == 0
     written = load_file(output)
@@ -53,7 +53,7 @@ def test_an_existing_file_is_kept_without_force(public_file, tmp_path):
     assert run(public_file, output, "--force") == 0
 
 
-def test_averaged_weights_are_converted_where_they_are_asked_for(public_file, tmp_path):
+def test_averaged_weights_are_converted_on_request(public_file, tmp_path):
     checkpoint = load_file(public_file)
     averaged = {f"module.{name}": value + 1 for name, value in checkpoint["model"].items()}
     torch.save({**checkpoint, "ema": {"n_averaged": torch.tensor(2), **averaged}}, public_file)
@@ -63,7 +63,7 @@ def test_averaged_weights_are_converted_where_they_are_asked_for(public_file, tm
     assert all(torch.equal(averaged[name], value + 1) for name, value in plain.items())
 
 
-def test_averaged_weights_of_a_training_here_are_written_alone(tmp_path):
+def test_averaged_weights_of_this_projects_trainings_are_written_alone(tmp_path):
     plain = {"tokenizer.level_embed": torch.zeros(1, 2)}
     averaged = {"n_averaged": torch.tensor(2), "module.tokenizer.level_embed": torch.ones(1, 2)}
     torch.save({"model": plain, "ema": averaged, "iteration": 7}, tmp_path / "model_final.pth")
@@ -78,7 +78,7 @@ def test_averaged_weights_of_a_training_here_are_written_alone(tmp_path):
         ("folder", "cannot write the file .*folder: a folder"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_named(public_file, tmp_path, output, words):
+def test_an_output_that_cannot_be_written_is_named(public_file, tmp_path, output, words):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=words):
@@ -86,14 +86,14 @@ def test_a_place_that_cannot_be_written_is_named(public_file, tmp_path, output, 
 
 
 @pytest.mark.parametrize("share", ["1.5", "-1", "nan"])
-def test_a_share_that_is_none_is_refused(public_file, tmp_path, share):
+def test_a_min_match_outside_0_to_1_is_refused(public_file, tmp_path, share):
     with pytest.raises(UserError, match="--min-match .* is no share"):
         run(public_file, tmp_path / "converted.pth", f"--min-match={share}")
 
 
 def test_files_of_the_model_zoo_need_no_conversion(tmp_path):
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"conv1_w": np.ones(2, np.float32)}))
-    with pytest.raises(UserError, match="needs no conversion: give it as train.init_checkpoint"):
+    with pytest.raises(UserError, match="needs no conversion; give it as train.init_checkpoint"):
         run(tmp_path / "R-50.pkl", tmp_path / "converted.pth")
 
 
@@ -135,7 +135,7 @@ def test_backbone_weights_are_checked_against_the_backbone_alone(tmp_path, monke
 
 
 @pytest.mark.parametrize(("filled", "code"), [(True, 0), (False, 1)])
-def test_a_config_is_checked_by_the_share_of_its_model_that_is_filled(
+def test_the_config_is_compared_by_the_share_of_its_model_that_is_filled(
     public_file, tmp_path, monkeypatch, capsys, filled, code
 ):
     model = torch.nn.Module()

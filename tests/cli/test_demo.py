@@ -1,4 +1,4 @@
-"""The demo draws what it can read, for configs of every kind, and says what it cannot do."""
+"""The demo draws every image that it can read, for configs of every kind, and refuses wrong options."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ INPUT: {{MIN_SIZE_TEST: 64}}
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The working directory, with a config and weights of a sparse and of a dense detector, images and classes."""
+    """Return the working directory, with configs and weights of a sparse and a dense detector, images and classes."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for name, size in {"wide.png": (96, 64), "tall.jpg": (64, 90)}.items():
@@ -85,7 +85,7 @@ def test_an_image_gets_all_pictures_and_its_detections(folder, capsys):
     assert "1 of 1 images drawn" in capsys.readouterr().out
 
 
-def test_a_dense_detector_has_no_token_pictures_which_is_said_once(folder, capsys):
+def test_a_dense_detector_has_no_token_pictures_and_the_demo_says_so_once(folder, capsys):
     assert demo("dense", images="images/wide.png") == 0
     assert written(folder, "wide") == KINDS - {"tokens", "scores"}
     assert capsys.readouterr().out.count("dense encoder") == 1
@@ -99,12 +99,12 @@ def test_an_unreadable_image_is_named_skipped_and_counted(folder, capsys):
     assert "2 of 3 images drawn, 1 skipped" in output.out
 
 
-def test_nothing_readable_is_a_failure(folder):
+def test_the_demo_fails_if_no_image_can_be_read(folder):
     (folder / "broken.png").write_bytes(b"no image")
     assert demo("sparse", images="broken.png") == 1
 
 
-def test_the_config_of_a_run_serves_as_well(folder):
+def test_the_saved_config_of_a_run_is_accepted(folder):
     from detectron2.config import LazyConfig
 
     LazyConfig.save(load_config("sparse.py"), "config.yaml")
@@ -113,7 +113,7 @@ def test_the_config_of_a_run_serves_as_well(folder):
     assert written(folder, "wide") == KINDS
 
 
-def test_the_config_of_a_training_without_validation_serves_as_well(folder):
+def test_the_saved_config_of_a_training_without_validation_is_accepted(folder):
     from detectron2.config import LazyConfig
 
     image = {"id": 1, "file_name": "wide.png", "width": 96, "height": 64}
@@ -160,13 +160,13 @@ def test_overrides_apply_in_the_configs_own_style(folder, capsys):
         ("sparse", ["--opts", "model.num_classes=7"], "the checkpoint has 2 classes and the model 7"),
     ],
 )
-def test_what_cannot_be_done_is_said_without_a_traceback(folder, capsys, kind, options, message):
+def test_a_wrong_option_is_one_error_without_a_traceback(folder, capsys, kind, options, message):
     assert demo(kind, *options) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_was_asked_for_and_is_not_there_is_refused(folder, capsys):
+def test_a_requested_device_that_is_missing_is_refused(folder, capsys):
     assert demo("sparse", "--opts", "train.device=cuda") == 2
     assert "'cuda'" in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_named(folder, capsys):
     assert "tokenizer.level_embed" in error
 
 
-def test_averaged_weights_alone_are_drawn_where_they_are_asked_for(folder, capsys):
+def test_averaged_weights_alone_are_used_on_request(folder, capsys):
     weights = torch.load("sparse.pth", weights_only=True)["model"]
     torch.save({"ema": {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in weights.items()}}}, "sparse.pth")
     assert demo("sparse", images="images/wide.png") == 2
@@ -194,7 +194,7 @@ def test_a_picture_that_cannot_be_written_ends_the_demo_with_its_name(folder, ca
     assert "wide_detections.png: a folder has this name" in capsys.readouterr().err
 
 
-def test_a_place_without_images_is_an_error_that_names_it(folder, capsys):
+def test_an_input_without_images_is_an_error_that_names_it(folder, capsys):
     assert demo("sparse", images="nowhere/*.png") == 2
     assert "nowhere/*.png" in capsys.readouterr().err
 

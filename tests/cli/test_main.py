@@ -10,7 +10,7 @@ from sparse_detr.errors import UserError
 
 @pytest.fixture
 def toy_command(tmp_path, monkeypatch):
-    """A subcommand `toy` that fails in the way its argument says."""
+    """Add a subcommand `toy` that raises the error its argument names."""
     (tmp_path / "toy.py").write_text(
         '"""Fail 100 % as asked.\n\nMore words.\n"""\n'
         "from sparse_detr.errors import UserError\n"
@@ -82,7 +82,7 @@ def test_user_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
 
 
-def test_config_overrides_may_stand_between_and_behind_options(monkeypatch):
+def test_config_overrides_may_stand_between_and_after_options(monkeypatch):
     import sparse_detr.cli.train
 
     seen = []
@@ -100,7 +100,7 @@ def test_an_unknown_option_is_refused():
 NEGATIVE = ["--config-file", "x.yaml", "A", "1", "--resume", "SEED", "-1", "--output-dir", "o", "B", "-.5"]
 
 
-def test_values_below_0_may_stand_behind_options(monkeypatch):
+def test_negative_values_may_stand_after_options(monkeypatch):
     import sparse_detr.cli.train
     import sparse_detr.train
 

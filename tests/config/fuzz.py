@@ -1,4 +1,4 @@
-"""Long run of the fuzzer by hand: `python -m tests.config.fuzz NUMBER SEED`; prints what is no `UserError`."""
+"""Run the fuzzer for long, by hand: `python -m tests.config.fuzz NUMBER SEED`; it prints every other error."""
 
 import sys
 import tempfile

@@ -18,7 +18,7 @@ VALUES = (
 
 
 def keys_of(cfg):
-    """Every key of a config of either kind, groups too, with dots."""
+    """Return every dotted key of a config of either kind, groups too."""
     yacs = isinstance(cfg, CfgNode)
     plain = yaml.safe_load(cfg.dump()) if yacs else OmegaConf.to_container(cfg, resolve=False)
     found = []
@@ -34,7 +34,7 @@ def keys_of(cfg):
 
 
 def random_overrides(rng, cfg, keys):
-    """One or two overrides in the style of the config, some of them of keys that do not exist."""
+    """Return one or two overrides in the style of the config, some of them with keys that do not exist."""
     overrides = []
     for _ in range(rng.choice((1, 1, 1, 2))):
         key, value = rng.choice(keys), rng.choice(VALUES)
@@ -45,7 +45,7 @@ def random_overrides(rng, cfg, keys):
 
 
 def broken_text(rng, text):
-    """Bytes of a config file with something cut, doubled, replaced or put in."""
+    """Return the bytes of a config file with a part removed, doubled, replaced or inserted."""
     data = bytearray(text.encode())
     for _ in range(rng.choice((1, 1, 2, 5))):
         at, length = rng.randrange(len(data) + 1), rng.randrange(1, 12)

@@ -1,4 +1,4 @@
-"""Settings that cannot be used are refused before anything is built, in the words of their kind of config."""
+"""Wrong settings are refused before anything is built, with the keys of their kind of config."""
 
 import pytest
 from detectron2.config import LazyConfig
@@ -119,14 +119,14 @@ def test_a_yacs_setting_that_can_be_used_passes(override):
     make_run(load_config(str(YACS), override))
 
 
-def test_settings_that_python_code_changes_are_checked_when_a_run_is_made_of_them():
+def test_settings_that_python_code_changes_are_checked_when_a_run_is_made():
     cfg = load_config(str(LAZY))
     cfg.train.accumulate = 0
     with pytest.raises(UserError, match="train.accumulate=0"):
         make_run(cfg)
 
 
-def test_what_cannot_be_built_is_named_by_the_innermost_part():
+def test_a_model_that_cannot_be_built_is_named_by_its_innermost_part():
     cfg = load_config(str(LAZY))
     cfg.model.encoder.layers.module.ffn.colour = "red"
     with pytest.raises(UserError, match="^model.encoder.layers.module.ffn cannot be built: .*'colour'"):
@@ -158,7 +158,7 @@ def test_any_mutated_setting_is_used_or_refused_by_a_users_error(path):
 
 
 def builds(cfg):
-    """Whether the model and its optimiser can be built, without memory; a `UserError` says what cannot."""
+    """Build model, optimiser and schedule without memory for weights; return True, or raise a `UserError`."""
     if path := getattr(cfg, "MODEL", None):
         path.DEVICE = "meta"
     else:
@@ -182,7 +182,7 @@ def test_any_broken_file_is_used_or_refused_by_a_users_error(path, tmp_path):
     assert refused > 10
 
 
-def test_a_saved_config_passes_as_the_one_it_came_from(tmp_path):
+def test_a_saved_config_passes_the_checks_like_the_original(tmp_path):
     LazyConfig.save(load_config(str(LAZY)), str(tmp_path / "config.yaml"))
     make_run(load_config(str(tmp_path / "config.yaml")))
     (tmp_path / "yacs.yaml").write_text(load_config(str(YACS)).dump())

@@ -57,7 +57,7 @@ def test_a_yaml_config_writes_into_the_folder_of_its_name_unless_another_is_set(
     assert yaml(BASE, "OUTPUT_DIR", "elsewhere").OUTPUT_DIR == "elsewhere"
 
 
-def test_detectron2s_own_output_folder_stays_where_it_is_asked_for(yaml):
+def test_detectron2s_default_output_folder_is_used_on_request(yaml):
     assert get_cfg().OUTPUT_DIR == "./output"
     assert yaml(BASE + "OUTPUT_DIR: ./output\n").OUTPUT_DIR == "./output"
     assert yaml(BASE, "OUTPUT_DIR", "./output").OUTPUT_DIR == "./output"
@@ -87,12 +87,12 @@ def test_the_weights_of_a_yaml_config_follow_its_backbone(yaml, overrides, weigh
 
 
 @pytest.mark.parametrize("weights", ["", "mine.pth", R50])
-def test_weights_on_the_command_line_are_taken_as_they_stand(yaml, weights):
+def test_weights_on_the_command_line_are_not_changed(yaml, weights):
     found = yaml(BASE, *SWIN, "tiny", "MODEL.WEIGHTS", weights).MODEL.WEIGHTS
     assert found == weights
 
 
-def test_weights_of_ones_own_and_of_a_backbone_without_known_ones_stay(yaml):
+def test_own_weights_and_those_of_an_unknown_backbone_are_not_changed(yaml):
     assert yaml(BASE + "MODEL:\n  WEIGHTS: mine.pth\n", *SWIN, "tiny").MODEL.WEIGHTS == "mine.pth"
     assert yaml(BASE, "MODEL.BACKBONE.NAME", "build_mobilenet_v2_backbone").MODEL.WEIGHTS == R50
     assert mobilenet_v2().weights == ""

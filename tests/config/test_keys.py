@@ -15,7 +15,7 @@ def config(*overrides):
     return cfg
 
 
-def test_keys_are_the_arguments_of_the_recipes_and_default_to_what_the_recipe_says():
+def test_keys_are_the_arguments_of_the_recipes_and_are_none_by_default():
     cfg = config()
     options = {option.upper() for recipe in RECIPES for option in recipe_options(recipe)}
     assert set(cfg.MODEL.DETR) == options
@@ -23,13 +23,13 @@ def test_keys_are_the_arguments_of_the_recipes_and_default_to_what_the_recipe_sa
     assert {"KEEP_RATIO", "NUM_CLASSES"} <= options
 
 
-def test_adding_the_keys_twice_keeps_what_was_set():
+def test_adding_the_keys_twice_keeps_the_values():
     cfg = config("MODEL.DETR.NUM_CLASSES", "3")
     add_detr_config(cfg)
     assert cfg.MODEL.DETR.NUM_CLASSES == 3
 
 
-def test_key_that_the_recipe_has_no_meaning_for_is_refused():
+def test_key_that_the_recipe_does_not_have_is_refused():
     from detectron2.modeling import build_model
 
     cfg = config("MODEL.META_ARCHITECTURE", "DeformableDETR", "MODEL.DETR.KEEP_RATIO", "0.3")

@@ -1,4 +1,4 @@
-"""Configs of both kinds answer alike, and one module alone looks which kind a config is."""
+"""Configs of both kinds have one interface, and only one module tests which kind a config is."""
 
 import ast
 from pathlib import Path
@@ -39,7 +39,7 @@ def looks_at_the_kind(node):
     return is_check and "CfgNode" in ast.unparse(node.args[1])
 
 
-def test_one_module_looks_which_kind_a_config_is():
+def test_only_one_module_tests_which_kind_a_config_is():
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -48,7 +48,7 @@ def test_one_module_looks_which_kind_a_config_is():
     assert found == {"config/kinds.py"}
 
 
-def test_what_is_set_under_a_lazy_key_is_found_under_it(cfg):
+def test_a_value_set_under_a_lazy_key_is_read_under_it(cfg):
     kind = kind_of(cfg)
     for key, value in {"train.device": "cuda:1", "train.seed": 7, "model.num_classes": 5}.items():
         kind.set(key, value)
@@ -75,32 +75,32 @@ def test_every_lazy_key_has_its_yacs_key():
         kind.set("train.no_such_key", 1)
 
 
-def test_what_is_missing_is_none():
+def test_a_missing_setting_is_none():
     assert kind_of(lazy_config()).get("train.own_data") is None
     assert names_in(lazy_config(), "test") == []
     assert kind_of(get_cfg()).get("model.num_classes") is None  # Detectron2's own config, without our keys
 
 
-def test_people_write_each_kind_in_its_style():
+def test_an_assignment_has_the_style_of_its_kind():
     assert kind_of(lazy_config()).assignment("train.device", "cpu") == "train.device=cpu"
     assert kind_of(yacs_config()).assignment("train.device", "cpu") == "MODEL.DEVICE cpu"
 
 
-def test_the_text_is_yaml_of_the_whole(cfg):
+def test_the_text_is_yaml_of_the_whole_config(cfg):
     kind_of(cfg).set("train.seed", 11)
     text = yaml.safe_load(kind_of(cfg).text())
     assert kind_of(cfg).choose(lazy=text.get("train", {}).get("seed"), yacs=text.get("SEED")) == 11
 
 
 @pytest.mark.parametrize("path", [LAZY, YACS])
-def test_a_saved_config_is_loaded_as_it_was(path, tmp_path):
+def test_a_saved_config_loads_equal(path, tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     kind_of(load_config(str(path))).save(first)
     kind_of(load_config(str(first))).save(second)
     assert yaml.safe_load(first.read_text()) == yaml.safe_load(second.read_text())
 
 
-def test_a_copy_may_be_changed_and_changes_nothing(cfg):
+def test_a_change_of_a_copy_does_not_change_the_original(cfg):
     before = kind_of(cfg).text()
     kind_of(cfg).choose(lazy=lambda: OmegaConf.set_readonly(cfg, True), yacs=getattr(cfg, "freeze", None))()
     copied = kind_of(cfg).copy()
@@ -130,7 +130,7 @@ def test_a_model_that_cannot_be_built_is_named_by_its_key():
         build_detector(cfg)
 
 
-def test_the_number_of_classes_stays_where_more_logits_hold_them(cfg):
+def test_class_channels_stay_if_they_hold_the_number_of_classes(cfg):
     kind = kind_of(cfg)
     set_num_classes(cfg, 3)
     assert (kind.get("model.num_classes"), kind.get("model.class_channels")) == (3, None)

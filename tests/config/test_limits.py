@@ -1,4 +1,4 @@
-"""What a config says of the boxes that its model can learn and give."""
+"""Limits of a config: boxes that its model can learn, and detections that it returns."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
         ),
     ],
 )
-def test_limits_are_those_of_the_model_in_either_kind(config, overrides, limits):
+def test_limits_are_those_of_the_model_for_both_kinds(config, overrides, limits):
     assert limits_of(load_config(f"{ROOT}/projects/{config}", overrides)) == limits
 
 
@@ -50,14 +50,14 @@ def test_two_numbers_of_detections_are_refused():
         limits_of(cfg)
 
 
-def test_other_models_say_nothing(tmp_path):
+def test_limits_of_other_models_are_unknown(tmp_path):
     (tmp_path / "x.yaml").write_text("MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n")
     assert limits_of(load_config(str(tmp_path / "x.yaml"))) == Limits(num_queries=None, num_detections=None)
 
 
 @pytest.fixture
 def crowded_data():
-    """A data set with 150 boxes of a class, 160 boxes and 9 crowds in one image."""
+    """Return a data set with 160 boxes in one image, 150 of them of one class, and 9 crowds."""
     boxes = [{"category_id": int(i >= 150), "iscrowd": 0} for i in range(160)]
     crowds = [{"category_id": 0, "iscrowd": 1}] * 9
     yield from registered("crowded_data", [{"annotations": []}, {"annotations": boxes + crowds}])
@@ -83,17 +83,17 @@ def deformable(*overrides):
 
 
 @pytest.mark.parametrize("config", [quick, deformable])
-def test_data_with_at_most_100_boxes_of_a_class_are_judged_as_coco_judges(sparse_data, config, caplog):
+def test_data_with_at_most_100_boxes_of_a_class_are_evaluated_as_in_coco(sparse_data, config, caplog):
     assert evaluation_limit(sparse_data, config()) == 100
     assert not caplog.records
 
 
-def test_more_detections_of_a_model_do_not_change_the_judgement_of_coco(sparse_data):
+def test_more_detections_of_a_model_do_not_change_coco_scores(sparse_data):
     assert evaluation_limit(sparse_data, quick("model.postprocess.num_detections=300")) == 100
 
 
 @pytest.mark.parametrize("config", [quick, deformable])
-def test_the_evaluation_counts_all_boxes_of_an_image_and_says_what_the_model_cuts(crowded_data, config, caplog):
+def test_the_evaluation_counts_all_boxes_of_an_image_and_warns_if_the_model_returns_fewer(crowded_data, config, caplog):
     assert evaluation_limit(crowded_data, config()) == 150
     assert "has 160 boxes, but the model gives at most 100 detections" in caplog.text
     assert "150 are counted" in caplog.text

@@ -143,7 +143,7 @@ def test_a_folder_is_refused(tmp_path):
         load_config(str(tmp_path))
 
 
-def test_a_python_config_needs_a_name_that_says_so(tmp_path):
+def test_a_python_config_needs_a_name_that_ends_in_py(tmp_path):
     (tmp_path / "x.txt").write_text(LAZY)
     with pytest.raises(UserError, match=r"holds Python; let its name end in .py"):
         load_config(str(tmp_path / "x.txt"))

@@ -1,4 +1,4 @@
-"""A model is not let loose on data with another number of classes."""
+"""A model is refused for data with another number of classes."""
 
 import pytest
 from detectron2.data import MetadataCatalog
@@ -23,7 +23,7 @@ def model(**attributes):
     return module
 
 
-def test_other_number_is_refused_naming_both(three_classes):
+def test_another_number_of_classes_is_refused_with_both_numbers(three_classes):
     with pytest.raises(UserError, match="the model has 80 classes and the data set data_with_three_classes has 3"):
         check_num_classes(model(num_classes=80), [three_classes])
 
@@ -36,7 +36,7 @@ def test_model_with_more_logits_than_classes_counts_the_ones_it_uses(three_class
     check_num_classes(model(num_classes=91, class_channels=[1, 2, 3]), [three_classes])
 
 
-def test_models_and_data_that_say_nothing_pass(three_classes):
+def test_models_and_data_without_a_number_of_classes_pass(three_classes):
     check_num_classes(model(), [three_classes])
     check_num_classes(model(num_classes=80), ["data_without_class_names"])
     MetadataCatalog.pop("data_without_class_names")

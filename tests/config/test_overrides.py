@@ -1,4 +1,4 @@
-"""Overrides: a value for a text is taken as it stands, whatever is in it."""
+"""Overrides: the value for a text is not parsed; other values are."""
 
 import pytest
 from detectron2.config import LazyConfig
@@ -37,7 +37,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_is_taken_as_it_stands(text):
+def test_a_text_is_not_parsed(text):
     cfg = load_config(str(LAZY), [f"train.init_checkpoint={text}"])
     assert cfg.train.init_checkpoint == text
     assert OmegaConf.to_container(cfg.train, resolve=True)["init_checkpoint"] == text
@@ -45,7 +45,7 @@ def test_a_text_is_taken_as_it_stands(text):
     assert text == yacs.MODEL.WEIGHTS
 
 
-def test_texts_survive_in_the_config_that_a_run_saves(tmp_path):
+def test_texts_are_equal_in_the_config_that_a_run_saves(tmp_path):
     small, saved = tmp_path / "small.py", tmp_path / "config.yaml"
     small.write_text("train = dict(init_checkpoint='')")
     for text in TEXTS:
@@ -53,12 +53,12 @@ def test_texts_survive_in_the_config_that_a_run_saves(tmp_path):
         assert load_config(str(saved)).train.init_checkpoint == text
 
 
-def test_an_interpolation_of_what_is_there_is_kept():
+def test_an_interpolation_of_an_existing_key_is_kept():
     cfg = load_config(str(LAZY), ["train.init_checkpoint=${train.output_dir}/w.pth", "train.output_dir=out"])
     assert cfg.train.init_checkpoint == "out/w.pth"
 
 
-def test_other_values_are_read_as_before():
+def test_other_values_are_parsed():
     cfg = load_config(str(LAZY), ["train.max_iter=7", "optimizer.betas=[0.5,0.9]", "train.clip_grad_norm=null"])
     assert cfg.train.max_iter == 7
     assert cfg.optimizer.betas == [0.5, 0.9]
@@ -88,7 +88,7 @@ def test_a_whole_number_may_be_given_for_a_yacs_number():
     assert load_config(str(YACS), ["SOLVER.BACKBONE_MULTIPLIER", "1"]).SOLVER.BACKBONE_MULTIPLIER == 1.0
 
 
-def test_both_kinds_keep_ten_checkpoints_unless_told_otherwise():
+def test_both_kinds_keep_ten_checkpoints_by_default():
     for path in (LAZY, YACS):
         assert make_run(load_config(str(path))).settings.checkpointer["max_to_keep"] == 10
     cfg = load_config(str(LAZY))

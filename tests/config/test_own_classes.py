@@ -1,4 +1,4 @@
-"""Own data decide the classes of a model, in either kind of config."""
+"""Own data set the classes of a model, in both kinds of config."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.config.mutations import LAZY, YACS
     ],
     ids=["lazy", "yacs"],
 )
-def test_channels_of_other_classes_do_not_survive_own_data(path, overrides, tmp_path):
+def test_own_data_replace_class_channels_of_other_classes(path, overrides, tmp_path):
     images = [{"id": 1, "file_name": "1.png", "width": 40, "height": 40}]
     boxes = [{"id": i, "image_id": 1, "category_id": i, "bbox": [2, 2, 9, 9], "area": 81, "iscrowd": 0} for i in (1, 2)]
     categories = [{"id": i, "name": f"class{i}"} for i in (1, 2)]

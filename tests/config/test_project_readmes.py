@@ -1,4 +1,4 @@
-"""The READMEs of the projects: they name their configs, and what they name exists."""
+"""READMEs of the projects name all configs, and name only things that exist."""
 
 import re
 from itertools import product
@@ -17,7 +17,7 @@ def each_readme(test):
 
 
 def expanded(name):
-    """A name with `{12,24}` in it as its names with 12 and with 24."""
+    """Expand a name with `{12,24}` into the names with 12 and with 24."""
     parts = [part.split(",") for part in re.split(r"[{}]", name)]
     return {"".join(choice) for choice in product(*parts)}
 
@@ -58,7 +58,7 @@ def test_a_readme_links_to_files_and_headings_that_exist(readme):
 
 
 @each_readme
-def test_the_classes_and_files_of_the_papers_words_exist(readme):
+def test_the_classes_and_files_for_the_terms_of_a_paper_exist(readme):
     table = readme.read_text().partition("## From the paper to the code")[2].partition("## Configs")[0]
     code = "\n".join(path.read_text() for path in (ROOT / "sparse_detr").rglob("*.py"))
     for row in re.findall(r"^\| .* \|$", table, re.M)[1:]:

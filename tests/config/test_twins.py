@@ -1,4 +1,4 @@
-"""Every lazy config of a project can be said as yaml, by a file or by a file and overrides: the two say the same."""
+"""Every lazy config of a project has an equal yaml twin: a file, or a file with overrides."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ SETTINGS += ("ema_decay", "eval_period", "best_metric")
 
 
 def load_yaml(path, *overrides):
-    """The yaml twin of a lazy config; where there is no file, as the answer to its name says."""
+    """Load the yaml twin of a lazy config; without a file, as the error for its name says."""
     yaml = path.with_suffix(".yaml")
     if yaml.is_file():
         return load_config(str(yaml), overrides)
@@ -37,17 +37,17 @@ def load_yaml(path, *overrides):
     return load_config(f"{ROOT}/{start}", [*shlex.split(keys), *overrides])
 
 
-def test_there_is_one_yaml_for_each_meta_architecture():
+def test_each_meta_architecture_has_one_yaml():
     assert sorted(load_config(str(path)).MODEL.META_ARCHITECTURE for path in YAMLS) == sorted(RECIPES)
 
 
-def test_each_lazy_config_is_a_yaml_or_a_row_of_the_table_and_nothing_else_is():
+def test_each_lazy_config_has_a_yaml_or_a_row_of_the_table():
     names = [path.stem for path in YAMLS] + list(YAML_ROWS)
     assert sorted(names) == sorted(path.stem for path in CONFIGS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_both_configs_of_a_name_mean_the_same_training(path):
+def test_both_configs_of_a_name_describe_the_same_training(path):
     lazy, yaml = make_run(load_config(str(path))), make_run(load_yaml(path))
     assert lazy.settings.output_dir == f"output/{path.stem}"
     for setting in SETTINGS:
@@ -80,7 +80,7 @@ def test_both_configs_of_a_name_make_the_same_model_and_parameter_groups(path):
 
 
 def built(config):
-    """Shapes by name, the settings of every module, and (learning rate, decay) by name."""
+    """Return shapes by name, the settings of every module, and (learning rate, decay) by name."""
     run = make_run(config)
     with meta_device():
         model = run.build_model()
@@ -93,7 +93,7 @@ def built(config):
 
 
 def settings(module):
-    """The numbers and words that a module remembers."""
+    """Return the numbers and texts among the attributes of a module."""
     plain = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str | tuple | dict)}
 

@@ -24,7 +24,7 @@ NEVER_READ = [
 
 
 def make_record(folder, image_id, *, width=40, height=30, boxes=((5.0, 5.0, 10.0, 8.0),)):
-    """A record in Detectron2's format with a PNG of random pixels; boxes as x, y, width, height of class 0."""
+    """Return a record in Detectron2's format with a PNG of random pixels; boxes are x, y, width, height of class 0."""
     path = folder / f"{image_id}.png"
     pixels = np.random.RandomState(image_id).randint(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -40,13 +40,13 @@ def make_record(folder, image_id, *, width=40, height=30, boxes=((5.0, 5.0, 10.0
 
 @pytest.fixture
 def records(tmp_path):
-    """Seven wide and five tall images."""
+    """Return the records of seven wide and five tall images."""
     sizes = [(40, 30)] * 7 + [(30, 40)] * 5
     return [make_record(tmp_path, number, width=w, height=h) for number, (w, h) in enumerate(sizes)]
 
 
 def coco_content(*, num_images=3, num_categories=2):
-    """A sound COCO file with one box an image."""
+    """Return the content of a COCO file without faults, with one box an image."""
     return {
         "images": [
             {"id": number, "file_name": f"{number}.png", "width": 40, "height": 30}
@@ -68,7 +68,7 @@ def coco_content(*, num_images=3, num_categories=2):
 
 
 def write_coco(folder, content, name="annotations.json"):
-    """Write the JSON and, beside it, a random PNG for every image that has none yet."""
+    """Write the JSON and, beside it, a random PNG for every image without a file."""
     path = folder / name
     path.write_text(json.dumps(content))
     for image in content["images"]:

@@ -79,7 +79,7 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize(("code", "damage"), [(code, damage) for code, all_ in ERRORS.items() for damage in all_])
-def test_what_stops_training_is_an_error(tmp_path, code, damage):
+def test_a_fault_that_stops_training_is_an_error(tmp_path, code, damage):
     content = coco_content()
     damage(content)
 
@@ -90,7 +90,7 @@ def test_what_stops_training_is_an_error(tmp_path, code, damage):
 
 
 @pytest.mark.parametrize(("code", "damage"), [(code, damage) for code, all_ in WARNINGS.items() for damage in all_])
-def test_what_training_copes_with_is_a_warning(tmp_path, code, damage):
+def test_a_fault_that_training_can_handle_is_a_warning(tmp_path, code, damage):
     content = coco_content()
     damage(content)
 
@@ -100,7 +100,7 @@ def test_what_training_copes_with_is_a_warning(tmp_path, code, damage):
     assert not any(finding.is_error for finding in findings.values())
 
 
-def test_a_finding_tells_the_count_and_some_examples(tmp_path):
+def test_a_finding_names_the_count_and_some_examples(tmp_path):
     content = coco_content(num_images=7)
     for annotation in content["annotations"]:
         annotation["bbox"] = [1, 1, 0, 0]

@@ -59,7 +59,7 @@ def test_images_of_extreme_shape_keep_at_least_one_pixel_and_a_bounded_size(heig
         assert max(shape) <= 80
 
 
-def test_a_vertical_flip_can_be_asked_for():
+def test_images_can_be_flipped_vertically():
     image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1).repeat(3, axis=-1)
     augmentations = augmentation.train_augmentations(short_sizes=(2,), max_size=2, crop_range=None, flip="both")
     corners = set()

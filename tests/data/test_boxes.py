@@ -17,7 +17,7 @@ BOXES = np.array(
 )
 
 
-def test_every_fault_of_a_box_is_told_apart():
+def test_every_fault_of_a_box_is_distinguished():
     faults = find_box_faults(BOXES, height=20, width=10)
 
     assert faults.degenerate.nonzero()[0].tolist() == [3, 4, 5, 6]
@@ -26,7 +26,7 @@ def test_every_fault_of_a_box_is_told_apart():
     assert faults.usable.nonzero()[0].tolist() == [0, 1, 2]
 
 
-def test_boxes_of_several_images_are_judged_by_their_own_size():
+def test_boxes_of_several_images_are_checked_against_their_own_image_size():
     faults = find_box_faults([[4, 4, 8, 8]] * 2, height=np.array([10, 3]), width=np.array([10, 10]))
 
     assert faults.outside.tolist() == [False, True]
@@ -36,5 +36,5 @@ def test_an_empty_list_of_boxes_has_no_faults():
     assert find_box_faults(np.zeros((0, 4)), 5, 5).usable.shape == (0,)
 
 
-def test_clipping_keeps_what_is_inside():
+def test_clipping_keeps_the_part_inside_the_image():
     assert clip_boxes(np.array([[-3.0, 2.0, 30.0, 40.0]]), height=20, width=10).tolist() == [[0, 2, 10, 20]]

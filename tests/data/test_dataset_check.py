@@ -47,7 +47,7 @@ def test_a_sound_data_set_is_described_and_nothing_is_wrong(tmp_path):
         "medium boxes (below 96^2)": 1,
         "large boxes": 1,
     }
-    assert "Nothing is wrong." in str(report)
+    assert "nothing is wrong" in str(report)
 
 
 def test_gaps_crowds_and_faulty_boxes_are_counted(tmp_path):
@@ -65,7 +65,7 @@ def test_gaps_crowds_and_faulty_boxes_are_counted(tmp_path):
     assert codes(report) == ["absent-category", "degenerate-box"]
 
 
-def test_every_kind_of_unusable_image_is_told_with_its_file(tmp_path):
+def test_every_kind_of_unusable_image_is_reported_with_its_file(tmp_path):
     content = coco_content(num_images=5, num_categories=1)
     write_coco(tmp_path, content)
     (tmp_path / "1.png").unlink()
@@ -95,7 +95,7 @@ def test_too_many_unusable_images_stop_the_training(tmp_path):
     assert str(report.findings[0]).startswith("2 of 4 images cannot be used, more than the allowed share of 1.00%")
 
 
-def test_images_are_not_read_when_not_asked_for(tmp_path):
+def test_images_are_not_read_if_decoding_is_off(tmp_path):
     write_coco(tmp_path, coco_content())
     (tmp_path / "1.png").write_bytes(b"")
 
@@ -184,7 +184,7 @@ def without_boxes(segmentation):
         {"size": [30, 40], "counts": [63, *[8, 22] * 9, 8, 859]},
     ],
 )
-def test_boxes_are_taken_from_masks_when_asked_for_and_counted(tmp_path, segmentation):
+def test_boxes_are_taken_from_masks_on_request_and_counted(tmp_path, segmentation):
     path = write_coco(tmp_path, without_boxes(segmentation))
 
     assert "--boxes-from-masks" in str(check_data(path, tmp_path))
@@ -202,7 +202,7 @@ def test_a_mask_that_gives_no_box_stays_an_error(tmp_path, segmentation):
     assert check(tmp_path, without_boxes(segmentation), boxes_from_masks=True).stops_training
 
 
-def test_boxes_in_other_units_are_told_with_the_remedy(tmp_path):
+def test_boxes_in_other_units_are_reported_with_the_remedy(tmp_path):
     content = coco_content()
     for annotation in content["annotations"]:
         annotation["bbox"] = [0.2, 0.1, 0.5, 0.4]
@@ -213,7 +213,7 @@ def test_boxes_in_other_units_are_told_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-def test_a_byte_order_mark_is_read(tmp_path, encoding):
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path, encoding):
     path = write_coco(tmp_path, coco_content())
     path.write_bytes(path.read_text().encode(encoding))
 

@@ -1,4 +1,4 @@
-"""`check-data` and training say the same of annotation files with random faults.
+"""`check-data` and training agree on annotation files with random faults.
 
 SPARSE_DETR_FUZZ_FILES sets how many files are made, SPARSE_DETR_FUZZ_SEED with which faults.
 """
@@ -45,7 +45,7 @@ def mutate(content, rng):
 
 
 def some_list(content, rng):
-    """One of the three lists, or an empty one where a fault has put something else in its place."""
+    """Return one of the three lists; [] if a fault has replaced it."""
     found = content.get(rng.choice(["images", "annotations", "annotations", "categories"]))
     return found if isinstance(found, list) else []
 
@@ -60,7 +60,7 @@ def some_value(rng):
 
 
 def known_field(rng):
-    """A name and a value that files have been seen with."""
+    """Return a field and a value that occur in real files."""
     choices = [("iscrowd", rng.choice(FLAGS)), ("bbox", rng.choice(BOXES)), ("segmentation", rng.choice(MASKS))]
     return copy.deepcopy(rng.choice([*choices, rng.choice(NEVER_READ), ("category_id", 2), ("image_id", 77)]))
 
@@ -103,7 +103,7 @@ def remove_entry(content, rng):
 
 
 def encode(content, rng):
-    """The bytes of a file, a few of them torn or in another encoding."""
+    """Return the bytes of a file; some files are truncated or in another encoding."""
     text = json.dumps(content, ensure_ascii=rng.random() < 0.9)
     kind = rng.random()
     if kind < 0.02:
@@ -113,7 +113,7 @@ def encode(content, rng):
 
 
 def verdict_of_check(path, folder, **options):
-    """Whether the check lets training go on, the number of boxes, and whether it has nothing to say."""
+    """Return whether the check lets training go on, the number of boxes, and whether it has no findings."""
     try:
         report = check_data(path, folder, max_bad_share=0.5, **options)
     except UserError:
@@ -123,7 +123,7 @@ def verdict_of_check(path, folder, **options):
 
 
 def verdict_of_training(path, folder, **options):
-    """Whether training starts, and the number of boxes that it, one of its batches and the evaluation get."""
+    """Return whether training starts, and the number of boxes of the training, of a batch and of the evaluation."""
     try:
         files = {
             f"{split}_{kind}": file for split in ("train", "val") for kind, file in (("json", path), ("images", folder))
@@ -145,7 +145,7 @@ def verdict_of_training(path, folder, **options):
 
 @pytest.fixture
 def clean_catalog(caplog):
-    """Forget what was registered; keep the log of thousands of files out of the memory."""
+    """Remove the registered data sets afterwards; meanwhile log nothing, since there are thousands of files."""
     caplog.set_level(logging.CRITICAL)
     yield
     for name in [name for name in DatasetCatalog.list() if "_fuzzed_" in name]:

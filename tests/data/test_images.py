@@ -17,7 +17,7 @@ def save(folder, values, name):
 
 @pytest.mark.parametrize("brightest", [200, 255, 256, 300, 4095, 65535])
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
-def test_a_value_of_16_bits_reads_alike_whatever_the_brightest_of_its_image(tmp_path, brightest, name):
+def test_a_16_bit_value_is_scaled_alike_in_bright_and_dark_images(tmp_path, brightest, name):
     values = np.full((4, 4), 200, dtype=np.uint16)
     values[0, 0] = brightest
     path = save(tmp_path, values, name)
@@ -50,12 +50,12 @@ def test_values_of_unknown_range_are_refused_and_the_setting_is_named(tmp_path, 
 
 
 @pytest.mark.parametrize("value_range", [(1, 0), (0, 0), (0,), "ab", 5, (0, float("nan"))])
-def test_a_value_range_that_is_no_range_is_refused(value_range):
+def test_a_wrong_value_range_is_refused(value_range):
     with pytest.raises(UserError, match="values of black and white"):
         DetrDatasetMapper(is_train=False, augmentations=[], value_range=value_range)
 
 
-def test_the_check_tells_the_values_in_the_files_and_recommends_a_range(tmp_path):
+def test_the_check_reports_the_values_in_the_files_and_recommends_a_range(tmp_path):
     content = coco_content()
     for image in content["images"]:
         save(tmp_path, np.full((30, 40), 4000, dtype=np.uint16), image["file_name"])

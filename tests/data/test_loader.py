@@ -58,7 +58,7 @@ def test_the_data_do_not_depend_on_the_number_of_workers(records, num_workers):
     assert same_batches(list(islice(alone, 7)), list(islice(helped, 7)))
 
 
-def test_two_processes_see_what_one_with_the_joint_batch_sees(records, monkeypatch):
+def test_two_processes_get_the_images_of_one_with_the_joint_batch(records, monkeypatch):
     joint = list(islice(make_loader(records), 6))
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
@@ -76,7 +76,7 @@ def test_images_of_a_batch_are_all_wide_or_all_tall(records):
     assert all(len({sample["width"] > sample["height"] for sample in batch}) == 1 for batch in batches)
 
 
-def test_loading_leaves_the_random_numbers_of_the_training_alone(records):
+def test_loading_does_not_change_the_random_numbers_of_the_training(records):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -129,7 +129,7 @@ def test_too_many_corrupt_images_stop_with_a_message_that_names_some(records, nu
     assert "Traceback" not in str(error.value)
 
 
-def test_a_share_of_zero_forgives_no_corrupt_image(records):
+def test_a_share_of_zero_allows_no_corrupt_image(records):
     Path(records[3]["file_name"]).unlink()
 
     with pytest.raises(UserError, match="1 of 12"):

@@ -70,7 +70,7 @@ def test_an_image_without_boxes_stays_as_a_negative(tmp_path):
     assert sample["instances"].gt_classes.dtype == torch.int64
 
 
-def test_the_input_record_stays_as_it_is(tmp_path):
+def test_the_input_record_is_not_changed(tmp_path):
     record = make_record(tmp_path, 1, boxes=[(-5.0, 2.0, 10.0, 10.0)])
     before = copy.deepcopy(record)
 
@@ -89,7 +89,7 @@ def test_inference_has_no_instances_and_takes_a_record_without_a_size(tmp_path):
     assert (sample["height"], sample["width"]) == (30, 40)
 
 
-def test_bgr_is_rgb_with_the_channels_turned(tmp_path):
+def test_bgr_is_rgb_with_the_channels_reversed(tmp_path):
     record = make_record(tmp_path, 1)
 
     rgb = make_mapper(image_format="RGB")(record)["image"]
@@ -164,7 +164,7 @@ def test_an_unusable_image_gives_none_and_one_line_in_the_log(tmp_path, suffix, 
     mapper = make_mapper()
 
     assert [mapper(record), mapper(record)] == [None, None]
-    assert caplog.text.count("Skipped an image") == 1
+    assert caplog.text.count("skipped an image") == 1
     assert record["file_name"] in caplog.text
 
 
@@ -215,7 +215,7 @@ def test_a_wrong_image_format_is_refused():
         make_mapper(image_format="GRAY")
 
 
-def test_boxes_in_either_of_detectron2s_formats_are_understood(tmp_path):
+def test_boxes_in_both_of_detectron2s_formats_are_read(tmp_path):
     record = make_record(tmp_path, 1, boxes=[(1.0, 2.0, 3.0, 4.0)] * 2)
     record["annotations"][1] |= {"bbox": [1.0, 2.0, 4.0, 6.0], "bbox_mode": BoxMode.XYXY_ABS}
 

@@ -26,7 +26,7 @@ def register(folder, train, val=None, **options):
 
 
 def ap_of_perfect_detections(own, folder):
-    """AP of one detection an image, on the first box of each in `coco_content`."""
+    """Return the AP of one detection an image, on the first box of each image of `coco_content`."""
     evaluator = COCOEvaluator(own.val_name, tasks=["bbox"], distributed=False, output_dir=str(folder / "out"))
     evaluator.reset()
     for record in DatasetCatalog.get(own.val_name):
@@ -128,7 +128,7 @@ def test_a_validation_file_without_any_annotation_is_allowed_with_a_warning(tmp_
 
     assert [record["annotations"] for record in DatasetCatalog.get(own.val_name)] == [[], [], []]
     assert "every image is a negative" in caplog.text
-    assert "no box to judge by, so the AP is not defined" in caplog.text
+    assert "no box to evaluate with, so the AP is not defined" in caplog.text
 
 
 def test_a_wrong_image_folder_is_refused(tmp_path):
@@ -155,7 +155,7 @@ def test_a_few_missing_images_are_reported_and_many_are_refused(tmp_path, caplog
 def test_a_validation_file_without_a_folder_is_refused(tmp_path):
     path = write_coco(tmp_path, coco_content())
 
-    with pytest.raises(UserError, match="needs both"):
+    with pytest.raises(UserError, match="needs an annotation file and an image folder"):
         register_own_data(train_json=path, train_images=tmp_path, val_json=path)
 
 
@@ -217,7 +217,7 @@ def test_a_class_whose_boxes_are_all_left_out_is_refused_with_the_cause(tmp_path
 
 
 @pytest.mark.parametrize("flag", [0, "0", "false", "No", 0.0, False, None, "0.0", " 0 "])
-def test_a_crowd_flag_that_means_no_is_read_as_no_everywhere(tmp_path, flag):
+def test_a_crowd_flag_for_no_is_read_as_no_everywhere(tmp_path, flag):
     content = coco_content()
     change_all(iscrowd=flag)(content)
 
@@ -229,7 +229,7 @@ def test_a_crowd_flag_that_means_no_is_read_as_no_everywhere(tmp_path, flag):
 
 
 @pytest.mark.parametrize("flag", [2, -1, [1], {}, "2", "maybe", "", 0.5, float("nan")])
-def test_a_crowd_flag_that_means_neither_is_refused_by_its_value(tmp_path, flag):
+def test_a_crowd_flag_for_neither_yes_nor_no_is_refused_with_its_value(tmp_path, flag):
     content = coco_content()
     change_all(iscrowd=flag)(content)
 
@@ -240,7 +240,7 @@ def test_a_crowd_flag_that_means_neither_is_refused_by_its_value(tmp_path, flag)
     assert check_data(tmp_path / "train.json", tmp_path).stops_training
 
 
-def test_a_crowd_is_not_missed_by_the_evaluation_whatever_says_that_it_is_one(tmp_path):
+def test_a_crowd_with_any_form_of_flag_does_not_count_as_missed(tmp_path):
     content = coco_content()
     content["annotations"].append(content["annotations"][0] | {"id": 9, "bbox": [0, 0, 30, 30], "iscrowd": "yes"})
 
@@ -250,7 +250,7 @@ def test_a_crowd_is_not_missed_by_the_evaluation_whatever_says_that_it_is_one(tm
 
 
 @pytest.mark.parametrize(("key", "value"), NEVER_READ)
-def test_a_box_counts_alike_everywhere_whatever_its_other_fields_hold(tmp_path, key, value):
+def test_a_box_counts_alike_everywhere_for_any_other_fields(tmp_path, key, value):
     content = coco_content()
     change_all(**{key: value})(content)
 
@@ -261,13 +261,13 @@ def test_a_box_counts_alike_everywhere_whatever_its_other_fields_hold(tmp_path, 
     assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
 
 
-def test_a_validation_file_of_crowds_only_is_told_and_gives_no_ap(tmp_path, caplog):
+def test_a_validation_file_of_crowds_only_gives_a_warning_and_no_ap(tmp_path, caplog):
     val = coco_content()
     change_all(iscrowd=1)(val)
 
     own = register(tmp_path, coco_content(), val)
 
-    assert "no box to judge by, so the AP is not defined: 3 crowds (iscrowd 1)" in caplog.text
+    assert "no box to evaluate with, so the AP is not defined: 3 crowds (iscrowd 1)" in caplog.text
     assert math.isnan(ap_of_perfect_detections(own, tmp_path))
 
 
@@ -307,7 +307,7 @@ def test_perfect_detections_of_boxes_from_masks_have_an_ap_of_100(tmp_path):
 
 
 def half_of_a_character(text):
-    """In a field that nobody reads; Python reads it back, other readers of UTF-8 do not."""
+    """Put half a surrogate pair into an unused field: Python reads it, other readers of UTF-8 do not."""
     return text.replace("{", '{"note": "\ud800", ', 1).encode("utf-8", "surrogatepass")
 
 
@@ -338,7 +338,7 @@ def _no_folder(**_):
     raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
 
-def test_the_registered_files_stay_as_they_are(tmp_path):
+def test_the_registered_files_are_not_changed(tmp_path):
     path = write_coco(tmp_path, coco_content())
     before = path.read_text()
 

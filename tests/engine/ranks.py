@@ -1,4 +1,4 @@
-"""Scenarios that two processes run together; each leaves what it saw in a file of its rank."""
+"""Scenarios for two processes; each process writes its results into a file of its rank."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ FULL = "all images have boxes"
 
 
 def run_scenarios(folder: Path) -> None:
-    """Run every scenario in two gloo processes; a hang is an error."""
+    """Run every scenario in two gloo processes; raise an error if they hang."""
     context = mp.start_processes(_rank, args=(folder,), nprocs=WORLD_SIZE, join=False)
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while not context.join(1.0):
@@ -56,7 +56,7 @@ def _outcome(scenario: Callable[[Path], Any], folder: Path) -> Any:
 
 
 def train_toy(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights after a training in joint batches of 4; `dist` decides how many processes share them."""
+    """Return the weights after a training in joint batches of 4, which the processes of `dist` share."""
     model = ToyDetector(dropout=0.0)
     run = toy_run(folder, model=model)
     object.__setattr__(run, "build_train_loader", lambda: toy_loader(batch_size=4))
@@ -65,7 +65,7 @@ def train_toy(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def resume_toy(folder: Path) -> dict[str, bool]:
-    """Whether a training with dropout, different on each rank, gives the same when repeated from its middle."""
+    """Return whether a training with different dropout on each rank ends equally when resumed from its middle."""
     run = toy_run(folder, model=ToyDetector(), checkpointer={"period": 4})
     torch.manual_seed(comm.get_rank())
     train(run)
@@ -83,7 +83,7 @@ def resume_toy(folder: Path) -> dict[str, bool]:
 
 
 def fail_on_second_rank(folder: Path) -> None:
-    """The second rank's third batch gives NaN."""
+    """Train with a NaN in the third batch of the second rank."""
     model = ToyDetector()
     calls = []
 
@@ -96,7 +96,7 @@ def fail_on_second_rank(folder: Path) -> None:
 
 
 def stop_second_rank(folder: Path) -> None:
-    """Only the second rank gets a SIGTERM."""
+    """Train and send SIGTERM to the second rank only."""
     model = ToyDetector()
 
     def kill(module: Any, inputs: Any) -> None:
@@ -117,7 +117,7 @@ def tiny_detector() -> torch.nn.Module:
 
 
 def images(*, empty: bool) -> list[dict[str, Any]]:
-    """Four images of one size; the last two have no boxes if `empty`."""
+    """Return four images of one size; the last two have no boxes if `empty`."""
     generator = torch.Generator().manual_seed(5)
     batch = []
     for index in range(4):
@@ -131,7 +131,7 @@ def images(*, empty: bool) -> list[dict[str, Any]]:
 
 
 def detector_gradients(*, empty: bool) -> dict[str, Any]:
-    """Losses of this process and the gradients after the exchange, of the joint batch of four images."""
+    """Return the losses of this process and the gradients of the joint batch of four images, after the exchange."""
     share = 4 // comm.get_world_size()
     batch = images(empty=empty)[comm.get_rank() * share :][:share]
     model = wrap_for_ranks(tiny_detector(), torch.device("cpu"), broadcast_buffers=False)

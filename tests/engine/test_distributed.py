@@ -1,4 +1,4 @@
-"""Two gloo processes do together what one does alone."""
+"""Two gloo processes give the same result as one."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.engine import ranks
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """What each rank saw in each scenario, and the folder they wrote to."""
+    """Return the results of each rank in each scenario, and the folder that they wrote to."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks.run_scenarios(folder)
 
@@ -48,7 +48,7 @@ def test_every_rank_resumes_its_own_random_numbers(outcome):
     assert outcome["resume"] == [{"same weights": True, "one random state a rank": True}] * 2
 
 
-def test_a_bad_number_on_one_rank_stops_all_with_the_same_message(outcome):
+def test_a_non_finite_number_on_one_rank_stops_all_with_the_same_message(outcome):
     first, second = outcome["nonfinite"]
     assert first == second
     assert first["error"] == "NonFiniteError"

@@ -1,4 +1,4 @@
-"""Whenever a training is killed, its folder holds whole files and the resumed training ends as if undisturbed."""
+"""Whenever a training is killed, its folder holds whole files, and the resumed training ends like one never killed."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Arguments that would fail late are refused at once; a process that was killed is named."""
+"""Arguments that would fail late are refused at once; a killed process is named."""
 
 import faulthandler
 import os
@@ -28,10 +28,10 @@ def test_several_machines_need_an_address():
         launch(num_machines=2)
 
 
-def test_more_gpus_than_there_are_names_both_numbers(monkeypatch):
+def test_too_many_gpus_are_refused_with_both_numbers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="--num-gpus is 4, but this machine shows 2"):
+    with pytest.raises(UserError, match="--num-gpus is 4, but this machine has 2"):
         launch(num_gpus=4)
 
 
@@ -49,7 +49,7 @@ def kill_second_process(rank, number):
         (signal.SIGSEGV, 139, "error: process 1 was killed by SIGSEGV; a crash of native code?"),
     ],
 )
-def test_a_process_that_is_killed_from_outside_is_named(monkeypatch, capsys, number, code, message):
+def test_a_killed_process_is_named(monkeypatch, capsys, number, code, message):
     def launch_two(main, *arguments, args):
         mp.start_processes(kill_second_process, args=(number,), nprocs=2, start_method="fork")
 

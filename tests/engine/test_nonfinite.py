@@ -1,4 +1,4 @@
-"""A bad number stops the training before the step, says where it came from and can be run again."""
+"""A non-finite number stops the training before the step; the error says where it came from; it can be run again."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.engine.toys import ToyDetector, toy_run
 
 
 class Poisoned(nn.Module):
-    """Divides by zero once it has been called `after` times in training."""
+    """A layer that divides by zero after `after` calls in training."""
 
     def __init__(self, after=3):
         super().__init__()
@@ -53,7 +53,7 @@ def test_message_names_iteration_images_and_the_first_bad_tensor(tmp_path):
     assert ".png (id " in message
 
 
-def test_no_step_is_taken_with_the_bad_loss(tmp_path):
+def test_no_step_is_taken_with_a_non_finite_loss(tmp_path):
     model = poisoned_model(after=2)
     train_until_it_stops(tmp_path, model, checkpointer={"period": 1})
     last = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
@@ -74,7 +74,7 @@ def test_non_finite_parameter_is_named_beside_the_module(tmp_path):
     assert "first bad tensor: output of head (Linear), with parameter head.bias" in message
 
 
-def test_a_part_that_refuses_nan_leads_to_the_same_report(tmp_path):
+def test_a_part_that_refuses_nan_gives_the_same_message(tmp_path):
     class Matcher(nn.Module):
         def forward(self, x):
             if x.isnan().any():
@@ -88,7 +88,7 @@ def test_a_part_that_refuses_nan_leads_to_the_same_report(tmp_path):
     assert "output of dropout.1 (Poisoned)" in message
 
 
-def test_an_error_without_bad_numbers_stays_as_it_is(tmp_path):
+def test_an_error_without_non_finite_numbers_is_not_changed(tmp_path):
     model = ToyDetector()
     model.head = nn.Linear(9, 1)
     model.head.register_forward_pre_hook(lambda module, inputs: (_ for _ in ()).throw(ValueError("other")))
@@ -96,7 +96,7 @@ def test_an_error_without_bad_numbers_stays_as_it_is(tmp_path):
         train(toy_run(tmp_path, model=model))
 
 
-def test_bundle_is_read_without_running_code_and_repeats_the_failure(tmp_path):
+def test_a_bundle_is_read_without_running_code_and_repeats_the_failure(tmp_path):
     train_until_it_stops(tmp_path, poisoned_model(after=3))
     bundle = torch.load(tmp_path / "nonfinite_iter_0000003.pth", weights_only=True)
     replay = replay_bundle(bundle, poisoned_model(after=0))
@@ -115,7 +115,7 @@ def test_replay_repeats_the_losses_exactly(tmp_path):
     assert not replay.first_bad_tensor
 
 
-def test_a_batch_survives_packing():
+def test_an_unpacked_batch_equals_the_packed_one():
     instances = Instances((4, 6), gt_boxes=Boxes(torch.rand(2, 4)), gt_classes=torch.tensor([0, 1]))
     batch = [{"image": torch.rand(3, 4, 6), "instances": instances, "file_name": "a.png", "image_id": 7}]
     (item,) = unpack_batch(pack_batch(batch))

@@ -6,7 +6,7 @@ from sparse_detr.errors import UserError
 
 
 class Greedy(torch.nn.Module):
-    """Runs out of memory."""
+    """A model that runs out of memory."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""One training a folder, and one clear sentence when the folder cannot be written."""
+"""One training a folder, and one clear error when the folder cannot be written."""
 
 import errno
 import os
@@ -119,7 +119,7 @@ def test_a_folder_that_vanishes_under_tensorboard_is_one_error(tmp_path, capfd, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 300 kB."""
+    """Mount a file system of 300 kB and return its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], check=False)

@@ -1,4 +1,4 @@
-"""A training that was stopped and resumed is the training that was never stopped."""
+"""A training that was stopped and resumed equals one that was never stopped."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ class Interruption(RuntimeError):
 
 
 def train_interrupted(run, monkeypatch, *, before):
-    """Train until the power fails before an iteration."""
+    """Train until a power failure before an iteration."""
     run_step = Trainer.run_step
 
     def failing(self):
@@ -99,13 +99,13 @@ def test_best_score_survives_a_resume(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == best["iteration"] == 3
 
 
-def test_fresh_training_in_an_old_folder_forgets_the_old_best_score(tmp_path):
+def test_new_training_in_an_old_folder_ignores_the_old_best_score(tmp_path):
     train(toy_run(tmp_path, scores=[9.0] * 4))
     train(toy_run(tmp_path, scores=[1.0, 2.0, 3.0, 4.0]))
     assert json.loads((tmp_path / "model_best.json").read_text())["value"] == 4.0
 
 
-def test_the_best_model_is_not_where_a_training_resumes(tmp_path, monkeypatch):
+def test_no_training_resumes_from_the_best_model(tmp_path, monkeypatch):
     train_interrupted(toy_run(tmp_path, scores=[1.0, 9.0]), monkeypatch, before=5)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
 
@@ -137,7 +137,7 @@ def test_average_of_weights_follows_its_definition(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Folder of a training with three numbered checkpoints and a final one."""
+    """Return the folder of a training with three numbered checkpoints and a final one."""
     train(toy_run(tmp_path / "out", max_iter=6))
     return tmp_path / "out"
 
@@ -190,18 +190,18 @@ def test_a_broken_newest_checkpoint_is_passed_over_and_named(trained, damage, li
     last = find_last_checkpoint(str(trained))
     assert last.path == str(trained / "model_0000003.pth")
     assert list(last.passed_over) == ["model_final.pth", "model_0000005.pth"]
-    assert "Going on from" in listen.text
+    assert "going on from" in listen.text
     assert "model_0000005.pth: " in listen.text
 
 
-def test_weights_without_training_state_are_no_place_to_resume(trained):
+def test_no_training_resumes_from_weights_without_training_state(trained):
     torch.save({"model": final(trained)["model"], "iteration": 5}, trained / "model_final.pth")
     last = find_last_checkpoint(str(trained))
     assert last.path == str(trained / "model_0000005.pth")
     assert last.passed_over == {"model_final.pth": "it holds no state of a training"}
 
 
-def test_a_final_checkpoint_of_an_earlier_end_is_older_than_a_later_numbered_one(trained):
+def test_a_numbered_checkpoint_of_a_later_iteration_is_newer_than_the_final_one(trained):
     train(toy_run(trained, max_iter=10, checkpointer={"period": 2}), resume_last=True)
     (trained / "model_0000009.pth").rename(trained / "model_final.pth")
     (trained / "model_0000005.pth").replace(trained / "model_final.pth")
@@ -209,7 +209,7 @@ def test_a_final_checkpoint_of_an_earlier_end_is_older_than_a_later_numbered_one
     assert find_last_checkpoint(str(trained)).path == str(trained / "model_0000007.pth")
 
 
-def test_an_older_checkpoint_that_last_checkpoint_names_is_where_a_training_goes_on_and_newer_ones_are_named(trained):
+def test_a_training_resumes_from_the_named_checkpoint_and_newer_ones_are_listed(trained):
     (trained / "last_checkpoint").write_text("model_0000001.pth\n")
     reason = "it is newer than model_0000001.pth, which last_checkpoint names"
     newer = {"model_0000005.pth": reason, "model_0000003.pth": reason}
@@ -227,7 +227,7 @@ def test_a_folder_with_only_broken_checkpoints_is_an_error_and_stays_as_it_is(tr
 
 def test_resuming_without_any_checkpoint_says_that_it_starts_anew(tmp_path, listen):
     train(toy_run(tmp_path, max_iter=1), resume_last=True)
-    assert f"No checkpoint in {tmp_path}: the training starts at iteration 0" in listen.text
+    assert f"no checkpoint in {tmp_path}: the training starts at iteration 0" in listen.text
 
 
 @pytest.mark.parametrize("damage", [truncate, lambda file: file.unlink()])
@@ -252,7 +252,7 @@ def test_resuming_beyond_the_last_iteration_is_an_error_with_both_numbers(traine
         train(toy_run(trained, max_iter=4), resume_last=True)
 
 
-def test_what_a_killed_write_has_left_is_removed_at_the_next_start(trained):
+def test_the_remains_of_a_killed_write_are_removed_at_the_next_start(trained):
     (trained / ".0123456789abcdef.part").write_bytes(b"half")
     train(toy_run(trained, max_iter=6), resume_last=True)
     assert not list(trained.glob(".*.part"))
@@ -294,7 +294,7 @@ def test_resuming_with_another_number_of_classes_names_both(tmp_path):
     ("path", "remedy"),
     [("nowhere.pth", "check the path"), ("mobilenet_v2_imagenet.pth", "python -m sparse_detr.data.sample")],
 )
-def test_a_checkpoint_that_is_not_there_is_named_with_the_remedy(path, remedy):
+def test_a_missing_checkpoint_is_named_with_the_remedy(path, remedy):
     with pytest.raises(UserError, match=f"no checkpoint '{path}'.*{remedy}"):
         load_weights(ToyWithClasses(num_classes=2), path, skip_other_classes=True)
 
@@ -315,7 +315,7 @@ def test_a_best_score_counts_only_with_its_weights(tmp_path, monkeypatch, loss):
     assert best["value"] == (9.0 if "json" in loss else 6.0)
 
 
-def test_scores_that_were_lost_between_a_checkpoint_and_the_best_model_are_taken_again(tmp_path, monkeypatch):
+def test_scores_lost_between_a_checkpoint_and_the_best_model_are_computed_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(KeepBest, "_save", lambda *arguments: (_ for _ in ()).throw(Interruption))
         with pytest.raises(Interruption):
@@ -328,7 +328,7 @@ def test_scores_that_were_lost_between_a_checkpoint_and_the_best_model_are_taken
     assert_same_checkpoints(best["model"], same)
 
 
-def test_a_score_beside_weights_of_another_iteration_counts_no_more(tmp_path):
+def test_a_score_beside_weights_of_another_iteration_is_ignored(tmp_path):
     checkpoint = {"model": {}, "iteration": 3}
     torch.save(checkpoint, tmp_path / "model_best.pth")
     for iteration, expected in ((3, 9.0), (1, None)):
@@ -366,9 +366,9 @@ def test_evaluation_without_data_or_weights_is_an_error_with_the_remedy(tmp_path
         evaluate_only(toy_run(tmp_path, scores=[1.0]))
 
 
-def test_random_weights_are_evaluated_on_demand_and_said_aloud(tmp_path, listen):
+def test_random_weights_are_evaluated_on_demand_with_a_warning(tmp_path, listen):
     assert evaluate_only(toy_run(tmp_path, scores=[1.0]), random_weights=True) == {"bbox": {"AP": 1.0}}
-    assert "NO CHECKPOINT IS NAMED" in listen.text
+    assert "no checkpoint is named: the scores below are those of RANDOM weights" in listen.text
 
 
 def test_evaluating_weights_that_are_not_finite_names_the_tensor(tmp_path):
@@ -429,7 +429,7 @@ def test_old_checkpoints_are_still_removed_after_a_resume(tmp_path, monkeypatch)
     assert numbered == [f"model_{iteration:07d}.pth" for iteration in (last - 1, last)]
 
 
-def test_killed_data_loading_process_is_one_sentence_that_says_what_is_saved(tmp_path, monkeypatch):
+def test_killed_data_loading_process_is_one_error_that_says_what_is_saved(tmp_path, monkeypatch):
     def killed(self):
         if self.iter == 3:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
@@ -444,7 +444,7 @@ def test_killed_data_loading_process_is_one_sentence_that_says_what_is_saved(tmp
         train(toy_run(tmp_path))
 
 
-def test_what_is_saved_names_the_newest_checkpoint_without_a_pointer(tmp_path, monkeypatch):
+def test_without_last_checkpoint_the_error_names_the_newest_checkpoint(tmp_path, monkeypatch):
     train_interrupted(toy_run(tmp_path), monkeypatch, before=5)
     (tmp_path / "last_checkpoint").unlink()
 

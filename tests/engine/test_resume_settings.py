@@ -26,7 +26,7 @@ def listen(caplog, monkeypatch):
 
 
 class Watched(ToyDetector):
-    """Remembers the optimiser's settings of head.weight at each iteration."""
+    """Records the optimiser's settings of head.weight at each iteration."""
 
     def __init__(self):
         super().__init__(dropout=0.0)
@@ -76,7 +76,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_an_unchanged_resume_is_exact_and_says_nothing_of_settings(tmp_path, schedule, listen):
+def test_an_unchanged_resume_is_exact_and_logs_no_settings(tmp_path, schedule, listen):
     train(run_of(tmp_path / "whole", schedule=schedule)[0])
     train_half(tmp_path / "parts", schedule=schedule)
     train(run_of(tmp_path / "parts", schedule=schedule)[0], resume_last=True)
@@ -95,7 +95,7 @@ def test_a_new_learning_rate_counts_from_the_first_resumed_iteration_with_its_sc
 
 
 @pytest.mark.parametrize(("key", "value"), [("weight_decay", 0.5), ("betas", (0.5, 0.9))])
-def test_new_weight_decay_and_betas_are_used_and_said(tmp_path, key, value, listen):
+def test_new_weight_decay_and_betas_are_used_and_logged(tmp_path, key, value, listen):
     train_half(tmp_path)
     run, model = run_of(tmp_path, lambda model: adamw(model, **{key: value}))
     train(run, resume_last=True)
@@ -116,7 +116,7 @@ def test_other_groups_take_the_momenta_by_the_names_of_the_parameters(tmp_path, 
     assert "0.1 -> 0.05 (2 parameters)" in listen.text
 
 
-def test_freezing_and_unfreezing_between_two_parts_is_said(tmp_path, listen):
+def test_parameters_frozen_or_unfrozen_by_a_resume_are_logged(tmp_path, listen):
     def frozen(model):
         model.backbone.requires_grad_(False)
         return torch.optim.AdamW(model.head.parameters(), lr=0.1)
@@ -125,7 +125,7 @@ def test_freezing_and_unfreezing_between_two_parts_is_said(tmp_path, listen):
     before = torch.load(tmp_path / "model_0000003.pth", weights_only=True)["model"]["backbone.weight"]
     train(run_of(tmp_path, frozen)[0], resume_last=True)
     assert torch.equal(weights(tmp_path)["backbone.weight"], before)
-    assert "Parameters that are now frozen: backbone.bias, backbone.weight" in listen.text
+    assert "parameters that are now frozen: backbone.bias, backbone.weight" in listen.text
 
     train(run_of(tmp_path, max_iter=10)[0], resume_last=True)
     assert not torch.equal(weights(tmp_path)["backbone.weight"], before)
@@ -146,7 +146,7 @@ def test_momenta_of_another_kind_are_refused_with_the_remedy(tmp_path, optimizer
 
 
 def strip_names(folder):
-    """Make the checkpoint one of the version that kept no names."""
+    """Turn the checkpoint into one of the older version, which has no names of parameters."""
     file = folder / "model_0000003.pth"
     checkpoint = torch.load(file, weights_only=True)
     del checkpoint["trainer"]["optimizer_description"], checkpoint["config"]
@@ -178,7 +178,7 @@ def test_checkpoints_of_older_versions_with_other_groups_are_refused(tmp_path):
         ({}, {"accumulate": 3, "clip_grad_norm": None}, ""),
     ],
 )
-def test_other_averaging_precision_and_accumulation_are_taken(tmp_path, before, after, message, listen):
+def test_averaging_precision_and_accumulation_come_from_the_config(tmp_path, before, after, message, listen):
     train_half(tmp_path, **before)
     train(run_of(tmp_path, **after)[0], resume_last=True)
     assert message in listen.text
@@ -213,5 +213,5 @@ def test_a_model_with_more_parts_than_the_checkpoint_is_not_resumed_with_random_
 
     train_half(tmp_path)
     run, _ = run_of(tmp_path)
-    with pytest.raises(UserError, match="of another model, so that its training cannot go on"):
+    with pytest.raises(UserError, match="of another model, so its training cannot go on"):
         train(dataclasses.replace(run, build_model=Larger), resume_last=True)

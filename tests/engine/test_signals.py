@@ -11,7 +11,7 @@ from tests.engine.toys import ToyDetector, toy_run
 
 
 class Signalled(ToyDetector):
-    """Sends signals to its own process during the forward pass of iteration 3."""
+    """A model that sends signals to its own process during the forward pass of iteration 3."""
 
     def __init__(self, *signals):
         super().__init__()
@@ -34,7 +34,7 @@ def test_signal_finishes_the_iteration_and_writes_a_checkpoint(tmp_path, number,
     assert "model_0000003.pth is written; go on with --resume" in caplog.text
 
 
-def test_training_goes_on_after_the_checkpoint_of_a_signal_as_if_nothing_happened(tmp_path):
+def test_training_resumed_after_a_signal_equals_the_uninterrupted_one(tmp_path):
     train(toy_run(tmp_path / "whole", model=Signalled()))
     with pytest.raises(SystemExit):
         train(toy_run(tmp_path / "parts", model=Signalled(signal.SIGTERM), checkpointer={"period": 100}))
@@ -51,7 +51,7 @@ def test_second_ctrl_c_aborts_at_once(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_one_ctrl_c_that_arrives_twice_is_one(tmp_path):
+def test_one_ctrl_c_that_arrives_twice_does_not_abort(tmp_path):
     with pytest.raises(SystemExit):
         train(toy_run(tmp_path, model=Signalled(signal.SIGINT, signal.SIGINT)))
 

@@ -33,7 +33,7 @@ def test_gradient_of_the_whole_model_is_clipped_to_the_norm():
     torch.testing.assert_close(gradients(clipped), 0.1 * gradients(free) / gradients(free).norm())
 
 
-def test_gradient_below_the_norm_is_left_alone():
+def test_gradient_below_the_norm_is_not_changed():
     free, clipped = ToyDetector(dropout=0.0), ToyDetector(dropout=0.0)
     run_steps(toy_trainer(free))
     run_steps(toy_trainer(clipped, clip_grad_norm=1e6))

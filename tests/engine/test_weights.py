@@ -1,4 +1,4 @@
-"""Loading weights into a model."""
+"""Loading of weights into a model."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def test_plain_or_averaged_weights_are_loaded_as_asked(tmp_path, ema, difference
     assert loaded(path, ema=ema) == pytest.approx(difference)
 
 
-def test_an_error_about_what_is_in_a_file_names_the_file(tmp_path):
+def test_an_error_about_the_content_of_a_file_names_the_file(tmp_path):
     path = save(tmp_path / "optimizer.pth", {"optimizer": {"state": {}}})
     with pytest.raises(UserError, match=r"optimizer\.pth: no weights found: it holds optimizer \(dict\)"):
         loaded(path)
@@ -80,7 +80,7 @@ def test_whole_numbers_are_no_weights(tmp_path):
         loaded(save(tmp_path / "int8.pth", weights))
 
 
-def test_a_path_with_a_question_mark_is_a_path(tmp_path):
+def test_a_path_may_contain_a_question_mark(tmp_path):
     assert loaded(save(tmp_path / "what?#.pth", {"model": weights_plus(1)})) == pytest.approx(1)
 
 

@@ -15,7 +15,7 @@ from sparse_detr.engine.trainer import Trainer
 
 
 class ToyDetector(nn.Module):
-    """Takes a batch, returns two losses; dropout makes it depend on the random state."""
+    """A model that returns two losses of a batch; dropout makes them depend on the random state."""
 
     def __init__(self, *, dropout: float = 0.5) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ToyDetector(nn.Module):
 
 
 def toy_mapper(record: dict[str, Any]) -> dict[str, Any]:
-    """Augments with a random number, as a real mapper does."""
+    """A mapper that augments with a random number, as a real one does."""
     index = torch.tensor([float(record["image_id"])])
     image = torch.cat([index.sin(), index.cos(), torch.rand(2)])
     return {**record, "image": image, "target": (index / 3).sin()}
@@ -51,7 +51,7 @@ def toy_trainer(model: nn.Module, *, loader: Any = None, lr: float = 0.1, **opti
 
 
 class ScriptedEvaluator:
-    """Gives the scores it was made with, one a call, then zeros; draws random numbers as a real evaluation might."""
+    """An evaluator that returns the given scores, one a call, then zeros; it draws random numbers as a real one may."""
 
     def __init__(self, scores: list[float]) -> None:
         self.scores = itertools.chain(scores, itertools.repeat(0.0))
@@ -67,7 +67,7 @@ class ScriptedEvaluator:
 
 
 def toy_run(output_dir: Path, *, scores: list[float] = (), model: nn.Module | None = None, **settings: Any) -> Run:
-    """A run of 8 iterations with a checkpoint and an evaluation every 2."""
+    """Return a run of 8 iterations with a checkpoint and an evaluation every 2."""
     defaults: dict[str, Any] = {"max_iter": 8, "checkpointer": {"period": 2}, "eval_period": 2, "clip_grad_norm": 0.1}
     settings = {"device": "cpu", **defaults, **settings}
     evaluator = ScriptedEvaluator(list(scores))

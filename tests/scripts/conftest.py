@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def load_script():
-    """Import a file of `scripts/` or of another folder that is no package."""
+    """Return a function that imports a file of `scripts/` or of another folder that is no package."""
 
     def load(name, folder="scripts"):
         spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")

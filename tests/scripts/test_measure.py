@@ -25,7 +25,7 @@ def test_the_table_of_costs_has_a_row_for_every_variant_with_mean_and_deviation(
     assert rows[3].startswith("| Sparse DETR, rho 10 % | 10% | 0.10 |")
 
 
-def test_the_plot_is_written(script, tmp_path):
+def test_the_plot_is_written_to_a_file(script, tmp_path):
     script.plot_costs(tmp_path / "plot.png", RESULTS, COSTS)
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
@@ -63,7 +63,7 @@ def test_labels_of_points_anywhere_overlap_neither_each_other_nor_marks_nor_the_
     assert all(x >= 0 and y >= 0 and right <= 800 and top <= 500 for x, y, right, top in labels)
 
 
-def test_a_label_without_a_free_place_is_still_there(script):
+def test_a_label_without_a_free_place_is_still_placed(script):
     everywhere = [(-1000, -1000, 1000, 1000)]
     assert len(script.place_labels([(50, 50)], [(30, 10)], everywhere, (0, 0, 100, 100))) == 1
 

@@ -15,7 +15,7 @@ def script(load_script):
 
 @pytest.fixture
 def tokens(script):
-    """Two images whose foreground are the tokens with a positive first channel."""
+    """Return two images whose foreground are the tokens with a positive first channel."""
     torch.manual_seed(0)
     projected = torch.randn(2, 30, 16)
     pyramid = make_pyramid(SHAPES)

@@ -6,7 +6,7 @@ def script(load_script):
     return load_script("report_quick_run")
 
 
-def test_the_last_evaluation_is_reported_with_the_places(script, tmp_path):
+def test_the_last_evaluation_is_reported_with_the_paths(script, tmp_path):
     lines = [
         '{"bbox/AP": 1.0, "bbox/AP50": 3.0, "iteration": 9}',
         '{"bbox/AP": 10.04, "bbox/AP50": 30.0, "bbox/AP75": NaN, "iteration": 19}',

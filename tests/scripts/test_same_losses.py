@@ -1,4 +1,4 @@
-"""The proof that a change alters no number: what it compares, and that it finds what differs."""
+"""The script `same_losses.py` compares all numbers and weights, and finds every difference."""
 
 import math
 import subprocess
@@ -30,7 +30,7 @@ def script(load_script):
 
 @pytest.fixture
 def repository(script, tmp_path, monkeypatch):
-    """A repository with one commit, whose training writes the number in its config as loss, and copies weights."""
+    """Return a repository with one commit; its training writes the number in its config as loss and copies weights."""
     root = tmp_path / "repository"
     for path, text in {
         "train_net.py": TRAIN_NET,
@@ -49,7 +49,7 @@ def repository(script, tmp_path, monkeypatch):
     return root
 
 
-def test_equal_numbers_and_weights_are_identical_whatever_their_times(script):
+def test_equal_numbers_and_weights_are_identical_for_any_times(script):
     after = {step: {**line, "time": 0.3} for step, line in BEFORE.items()}
     found = script.compare(BEFORE, after, WEIGHTS, WEIGHTS)
     assert found.differences == []
@@ -91,7 +91,7 @@ def test_without_step_times_the_ratio_is_left_out(script):
     assert str(script.compare(bare, bare, WEIGHTS, WEIGHTS)).endswith("too few iterations for a step time")
 
 
-def test_nothing_to_compare_is_no_success(script):
+def test_nothing_to_compare_is_an_error(script):
     with pytest.raises(UserError, match="no numbers"):
         script.compare({}, {}, WEIGHTS, WEIGHTS)
 
