@@ -433,6 +433,28 @@ def test_without_weights_those_of_the_config_are_loaded(folder, predictor, tmp_p
         Predictor(cfg, tmp_path / "backbone.pth")
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("selector.", r"lacks \d+ weights of the model, which would be random: selector.scorer.*give the config"),
+        ("decoder.layers.1.", "lacks .*: decoder.layers.1."),
+    ],
+)
+def test_weights_that_lack_a_part_are_refused(folder, tmp_path, part, message):
+    weights = torch.load(folder / "sparse.pth", weights_only=True)["model"]
+    torch.save({"model": {k: v for k, v in weights.items() if not k.startswith(part)}}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match=message):
+        Predictor(make_config(), tmp_path / "part.pth")
+
+
+def test_weights_that_only_training_needs_may_be_missing(folder, tmp_path, predictor):
+    weights = torch.load(folder / "sparse.pth", weights_only=True)["model"]
+    kept = {k: v for k, v in weights.items() if not k.startswith("encoder_heads.")}
+    assert len(kept) < len(weights)
+    torch.save({"model": kept}, tmp_path / "kept.pth")
+    assert_equal(Predictor(make_config(), tmp_path / "kept.pth")(folder / "rgb.png"), predictor(folder / "rgb.png"))
+
+
 def test_averaged_weights_are_loaded_on_request(tmp_path, folder, predictor):
     weights = torch.load(folder / "sparse.pth", weights_only=True)["model"]
     averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in weights.items()}}

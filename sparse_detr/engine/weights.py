@@ -20,6 +20,7 @@ from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+TRAINING_ONLY = ("auxiliary_proposals.", "denoising.", "encoder_heads.", "supervision.", "criterion.")
 FEW = 0.5  # share of the model's entries below which a checkpoint looks like a mistake
 
 
@@ -163,7 +164,7 @@ def load_weights(
 
 
 class _TrainedWeights(SafeCheckpointer):
-    """A checkpointer that refuses a file of backbone weights alone, with which the heads would be random."""
+    """A checkpointer that refuses a file that lacks weights, such as one of a backbone alone."""
 
     def _check_fit(self, report: MatchReport, weights: Mapping[str, Tensor]) -> None:
         super()._check_fit(report, weights)
@@ -172,6 +173,13 @@ class _TrainedWeights(SafeCheckpointer):
                 "the checkpoint holds the backbone alone, so the heads would be random; give the trained weights: "
                 "weights=FILE (Python), train.init_checkpoint=FILE (lazy), MODEL.WEIGHTS FILE (yaml), or --resume for "
                 "the last checkpoint of the output folder"
+            )
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        lacking = [name for name in report.missing if name in parameters and not name.startswith(TRAINING_ONLY)]
+        if lacking:
+            raise UserError(
+                f"the checkpoint lacks {len(lacking)} weights of the model, which would be random: "
+                f"{', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; give the config it was trained with"
             )
 
 
@@ -183,7 +191,7 @@ def load_trained_weights(model: nn.Module, path: str | os.PathLike[str], *, ema:
         path, ema: as in `load_weights`.
 
     Raises:
-        UserError: as `load_weights`; also if the file holds a backbone alone, or NaN or infinite weights.
+        UserError: as `load_weights`; also if weights that detections need are missing, NaN or infinite.
     """
     _TrainedWeights(model, averaged=ema).load(os.fspath(path), checkpointables=[])
     check_finite_weights(model, os.fspath(path))

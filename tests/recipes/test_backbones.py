@@ -5,10 +5,13 @@ import re
 import pytest
 import torch
 from detectron2.config import get_cfg, instantiate
+from detectron2.modeling import SwinTransformer as D2SwinTransformer
 from detectron2.modeling import build_backbone
+from torch.export import Dim, export
 from torch.testing import assert_close
 from torchvision.models import resnet50
 
+from sparse_detr.backbones import SwinTransformer
 from sparse_detr.config import add_detr_config
 from sparse_detr.recipes.backbones import SWIN_SIZES, from_module, resnet, swin, swin_tiny
 from tests.meta import meta_device
@@ -51,6 +54,41 @@ def test_windows_are_a_32nd_of_the_images_of_pretraining():
 def test_a_swin_is_frozen_up_to_freeze_at(freeze_at, frozen):
     names = {name for name, p in on_meta(swin(freeze_at=freeze_at)).named_parameters() if not p.requires_grad}
     assert {re.match(r"patch_embed|layers\.\d", name)[0] for name in names} == frozen
+
+
+TINY_SWIN = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "out_indices": (0, 1)}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 98), (17, 40), (1, 1)])
+def test_a_swin_gives_what_detectron2s_gives_to_the_last_bit(size):
+    torch.manual_seed(0)
+    theirs, ours = D2SwinTransformer(**TINY_SWIN, drop_path_rate=0.5), SwinTransformer(**TINY_SWIN, drop_path_rate=0.5)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, *size)
+    results = []
+    for model in (theirs, ours):  # in training, for the gradients
+        torch.manual_seed(1)
+        maps = list(model.train()(images).values())
+        results.append(maps + list(torch.autograd.grad(sum(x.square().sum() for x in maps), model.parameters())))
+    for result, expected in zip(*results, strict=True):
+        assert torch.equal(result, expected)
+
+
+def test_a_call_of_a_swin_leaves_no_size_behind_for_another_thread():
+    model = SwinTransformer(**TINY_SWIN).eval()
+    before = [dict(vars(module)) for module in model.modules()]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 33, 64))
+    assert [dict(vars(module)) for module in model.modules()] == before
+
+
+def test_a_swin_is_exported_with_an_open_batch():
+    model = SwinTransformer(**TINY_SWIN).eval()
+    images = torch.randn(3, 3, 33, 64)
+    with torch.no_grad():
+        exported = export(model, (images[:2],), dynamic_shapes=({0: Dim("count", max=8)},)).module()
+        for name, expected in model(images).items():
+            assert torch.equal(exported(images)[name], expected)
 
 
 def test_sparse_detrs_swin_drops_more_paths_than_dinos():
