@@ -36,7 +36,7 @@ def scale_learning_rate(lr: float, *, total_batch_size: int, rule: str = "none")
         raise UserError(f"unknown learning-rate scaling {rule!r}; choose one of {', '.join(_BATCH_SIZE_RULES)}")
     scaled = lr * _BATCH_SIZE_RULES[rule](total_batch_size / REFERENCE_BATCH_SIZE)
     logger.info(
-        f"Learning rate {scaled:.3g} for {total_batch_size} images an iteration "
+        f"learning rate {scaled:.3g} for {total_batch_size} images an iteration "
         f"({lr:.3g} at {REFERENCE_BATCH_SIZE} images, batch scaling: {rule})"
     )
     return scaled

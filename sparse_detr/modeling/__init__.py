@@ -1,6 +1,7 @@
 """The parts of a detection transformer, and the detector built from them.
 
-One image through Sparse DETR, from `forward` to boxes, passes these eight files and no other of this folder:
+One image through Sparse DETR, from `forward` to boxes, passes these eight files; beside them only the checks of the
+input and the sigmoid of the scores run:
 
     detector.py                 images in: normalise, pad, remember the sizes
     transformer.py              the flow: tokenize, encode, query, decode
