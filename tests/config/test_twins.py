@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def load_yaml(path, *overrides):
     return load_config(f"{ROOT}/{start}", [*shlex.split(keys), *overrides])
 
 
+@cache
+def twins(path):
+    """Return the lazy config and its yaml twin; they are read once, so do not change them."""
+    return load_config(str(path)), load_yaml(path)
+
+
 def test_each_meta_architecture_has_one_yaml():
     assert sorted(load_config(str(path)).MODEL.META_ARCHITECTURE for path in YAMLS) == sorted(RECIPES)
 
@@ -48,7 +55,7 @@ def test_each_lazy_config_has_a_yaml_or_a_row_of_the_table():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_describe_the_same_training(path):
-    lazy, yaml = make_run(load_config(str(path))), make_run(load_yaml(path))
+    lazy, yaml = map(make_run, twins(path))
     assert lazy.settings.output_dir == f"output/{path.stem}"
     for setting in SETTINGS:
         assert getattr(lazy.settings, setting) == getattr(yaml.settings, setting), setting
@@ -63,7 +70,7 @@ def test_both_configs_of_a_name_describe_the_same_training(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_drop_the_learning_rate_after_the_same_iteration(path):
-    lazy, yaml = load_config(str(path)), load_yaml(path)
+    lazy, yaml = twins(path)
     max_iter, (drop,) = yaml.SOLVER.MAX_ITER, yaml.SOLVER.STEPS
     schedule = make_run(lazy).build_schedule(None)
     multipliers = [schedule(iteration / max_iter) for iteration in (0, drop - 1, drop, max_iter - 1)]
@@ -111,7 +118,7 @@ def test_schedules_are_the_papers(name):
     epochs, drop = {**EPOCHS, **EPOCHS_OF_7500}[name]
     length = 7500 if name in EPOCHS_OF_7500 else 7393
     (path,) = [path for path in CONFIGS if path.stem == name]
-    lazy, solver = load_config(str(path)), load_yaml(path).SOLVER
+    lazy, solver = twins(path)[0], twins(path)[1].SOLVER
     assert lazy.train.max_iter == epochs * length
     assert OmegaConf.select(lazy, "lr_multiplier.drop_at")[0] == pytest.approx(drop / epochs)
     assert list(solver.STEPS) == [drop * length]
