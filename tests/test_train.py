@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from sparse_detr import train
@@ -161,6 +162,20 @@ def test_an_unregistered_data_set_is_named_before_the_training(yacs, key):
     cfg = load_config(yacs[1], [f"DATASETS.{key}", "('nope',)"])
     with pytest.raises(UserError, match=f"DATASETS.{key} names nope, which is not registered"):
         make_run(cfg).build_train_loader()
+
+
+@pytest.mark.parametrize("kind", ["lazy", "yacs"])
+def test_a_data_set_that_is_not_on_the_machine_is_named_with_the_remedy(request, kind, monkeypatch, capsys):
+    """COCO, which the configs of the papers name, on a new machine."""
+    for name in ("coco_2017_train", "coco_2017_val"):
+        monkeypatch.setitem(vars(MetadataCatalog.get(name)), "json_file", f"nowhere/{name}.json")
+    arguments = request.getfixturevalue(kind)
+    message = "the data set {0} needs nowhere/{0}.json, which does not exist; set DETECTRON2_DATASETS"
+    assert main(arguments) == 2
+    assert message.format("coco_2017_train") in capsys.readouterr().err
+    run = make_run(load_config(arguments[1]))
+    with pytest.raises(UserError, match=message.format("coco_2017_val")):
+        run.evaluation_sets[0].build_loader()
 
 
 @pytest.mark.parametrize("setting", ["lr_multiplier=null", "train.device=mps"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
@@ -106,8 +106,14 @@ def _run_from_lazy(cfg: DictConfig) -> Run:
         build_model=lambda: build_detector(cfg),
         build_optimizer=build_optimizer,
         build_schedule=lambda optimizer: build_part(cfg, "lr_multiplier"),
-        build_train_loader=lambda: build_part(cfg, "dataloader.train"),
+        build_train_loader=lambda: _lazy_train_loader(cfg),
     )
+
+
+def _lazy_train_loader(cfg: DictConfig) -> Iterable:
+    evaluated = [name for evaluation_set in _lazy_evaluation_sets(cfg) for name in evaluation_set.names]
+    _refuse_missing_files([*names_in(cfg, "train"), *evaluated])
+    return build_part(cfg, "dataloader.train")
 
 
 def _lazy_settings(train: DictConfig) -> TrainSettings:
@@ -135,10 +141,15 @@ def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
     return [
         EvaluationSet(
             names=names_in(cfg, "test"),
-            build_loader=lambda: build_part(cfg, "dataloader.test"),
+            build_loader=lambda: _lazy_test_loader(cfg),
             build_evaluator=lambda: _lazy_evaluator(cfg),
         )
     ]
+
+
+def _lazy_test_loader(cfg: DictConfig) -> Iterable:
+    _refuse_missing_files(names_in(cfg, "test"))
+    return build_part(cfg, "dataloader.test")
 
 
 def _lazy_evaluator(cfg: DictConfig) -> DatasetEvaluator:
@@ -227,6 +238,7 @@ def _yacs_train_loader(cfg: CfgNode) -> Iterable:
     from sparse_detr.data.loader import build_train_loader
 
     _refuse_unknown_data_sets(cfg)
+    _refuse_missing_files([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     return build_train_loader(cfg)
 
 
@@ -241,12 +253,24 @@ def _refuse_unknown_data_sets(cfg: CfgNode) -> None:
             )
 
 
+def _refuse_missing_files(names: Iterable[str]) -> None:
+    """Refuse data sets whose annotation file is not there, such as those of Detectron2 on a new machine."""
+    for name in names:
+        path = MetadataCatalog.get(name).get("json_file") if name in DatasetCatalog else None
+        if path and "://" not in path and not os.path.isfile(path):
+            raise UserError(
+                f"the data set {name} needs {path}, which does not exist; set DETECTRON2_DATASETS to the folder of "
+                "Detectron2's data sets, or name own data with --train-json and --train-images"
+            )
+
+
 def _yacs_evaluation_set(cfg: CfgNode, name: str) -> EvaluationSet:
     def build_loader() -> Iterable:
         from detectron2.data import get_detection_dataset_dicts
 
         from sparse_detr.data.loader import build_test_loader
 
+        _refuse_missing_files([name])
         return build_test_loader(
             dataset=get_detection_dataset_dicts(name, filter_empty=False),
             mapper=build_test_mapper(cfg),
