@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; return 1 if training would stop, or with `--strict` at any finding, else 0."""
-    from sparse_detr.data.dataset_check import check_data
+    from sparse_detr.data.check import check_data
 
     given = _settings(args.config_file) if args.config_file else {"num_queries": 300}
     if args.num_queries is not None:

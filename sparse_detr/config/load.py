@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
 from sparse_detr.config.building import build_part
-from sparse_detr.config.check import check_settings
+from sparse_detr.config.check_settings import check_settings
 from sparse_detr.config.derived import derive_yacs
 from sparse_detr.config.keys import add_detr_config
 from sparse_detr.config.kinds import Config

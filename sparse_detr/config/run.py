@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from sparse_detr.config.building import build_part, build_yacs
-from sparse_detr.config.check import check_settings
+from sparse_detr.config.check_settings import check_settings
 from sparse_detr.config.kinds import Config, kind_of, names_in
 from sparse_detr.config.limits import evaluation_limit
 from sparse_detr.config.model import build_detector, build_test_mapper

@@ -15,7 +15,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from pycocotools.coco import COCO
 
-from sparse_detr.data.dataset_check import check_data
+from sparse_detr.data.check import check_data
 from sparse_detr.data.loader import build_train_loader
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.data.register import register_own_data

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_detr.data.dataset_check import check_data
+from sparse_detr.data.check import check_data
 from sparse_detr.data.images import BadImageError, read_image
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.errors import UserError, WorkerError

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
-from sparse_detr.data.dataset_check import check_data
+from sparse_detr.data.check import check_data
 from sparse_detr.data.register import register_own_data
 from sparse_detr.errors import UserError
 from tests.data.conftest import NEVER_READ, coco_content, write_coco

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sparse_detr.data.annotations import read_coco_file
-from sparse_detr.data.dataset_check import check_data
+from sparse_detr.data.check import check_data
 from sparse_detr.errors import UserError
 from tests.data.conftest import coco_content, write_coco
 
