@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.structures import Pyramid
+from sparse_detr.structures import Tokens
 
 
 def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor | None:
@@ -25,9 +25,9 @@ def attention_mask(valid: Tensor | None, keep: Tensor | None = None) -> Tensor |
     return mask if keep is None else mask & keep
 
 
-def token_mask(pyramid: Pyramid) -> Tensor | None:
-    """Make the mask for keys that are the tokens of a pyramid: no query may attend to padding."""
-    return attention_mask(~pyramid.padding_mask if pyramid.has_padding else None)
+def token_mask(tokens: Tokens) -> Tensor | None:
+    """Make the mask for keys that are tokens: no query may attend to padding."""
+    return attention_mask(~tokens.padding_mask if tokens.has_padding else None)
 
 
 def multi_head_attention(

@@ -7,10 +7,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
+
+
+class Classification(Protocol):
+    """What the class logits of a model mean."""
+
+    def num_logits(self, num_classes: int) -> int:
+        """Return the number of logits of a head for `num_classes`."""
+
+    def initialize(self, classifier: nn.Linear) -> None:
+        """Set the bias of a new linear classifier."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return (..., classes) probabilities of (..., logits)."""
+
+    def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the (Q, T) cost of matching (Q, logits) with (T,) labels."""
+
+    def loss(
+        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
+    ) -> Tensor:
+        """Return the class loss.
+
+        Args:
+            logits: (B, Q, logits).
+            matched: image and row of every matched prediction, two (n,) long tensors.
+            labels: (n,) long, the true labels of the matched predictions; all other predictions are background.
+            valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
+            normalizer: number of true boxes, for losses that are a sum over all predictions divided by it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +58,7 @@ class SigmoidFocal:
     prior: float = 0.01
 
     def num_logits(self, num_classes: int) -> int:
-        """Return the number of logits of a head for `num_classes`."""
+        """Return `num_classes`."""
         return num_classes
 
     def initialize(self, classifier: nn.Linear) -> None:
@@ -48,18 +79,52 @@ class SigmoidFocal:
     def loss(
         self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
     ) -> Tensor:
-        """Return the focal loss.
-
-        Args:
-            logits: (B, Q, classes).
-            matched: image and row of every matched prediction, two (n,) long tensors.
-            labels: (n,) long, the true labels of the matched predictions; all other predictions are background.
-            valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
-            normalizer: divisor of the sum over all predictions.
-        """
+        """Return the focal loss, summed over all predictions and divided by `normalizer`; see `Classification`."""
         truth = torch.zeros_like(logits)
         truth[(*matched, labels)] = 1
         loss = sigmoid_focal_loss(logits, truth, alpha=self.alpha, gamma=self.gamma, reduction="none")
         if valid is not None:
             loss = loss * valid[..., None]
         return loss.sum() / normalizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxNoObject:
+    """Exclusive classes with a softmax; the last logit means "no object" (DETR, section 3.1).
+
+    Args:
+        no_object_weight: weight of background in the loss.
+    """
+
+    no_object_weight: float = 0.1
+
+    def num_logits(self, num_classes: int) -> int:
+        """Return `num_classes` and one for "no object"."""
+        return num_classes + 1
+
+    def initialize(self, classifier: nn.Linear) -> None:
+        """Keep the initial values: there is no prior."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of the classes, without that of "no object"."""
+        return logits.softmax(-1)[..., :-1]
+
+    def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the negative probabilities, (Q, T)."""
+        return -logits.softmax(-1)[:, labels]
+
+    def loss(
+        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
+    ) -> Tensor:
+        """Return the mean cross-entropy of all predictions, weighted by class; see `Classification`.
+
+        The divisor is the sum of the weights in the batch of this process, not the number of true boxes.
+        """
+        background = logits.shape[-1] - 1
+        truth = logits.new_full(logits.shape[:2], background, dtype=torch.long)
+        truth[matched] = labels
+        weights = logits.new_ones(logits.shape[-1])
+        weights[background] = self.no_object_weight
+        if valid is not None:
+            truth = truth.masked_fill(~valid, -100)  # the index that cross-entropy ignores
+        return F.cross_entropy(logits.transpose(1, 2), truth, weights)

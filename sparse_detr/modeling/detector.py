@@ -18,7 +18,7 @@ require_detectron2()
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 
-from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
@@ -266,7 +266,7 @@ class TopKDetections(nn.Module):
         num_detections: largest number of detections of an image.
     """
 
-    def __init__(self, *, classification: SigmoidFocal | None = None, num_detections: int = 100):
+    def __init__(self, *, classification: Classification | None = None, num_detections: int = 100):
         super().__init__()
         self.classification, self.num_detections = classification or SigmoidFocal(), num_detections
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import MLP
-from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal
 from sparse_detr.structures import PredictionGroup, Pyramid
 
 
@@ -41,7 +41,7 @@ class PredictionHead(nn.Module):
         classification: what the logits mean; `SigmoidFocal` if None.
     """
 
-    def __init__(self, *, embed_dim: int, num_classes: int, classification: SigmoidFocal | None = None):
+    def __init__(self, *, embed_dim: int, num_classes: int, classification: Classification | None = None):
         super().__init__()
         self.classification = classification or SigmoidFocal()
         self.class_embed = nn.Linear(embed_dim, self.classification.num_logits(num_classes))
@@ -88,7 +88,7 @@ def make_heads(
     tied: bool = False,
     proposals: bool = False,
     size_bias: float | None = None,
-    classification: SigmoidFocal | None = None,
+    classification: Classification | None = None,
 ) -> Heads:
     """Return copies of one freshly initialised head.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -106,9 +106,9 @@ class DetectionTransformer(nn.Module):
             tokens.pyramid, tokens.position.dtype, projection=self.projection, head=self.proposal_head
         )
         selected = self.selector(tokens, proposals, budget)
+        tokens = tokens if selected.tokens is None else selected.tokens
         output = self.encoder(tokens, selected.selection, proposals, scores=selected.ranking)
-        memory = Tokens(content=output.memory, position=tokens.position, pyramid=tokens.pyramid)
-        return Encoded(memory, output.layers, selected, proposals)
+        return Encoded(replace(tokens, content=output.memory), output.layers, selected, proposals)
 
     def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:
         """Make the queries of the decoder; with true boxes, models with denoising put denoising queries in front."""

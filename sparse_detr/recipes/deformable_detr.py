@@ -34,6 +34,9 @@ from sparse_detr.modeling.training import (
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
 
 Behavior = Literal["exact", "released"]
+Origin = Literal["official", "detrex"]
+"""Whose weights a model with `behavior="released"` loads: those of the authors or of detrex, where they differ."""
+
 TwoStage = Literal["off", "projected", "memory"]
 
 

@@ -190,8 +190,24 @@ class Tokens:
         content: (B, N, C) features.
         position: (B, N, C) sine position plus level embedding.
         pyramid: geometry.
+        mask: (B, N) bool, True where there is no token, for tokens that are not cells of the pyramid, such as pooled
+            ones; None where the padding mask of the pyramid says it.
+        maps: (B, C, h, w), further maps that were projected but not flattened, fine to coarse, for models that sample
+            them later.
     """
 
     content: Tensor
     position: Tensor
     pyramid: Pyramid
+    mask: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+
+    @property
+    def padding_mask(self) -> Tensor:
+        """(B, N) bool, True on padding."""
+        return self.pyramid.padding_mask if self.mask is None else self.mask
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether some token may be padding."""
+        return self.pyramid.has_padding if self.mask is None else True

@@ -92,7 +92,7 @@ class ConditionalCrossAttention(nn.Module):
             self._concatenate(key, spatial_key),
             self.value_proj(memory.content),
             num_heads=self.num_heads,
-            mask=token_mask(memory.pyramid) if self.memory_padding == "hidden" else None,
+            mask=token_mask(memory) if self.memory_padding == "hidden" else None,
             dropout=self.dropout if self.training else 0.0,
         )
         return self.out_proj(attended)

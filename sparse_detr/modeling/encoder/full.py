@@ -66,7 +66,7 @@ class FullAttentionEncoder(nn.Module):
                 f"full attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
                 "or choose a model with a deformable encoder"
             )
-        mask = token_mask(tokens.pyramid)
+        mask = token_mask(tokens)
         rows, outputs = take_rows(tokens, selection, scores), []
         for layer in self.layers:
             scaled = replace(rows, position=tokens.position * self.position_scale(rows.content))

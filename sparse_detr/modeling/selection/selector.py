@@ -151,12 +151,14 @@ class Selected:
         scores: (B, N), to be supervised, finite on padding; None for selectors without scores.
         ranking: (B, N), the scores as the selection ranks them; they differ from `scores` on padding only.
         predictions: see `TokenScores`.
+        tokens: other tokens that the encoder reads instead, such as pooled ones; None for the tokens of the image.
     """
 
     selection: TokenSelection
     scores: Tensor | None = None
     ranking: Tensor | None = None
     predictions: PredictionGroup | None = None
+    tokens: Tokens | None = None
 
 
 class KeepAllTokens(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal
 from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.modeling.training.normalizer import mean_over_processes
 from sparse_detr.structures import PredictionGroup, Targets
@@ -32,7 +32,7 @@ class SetCriterion(nn.Module):
         self,
         *,
         matcher: HungarianMatcher,
-        classification: SigmoidFocal | None = None,
+        classification: Classification | None = None,
         class_weight: float = 2.0,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from sparse_detr.modeling.classification import SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal
 from sparse_detr.structures import PredictionGroup, Targets
 
 
@@ -25,7 +25,7 @@ class HungarianMatcher(nn.Module):
     def __init__(
         self,
         *,
-        classification: SigmoidFocal | None = None,
+        classification: Classification | None = None,
         class_weight: float = 2.0,
         bbox_weight: float = 5.0,
         giou_weight: float = 2.0,
