@@ -51,6 +51,7 @@ SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/deformable_d
 FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.budget.schedule.shares=[1.0,1.0]"
 FAST_SAMPLING = "optimizer.params.sampling_multiplier=1.0"
 NORMS_STAY = "optimizer.params.norm_weight_decay=0.0"
+NO_ENCODER_LOSS = "model.heads.encoder_layers=0"
 VARIANTS = {
     "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1"]),
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
@@ -64,6 +65,12 @@ VARIANTS = {
     "focus_flat50": ("Focus-DETR, 50 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.5", FLAT]),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    # the relatives, under equal supervision: no auxiliary loss of the encoder
+    "plain_dense": ("Deformable DETR, two-stage, dense", DENSE, [NO_ENCODER_LOSS]),
+    "plain_rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1", NO_ENCODER_LOSS]),
+    "plain_rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3", NO_ENCODER_LOSS]),
+    "plain_focus": ("Focus-DETR, 50 % to 10 %", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    "plain_dino": ("DINO", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
 }
 SCORES = ("AP", "AP50", "AP75")
 ROUNDS = 24  # timed images and batches of every model, after one for warm-up
