@@ -63,6 +63,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "focus_detr"
     if evidence.layout.no_object:
         return "detr"
+    if evidence.has("queries.reference_points.layers."):
+        return "conditional_detr"
     if evidence.start == "learned":
         return "dino"
     if evidence.has("encoder.position_scale."):
@@ -119,6 +121,13 @@ def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
     return {"origin": evidence.layout.origin}
 
 
+def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "origin": evidence.layout.origin,
+        "num_detections": 300 if evidence.layout.origin == "detrex" else None,
+    }
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -134,6 +143,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
     "detr": _detr_arguments,
+    "conditional_detr": _conditional_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
 }

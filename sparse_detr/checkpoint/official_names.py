@@ -97,6 +97,9 @@ DETR: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.(.+)", r"\1.cross_attn.\2"),
 )
 
+# the reference points of queries, computed once from their positions
+REFERENCE_POINTS: Table = ((r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference_points.\1"),)
+
 DAB: Table = (
     *SINGLE_SCALE,
     *ORDERED_NORMS,
@@ -151,6 +154,11 @@ def dab_deformable_table(names: Sequence[str]) -> Table:
 def detr_table(names: Sequence[str]) -> Table:
     """Return the table of DETR."""
     return (*DETR, *TRANSFORMER, *backbone_table(names))
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return (*REFERENCE_POINTS, *dab_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:
