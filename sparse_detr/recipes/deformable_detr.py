@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -158,20 +157,10 @@ def transformer_layers(
 def deformable_detr_topk(**options: Any) -> Any:
     """Return the LazyCall of Deformable DETR with box refinement and the best encoder tokens as queries.
 
-    It is the dense baseline of Sparse DETR, which keeps all tokens; "top-k & BBR" in the tables of that paper.
+    It is the dense baseline of Sparse DETR, which keeps all tokens; "top-k & BBR" in the tables of that paper. The
+    public code of Sparse DETR calls it Efficient DETR; the model of that paper is `efficient_detr`.
     """
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
-
-
-def efficient_detr(**options: Any) -> Any:
-    """Return `deformable_detr_topk` under its former name, which the public code of Sparse DETR uses."""
-    warnings.warn(
-        "efficient_detr is Deformable DETR with the best tokens as queries, not Efficient DETR (Yao et al., 2021); "
-        "use its new name deformable_detr_topk",
-        FutureWarning,
-        stacklevel=2,
-    )
-    return deformable_detr_topk(**options)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

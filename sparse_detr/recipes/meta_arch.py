@@ -21,6 +21,7 @@ from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
@@ -44,6 +45,7 @@ _TWO_STAGE = _REFINED | {"two_stage"}
 RECIPES: dict[str, Recipe] = {
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
+    "EfficientDETR": Recipe((efficient_detr, deformable_detr), fixed=_TWO_STAGE),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
     "DABDETR": Recipe((dab_detr,)),
@@ -78,7 +80,13 @@ def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
-    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(cfg))
+    return RECIPES[name].functions[0](backbone=backbone, **_falling_steps(name, cfg), **given, **_detections(cfg))
+
+
+def _falling_steps(name: str, cfg: CfgNode) -> dict[str, int]:
+    """Return the length of the training for a recipe whose number of queries falls, unless our key says another."""
+    falls = "falling_steps" in recipe_options(name) and cfg.MODEL.DETR.FALLING_STEPS is None
+    return {"falling_steps": cfg.SOLVER.MAX_ITER} if falls else {}
 
 
 def _detections(cfg: CfgNode) -> dict[str, int]:
