@@ -31,9 +31,10 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
 def _imagenet_weights(cfg: CfgNode) -> str:
     """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
     from sparse_detr.recipes import resnet, swin, swin_tiny
+    from sparse_detr.recipes.backbones import RESNET_SIZES
 
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
-    if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in (50, 101):
+    if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in RESNET_SIZES:
         return resnet(depth).weights
     if name == "build_swin_backbone":
         return swin(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}).weights
