@@ -25,7 +25,8 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
         cfg.OUTPUT_DIR = output_dir_of(path)
     weights = cfg.MODEL.WEIGHTS
     if "MODEL.WEIGHTS" not in given and weights == resnet(50).weights and cfg.MODEL.META_ARCHITECTURE in RECIPES:
-        cfg.MODEL.WEIGHTS = _imagenet_weights(cfg) or weights
+        from_timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"  # which reads MODEL.TIMM.CHECKPOINT_PATH itself
+        cfg.MODEL.WEIGHTS = "" if from_timm else _imagenet_weights(cfg) or weights
 
 
 def _imagenet_weights(cfg: CfgNode) -> str:

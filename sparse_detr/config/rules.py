@@ -179,6 +179,10 @@ YACS_ONLY: dict[str, SettingRule] = {
     "MODEL.SWIN.IMAGE_SIZE": optional(one_of(224, 384)),
     "MODEL.SWIN.NUM_MAPS": optional(whole(1, 4)),
     "MODEL.SWIN.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.TIMM.NAME": optional(NAME),
+    "MODEL.TIMM.NUM_MAPS": optional(SOME),
+    "MODEL.TIMM.FROZEN_NORMS": optional(FLAG),
+    "MODEL.TIMM.CHECKPOINT_PATH": optional(TEXT),
     "MODEL.SWIN.PRETRAINING": optional(one_of("imagenet", "imagenet22k", "imagenet22kto1k")),
 }
 

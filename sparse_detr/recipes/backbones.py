@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.modeling.backbone import Backbone as D2Backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 
-from sparse_detr.backbones import MobileNetV2, SwinTransformer
+from sparse_detr.backbones import MobileNetV2, SwinTransformer, TimmBackbone, timm_maps
+from sparse_detr.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
 
 
 class BackboneSpec(NamedTuple):
@@ -24,6 +30,7 @@ class BackboneSpec(NamedTuple):
         in_channels: channels of these maps.
         strides: strides of these maps.
         weights: name of its ImageNet weights, for `train.init_checkpoint` and `MODEL.WEIGHTS`; "" if there are none.
+        pixel_mean, pixel_std: of the images of its weights, RGB, from 0 to 255; None for those of ImageNet.
     """
 
     config: Any
@@ -31,6 +38,8 @@ class BackboneSpec(NamedTuple):
     in_channels: tuple[int, ...]
     strides: tuple[int, ...]
     weights: str = ""
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
 
 
 def from_module(backbone: D2Backbone) -> BackboneSpec:
@@ -211,6 +220,43 @@ def mobilenet_v2(*, freeze_at: int = 2) -> BackboneSpec:
     return BackboneSpec(config, ("stride8", "stride16", "stride32"), (32, 96, 1280), (8, 16, 32))
 
 
+def timm(
+    name: str,
+    *,
+    num_maps: int = 3,
+    freeze_at: int = 2,
+    frozen_norms: bool = True,
+    checkpoint_path: str = "",
+    **options: Any,
+) -> BackboneSpec:
+    """Return any model of timm that has a pyramid of maps; what its maps are is found out from the model.
+
+    Args:
+        name, num_maps, freeze_at, frozen_norms, checkpoint_path: see `TimmBackbone`.
+        options: further arguments of `timm.create_model`: `drop_path_rate=0.1`, or `strict_img_size=False` for a Swin.
+
+    Raises:
+        ValueError: there is no such model, it has no such maps, or it takes images of one size only.
+    """
+    maps = timm_maps(name, options)
+    names = [f"stride{stride}" for stride in maps.strides]
+    config = L(TimmBackbone)(
+        name=name,
+        num_maps=num_maps,
+        freeze_at=freeze_at,
+        frozen_norms=frozen_norms,
+        checkpoint_path=checkpoint_path,
+        options=options,
+    )
+    usual = (maps.pixel_mean, maps.pixel_std) == (IMAGENET_MEAN, IMAGENET_STD)
+    return BackboneSpec(
+        config,
+        *_last_maps(names, maps.channels, maps.strides, num_maps),
+        pixel_mean=None if usual else maps.pixel_mean,
+        pixel_std=None if usual else maps.pixel_std,
+    )
+
+
 def _last_maps(
     names: Sequence[str], channels: Sequence[int], strides: Sequence[int], count: int
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
@@ -231,3 +277,19 @@ def build_resnet_dc5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbon
     """Build a ResNet from yaml with C5 alone, dilated to stride 16 as in torchvision; see `resnet_stages`."""
     depth, freeze_at = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.BACKBONE.FREEZE_AT
     return instantiate(resnet(depth, freeze_at=freeze_at, num_maps=1, dilation=True).config)
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
+    """Build `timm` from yaml, with the arguments in `MODEL.TIMM` and `MODEL.BACKBONE.FREEZE_AT`."""
+    options = {key.lower(): value for key, value in cfg.MODEL.TIMM.items() if value is not None}
+    if "name" not in options:
+        raise UserError("MODEL.TIMM.NAME is not set; give the name of a model of timm, such as convnext_tiny")
+    backbone = timm(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT, **options)
+    mean, std = backbone.pixel_mean or IMAGENET_MEAN, backbone.pixel_std or IMAGENET_STD
+    if (tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)) != (mean, std):
+        logger.warning(
+            f"{options['name']} was trained on images with MODEL.PIXEL_MEAN {list(mean)} MODEL.PIXEL_STD {list(std)}; "
+            "the config has others"
+        )
+    return instantiate(backbone.config)

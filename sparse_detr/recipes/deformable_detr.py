@@ -126,7 +126,14 @@ def backbone_parts(backbone: BackboneSpec, embed_dim: int, num_levels: int, beha
         num_levels=num_levels,
         padding=behavior,
     )
-    return {"backbone": backbone.config, "in_features": list(backbone.in_features), "tokenizer": tokenizer}
+    parts = {"backbone": backbone.config, "in_features": list(backbone.in_features), "tokenizer": tokenizer}
+    return parts | pixels_of(backbone)
+
+
+def pixels_of(backbone: BackboneSpec) -> dict[str, Any]:
+    """Return mean and standard deviation of pixels as arguments of `GeneralizedDETR`, where a backbone has its own."""
+    own = {"pixel_mean": backbone.pixel_mean, "pixel_std": backbone.pixel_std}
+    return {name: list(values) for name, values in own.items() if values is not None}
 
 
 def _queries(two_stage: TwoStage, num_queries: int, embed_dim: int) -> Any:

@@ -120,7 +120,9 @@ def test_one_head_serves_proposals_and_decoder_and_counts_once():
     head = sum(p.numel() for p in model.proposal_head.parameters())
     counts = [sum(p.numel() for p in one.parameters()) for one in (model, separate)]
     assert counts[1] - counts[0] == head
-    grouped = [p for group in detr_parameter_groups(model=model, base_lr=1.0, weight_decay=0.0) for p in group["params"]]
+    grouped = [
+        p for group in detr_parameter_groups(model=model, base_lr=1.0, weight_decay=0.0) for p in group["params"]
+    ]
     assert len(grouped) == len(set(grouped)) == len([p for p in model.parameters() if p.requires_grad])
     averaged = torch.optim.swa_utils.AveragedModel(model).module
     assert averaged.proposal_head is averaged.decoder_heads[0]
