@@ -126,10 +126,8 @@ def timm_maps(name: str, options: Mapping[str, Any]) -> TimmMaps:
 
 def _find_out(name: str, options: Mapping[str, Any]) -> TimmMaps:
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3)
-        raise ValueError(
-            f"timm {timm.__version__} has no model {name!r}{'; near ones: ' if near else ''}{', '.join(near)}"
-        )
+        near = ", ".join(get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
+        raise ValueError(f"timm {timm.__version__} has no model {name!r}; near ones: {near}")
     try:
         return _maps_on("meta", name, options)
     except ValueError:
@@ -144,9 +142,7 @@ def _maps_on(device: str, name: str, options: Mapping[str, Any]) -> TimmMaps:
     info = body.feature_info
     channels, strides = tuple(info.channels()), tuple(info.reduction())
     if list(strides) != sorted(set(strides)):
-        raise ValueError(
-            f"{name} has no pyramid: its maps have the strides {strides}; take a model with several strides"
-        )
+        raise ValueError(f"{name} has no pyramid: its maps have the strides {strides}; take a model whose strides rise")
     channels_last = "NHWC" in str(getattr(body, "output_fmt", ""))
     height, width = 2 * strides[-1], 3 * strides[-1]
     try:
@@ -156,8 +152,7 @@ def _maps_on(device: str, name: str, options: Mapping[str, Any]) -> TimmMaps:
         if device == "meta":
             raise RuntimeError("try it with values") from error
         raise ValueError(
-            f"{name} cannot take images of any size ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-            "; a Swin can if it is given strict_img_size=False"
+            f"{name} cannot take images of any size ({_first_line(error)}); a Swin can with strict_img_size=False"
         ) from error
     for values, count, stride in zip(maps, channels, strides, strict=True):
         shape = (1, height // stride, width // stride, count)
@@ -174,6 +169,10 @@ def _maps_on(device: str, name: str, options: Mapping[str, Any]) -> TimmMaps:
         pixel_mean=tuple(round(255 * value, 3) for value in config["mean"]),
         pixel_std=tuple(round(255 * value, 3) for value in config["std"]),
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _parameters_of(values: Tensor, body: nn.Module) -> frozenset[str]:
@@ -204,7 +203,7 @@ def _filled(name: str, options: Mapping[str, Any], weights: Mapping[str, Tensor]
     try:
         return timm.create_model(name, features_only=True, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"the file of weights does not fit {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the file of weights does not fit {name}: {_first_line(error)}") from error
 
 
 def _unfilled(name: str, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> list[str]:
@@ -232,7 +231,7 @@ def _read(path: str) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file raises
-        raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as weights: {_first_line(error)}") from error
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
