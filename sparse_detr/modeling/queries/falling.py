@@ -1,4 +1,4 @@
-"""A number of queries that falls during training (Efficient DETR, section 4.3)."""
+"""A number of queries that falls during training (Efficient DETR, Yao et al., 2021)."""
 
 from __future__ import annotations
 
