@@ -23,7 +23,7 @@ from sparse_detr.recipes import efficient_detr
 from sparse_detr.recipes.efficient_detr import TRAINING_LENGTH
 from sparse_detr.solver import detr_parameter_groups
 from tests.engine.toys import ToyDetector, toy_loader, toy_trainer
-from tests.modeling.tiny import SIZES, build, picture
+from tests.modeling.tiny import SIZES, build, patch_backbone, picture
 
 BATCH = [picture(64, 96), picture(96, 64, boxes=((0.2, 0.2, 0.6, 0.6),))]
 TOKENS = 12 * 12 + 6 * 6 + 3 * 3 + 2 * 2  # of four levels; the batch is 96x96
@@ -183,7 +183,7 @@ def test_the_dense_head_alone_learns_to_detect_with_the_set_loss():
     """One picture is learned by heart: the best proposals are its two boxes, each once, without suppression."""
     image = picture(96, 128, boxes=((0.1, 0.2, 0.4, 0.7), (0.5, 0.3, 0.9, 0.8)))
     torch.manual_seed(0)
-    model = instantiate(efficient_detr(backbone=build("efficient").backbone, **{**SIZES, "decoder_layers": 1})).float()
+    model = instantiate(efficient_detr(backbone=patch_backbone(), **{**SIZES, "decoder_layers": 1}))
     model.decoder, (target,) = NoDecoder(), model.targets([image])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
