@@ -29,6 +29,11 @@ BATCH = [picture(64, 96), picture(96, 64, boxes=((0.2, 0.2, 0.6, 0.6),))]
 TOKENS = 12 * 12 + 6 * 6 + 3 * 3 + 2 * 2  # of four levels; the batch is 96x96
 
 
+def one_layer(**options):
+    """Return a small model with one decoder layer, as in the paper."""
+    return build("efficient", decoder_layers=1, **options)
+
+
 @pytest.mark.parametrize(("done", "number"), [(0, 300), (1, 298), (50, 200), (99, 102), (100, 100), (1000, 100)])
 def test_the_number_falls_by_two_an_iteration_from_300_to_100_in_100(done, number):
     assert FallingNumber(first=300, last=100, steps=100, iteration=lambda: done)() == number
@@ -62,13 +67,13 @@ def queries_of(model, iteration):
 
 
 def test_the_decoder_gets_fewer_and_fewer_queries_in_training_and_always_the_same_at_inference():
-    model = build("efficient", num_queries=12, first_num_queries=32, falling_steps=100)
+    model = one_layer(num_queries=12, first_num_queries=32, falling_steps=100)
     assert [queries_of(model, done) for done in (0, 25, 50, 100, 200)] == [32, 27, 22, 12, 12]
     assert [queries_of(model.eval(), done) for done in (0, 50)] == [12, 12]
 
 
 def test_no_more_queries_than_tokens_are_taken():
-    assert queries_of(build("efficient", first_num_queries=5000, falling_steps=9), 0) == TOKENS
+    assert queries_of(one_layer(first_num_queries=5000, falling_steps=9), 0) == TOKENS
 
 
 class Recorder(ToyDetector):
@@ -98,7 +103,7 @@ def test_detectron2s_own_trainer_counts_the_same():
 
 
 def test_nothing_of_the_fall_is_in_the_weights_so_an_old_file_starts_a_new_fall():
-    assert not [name for name in build("efficient").state_dict() if "training_number" in name]
+    assert not [name for name in one_layer().state_dict() if "training_number" in name]
 
 
 def test_the_length_is_that_of_the_training_in_a_config_of_either_kind():
@@ -114,7 +119,7 @@ def test_the_length_is_that_of_the_training_in_a_config_of_either_kind():
 
 
 def test_one_head_serves_proposals_and_decoder_and_counts_once():
-    model, separate = build("efficient"), build("efficient", share_heads=False)
+    model, separate = one_layer(), one_layer(share_heads=False)
     assert model.proposal_head is model.decoder_heads[0]
     assert separate.proposal_head is not separate.decoder_heads[0]
     head = sum(p.numel() for p in model.proposal_head.parameters())
@@ -128,14 +133,14 @@ def test_one_head_serves_proposals_and_decoder_and_counts_once():
 
 
 def test_a_file_with_one_head_loads_strictly_and_one_with_two_heads_is_refused():
-    model, other = build("efficient", seed=1), build("efficient", seed=2)
+    model, other = one_layer(seed=1), one_layer(seed=2)
     names = [name for name in model.state_dict() if name.startswith(("proposal_head.", "decoder_heads.0."))]
     assert len(names) == 2 * len(model.proposal_head.state_dict())
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
-    report = match_report(model, build("efficient", share_heads=False).state_dict())
+    report = match_report(model, one_layer(share_heads=False).state_dict())
     assert ("decoder_heads.0.class_embed.weight", "proposal_head.class_embed.weight") in report.untied
-    back = build("efficient", share_heads=False)
+    back = one_layer(share_heads=False)
     back.load_state_dict(model.state_dict())
     assert torch.equal(back.proposal_head.class_embed.weight, back.decoder_heads[0].class_embed.weight)
 
@@ -151,7 +156,7 @@ def gradients(model, inner):
 
 
 def test_the_head_gets_the_same_gradient_under_ddp(tmp_path):
-    model = build("efficient").train()
+    model = one_layer().train()
     wrapped = copy.deepcopy(model)
     expected = gradients(model, model)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
@@ -169,7 +174,7 @@ def test_content_passes_a_gradient_to_the_encoder_on_request_only(detach):
     memory = torch.randn(1, 3, 64, requires_grad=True)
     content, _ = MemoryStart(embed_dim=64, detach=detach)(memory, memory, torch.rand(1, 3, 4))
     assert content.requires_grad is not detach
-    assert build("efficient", detach_content=detach).queries.start.detach is detach
+    assert one_layer(detach_content=detach).queries.start.detach is detach
 
 
 class NoDecoder(nn.Module):

@@ -57,7 +57,7 @@ MODELS = {
     "sparse_without_auxiliary_loss": (sparse_detr, {"keep_ratio": 0.3, "encoder_auxiliary_loss": False}),
     "objectness": (sparse_detr, {"keep_ratio": 0.3, "scorer": "objectness"}),
     "random": (sparse_detr, {"keep_ratio": 0.3, "scorer": "random"}),
-    "efficient": (efficient_detr, {"decoder_layers": 1, "first_num_queries": 30, "falling_steps": 100}),
+    "efficient": (efficient_detr, {"first_num_queries": 30, "falling_steps": 100}),
     "dino": (dino, {}),
     "sparse_dino": (sparse_dino, {"keep_ratio": 0.3, "shared_heads": True}),
     "focus": (focus_detr, {"num_objects": 9}),
