@@ -59,6 +59,7 @@ VARIANTS = {
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
+    "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
     "focus": ("Focus-DETR, 50 % to 10 %", FOCUS, []),

@@ -7,5 +7,6 @@ require_detectron2()
 
 from sparse_detr.backbones.mobilenet import MobileNetV2
 from sparse_detr.backbones.swin import SwinTransformer
+from sparse_detr.backbones.timm import TimmBackbone, timm_maps
 
-__all__ = ["MobileNetV2", "SwinTransformer"]
+__all__ = ["MobileNetV2", "SwinTransformer", "TimmBackbone", "timm_maps"]

@@ -16,8 +16,9 @@ from sparse_detr.checkpoint.name_maps import count_indices
 
 QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
 
-# blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
-RESNETS = {6: 50, 23: 101}
+# blocks of the third stage of a ResNet, and whether they are bottlenecks
+RESNETS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+# width of the patch embedding and blocks of the third stage of a Swin
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
 
@@ -117,8 +118,9 @@ class Evidence:
 
     @property
     def depth(self) -> int | None:
-        """Return the depth of the ResNet, 50 or 101; None for any other backbone."""
-        return RESNETS.get(count_indices(self.weights, r"backbone\.res4\.(\d+)\."))
+        """Return the depth of the ResNet; None for any other backbone."""
+        blocks = count_indices(self.weights, r"backbone\.res4\.(\d+)\.")
+        return RESNETS.get((blocks, self.has("backbone.res4.0.conv3.")))
 
     @property
     def backbone(self) -> str | None:

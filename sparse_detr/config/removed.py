@@ -27,6 +27,7 @@ _SWIN_5_LEVELS = f"MODEL.SWIN.NUM_MAPS 4 {_FIVE_LEVELS}"
 _POSITION = "MODEL.DETR.POSITION_TEMPERATURE 10000 MODEL.DETR.POSITION_OFFSET -0.5"
 _UNIFORM = "MODEL.DETR.ANCHOR_START uniform_centers"
 _TOPK = "MODEL.DETR.BOX_REFINEMENT True MODEL.DETR.TWO_STAGE memory"
+_SIX_LAYERS_300_QUERIES = "MODEL.DETR.ENCODER_LAYERS 6 MODEL.DETR.NUM_QUERIES 300"
 _36_OF_7500 = _epochs(36, 30, 7500)
 _50_OF_7500 = _epochs(50, 40, 7500)
 _ONE_IMAGE_A_GPU = "SOLVER.IMS_PER_BATCH 8 TEST.EVAL_PERIOD 14786 SOLVER.CHECKPOINT_PERIOD 14786"
@@ -36,7 +37,6 @@ _DC5_50_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(50, 40, 14786)}"
 _RENAMED = {
     "efficient_detr_r50": "deformable_detr_topk_r50",
     "efficient_detr_swin_t": "deformable_detr_topk_swin_t",
-    "efficient_detr_mnv2": "deformable_detr_topk_mnv2",
 }
 
 # The yaml to start from -> the name of a lazy config -> the overrides that make the yaml equal to it.
@@ -75,6 +75,11 @@ _ROWS: dict[str, dict[str, str]] = {
         "dab_detr_r50_dc5": _DC5,
         "dab_detr_r50_dc5_3patterns": f"{_DC5} MODEL.DETR.NUM_PATTERNS 3",
         "dab_detr_r50_dc5_fixed_centers": f"{_DC5} {_UNIFORM} MODEL.DETR.FREEZE_CENTERS True",
+    },
+    "projects/EfficientDETR/configs/efficient_detr_r50.yaml": {
+        "efficient_detr_r101": _R101,
+        "efficient_detr_r101_300queries": f"{_R101} {_SIX_LAYERS_300_QUERIES}",
+        "efficient_detr_r50_300queries": _SIX_LAYERS_300_QUERIES,
     },
     "projects/DINO/configs/dino_r50_4scale_12ep.yaml": {
         "dino_r50_4scale_24ep": _epochs(24, 20, 7393),

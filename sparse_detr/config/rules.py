@@ -179,6 +179,10 @@ YACS_ONLY: dict[str, SettingRule] = {
     "MODEL.SWIN.IMAGE_SIZE": optional(one_of(224, 384)),
     "MODEL.SWIN.NUM_MAPS": optional(whole(1, 4)),
     "MODEL.SWIN.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.TIMM.NAME": optional(NAME),
+    "MODEL.TIMM.NUM_MAPS": optional(SOME),
+    "MODEL.TIMM.FROZEN_NORMS": optional(FLAG),
+    "MODEL.TIMM.CHECKPOINT_PATH": optional(TEXT),
     "MODEL.SWIN.PRETRAINING": optional(one_of("imagenet", "imagenet22k", "imagenet22kto1k")),
 }
 
@@ -190,6 +194,9 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     **dict.fromkeys(("num_patterns", "denoising_queries", "size_divisibility", "freeze_at"), whole(0)),
     **dict.fromkeys(("box_refinement", "shared_heads", "encoder_auxiliary_loss", "freeze_centers"), FLAG),
     **dict.fromkeys(("class_agnostic", "tied", "supervise_surplus_rows"), FLAG),
+    **dict.fromkeys(("share_heads", "proposals_tied", "detach_content", "detach"), FLAG),
+    **dict.fromkeys(("first_num_queries", "first", "last"), SOME),
+    **dict.fromkeys(("falling_steps", "steps"), optional(SOME)),
     **dict.fromkeys(("dropout", "label_noise", "drop_path_rate"), SHARE),
     **dict.fromkeys(("box_noise", "weight", "class_weight", "iou_eps", "logit_eps"), number(0)),
     **dict.fromkeys(("bbox_weight", "giou_weight", "class_cost", "bbox_cost", "giou_cost"), number(0)),

@@ -17,6 +17,7 @@ require_detectron2()
 
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 
 from sparse_detr.modeling.classification import Classification, SigmoidFocal, SoftmaxNoObject
 from sparse_detr.modeling.heads import Heads, Predictions
@@ -336,6 +337,13 @@ def as_instances(size: tuple[int, int], boxes: Tensor, scores: Tensor, classes: 
     result.pred_boxes = Boxes(box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height]))
     result.scores, result.pred_classes = scores, classes
     return result
+
+
+class TrainingIteration:
+    """The number of optimiser steps that Detectron2's training loop has taken; 0 outside of such a loop."""
+
+    def __call__(self) -> int:
+        return get_event_storage().iter if has_event_storage() else 0
 
 
 def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **fields: Any) -> list[PredictionGroup]:

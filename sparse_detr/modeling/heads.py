@@ -99,6 +99,7 @@ def make_heads(
     encoder_layers: int = 0,
     tied: bool = False,
     proposals: bool = False,
+    proposals_tied: bool = False,
     size_bias: float | None = None,
     classification: Classification | None = None,
     box_start: BoxStart = "reference",
@@ -112,6 +113,7 @@ def make_heads(
         proposals: add a head for proposals; queries then come with the size of a box.
         size_bias: added to the initial bias of the first decoder head for the logits of width and height; None means 0
             with proposals, else -2.
+        proposals_tied: proposals and the first decoder layer share one head, which has two names in the state dict.
         classification: what the logits mean; `SigmoidFocal` if None.
         box_start: see `PredictionHead`.
     """
@@ -123,10 +125,11 @@ def make_heads(
         size_bias = 0.0 if proposals else -2.0
     with torch.no_grad():
         first.box_embed.linears[-1].bias[2:] += size_bias
+    own = first if proposals_tied else copy.deepcopy(head)
     others = [first if tied else copy.deepcopy(head) for _ in range(decoder_layers - 1)]
     return Heads(
         decoder=[first, *others],
-        proposals=copy.deepcopy(head) if proposals else None,
+        proposals=own if proposals else None,
         encoder=[copy.deepcopy(head) for _ in range(encoder_layers)],
     )
 

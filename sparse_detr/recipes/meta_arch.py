@@ -23,6 +23,7 @@ from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_d
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.detr import detr, full_attention_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
@@ -48,6 +49,7 @@ RECIPES: dict[str, Recipe] = {
     "ConditionalDETR": Recipe((conditional_detr, full_attention_detr)),
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
+    "EfficientDETR": Recipe((efficient_detr, deformable_detr), fixed=_TWO_STAGE),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
     "DABDETR": Recipe((dab_detr,)),
@@ -82,7 +84,14 @@ def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
-    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(name, cfg))
+    derived = _falling_steps(name, cfg) | _detections(name, cfg)
+    return RECIPES[name].functions[0](backbone=backbone, **given, **derived)
+
+
+def _falling_steps(name: str, cfg: CfgNode) -> dict[str, int]:
+    """Return the length of the training for a recipe whose number of queries falls, unless our key says another."""
+    falls = "falling_steps" in recipe_options(name) and cfg.MODEL.DETR.FALLING_STEPS is None
+    return {"falling_steps": cfg.SOLVER.MAX_ITER} if falls else {}
 
 
 def _detections(name: str, cfg: CfgNode) -> dict[str, int]:

@@ -19,6 +19,7 @@ from sparse_detr.recipes import (
     deformable_detr_topk,
     detr,
     dino,
+    efficient_detr,
     focus_detr,
     mobilenet_v2,
     resnet,
@@ -113,6 +114,15 @@ def test_the_family_has_as_many_parameters_as_the_public_implementations(name):
     with meta_device():
         model = instantiate(config)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(expected, abs=0.006)
+
+
+@pytest.mark.parametrize(("encoder_layers", "millions"), [(3, 32.74), (6, 35.01)])
+def test_efficient_detr_has_its_published_parameters(encoder_layers, millions):
+    """32 million are published for three encoder layers, to the million."""
+    config = efficient_detr(num_classes=CLASSES, encoder_layers=encoder_layers)
+    with meta_device():
+        model = instantiate(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
 
 
 @pytest.mark.parametrize(("recipe", "expected"), GIGAFLOPS)

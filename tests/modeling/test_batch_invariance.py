@@ -24,6 +24,7 @@ MODELS = [
     ("sparse", {"keep_ratio": 0.3}),
     ("sparse", {"keep_ratio": 1.0}),
     ("objectness", {"keep_ratio": 0.3}),
+    ("efficient", {}),
     ("dino", {"denoising_queries": 0}),
     ("sparse_dino", {"denoising_queries": 0}),
     ("focus", {"denoising_queries": 0}),
