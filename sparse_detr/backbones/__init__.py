@@ -5,7 +5,8 @@ from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
+from sparse_detr.backbones.dat import DAT
 from sparse_detr.backbones.mobilenet import MobileNetV2
 from sparse_detr.backbones.swin import SwinTransformer
 
-__all__ = ["MobileNetV2", "SwinTransformer"]
+__all__ = ["DAT", "MobileNetV2", "SwinTransformer"]
