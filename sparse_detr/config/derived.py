@@ -30,11 +30,13 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
 
 def _imagenet_weights(cfg: CfgNode) -> str:
     """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
-    from sparse_detr.recipes import resnet, swin, swin_tiny
+    from sparse_detr.recipes import dat, resnet, swin, swin_tiny
 
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
     if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in (50, 101):
         return resnet(depth).weights
     if name == "build_swin_backbone":
         return swin(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}).weights
+    if name == "build_dat_backbone":
+        return dat(**{key.lower(): value for key, value in cfg.MODEL.DAT.items() if value is not None}).weights
     return swin_tiny().weights if name == "build_swin_tiny_backbone" else ""

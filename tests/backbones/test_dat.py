@@ -246,21 +246,21 @@ def test_half_precision_gives_nearly_the_same_maps_and_exact_grids(dtype):
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         for name, expected in exact(image).items():
-            assert_close(half(image.to(dtype))[name].float(), expected, rtol=0, atol=0.02 if dtype == torch.float16 else 0.2)
+            assert_close(
+                half(image.to(dtype))[name].float(), expected, rtol=0, atol=0.02 if dtype == torch.float16 else 0.2
+            )
     grid = half.stages[2].attns[1].points(torch.zeros(1, 32, 4, 90, dtype=dtype)).grid
     assert grid.dtype == torch.float32
     assert_close(grid[0, :, 1], (torch.arange(90) + 0.5) / 45 - 1)
 
 
-@pytest.mark.parametrize("convention", ["2022", "2023"])
-def test_a_dat_is_exported_with_open_batch_and_sizes(convention):
-    model = narrow(convention=convention).float()
-    open_sizes = {0: Dim("count", max=8), 2: Dim("height", min=65, max=512), 3: Dim("width", min=65, max=512)}
+def test_a_dat_is_exported_with_an_open_batch():
+    model = narrow(blocks=("S", "L", "D", "D")).float()
+    images = torch.randn(3, 3, 70, 97)
     with torch.no_grad():
-        exported = export(model, (torch.randn(2, 3, 96, 128),), dynamic_shapes=(open_sizes,)).module()
-        for images in (torch.randn(3, 3, 96, 128), torch.randn(1, 3, 150, 90)):
-            for name, expected in model(images).items():
-                assert_close(exported(images)[name], expected, rtol=1e-4, atol=1e-5)
+        exported = export(model, (images[:2],), dynamic_shapes=({0: Dim("count", max=8)},)).module()
+        for name, expected in model(images).items():
+            assert_close(exported(images)[name], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,12 @@ def test_deformed_key_attention_is_that_of_the_public_code(name):
     x = torch.from_numpy(x).requires_grad_()
     y, points = model(x), model.points(model.proj_q(x))
     y.square().mean().backward()
-    for found, key in ((y, "y"), (points.moved, "pos"), (points.grid.expand_as(points.moved), "ref"), (x.grad, "grad_x")):
+    for found, key in (
+        (y, "y"),
+        (points.moved, "pos"),
+        (points.grid.expand_as(points.moved), "ref"),
+        (x.grad, "grad_x"),
+    ):
         assert_close(found, expected[key], rtol=0, atol=1e-6)
     check_gradients(model, name)
 

@@ -19,7 +19,7 @@ Coordinates are (y, x) and run from -1 to 1 over a map. There are two convention
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -93,11 +93,11 @@ class DeformedKeyAttention(nn.Module):
             raise ValueError(
                 f"{num_groups} groups must divide {num_heads} heads, and these {channels} channels, without remainder"
             )
-        check_convention(convention)
         if position not in ("table", "convolution", "none"):
             raise ValueError(f"position must be table, convolution or none, got {position!r}")
         self.num_heads, self.num_groups = num_heads, num_groups
-        self.range_factor, self.position, self.convention = range_factor, position, convention
+        self.convention = convention = check_convention(convention)
+        self.range_factor, self.position = range_factor, position
         width = channels // num_groups
         padding = 0 if convention == "2023" and kernel_size == stride else kernel_size // 2
         self.conv_offset = nn.Sequential(
@@ -123,7 +123,9 @@ class DeformedKeyAttention(nn.Module):
         query = self.proj_q(x)
         points = self.points(query)
         samples = self._sample(x, points.moved)
-        heads = (map_.unflatten(1, (self.num_heads, -1)) for map_ in (query, self.proj_k(samples), self.proj_v(samples)))
+        heads = (
+            map_.unflatten(1, (self.num_heads, -1)) for map_ in (query, self.proj_k(samples), self.proj_v(samples))
+        )
         per_head = [map_.flatten(3).transpose(2, 3) for map_ in heads]
         y = scaled_dot_product_attention(*per_head, attn_mask=self._bias(query, points.moved))
         y = y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
@@ -165,14 +167,20 @@ class DeformedKeyAttention(nn.Module):
         cells = _grid([axis / (n - (not inner)) * 2 - 1 for axis, n in zip(axes, query.shape[2:], strict=True)])
         apart = (cells.flatten(0, 1)[:, None] - points.flatten(2, 3)[:, :, None]) / 2
         tables = self.rpe_table.unflatten(0, (self.num_groups, -1)).to(points.dtype)
-        tables = tables.expand(len(points), *tables.shape).flatten(0, 1)
+        tables = tables.expand(points.shape[0], *tables.shape).flatten(0, 1)
         return _bilinear(tables, apart.flatten(0, 1)).to(query.dtype).unflatten(0, (-1, self.num_groups)).flatten(1, 2)
 
 
-def check_convention(convention: str) -> None:
-    """Raise unless there is such a convention."""
-    if convention not in ("2022", "2023"):
-        raise ValueError(f"convention must be '2022' or '2023', got {convention!r}")
+def check_convention(convention: Convention | int) -> Convention:
+    """Return the convention as text; a command line gives a year as a number.
+
+    Raises:
+        ValueError: there is no such convention.
+    """
+    for known in get_args(Convention):
+        if str(convention) == known:
+            return known
+    raise ValueError(f"convention must be '2022' or '2023', got {convention!r}")
 
 
 def _cells(count: int, like: Tensor) -> Tensor:

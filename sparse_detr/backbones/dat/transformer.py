@@ -23,7 +23,7 @@ class DAT(Backbone):
 
     Parameters have the names of the public files. Images of any size are padded with zeros to whole cells of stride 32,
     as the public detection code pads them; maps are cut to the cells that the images reach. No layer knows what is
-    padding: as in the public code, attention sees it.
+    padding: as in the public code, attention sees it. An export holds for one height and width, and any batch.
 
     Args:
         embed_dim: channels of the first stage; each further stage doubles them.
@@ -60,7 +60,7 @@ class DAT(Backbone):
         freeze_at: int = 0,
     ):
         super().__init__()
-        check_convention(convention)
+        convention = check_convention(convention)
         for name, values in {"blocks": blocks, "num_heads": num_heads, "num_groups": num_groups}.items():
             if len(values) != len(STRIDES):
                 raise ValueError(f"{name} must have {len(STRIDES)} values, one a stage, got {values!r}")
@@ -108,7 +108,7 @@ class DAT(Backbone):
             x = stage(x if i == 0 else self.down_projs[i - 1](x))
             if str(i) in self.norms:
                 rows, columns = -(-height // stride), -(-width // stride)
-                maps[f"p{i}"] = self.norms[str(i)](x)[:, :, :rows, :columns].contiguous()
+                maps[f"p{i}"] = self.norms[str(i)](x)[:, :, :rows, :columns]
         return maps
 
     def output_shape(self) -> dict[str, ShapeSpec]:
