@@ -205,7 +205,7 @@ def dat(
     """
     if size not in DAT_SIZES or image_size not in (224, 384) or (image_size == 384 and size != "base"):
         raise ValueError(
-            f"no DAT {size!r} for images of {image_size}; sizes are {', '.join(DAT_SIZES)}, images 224, for base also 384"
+            f"no DAT {size!r} for images of {image_size}; sizes are {', '.join(DAT_SIZES)}, images 224, or 384 for base"
         )
     convention = check_convention(convention)
     embed_dim, blocks, num_groups, usual_rate = DAT_SIZES[size]

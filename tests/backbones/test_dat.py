@@ -8,7 +8,7 @@ from torch.export import Dim, export
 from torch.testing import assert_close
 
 from sparse_detr.backbones import DAT
-from sparse_detr.backbones.dat import DeformedKeyAttention, WindowAttention
+from sparse_detr.backbones.dat import DeformedKeyAttention, KeyPoints, WindowAttention
 
 NARROW = {"embed_dim": 8, "num_heads": (1, 2, 4, 8), "num_groups": (1, 1, 2, 4), "blocks": ("LS", "LS", "LD", "LD")}
 ATTENTION = {"channels": 8, "num_heads": 4, "num_groups": 2, "map_size": (4, 6), "kernel_size": 3}
@@ -136,10 +136,11 @@ def test_a_table_of_the_maps_own_size_gives_the_entry_of_the_displacement():
     model = attention(convention="2023", map_size=(3, 4), range_factor=0.0)
     rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
     on_cells = torch.stack([rows / 2 * 2 - 1, columns / 3 * 2 - 1], -1).double().expand(1, 2, 3, 4, 2)
-    bias = model._bias(torch.zeros(1, 8, 3, 4, dtype=torch.float64), on_cells).view(4, 3, 4, 3, 4)
+    points = KeyPoints(on_cells[0, 0], on_cells)
+    bias = model.bias(torch.zeros(1, 8, 3, 4, dtype=torch.float64), points).view(4, 3, 4, 3, 4)
     for query, key in (((0, 0), (2, 3)), ((2, 1), (0, 3)), ((1, 1), (1, 1))):
         expected = model.rpe_table[:, 2 + query[0] - key[0], 3 + query[1] - key[1]]
-        assert_close(bias[:, *query, *key], expected)
+        assert_close(bias[(slice(None), *query, *key)], expected)
 
 
 def test_keys_beyond_the_map_are_the_bias_of_their_projection():

@@ -122,12 +122,12 @@ class DeformedKeyAttention(nn.Module):
         """
         query = self.proj_q(x)
         points = self.points(query)
-        samples = self._sample(x, points.moved)
+        samples = self.sample(x, points)
         heads = (
             map_.unflatten(1, (self.num_heads, -1)) for map_ in (query, self.proj_k(samples), self.proj_v(samples))
         )
         per_head = [map_.flatten(3).transpose(2, 3) for map_ in heads]
-        y = scaled_dot_product_attention(*per_head, attn_mask=self._bias(query, points.moved))
+        y = scaled_dot_product_attention(*per_head, attn_mask=self.bias(query, points))
         y = y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
         return self.proj_out(y + self.rpe_table(query) if self.position == "convolution" else y)
 
@@ -153,21 +153,23 @@ class DeformedKeyAttention(nn.Module):
             offset = torch.stack([axis * self.range_factor / count for axis, count in axes], -1)
         return KeyPoints(grid, grid + offset)
 
-    def _sample(self, x: Tensor, points: Tensor) -> Tensor:
-        """Sample every group's channels of maps (B, C, H, W) at its points (B, G, h, w, 2); return (B, C, h, w)."""
-        groups = x.unflatten(1, (self.num_groups, -1)).flatten(0, 1).to(points.dtype)
-        return _bilinear(groups, points.flatten(0, 1)).to(x.dtype).unflatten(0, (-1, self.num_groups)).flatten(1, 2)
+    def sample(self, x: Tensor, points: KeyPoints) -> Tensor:
+        """Return (B, C, h, w): every group's channels of maps (B, C, H, W) at its points."""
+        groups = x.unflatten(1, (self.num_groups, -1)).flatten(0, 1).to(points.moved.dtype)
+        return (
+            _bilinear(groups, points.moved.flatten(0, 1)).to(x.dtype).unflatten(0, (-1, self.num_groups)).flatten(1, 2)
+        )
 
-    def _bias(self, query: Tensor, points: Tensor) -> Tensor | None:
-        """Return the bias of every query cell and point, (B, M, H * W, h * w)."""
+    def bias(self, query: Tensor, points: KeyPoints) -> Tensor | None:
+        """Return (B, M, H * W, h * w): what is added to the logits of every cell and point; None without a table."""
         if self.position != "table":
             return None
-        inner = self.convention == "2022"  # cells have an extent: their centres do not lie on the border of the map
-        axes = [_cells(n, points) + 0.5 if inner else _cells(n, points) for n in query.shape[2:]]
-        cells = _grid([axis / (n - (not inner)) * 2 - 1 for axis, n in zip(axes, query.shape[2:], strict=True)])
-        apart = (cells.flatten(0, 1)[:, None] - points.flatten(2, 3)[:, :, None]) / 2
-        tables = self.rpe_table.unflatten(0, (self.num_groups, -1)).to(points.dtype)
-        tables = tables.expand(points.shape[0], *tables.shape).flatten(0, 1)
+        moved, inside = points.moved, self.convention == "2022"  # else the centres of outer cells lie on the border
+        axes = [_cells(n, moved) + 0.5 if inside else _cells(n, moved) for n in query.shape[2:]]
+        cells = _grid([axis / (n if inside else n - 1) * 2 - 1 for axis, n in zip(axes, query.shape[2:], strict=True)])
+        apart = (cells.flatten(0, 1)[:, None] - moved.flatten(2, 3)[:, :, None]) / 2
+        tables = self.rpe_table.unflatten(0, (self.num_groups, -1)).to(moved.dtype)
+        tables = tables.expand(moved.shape[0], *tables.shape).flatten(0, 1)
         return _bilinear(tables, apart.flatten(0, 1)).to(query.dtype).unflatten(0, (-1, self.num_groups)).flatten(1, 2)
 
 
