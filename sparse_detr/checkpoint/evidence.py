@@ -18,7 +18,8 @@ QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens
 
 # blocks of the third stage of a ResNet, and whether they are bottlenecks
 RESNETS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
-# width of the patch embedding and blocks of the third stage of a Swin
+# width of the patch embedding and blocks of the third stage of a DAT and a Swin
+DATS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base"}
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
 
@@ -127,6 +128,8 @@ class Evidence:
         """Return the backbone as a call of a function of `sparse_detr.recipes`; None if it is unknown."""
         if (patches := self.rows("backbone.patch_embed.proj.weight")) is not None:
             return self._swin(patches)
+        if (patches := self.rows("backbone.patch_proj.0.weight")) is not None:
+            return self._dat(patches)
         return None if self.depth is None else self._resnet(self.depth)
 
     def _resnet(self, depth: int) -> str:
@@ -152,6 +155,14 @@ class Evidence:
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps
         return _call("swin", size, options)
+
+    def _dat(self, patches: int) -> str | None:
+        size = DATS.get((patches, count_indices(self.weights, r"backbone\.stages\.2\.attns\.(\d+)\.")))
+        offsets = self.rows("backbone.stages.0.attns.0.relative_position_bias_table")
+        if size is None or offsets is None:
+            return None
+        window = (math.isqrt(offsets) + 1) // 2
+        return _call("dat", size, {} if window == 7 else {"image_size": 32 * window})
 
     @property
     def _num_maps(self) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparse_detr.checkpoint import detrex_names, official_names
-from sparse_detr.checkpoint.name_maps import NUMBERED_RESNET, RESNET, SWIN, Table, prefixed
+from sparse_detr.checkpoint.name_maps import DAT, NUMBERED_RESNET, RESNET, SWIN, Table, prefixed
 
 Origin = Literal["official", "detrex", "backbone"]
 
@@ -89,6 +89,12 @@ LAYOUTS: dict[str, Layout] = {
         _detrex("conditional_detr", detrex_names.conditional_table, _LEARNED_POSITIONS, _BOX_QUERIES),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
+        _backbone(
+            "dat",
+            (DAT,),
+            r"^(backbone\.)?patch_proj\.0\.weight$",
+            r"^(backbone\.)?stages\.\d\.attns\.\d+\.proj_qkv\.",
+        ),
         _backbone(
             "scrl",
             (NUMBERED_RESNET, RESNET),

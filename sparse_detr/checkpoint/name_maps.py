@@ -63,6 +63,14 @@ SWIN: Table = (
     (r"((?:patch_embed|layers|norm\d)\..+)", r"\1"),
 )
 
+# DAT keeps the public names but computes two buffers; `cls_norm` and `cls_head` belong to the classifier. Detectors of
+# mmdet have it under `backbone.`, beside their own parts
+DAT: Table = (
+    (r"(cls_norm|cls_head|neck|bbox_head|rpn_head|roi_head)\..+", None),
+    (r".*\.(attn_mask|relative_position_index)", None),
+    (r"(?:backbone\.)?((?:patch_proj|stages|down_projs|norms)\..+)", r"\1"),
+)
+
 # A self-supervised ResNet (SCRL) with numbered children, as in an `nn.Sequential`; all else is projection heads
 NUMBERED_RESNET: Table = (
     (r"(?:.*\.)?encoder\.0\.(.+)", r"conv1.\1"),

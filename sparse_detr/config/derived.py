@@ -31,7 +31,7 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
 
 def _imagenet_weights(cfg: CfgNode) -> str:
     """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
-    from sparse_detr.recipes import resnet, swin, swin_tiny
+    from sparse_detr.recipes import dat, resnet, swin, swin_tiny
     from sparse_detr.recipes.backbones import RESNET_SIZES
 
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
@@ -39,4 +39,6 @@ def _imagenet_weights(cfg: CfgNode) -> str:
         return resnet(depth).weights
     if name == "build_swin_backbone":
         return swin(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}).weights
+    if name == "build_dat_backbone":
+        return dat(**{key.lower(): value for key, value in cfg.MODEL.DAT.items() if value is not None}).weights
     return swin_tiny().weights if name == "build_swin_tiny_backbone" else ""

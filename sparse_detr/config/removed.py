@@ -15,6 +15,10 @@ def _swin(size: str, *keys: str) -> str:
     return " ".join(("MODEL.BACKBONE.NAME build_swin_backbone MODEL.BACKBONE.FREEZE_AT 0 MODEL.SWIN.SIZE", size, *keys))
 
 
+def _dat(size: str, *keys: str) -> str:
+    return " ".join(("MODEL.BACKBONE.NAME build_dat_backbone MODEL.BACKBONE.FREEZE_AT 0 MODEL.DAT.SIZE", size, *keys))
+
+
 _R101 = "MODEL.RESNETS.DEPTH 101"
 _DC5 = "MODEL.BACKBONE.NAME build_resnet_dc5_backbone"
 _SWIN_TINY = "MODEL.BACKBONE.NAME build_swin_tiny_backbone"
@@ -43,10 +47,12 @@ _RENAMED = {
 _ROWS: dict[str, dict[str, str]] = {
     "projects/SparseDETR/configs/sparse_detr_r50_rho30.yaml": {
         **{f"sparse_detr_r50_rho{rho}0": f"MODEL.DETR.KEEP_RATIO 0.{rho}" for rho in (1, 2, 4, 5)},
+        "sparse_detr_dat_t_rho30": _dat("tiny"),
         **{f"sparse_detr_swin_t_rho{rho}0": f"{_SWIN_TINY} MODEL.DETR.KEEP_RATIO 0.{rho}" for rho in (1, 2, 3, 4, 5)},
     },
     "configs/Base-DETR.yaml": {
         "deformable_detr_swin_t": _SWIN_TINY,
+        "deformable_detr_dat_t": _dat("tiny"),
         "deformable_detr_topk_r50": _TOPK,
         "deformable_detr_topk_swin_t": f"{_SWIN_TINY} {_TOPK}",
     },
@@ -87,6 +93,9 @@ _ROWS: dict[str, dict[str, str]] = {
         "dino_r50_5scale_12ep": _C2_TO_C5,
         "dino_r50_5scale_24ep": f"{_C2_TO_C5} {_epochs(24, 20, 7393)}",
         "dino_r50_5scale_36ep": f"{_C2_TO_C5} {_epochs(36, 30, 7393)}",
+        "dino_dat_t_12ep": _dat("tiny"),
+        "dino_dat_s_12ep": _dat("small"),
+        "dino_dat_b_384_12ep": _dat("base", "MODEL.DAT.IMAGE_SIZE 384"),
         "dino_swin_l_384_4scale_12ep": _swin("large", _384),
         "dino_swin_l_384_4scale_36ep": _swin("large", _384, _epochs(36, 30, 7393)),
         "dino_swin_l_384_5scale_12ep": _swin("large", _384, _SWIN_5_LEVELS),
@@ -98,6 +107,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "focus_detr_r101_12ep": f"{_R101} {_POSITION} {_epochs(12, 11, 7500)}",
         "focus_detr_r101_24ep": f"{_R101} {_epochs(24, 20, 7500)}",
         "focus_detr_r101_36ep": _R101,
+        "focus_detr_dat_t_12ep": _dat("tiny", _POSITION, _epochs(12, 11, 7500)),
         "focus_detr_swin_t_224_12ep": _swin("tiny", _POSITION, _epochs(12, 11, 7500)),
         "focus_detr_swin_t_224_24ep": _swin("tiny", _POSITION, _epochs(24, 20, 7500)),
         "focus_detr_swin_t_224_36ep": _swin("tiny", _POSITION, _36_OF_7500),

@@ -184,6 +184,11 @@ YACS_ONLY: dict[str, SettingRule] = {
     "MODEL.TIMM.FROZEN_NORMS": optional(FLAG),
     "MODEL.TIMM.CHECKPOINT_PATH": optional(TEXT),
     "MODEL.SWIN.PRETRAINING": optional(one_of("imagenet", "imagenet22k", "imagenet22kto1k")),
+    "MODEL.DAT.SIZE": optional(one_of("tiny", "small", "base")),
+    "MODEL.DAT.IMAGE_SIZE": optional(one_of(224, 384)),
+    "MODEL.DAT.NUM_MAPS": optional(whole(1, 4)),
+    "MODEL.DAT.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.DAT.CONVENTION": optional(one_of(2022, 2023, "2022", "2023")),
 }
 
 MODEL_SETTINGS: dict[str, SettingRule] = {

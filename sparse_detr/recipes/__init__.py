@@ -5,7 +5,7 @@ from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
-from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, resnet, swin, swin_tiny, timm
+from sparse_detr.recipes.backbones import BackboneSpec, dat, from_module, mobilenet_v2, resnet, swin, swin_tiny, timm
 from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk
@@ -22,6 +22,7 @@ __all__ = [
     "conditional_detr",
     "dab_deformable_detr",
     "dab_detr",
+    "dat",
     "deformable_detr",
     "deformable_detr_topk",
     "detr",

@@ -17,7 +17,7 @@ from torchvision.models import resnet50
 from sparse_detr.backbones import SwinTransformer
 from sparse_detr.checkpoint import convert_checkpoint, match_report
 from sparse_detr.config import add_detr_config
-from sparse_detr.recipes.backbones import SWIN_SIZES, from_module, resnet, swin, swin_tiny
+from sparse_detr.recipes.backbones import DAT_SIZES, SWIN_SIZES, dat, from_module, resnet, swin, swin_tiny
 from tests.meta import meta_device
 
 DESCRIBED = {
@@ -26,6 +26,8 @@ DESCRIBED = {
     "dilated": resnet(50, num_maps=1, dilation=True),
     **{f"swin_{size}": swin(size, image_size=384) for size in SWIN_SIZES},
     "swin_4_maps": swin("large", num_maps=4),
+    **{f"dat_{size}": dat(size) for size in DAT_SIZES},
+    "dat_4_maps": dat("base", image_size=384, num_maps=4),
 }
 
 
@@ -108,6 +110,8 @@ def test_sparse_detrs_swin_drops_more_paths_than_dinos():
         (swin_tiny(), "swin_tiny_imagenet.pth"),
         (swin("large", image_size=384), "swin_large_384_imagenet22k.pth"),
         (swin("small", pretraining="imagenet22kto1k"), "swin_small_imagenet22kto1k.pth"),
+        (dat(), "dat_tiny_imagenet.pth"),
+        (dat("base", image_size=384), "dat_base_384_imagenet.pth"),
     ],
 )
 def test_a_backbone_names_its_imagenet_weights(backbone, weights):
@@ -121,6 +125,13 @@ def test_unknown_sizes_are_refused_with_the_known_ones():
         ValueError, match="no Swin with pretraining 'coco'; choose one of imagenet, imagenet22k, imagenet22kto1k"
     ):
         swin(pretraining="coco")
+    for size, image_size in (("huge", 224), ("tiny", 384)):
+        with pytest.raises(
+            ValueError, match=f"no DAT '{size}' for images of {image_size}; sizes are tiny, small, base"
+        ):
+            dat(size, image_size=image_size)
+    with pytest.raises(ValueError, match="convention must be '2022' or '2023', got 2021"):
+        dat(convention=2021)
     with pytest.raises(ValueError, match="num_maps must be 1 to 4, got 5"):
         resnet(50, num_maps=5)
 
@@ -195,9 +206,14 @@ def ours_name(name):
             ("RESNETS.DEPTH", 18, "RESNETS.RES2_OUT_CHANNELS", 64, "RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
             resnet(18, freeze_at=0),
         ),
+        (
+            ("BACKBONE.NAME", "build_dat_backbone", "DAT.SIZE", "base", "DAT.IMAGE_SIZE", 384, "DAT.NUM_MAPS", 4),
+            dat("base", image_size=384, num_maps=4),
+        ),
+        (("BACKBONE.NAME", "build_dat_backbone", "DAT.CONVENTION", "2023"), dat(convention="2023")),
         (("BACKBONE.NAME", "build_resnet_dc5_backbone"), resnet(50, freeze_at=0, num_maps=1, dilation=True)),
     ],
-    ids=["swin_base_384", "swin_4_maps", "resnet18", "dc5"],
+    ids=["swin_base_384", "swin_4_maps", "resnet18", "dat_base_384", "dat_2023", "dc5"],
 )
 def test_a_backbone_from_yaml_keys_is_that_of_the_recipe(keys, backbone):
     cfg = get_cfg()
@@ -209,4 +225,7 @@ def test_a_backbone_from_yaml_keys_is_that_of_the_recipe(keys, backbone):
     expected = on_meta(backbone)
     assert from_module(module)[1:4] == backbone[1:4]
     assert str(module) == str(expected)
+    assert [getattr(part, "convention", "") for part in module.modules()] == [
+        getattr(part, "convention", "") for part in expected.modules()
+    ]
     assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in expected.parameters()]
