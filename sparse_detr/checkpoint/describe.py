@@ -64,6 +64,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "focus_detr"
     if evidence.start == "learned":
         return "dino"
+    if evidence.has("decoder.encoder."):
+        return "imfa_dab_detr"
     if evidence.has("encoder.position_scale."):
         return "dab_detr"
     if evidence.start in ("anchors", "tokens"):
@@ -114,6 +116,17 @@ def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _imfa_arguments(evidence: Evidence) -> dict[str, Any]:
+    maps, numbers = (
+        evidence.rows(f"decoder.encoder.sampler.{name}") for name in ("level_embed", "sampling.layers.1.bias")
+    )
+    return _dab_arguments(evidence) | {
+        "encoder_layers": evidence.layers(r"decoder\.encoder"),
+        "activation": "prelu" if evidence.has("decoder.encoder.layers.0.ffn.activation.") else "relu",
+        "num_points": None if maps is None or numbers is None else numbers // (2 + maps),
+    }
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -130,6 +143,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "focus_detr": _dino_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
+    "imfa_dab_detr": _imfa_arguments,
 }
 
 
@@ -139,6 +153,8 @@ def _position(evidence: Evidence) -> tuple[float, float]:
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
     if evidence.layout.name in ("dino", "dab_detr"):
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+    if evidence.layout.name == "imfa_dab_detr":
+        return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
     return 10_000.0, -0.5
 
 
@@ -196,7 +212,7 @@ def _position_remarks(evidence: Evidence) -> Iterator[str]:
             "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs; see the file's "
             "name (12ep, 24ep, 36ep)"
         )
-    if evidence.layout.name in ("dino", "dab_detr") and "pe_temperatureH" not in evidence.trained_with:
+    if evidence.layout.name in ("dino", "dab_detr", "imfa_dab_detr") and "pe_temperatureH" not in evidence.trained_with:
         yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20"
     if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
         yield (

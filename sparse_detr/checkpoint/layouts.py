@@ -63,6 +63,9 @@ LAYOUTS: dict[str, Layout] = {
         _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
         _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
+        Layout(
+            "imfa_dab_detr", "official", (r"^projs\.0\.", r"^transformer\.sampling_pt\."), official_names.imfa_tables
+        ),
         _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),

@@ -22,6 +22,7 @@ from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_d
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -51,6 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "SparseDABDeformableDETR": Recipe(
         (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
     ),
+    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr)),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
 }

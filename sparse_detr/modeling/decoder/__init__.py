@@ -1,12 +1,17 @@
 """Decoders: from queries and encoded tokens to predictions."""
 
 from sparse_detr.modeling.decoder.attention_map import DecoderAttentionMap, NoAttentionMap
-from sparse_detr.modeling.decoder.conditional import ConditionalDecoderLayer, conditional_layers
+from sparse_detr.modeling.decoder.conditional import (
+    ConditionalDecoderLayer,
+    ConditionalSelfAttention,
+    conditional_layers,
+)
 from sparse_detr.modeling.decoder.deformable import (
     BoxRefinement,
     Decoder,
     DecoderOutput,
     DeformableDecoderLayer,
+    FixedMemory,
     GivenPosition,
     LookForwardTwice,
     NoRefinement,
@@ -23,11 +28,13 @@ __all__ = [
     "BoxPosition",
     "BoxRefinement",
     "ConditionalDecoderLayer",
+    "ConditionalSelfAttention",
     "ContentScale",
     "Decoder",
     "DecoderAttentionMap",
     "DecoderOutput",
     "DeformableDecoderLayer",
+    "FixedMemory",
     "GivenPosition",
     "LayerScale",
     "LookForwardTwice",
