@@ -121,7 +121,7 @@ def _imfa_arguments(evidence: Evidence) -> dict[str, Any]:
         evidence.rows(f"decoder.encoder.sampler.{name}") for name in ("level_embed", "sampling.layers.1.bias")
     )
     return _dab_arguments(evidence) | {
-        "encoder_layers": evidence.layers(r"decoder\.encoder"),
+        "encoder_layers": None,  # as many as decoder layers
         "activation": "prelu" if evidence.has("decoder.encoder.layers.0.ffn.activation.") else "relu",
         "num_points": None if maps is None or numbers is None else numbers // (2 + maps),
     }

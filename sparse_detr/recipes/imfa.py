@@ -20,7 +20,6 @@ def imfa_dab_detr(
     *,
     backbone: BackboneSpec | None = None,
     embed_dim: int = 256,
-    encoder_layers: int = 6,
     decoder_layers: int = 6,
     num_queries: int = 300,
     anchor_start: Start = "uniform_centers",
@@ -33,32 +32,17 @@ def imfa_dab_detr(
     """Return the LazyCall of DAB-DETR with IMFA: encoder and decoder layers alternate, with sparse tokens between.
 
     Args:
-        backbone: a backbone with any number of maps, of which the coarsest becomes tokens; C2 to C5 of ResNet-50 if
-            None.
-        encoder_layers, decoder_layers: the same number.
+        backbone: any number of maps, of which the coarsest becomes tokens; C2 to C5 of ResNet-50 if None.
+        decoder_layers: number of decoder layers, and of encoder layers.
         sampling_share: share of the queries that sample features for the next layers.
-        num_points: points that such a query samples.
-        options: options of `dab_detr`.
-
-    Raises:
-        ValueError: the numbers of layers differ, or the share of the queries is none or more than all.
+        num_points: points that each of these queries samples.
+        options: options of `dab_detr`, except `encoder_layers`.
     """
-    if encoder_layers != decoder_layers:
-        raise ValueError(
-            f"encoder and decoder layers alternate, but encoder_layers is {encoder_layers} and decoder_layers "
-            f"{decoder_layers}; give the same number"
-        )
-    num_sampling_queries = int(sampling_share * num_queries)
-    if not 1 <= num_sampling_queries <= num_queries:
-        raise ValueError(
-            f"sampling_share {sampling_share} of {num_queries} queries is {num_sampling_queries}; give a share of at "
-            "least one query and at most 1"
-        )
     backbone = backbone or resnet(50, num_maps=4)
     model = dab_detr(
         backbone=backbone.coarsest(),
         embed_dim=embed_dim,
-        encoder_layers=encoder_layers,
+        encoder_layers=decoder_layers,
         decoder_layers=decoder_layers,
         num_queries=num_queries,
         anchor_start=anchor_start,
@@ -75,17 +59,18 @@ def imfa_dab_detr(
         position_offset=-0.5,
     )
     model.encoder.layers.module.self_attn._target_ = ConditionalSelfAttention
+    sampler = L(SparseFeatureSampler)(
+        embed_dim=embed_dim,
+        num_levels=len(backbone.in_features),
+        num_points=num_points,
+        mixing_dim=embed_dim // 4,
+        position_temperature=position_temperature,
+        map_padding="visible" if behavior == "released" else "hidden",
+    )
     model.decoder.encoder = L(InterleavedEncoder)(
         layers=model.encoder.layers,
-        sampler=L(SparseFeatureSampler)(
-            embed_dim=embed_dim,
-            num_levels=len(backbone.in_features),
-            num_points=num_points,
-            mixing_dim=embed_dim // 4,
-            position_temperature=position_temperature,
-            map_padding="visible" if behavior == "released" else "hidden",
-        ),
-        num_sampling_queries=num_sampling_queries,
+        sampler=sampler,
+        num_sampling_queries=int(sampling_share * num_queries),
         embed_dim=embed_dim,
     )
     model.encoder = L(NoEncoder)()

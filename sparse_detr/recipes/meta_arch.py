@@ -52,7 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "SparseDABDeformableDETR": Recipe(
         (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
     ),
-    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr)),
+    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr), fixed=frozenset({"encoder_layers"})),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
 }

@@ -31,6 +31,7 @@ MODELS = [
     ("focus_one_stage", {"keep_ratio": 1.0}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
+    ("imfa", {}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
 ]

@@ -15,7 +15,7 @@ from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec, dab_detr
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab")
+EXPORTED = ("sparse", "focus", "dino", "dab", "imfa")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 
@@ -36,8 +36,10 @@ def flow(name, **options):
     recipe, defaults = MODELS[name]
     recipe = dab_detr if name == "dab" else recipe
     sizes = {**SIZES, "num_levels": 2}
+    if name in ("dab", "imfa"):
+        del sizes["num_levels"]
     if name == "dab":
-        del sizes["num_levels"], sizes["num_points"]
+        del sizes["num_points"]
     torch.manual_seed(0)
     model = instantiate(recipe(backbone=backbone, **{**sizes, **defaults, **FEW_LAYERS, **options})).double()
     shake(model)

@@ -16,6 +16,7 @@ from sparse_detr.recipes import (
     dino,
     focus_deformable_detr,
     focus_detr,
+    imfa_dab_detr,
     sparse_dab_deformable_detr,
     sparse_detr,
     sparse_dino,
@@ -46,6 +47,11 @@ def single_scale_dab_detr(*, backbone, num_points, **options):
     return dab_detr(backbone=coarse, **options)
 
 
+def tiny_imfa(*, encoder_layers, decoder_layers, **options):
+    """Return the LazyCall of IMFA, with as many layers of both kinds as there are encoder layers."""
+    return imfa_dab_detr(decoder_layers=encoder_layers, **options)
+
+
 # A model of every kind that the recipes make.
 MODELS = {
     "one_stage": (deformable_detr, {}),
@@ -61,6 +67,7 @@ MODELS = {
     "focus": (focus_detr, {"num_objects": 9}),
     "focus_two_stage": (focus_deformable_detr, {"num_objects": 9}),
     "dab": (single_scale_dab_detr, {}),
+    "imfa": (tiny_imfa, {"num_detections": 12}),
     "dab_deformable": (dab_deformable_detr, {}),
     "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
     "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),

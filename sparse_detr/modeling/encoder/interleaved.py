@@ -70,12 +70,19 @@ class InterleavedEncoder(nn.Module):
         sampler: (content, boxes, maps) -> sparse tokens.
         num_sampling_queries: n, the queries that give sparse tokens.
         embed_dim: C.
+
+    Raises:
+        ValueError: no query gives sparse tokens.
     """
 
     def __init__(
         self, *, layers: list[nn.Module], sampler: SparseFeatureSampler, num_sampling_queries: int, embed_dim: int
     ):
         super().__init__()
+        if num_sampling_queries < 1:
+            raise ValueError(
+                f"num_sampling_queries must be at least 1, got {num_sampling_queries}; choose a larger share"
+            )
         self.layers, self.sampler = nn.ModuleList(layers), sampler
         self.num_sampling_queries = num_sampling_queries
         self.position_scale = MLP(sizes=(embed_dim, embed_dim, embed_dim))
