@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from sparse_detr.analysis.flops import register_flop_handles
 
-PARTS = {"encoder": ("encoder", "selector"), "selection": ("selector",), "decoder": ("decoder",)}
-"""Part -> the modules that count as it. Choosing tokens, with the projection that it reads, counts as the encoder."""
+PARTS = {"encoder": ("encoder", "selector", "decoder.encoder"), "selection": ("selector",), "decoder": ("decoder",)}
+"""Part -> the modules that count as it. Choosing tokens, with the projection that it reads, counts as the encoder.
+
+Encoder layers between decoder layers count as both.
+"""
 
 
 @torch.no_grad()

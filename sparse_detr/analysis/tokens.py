@@ -133,6 +133,27 @@ def watch_object_rows(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
         yield rows
 
 
+@contextmanager
+def watch_sampled_points(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """Collect the points (B, S, 2) that every decoder layer's memory was sampled at, by its number, while a block runs.
+
+    Args:
+        encoder: the encoder between decoder layers; without an `InterleavedEncoder` there are no points.
+    """
+    points: dict[int, Tensor] = {}
+
+    def note(encoder: nn.Module, inputs: object, options: dict[str, int], memory: object) -> None:
+        sampled = getattr(memory, "points", None)
+        if sampled is not None:
+            points[options["layer"]] = sampled.detach()
+
+    handle = encoder.register_forward_hook(note, with_kwargs=True)
+    try:
+        yield points
+    finally:
+        handle.remove()
+
+
 def _within(distance: Tensor, reach: Tensor, valid: Tensor) -> Tensor:
     """Return (N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is `valid` (N,)."""
     return (distance <= reach).all(-1) & valid[:, None]

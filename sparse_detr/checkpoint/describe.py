@@ -67,6 +67,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "conditional_detr"
     if evidence.start == "learned":
         return "dino"
+    if evidence.has("decoder.encoder."):
+        return "imfa_dab_detr"
     if evidence.has("encoder.position_scale."):
         return "dab_detr"
     if evidence.start in ("anchors", "tokens"):
@@ -125,6 +127,17 @@ def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
     return {"origin": "detrex", "num_detections": 300} if evidence.layout.origin == "detrex" else {}
 
 
+def _imfa_arguments(evidence: Evidence) -> dict[str, Any]:
+    maps, numbers = (
+        evidence.rows(f"decoder.encoder.sampler.{name}") for name in ("level_embed", "sampling.layers.1.bias")
+    )
+    return _dab_arguments(evidence) | {
+        "encoder_layers": None,  # as many as decoder layers
+        "activation": "prelu" if evidence.has("decoder.encoder.layers.0.ffn.activation.") else "relu",
+        "num_points": None if maps is None or numbers is None else numbers // (2 + maps),
+    }
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -143,6 +156,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "conditional_detr": _conditional_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
+    "imfa_dab_detr": _imfa_arguments,
 }
 
 
@@ -152,6 +166,8 @@ def _position(evidence: Evidence) -> tuple[float, float]:
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
     if evidence.layout.name in ("dino", "dab_detr"):
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+    if evidence.layout.name == "imfa_dab_detr":
+        return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
     if evidence.has("tokenizer.projection."):
         return 10_000.0, 0.0
     return 10_000.0, -0.5
@@ -211,7 +227,7 @@ def _position_remarks(evidence: Evidence) -> Iterator[str]:
             "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs; see the file's "
             "name (12ep, 24ep, 36ep)"
         )
-    if evidence.layout.name in ("dino", "dab_detr") and "pe_temperatureH" not in evidence.trained_with:
+    if evidence.layout.name in ("dino", "dab_detr", "imfa_dab_detr") and "pe_temperatureH" not in evidence.trained_with:
         yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20"
     if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
         yield (

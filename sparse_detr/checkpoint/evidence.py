@@ -166,9 +166,9 @@ class Evidence:
 
     @property
     def _num_maps(self) -> int | None:
-        """Return the number of maps from the backbone, which are the levels with a 1x1 convolution."""
+        """Return the number of maps from the backbone, which are those with a 1x1 convolution."""
         if self.has("tokenizer.projection."):
-            return 1
+            return 1 + count_indices(self.weights, r"tokenizer\.fine_projections\.(\d+)\.")
         kernels = [
             value.shape[-1]
             for name, value in self.weights.items()

@@ -75,6 +75,9 @@ LAYOUTS: dict[str, Layout] = {
             r"^transformer\.decoder\.layers\.0\.sa_qcontent_proj\.",
             _LEARNED_POSITIONS,
         ),
+        Layout(
+            "imfa_dab_detr", "official", (r"^projs\.0\.", r"^transformer\.sampling_pt\."), official_names.imfa_tables
+        ),
         _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),

@@ -111,6 +111,20 @@ DAB: Table = (
     ),
 )
 
+# one map as tokens, the others only sampled; encoder layers between decoder layers, see `imfa_tables`
+IMFA: Table = (
+    *(
+        (rf"transformer\.(encoder\.layers\.\d+)\.sa_{public}_proj\.(.+)", rf"\1.self_attn.{ours}_proj.\2")
+        for public, ours in _PROJECTIONS
+    ),
+    (r"transformer\.level_embed", "encoder.sampler.level_embed"),
+    (r"transformer\.sampling_pt\.(.+)", r"encoder.sampler.sampling.\1"),
+    (r"transformer\.dynamic_layer\.(.+)", r"encoder.sampler.mixing.weights.\1"),
+    (r"transformer\.dynamic_norm1\.(.+)", r"encoder.sampler.mixing.hidden_norm.\1"),
+    (r"transformer\.dynamic_norm2\.(.+)", r"encoder.sampler.mixing.norm.\1"),
+    (r"transformer\.class_embed\.(.+)", r"decoder_heads.0.class_embed.\1"),
+)
+
 
 def head_table(names: Sequence[str]) -> Table:
     """Return the rows of the prediction heads, numbered in this order: decoder layers, proposals, encoder layers."""
@@ -164,3 +178,14 @@ def conditional_table(names: Sequence[str]) -> Table:
 def dab_table(names: Sequence[str]) -> Table:
     """Return the table of DAB-DETR."""
     return (*DAB, *TRANSFORMER, *backbone_table(names))
+
+
+def imfa_tables(names: Sequence[str]) -> tuple[Table, ...]:
+    """Return the tables of IMFA on DAB-DETR; the second one puts the encoder into the decoder."""
+    coarsest = count_indices(names, r"projs\.(\d+)\.") - 1
+    maps = (
+        (rf"projs\.{coarsest}\.(.+)", r"tokenizer.projection.\1"),
+        (r"projs\.(\d+)\.(.+)", r"tokenizer.fine_projections.\1.\2"),
+    )
+    interleaved = ((r"encoder\.(.+)", r"decoder.encoder.\1"), (r"(.+)", r"\1"))
+    return (*maps, *IMFA, *dab_table(names)), interleaved

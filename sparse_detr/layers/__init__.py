@@ -13,6 +13,7 @@ from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
 from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
+from sparse_detr.layers.sparse_sampling import SparseFeatures, SparseFeatureSampler
 
 __all__ = [
     "MLP",
@@ -23,6 +24,8 @@ __all__ = [
     "MultiScaleDeformableAttention",
     "PackedAttention",
     "SelfAttention",
+    "SparseFeatureSampler",
+    "SparseFeatures",
     "attention_mask",
     "copies",
     "embed_boxes",

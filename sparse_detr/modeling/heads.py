@@ -75,6 +75,11 @@ class PredictionHead(nn.Module):
             reference_logits = nn.functional.pad(reference_logits, (0, 2))
         return Predictions(logits=self.class_embed(x), box_logits=delta + reference_logits)
 
+    def class_logits(self, x: Tensor) -> Tensor:
+        """Return (B, Q, classes) logits to rank by, in the dtype of the weights: half precision gives many ties."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.class_embed(x.to(self.class_embed.weight.dtype))
+
 
 @dataclass(frozen=True, eq=False)
 class Heads:
@@ -187,10 +192,8 @@ class Proposals:
         return self._head(projected, box_logits)
 
     def class_logits(self, projected: Tensor) -> Tensor:
-        """Return (B, K, classes) logits of (B, K, C), in the dtype of the weights: half precision gives many ties."""
-        classify = self._head.class_embed
-        with torch.autocast(projected.device.type, enabled=False):
-            return classify(projected.to(classify.weight.dtype))
+        """Return (B, K, classes) logits of (B, K, C) to rank by; see `PredictionHead.class_logits`."""
+        return self._head.class_logits(projected)
 
     @property
     def _head(self) -> PredictionHead:

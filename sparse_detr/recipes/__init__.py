@@ -13,6 +13,7 @@ from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.meta_arch import RECIPES
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
@@ -32,6 +33,7 @@ __all__ = [
     "focus_deformable_detr",
     "focus_detr",
     "from_module",
+    "imfa_dab_detr",
     "mobilenet_v2",
     "resnet",
     "sparse_dab_deformable_detr",

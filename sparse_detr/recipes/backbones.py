@@ -42,6 +42,12 @@ class BackboneSpec(NamedTuple):
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
 
+    def coarsest(self) -> BackboneSpec:
+        """Return the same backbone with the last map alone to use; it still computes all of its maps."""
+        return self._replace(
+            in_features=self.in_features[-1:], in_channels=self.in_channels[-1:], strides=self.strides[-1:]
+        )
+
 
 def from_module(backbone: D2Backbone) -> BackboneSpec:
     """Describe a built backbone by its `output_shape()`."""

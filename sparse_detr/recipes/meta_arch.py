@@ -25,6 +25,7 @@ from sparse_detr.recipes.detr import detr, full_attention_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -57,6 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "SparseDABDeformableDETR": Recipe(
         (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
     ),
+    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr), fixed=frozenset({"encoder_layers"})),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
 }

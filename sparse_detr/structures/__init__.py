@@ -2,6 +2,7 @@
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import (
+    FeatureMaps,
     ImageSizes,
     Pyramid,
     Tokens,
@@ -25,6 +26,7 @@ __all__ = [
     "CascadedTokens",
     "Denoising",
     "DetectorOutput",
+    "FeatureMaps",
     "ImageSizes",
     "PredictionGroup",
     "Pyramid",

@@ -183,6 +183,19 @@ def at_most(number: int, limit: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """Projected backbone maps, for models that sample maps which are no tokens.
+
+    Args:
+        content: (B, N, C), the cells of all maps, level by level, row by row within a level.
+        pyramid: geometry of the maps, fine to coarse.
+    """
+
+    content: Tensor
+    pyramid: Pyramid
+
+
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Projected backbone features of all levels.
 
@@ -192,15 +205,14 @@ class Tokens:
         pyramid: geometry.
         mask: (B, N) bool, True where there is no token, for tokens that are not cells of the pyramid, such as pooled
             ones; None where the padding mask of the pyramid says it.
-        maps: (B, C, h, w), further maps that were projected but not flattened, fine to coarse, for models that sample
-            them later.
+        maps: all projected maps, of which the tokens are a part, for models that sample maps later; None for others.
     """
 
     content: Tensor
     position: Tensor
     pyramid: Pyramid
     mask: Tensor | None = None
-    maps: tuple[Tensor, ...] = ()
+    maps: FeatureMaps | None = None
 
     @property
     def padding_mask(self) -> Tensor:

@@ -2,7 +2,14 @@
 
 from sparse_detr.visualization.detections import Detection, draw_detections, list_detections
 from sparse_detr.visualization.token_maps import TokenMaps, token_maps
-from sparse_detr.visualization.views import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat
+from sparse_detr.visualization.views import (
+    attention_heat,
+    heat_page,
+    kept_tokens_page,
+    overview_page,
+    sampled_points_page,
+    score_heat,
+)
 
 __all__ = [
     "Detection",
@@ -13,6 +20,7 @@ __all__ = [
     "kept_tokens_page",
     "list_detections",
     "overview_page",
+    "sampled_points_page",
     "score_heat",
     "token_maps",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,8 @@ class TokenMaps:
         scores: token scores; None for a dense encoder.
         attention: decoder attention map; None if it was not computed.
         objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
+        points: (S, 2), where decoder layers sampled sparse tokens, by the number of the layer from 0: (x, y) in [0, 1]
+            of the image; empty for models without sparse tokens.
     """
 
     kept: LevelMaps
@@ -36,10 +38,24 @@ class TokenMaps:
     scores: LevelMaps | None
     attention: LevelMaps | None
     objects: LevelMaps | None = None
+    points: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
-def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None = None) -> TokenMaps:
-    """Take the maps of one image of the batch out of a detector's output, and of (B, N) bool `objects`."""
+def token_maps(
+    output: DetectorOutput,
+    image: int = 0,
+    *,
+    objects: Tensor | None = None,
+    points: Mapping[int, Tensor] | None = None,
+) -> TokenMaps:
+    """Take the maps of one image of the batch out of a detector's output.
+
+    Args:
+        output: of the detector.
+        image: number of the image.
+        objects: (B, N) bool, see `analysis.tokens.object_tokens`.
+        points: (B, S, 2) by layer, see `analysis.tokens.watch_sampled_points`.
+    """
     kept, pyramid, attention = output.selection.keep, output.pyramid, output.attention_map
     kept_count = (kept & ~pyramid.padding_mask)[image].sum().item()
     covered = float("nan") if attention is None else covered_attention(kept, attention)[image].item()
@@ -51,6 +67,7 @@ def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None
         scores=None if output.token_scores is None else _levels(output.token_scores.float(), pyramid, image),
         attention=None if attention is None else _levels(attention.float(), pyramid, image),
         objects=None if objects is None else _levels(objects, pyramid, image),
+        points={layer: found[image].float().cpu().numpy() for layer, found in (points or {}).items()},
     )
 
 

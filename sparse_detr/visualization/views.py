@@ -37,6 +37,13 @@ def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     return compose_page("Kept tokens", _kept_remark(maps), rows, _kept_legend(maps))
 
 
+def sampled_points_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
+    """Show where every decoder layer sampled its sparse tokens; points outside of the image are left out."""
+    panels = _points_panels(image, maps)
+    rows = [panels[i : i + 2] for i in range(0, len(panels), 2)]
+    return compose_page("Sparse tokens", "sampled around the best queries of the layer before", rows)
+
+
 def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
     """Show a quantity over tokens on all levels together, large, and on every level below."""
     levels = [
@@ -58,6 +65,8 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
     """
     heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
+    if maps.points:
+        rows.append(_points_panels(image, maps))
     if maps.scores is None:
         return compose_page(title, "", rows)
     return compose_page(title, _kept_remark(maps), [*rows, _kept_panels(image, maps)], _kept_legend(maps))
@@ -111,6 +120,23 @@ def attention_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
     )
     remark = "of all queries, all levels"
     return Heat("Decoder attention", remark, levels=maps.attention, bar=bar, fused=fused, fused_bar=fused_bar)
+
+
+def _points_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
+    return [
+        Panel(_points_picture(image, points), f"Layer {layer + 1}", f"{len(points):,} points")
+        for layer, points in maps.points.items()
+    ]
+
+
+def _points_picture(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Dim the image, and draw a square of four by four pixels at every point."""
+    picture = (_resized(image) * 0.5).astype(np.uint8)
+    height, width = picture.shape[:2]
+    inside = points[((points >= 0) & (points < 1)).all(-1)]
+    for column, row in (inside * [width, height]).astype(int).tolist():
+        picture[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = _KEPT_COLOR
+    return picture
 
 
 def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:

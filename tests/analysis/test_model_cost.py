@@ -21,6 +21,7 @@ from sparse_detr.recipes import (
     dino,
     efficient_detr,
     focus_detr,
+    imfa_dab_detr,
     mobilenet_v2,
     resnet,
     sparse_detr,
@@ -58,6 +59,8 @@ MILLIONS = {
     "dab-deformable-detrex": (dab_deformable_detr, 47.39),
     "dab-deformable-two-stage-detrex": (lambda: dab_deformable_detr(two_stage=True), 47.53),
 }
+# The same, to the last one.
+ALL_PARAMETERS = {"imfa-dab": (lambda: imfa_dab_detr(num_classes=91, num_queries=50), 53_420_709)}
 
 GIGAFLOPS = [
     pytest.param(lambda: deformable_detr_topk(num_classes=CLASSES), 177.33, id="topk"),
@@ -123,6 +126,15 @@ def test_efficient_detr_has_its_published_parameters(encoder_layers, millions):
     with meta_device():
         model = instantiate(config)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ALL_PARAMETERS)
+def test_the_model_has_exactly_as_many_parameters_as_the_public_implementation(name):
+    recipe, expected = ALL_PARAMETERS[name]
+    config = recipe()
+    with meta_device():
+        model = instantiate(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
 @pytest.mark.parametrize(("recipe", "expected"), GIGAFLOPS)

@@ -79,6 +79,7 @@ def fits(converted):
         ("detrex_focus_detr", "encoder", "attentions.0.attn.out_proj", "object_attn.out_proj"),
         ("detrex_focus_detr", "encoder", "attentions.1.value_proj", "self_attn.value_proj"),
         ("detrex_dab_detr", "encoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
+        ("imfa_dab_detr", "decoder", "sa_qpos_proj", "self_attn.query_pos_proj"),
         ("detrex_dab_detr", "decoder", "attentions.0.key_pos_proj", "self_attn.key_pos_proj"),
         ("detrex_dab_detr", "decoder", "attentions.1.query_pos_sine_proj", "cross_attn.query_spatial_proj"),
     ],
@@ -112,6 +113,20 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
             *("detrex_conditional_detr", "transformer.decoder.query_scale.layers.1.bias"),
             "decoder.query_position.scale.layers.1.bias",
         ),
+        (
+            "imfa_dab_detr",
+            "transformer.encoder.layers.1.sa_v_proj.bias",
+            "decoder.encoder.layers.1.self_attn.value_proj.bias",
+        ),
+        ("imfa_dab_detr", "transformer.encoder.layers.1.norm2.bias", "decoder.encoder.layers.1.ffn_norm.bias"),
+        (
+            "imfa_dab_detr",
+            "transformer.encoder.query_scale.layers.0.bias",
+            "decoder.encoder.position_scale.layers.0.bias",
+        ),
+        ("imfa_dab_detr", "transformer.level_embed", "decoder.encoder.sampler.level_embed"),
+        ("imfa_dab_detr", "transformer.dynamic_norm1.bias", "decoder.encoder.sampler.mixing.hidden_norm.bias"),
+        ("imfa_dab_detr", "transformer.class_embed.bias", "decoder_heads.0.class_embed.bias"),
         ("detrex_dino", "label_enc.weight", "denoising.label_embed.weight"),
         ("detrex_dino", "backbone.layers.0.blocks.0.attn.qkv.bias", "backbone.layers.0.blocks.0.attn.qkv.bias"),
         ("detrex_focus_detr", "transformer.alpha", "selector.scorer.alpha"),
@@ -146,6 +161,7 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("detrex_detr_r50", "detrex_detr", "detr", 0),
         ("official_conditional_detr_r50", "conditional_detr", "conditional_detr", 0),
         ("detrex_conditional_detr_r50", "detrex_conditional_detr", "conditional_detr", 0),
+        ("official_imfa_r50", "imfa_dab_detr", "imfa_dab_detr", 8),
     ],
 )
 def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):
@@ -345,6 +361,7 @@ class TestPosition:
             ("official_dab_detr_r50", (20, 0)),
             ("official_detr_r50", (10_000, 0)),
             ("detrex_conditional_detr_r50", (10_000, 0)),
+            ("official_imfa_r50", (20, -0.5)),
             ("deformable_detr_r50", (10_000, -0.5)),
         ],
     )
@@ -392,6 +409,22 @@ def with_swin(file, *, width, depth, window=7):
 def test_width_depth_and_windows_identify_a_swin(width, depth, window, call):
     file = with_swin(file_of("detrex_dino_r50"), width=width, depth=depth, window=window)
     assert convert_checkpoint(file).description.backbone == call
+
+
+def test_the_maps_and_points_of_imfa_are_counted():
+    """The coarsest of three maps becomes tokens; 4 points of 2 offsets and 3 levels each."""
+    file = {name: value for name, value in file_of("official_imfa_r50").items() if not name.startswith("projs.0.")}
+    for kind in ("weight", "bias"):
+        for level in (1, 2, 3):
+            file[f"projs.{level - 1}.{kind}"] = file.pop(f"projs.{level}.{kind}")
+    file["transformer.level_embed"] = constant("l", 3, 256)
+    file["transformer.sampling_pt.layers.1.weight"] = constant("w", 20, 256)
+    file["transformer.sampling_pt.layers.1.bias"] = constant("b", 20)
+    converted = convert_checkpoint(file)
+    assert converted.names["projs.2.bias"] == "tokenizer.projection.bias"
+    assert converted.description.backbone == "resnet(50)"
+    assert converted.description.arguments["num_points"] == 4
+    assert fits(converted)
 
 
 def test_five_scales_take_four_maps():

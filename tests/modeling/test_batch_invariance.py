@@ -35,6 +35,7 @@ MODELS = [
     ("conditional", {}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
+    ("imfa", {}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
 ]

@@ -15,7 +15,7 @@ from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional")
+EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional", "imfa")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 
@@ -35,6 +35,8 @@ def flow(name, **options):
     backbone = BackboneSpec(LazyCall(StridedBackbone)(), ("map16",), (8,), (16,))
     recipe, defaults = MODELS[name]
     sizes = {**SIZES, "num_levels": 2}
+    if name == "imfa":
+        del sizes["num_levels"]
     torch.manual_seed(0)
     model = instantiate(recipe(backbone=backbone, **{**sizes, **defaults, **FEW_LAYERS, **options})).double()
     shake(model)

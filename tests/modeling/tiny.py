@@ -19,6 +19,7 @@ from sparse_detr.recipes import (
     efficient_detr,
     focus_deformable_detr,
     focus_detr,
+    imfa_dab_detr,
     sparse_dab_deformable_detr,
     sparse_detr,
     sparse_dino,
@@ -54,6 +55,11 @@ def on_one_map(recipe):
     return single_scale
 
 
+def tiny_imfa(*, encoder_layers, decoder_layers, **options):
+    """Return the LazyCall of IMFA, with as many layers of both kinds as there are encoder layers."""
+    return imfa_dab_detr(decoder_layers=encoder_layers, **options)
+
+
 # A model of every kind that the recipes make.
 MODELS = {
     "one_stage": (deformable_detr, {}),
@@ -72,6 +78,7 @@ MODELS = {
     "detr": (on_one_map(detr), {}),
     "conditional": (on_one_map(conditional_detr), {}),
     "dab": (on_one_map(dab_detr), {}),
+    "imfa": (tiny_imfa, {"num_detections": 12}),
     "dab_deformable": (dab_deformable_detr, {}),
     "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
     "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),

@@ -19,6 +19,7 @@ from sparse_detr.recipes import (
     efficient_detr,
     focus_deformable_detr,
     focus_detr,
+    imfa_dab_detr,
     mobilenet_v2,
     resnet,
     sparse_dab_deformable_detr,
@@ -122,6 +123,13 @@ def test_full_attention_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet(meta
     cfg.MODEL.BACKBONE.NAME = "build_resnet_dc5_backbone"
     yaml = seeded(lambda: build_model(cfg))
     lazy = seeded(lambda: instantiate(recipe(backbone=resnet(50, num_maps=1, dilation=True), **options)))
+    assert_same_model(yaml, lazy)
+
+
+def test_imfa_from_yaml_is_the_recipe_on_all_maps():
+    options = {name: value for name, value in SIZES.items() if name != "encoder_layers"} | {"sampling_share": 0.4}
+    yaml = seeded(lambda: build_model(make_cfg("IMFADABDETR", **options)))
+    lazy = seeded(lambda: instantiate(imfa_dab_detr(backbone=mobilenet_v2(), **options)))
     assert_same_model(yaml, lazy)
 
 

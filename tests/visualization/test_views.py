@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_detr.visualization import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat, token_maps
-from sparse_detr.visualization.views import _kept_picture
+from sparse_detr.visualization import (
+    attention_heat,
+    heat_page,
+    kept_tokens_page,
+    overview_page,
+    sampled_points_page,
+    score_heat,
+    token_maps,
+)
+from sparse_detr.visualization.views import _kept_picture, _points_picture
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
@@ -42,6 +50,17 @@ def test_a_page_with_object_tokens_explains_both_colours(sparse_output):
         legend = (explained[100:160, :900] == color).all(-1)
         assert legend.sum() > 200
     assert is_page(overview_page(IMAGE, IMAGE, token_maps(sparse_output, objects=objects), title="image"))
+
+
+def test_sampled_points_are_squares_where_they_lie_and_those_outside_are_left_out(dense_output):
+    """(0.5, 0.25) of a picture of 1280 x 640 pixels is column 640 and row 160."""
+    points = torch.tensor([[[0.5, 0.25], [1.2, 0.5], [0.0, -0.1]]])
+    maps = token_maps(dense_output, points={1: points, 2: points})
+    marked = (_points_picture(np.zeros((320, 640, 3), np.uint8), maps.points[1]) == (255, 205, 40)).all(-1)
+    assert np.argwhere(marked).tolist() == [[row, column] for row in range(158, 162) for column in range(638, 642)]
+    assert is_page(sampled_points_page(IMAGE, maps))
+    overviews = [overview_page(IMAGE, IMAGE, one, title="image") for one in (token_maps(dense_output), maps)]
+    assert overviews[1].shape[0] > overviews[0].shape[0]
 
 
 def test_every_page_of_a_sparse_detector_can_be_drawn(sparse_output):

@@ -1,12 +1,17 @@
 """Decoders: from queries and encoded tokens to predictions."""
 
 from sparse_detr.modeling.decoder.attention_map import DecoderAttentionMap, NoAttentionMap
-from sparse_detr.modeling.decoder.conditional import ConditionalDecoderLayer, conditional_layers
+from sparse_detr.modeling.decoder.conditional import (
+    ConditionalDecoderLayer,
+    ConditionalSelfAttention,
+    conditional_layers,
+)
 from sparse_detr.modeling.decoder.deformable import (
     BoxRefinement,
     Decoder,
     DecoderOutput,
     DeformableDecoderLayer,
+    FixedMemory,
     GivenPosition,
     LookForwardTwice,
     NoRefinement,
@@ -26,12 +31,14 @@ __all__ = [
     "BoxRefinement",
     "ConditionalDecoderLayer",
     "ConditionalPosition",
+    "ConditionalSelfAttention",
     "ContentScale",
     "Decoder",
     "DecoderAttentionMap",
     "DecoderOutput",
     "DeformableDecoderLayer",
     "FullAttentionDecoderLayer",
+    "FixedMemory",
     "GivenPosition",
     "LayerScale",
     "LookForwardTwice",

@@ -188,6 +188,32 @@ class LookForwardTwice(nn.Module):
         return boxes.detach(), boxes
 
 
+class FixedMemory(nn.Module):
+    """No encoder layer between decoder layers: every decoder layer reads the same memory."""
+
+    def forward(
+        self,
+        memory: Tokens,
+        queries: Queries,
+        reference: Tensor,
+        content: Tensor,
+        head: PredictionHead | None,
+        *,
+        layer: int,
+    ) -> Tokens:
+        """Return the memory that a decoder layer reads.
+
+        Args:
+            memory: memory of the layer before; in the first layer the input of the decoder.
+            queries: input of the decoder.
+            reference: (B, Q, 2|4), reference of this layer.
+            content: (B, Q, C), input of this layer.
+            head: head of the layer before; None in the first layer.
+            layer: number of the decoder layer, from 0.
+        """
+        return memory
+
+
 class Decoder(nn.Module):
     """Layers that each predict boxes relative to a reference, which the refinement updates from layer to layer.
 
@@ -197,6 +223,8 @@ class Decoder(nn.Module):
         refinement: makes the reference of the next layer.
         norm: normalisation in front of the heads; the next layer and the refinement read the content before it. None
             for no normalisation.
+        encoder: encoder layers that run between the decoder layers, such as `InterleavedEncoder`; `FixedMemory` if
+            None.
         logit_eps: see `inverse_sigmoid`.
     """
 
@@ -207,12 +235,14 @@ class Decoder(nn.Module):
         query_position: nn.Module,
         refinement: nn.Module,
         norm: nn.Module | None = None,
+        encoder: nn.Module | None = None,
         logit_eps: float = 1e-5,
     ):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.query_position, self.refinement = query_position, refinement
         self.norm = norm or nn.Identity()
+        self.encoder = encoder or FixedMemory()
         self.logit_eps = logit_eps
 
     def forward(
@@ -232,6 +262,8 @@ class Decoder(nn.Module):
         for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
+            previous_head = heads[i - 1] if i > 0 else None
+            memory = self.encoder(memory, queries, reference, content, previous_head, layer=i)
             position = self.query_position(queries, reference, content, memory.pyramid, layer=i)
             content, layer_samples = layer(content, position, memory, mask, need_samples=need_samples)
             predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))

@@ -3,6 +3,7 @@
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
+from sparse_detr.modeling.encoder.interleaved import InterleavedEncoder, InterleavedTokens, NoEncoder
 
 __all__ = [
     "DeformableEncoder",
@@ -11,6 +12,9 @@ __all__ = [
     "EncoderOutput",
     "FullAttentionEncoder",
     "FullAttentionEncoderLayer",
+    "InterleavedEncoder",
+    "InterleavedTokens",
+    "NoEncoder",
     "ObjectAttention",
     "TokenRows",
 ]

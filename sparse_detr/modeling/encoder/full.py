@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from sparse_detr.layers import FeedForward, SelfAttention, token_mask
+from sparse_detr.layers import FeedForward, token_mask
 from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, take_rows
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import AllTokens, Tokens, TokenSelection
@@ -16,19 +16,19 @@ class FullAttentionEncoderLayer(nn.Module):
     """Full self-attention, then a feed-forward network; post-norm.
 
     Args:
-        self_attn: the attention.
+        self_attn: the attention: (content, position, mask) -> content.
         ffn: the feed-forward branch.
         embed_dim: C.
         dropout: probability, on the output of the attention.
     """
 
-    def __init__(self, *, self_attn: SelfAttention, ffn: FeedForward, embed_dim: int, dropout: float):
+    def __init__(self, *, self_attn: nn.Module, ffn: FeedForward, embed_dim: int, dropout: float):
         super().__init__()
         self.self_attn, self.ffn = self_attn, ffn
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, rows: TokenRows, mask: Tensor | None) -> Tensor:
+    def forward(self, rows: TokenRows | Tokens, mask: Tensor | None) -> Tensor:
         """Return the new content (B, N, C) of all tokens; for `mask` see `attention_mask`."""
         attended = self.self_attn(rows.content, rows.position, mask)
         content = self.self_attn_norm(rows.content + self.dropout(attended))

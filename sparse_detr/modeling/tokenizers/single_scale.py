@@ -22,6 +22,7 @@ class SingleScaleTokenizer(nn.Module):
         embed_dim: C.
         padding: see `level_geometry`.
         position_temperature: temperature of the sine embedding (DAB-DETR, section 4.5).
+        position_offset: see `embed_tokens`.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class SingleScaleTokenizer(nn.Module):
         embed_dim: int,
         padding: Padding = "exact",
         position_temperature: float = 20.0,
+        position_offset: float = 0.0,
     ):
         super().__init__()
-        self.stride, self.padding, self.position_temperature = stride, padding, position_temperature
+        self.stride, self.padding = stride, padding
+        self.position_temperature, self.position_offset = position_temperature, position_offset
         self.projection = nn.Conv2d(in_channels, embed_dim, 1)
 
     @property
@@ -64,13 +67,13 @@ class SingleScaleTokenizer(nn.Module):
     def _position(self, pyramid: Pyramid) -> Tensor:
         """Return the (B, N, C) sine embedding of row and column: valid cells up to the token in its column and row.
 
-        For a valid token it equals `embed_tokens` without an offset. Padding has an embedding too, because decoders of
+        For a valid token it equals `embed_tokens`. Padding has an embedding too, because decoders of
         the public implementations may attend to padding.
         """
         valid = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0])
         dtype = self.projection.weight.dtype
         counts = torch.stack([valid.cumsum(1), valid.cumsum(2)], -1).to(geometry_dtype(dtype))
         totals = torch.stack([counts[:, -1:, :, 0].expand_as(valid), counts[:, :, -1:, 1].expand_as(valid)], -1)
-        angles = counts / (totals + 1e-6) * (2 * math.pi)
+        angles = (counts + self.position_offset) / (totals + 1e-6) * (2 * math.pi)
         embedding = sine_embedding(angles, self.embed_dim // 2, self.position_temperature)
         return embedding.flatten(-2).flatten(1, 2).to(dtype)
