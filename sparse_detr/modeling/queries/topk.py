@@ -71,8 +71,9 @@ class TopKQueries(nn.Module):
         score = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach()
         if keep is not None:
             score = score.masked_fill(~keep, float("-inf"))
-        falling = self.training and self.training_number is not None
-        number = self.training_number() if falling else self.num_queries
+        number = self.num_queries
+        if self.training and self.training_number is not None:
+            number = self.training_number()
         return score.topk(at_most(number, score.shape[1]), dim=1).indices
 
 
