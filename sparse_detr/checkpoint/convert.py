@@ -11,7 +11,7 @@ from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
 from sparse_detr.checkpoint.match import equal_values
-from sparse_detr.checkpoint.name_maps import count_indices, rename
+from sparse_detr.checkpoint.name_maps import count_indices, join_parts, part_of, rename
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
@@ -85,13 +85,13 @@ def convert_checkpoint(
     weights = _merge_aliases(file.weights, names)
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
-    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
+    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(join_parts(weights)))
     evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
     weights = _with_classes(weights, num_classes, evidence.binary_proposals)
     return ConvertedCheckpoint(
         state_dict=weights,
         source=layout.name,
-        names=names,
+        names={name: part_of(ours)[0] for name, ours in names.items()},
         num_aliases=len(names) - merged,
         dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
         unknown=tuple(name for name, (_, known) in renamed.items() if not known),
@@ -144,12 +144,14 @@ def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
 
 
 def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the head of the first decoder layer to the others if the file has one head for all."""
+    """Copy the class and box branches of the first decoder layer to the others if the file has one for all."""
     result = dict(weights)
-    if count_indices(weights, r"decoder_heads\.(\d+)\.") == 1:
-        first = {name: value for name, value in weights.items() if name.startswith("decoder_heads.0.")}
-        for layer in range(1, count_indices(weights, r"decoder\.layers\.(\d+)\.")):
-            result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
+    num_layers = count_indices(weights, r"decoder\.layers\.(\d+)\.")
+    for branch in ("class_embed", "box_embed"):
+        if count_indices(weights, rf"decoder_heads\.(\d+)\.{branch}\.") == 1:
+            first = {name: value for name, value in weights.items() if name.startswith(f"decoder_heads.0.{branch}.")}
+            for layer in range(1, num_layers):
+                result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
     return result
 
 

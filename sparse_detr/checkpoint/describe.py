@@ -48,7 +48,7 @@ def describe(evidence: Evidence) -> Description:
     if evidence.is_backbone:
         return Description(recipe=None, backbone=evidence.backbone)
     recipe = _recipe_name(evidence)
-    arguments = _common_arguments(evidence) | ARGUMENTS[recipe](evidence)
+    arguments = _common_arguments(evidence) | _sizes(evidence, recipe) | ARGUMENTS[recipe](evidence)
     return Description(
         recipe=recipe,
         backbone=evidence.backbone,
@@ -83,6 +83,18 @@ def _common_arguments(evidence: Evidence) -> dict[str, Any]:
         "encoder_layers": evidence.layers("encoder"),
         "decoder_layers": evidence.layers("decoder"),
     }
+
+
+def _sizes(evidence: Evidence, recipe: str) -> dict[str, Any]:
+    """Return the widths of the transformer, where they are not the usual ones."""
+    usual = {"embed_dim": 256, "feedforward_dim": FEEDFORWARD_DIMS.get(recipe, 2048), "num_heads": 8, "num_points": 4}
+    found = {
+        "embed_dim": evidence.rows("decoder.layers.0.ffn_norm.weight"),
+        "feedforward_dim": evidence.rows("decoder.layers.0.ffn.linear1.bias"),
+        "num_heads": evidence.trained_with.get("num_heads"),
+        "num_points": evidence.trained_with.get("num_points"),
+    }
+    return {name: found[name] for name, value in usual.items() if found[name] not in (value, None)}
 
 
 def _deformable_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -121,6 +133,8 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+# by recipe: the usual width of the feed-forward networks, where it is not 2048
+FEEDFORWARD_DIMS = dict.fromkeys(("deformable_detr", "deformable_detr_topk", "sparse_detr"), 1024)
 # by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,

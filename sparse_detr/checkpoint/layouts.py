@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparse_detr.checkpoint import detrex_names, official_names
+from sparse_detr.checkpoint import detrex_names, official_names, transformers_names
 from sparse_detr.checkpoint.name_maps import NUMBERED_RESNET, RESNET, SWIN, Table, prefixed
 
-Origin = Literal["official", "detrex", "backbone"]
+Origin = Literal["official", "detrex", "transformers", "mmdetection", "backbone"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Layout:
 
     Args:
         name: its name for `--source`.
-        origin: whose code wrote the file: the papers' authors', detrex's, or that of an ImageNet backbone.
+        origin: whose code wrote the file: the papers' authors', detrex's, that of `transformers` or MMDetection, or
+            that of an ImageNet backbone.
         marks: patterns that identify the layout; each must be found in some name.
         tables: returns, for the names in a file, the tables that rename them, to be applied in this order.
     """
@@ -42,6 +43,10 @@ def _official(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -
 
 def _detrex(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
     return Layout(f"detrex_{name}", "detrex", marks, lambda names: (table(names),))
+
+
+def _transformers(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
+    return Layout(f"transformers_{name}", "transformers", marks, lambda names: (table(names),))
 
 
 def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
@@ -67,6 +72,12 @@ LAYOUTS: dict[str, Layout] = {
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
         _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
+        _transformers(
+            "deformable_detr",
+            transformers_names.deformable_table,
+            r"^(?:model\.)?level_embed$",
+            r"^(?:model\.)?decoder\.layers\.0\.encoder_attn\.sampling_offsets\.",
+        ),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
         _backbone(
