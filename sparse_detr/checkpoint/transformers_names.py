@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_detr.checkpoint.name_maps import RESNET, Table, count_indices, prefixed
+from sparse_detr.checkpoint.official_names import head_owners
 from sparse_detr.errors import UserError
 
 _BODY = r"(?:model\.)?backbone\.(?:conv_encoder\.)?model\."
@@ -81,10 +82,60 @@ DEFORMABLE: Table = (
 )
 
 
+# one map, full attention, one head for all layers; `convert_checkpoint` copies the head to every layer
+SINGLE_SCALE: Table = (
+    *BACKBONE,
+    *LAYERS,
+    *_full_attention(_ENCODER_LAYER, "self_attn", "self_attn"),
+    (r"(?:model\.)?input_projection\.(.+)", r"tokenizer.projection.\1"),
+    (r"(?:model\.)?query_position_embeddings\.weight", "queries.embedding.weight"),
+    (r"(?:model\.)?decoder\.layernorm\.(.+)", r"decoder.norm.\1"),
+    (r"class_labels_classifier\.(.+)", r"decoder_heads.0.class_embed.\1"),
+    (r"bbox_predictor\.(.+)", r"decoder_heads.0.box_embed.\1"),
+)
+
+DETR: Table = (
+    *SINGLE_SCALE,
+    *_full_attention(_DECODER_LAYER, "self_attn", "self_attn"),
+    *_full_attention(_DECODER_LAYER, "encoder_attn", "cross_attn"),
+)
+
+_PROJECTIONS = (
+    ("qcontent", "q_content", "query_content"),
+    ("qpos", "q_pos", "query_pos"),
+    ("qpos_sine", "q_pos_sine", "query_spatial"),
+    ("kcontent", "k_content", "key_content"),
+    ("kpos", "k_pos", "key_pos"),
+    ("v", "v", "value"),
+)
+
+CONDITIONAL: Table = (
+    *SINGLE_SCALE,
+    (r"(?:model\.)?decoder\.query_scale\.(.+)", r"decoder.query_position.scale.\1"),
+    (r"(?:model\.)?decoder\.ref_point_head\.(.+)", r"queries.reference_points.\1"),
+    *(
+        (_DECODER_LAYER + rf"(?:{short}_{in_file}|{attention}\.{in_memory})_proj\.(.+)", rf"\1.{target}.{ours}_proj.\2")
+        for short, attention, target in (("sa", "self_attn", "self_attn"), ("ca", "encoder_attn", "cross_attn"))
+        for in_file, in_memory, ours in _PROJECTIONS
+    ),
+    (_DECODER_LAYER + r"self_attn\.(?:out|o)_proj\.(.+)", r"\1.self_attn.out_proj.\2"),
+    (_DECODER_LAYER + r"encoder_attn\.(?:out|o)_proj\.(.+)", r"\1.cross_attn.out_proj.\2"),
+)
+
+
+def detr_table(names: Sequence[str]) -> Table:
+    """Return the table of DETR."""
+    return DETR
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return CONDITIONAL
+
+
 def deformable_table(names: Sequence[str]) -> Table:
     """Return the table of Deformable DETR."""
-    num_layers = count_indices(names, r"(?:model\.)?decoder\.layers\.(\d+)\.")
-    owners = [f"decoder_heads.{i}" for i in range(num_layers)] + ["proposal_head"]
+    owners = head_owners(count_indices(names, r"(?:model\.)?decoder\.layers\.(\d+)\."))
     heads = tuple(
         (rf"(?:(?:model\.)?decoder\.)?{public}\.{i}\.(.+)", rf"{owner}.{ours}.\1")
         for i, owner in enumerate(owners)
@@ -104,10 +155,12 @@ def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: our models cannot have such a setting.
     """
-    for name, value in FIXED.items():
+    # with it, the decoders of these two normalise the queries between layers, which their papers do not
+    fixed = FIXED | ({"auxiliary_loss": False} if config.get("model_type") in ("detr", "conditional_detr") else {})
+    for name, value in fixed.items():
         if config.get(name, value) != value:
             raise UserError(
-                f"config.json has {name} {config[name]!r}, but models here have {value!r}; it cannot be converted"
+                f"config.json has {name} {config[name]!r}, which makes another network; models here have {value!r}"
             )
     backbone = config.get("backbone_config") or {}
     arguments = {

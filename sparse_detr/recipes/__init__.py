@@ -6,8 +6,10 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, resnet, swin, swin_tiny
+from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk, efficient_detr
+from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.meta_arch import RECIPES
@@ -16,10 +18,12 @@ from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 __all__ = [
     "RECIPES",
     "BackboneSpec",
+    "conditional_detr",
     "dab_deformable_detr",
     "dab_detr",
     "deformable_detr",
     "deformable_detr_topk",
+    "detr",
     "dino",
     "efficient_detr",
     "focus",
