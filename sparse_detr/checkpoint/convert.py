@@ -1,4 +1,4 @@
-"""Convert public checkpoints of the Deformable DETR family, and of ImageNet backbones, to our names."""
+"""Convert public checkpoints of the DETR family, and of ImageNet backbones, to our names."""
 
 import re
 from collections.abc import Mapping
@@ -57,7 +57,11 @@ class ConvertedCheckpoint:
 
 
 def convert_checkpoint(
-    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None, ema: bool = False
+    state_dict: Mapping[str, Any],
+    source: str = "auto",
+    num_classes: int | None = None,
+    ema: bool = False,
+    dilated: bool | None = None,
 ) -> ConvertedCheckpoint:
     """Rename the entries of a public checkpoint.
 
@@ -67,6 +71,8 @@ def convert_checkpoint(
         num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91; 91 puts 80 rows at the
             category ids of COCO, in models with a row for "no object".
         ema: convert the averaged weights of the file.
+        dilated: whether the last stage of the ResNet is dilated (DC5), for files that do not show it; None to take what
+            the file says.
 
     Returns:
         The renamed weights with a record of what became of every entry.
@@ -90,7 +96,8 @@ def convert_checkpoint(
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(join_parts(weights)))
     if layout.origin == "mmdetection":
         weights |= _absent_biases(weights)
-    evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
+    told = {} if dilated is None else {"dilation": dilated}
+    evidence = Evidence(weights, frozenset(file.weights), file.arguments | told, layout, file.others)
     weights = _with_classes(weights, num_classes, evidence)
     return ConvertedCheckpoint(
         state_dict=weights,

@@ -28,6 +28,15 @@ class Description:
     position: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
 
+    @property
+    def call(self) -> str | None:
+        """Return the model as a call of its recipe, to paste into a config; None for a file of backbone weights."""
+        if self.recipe is None:
+            return None
+        arguments = {"behavior": "released", **self.arguments}
+        words = [f"backbone={self.backbone or '...'}", *(f"{name}={value!r}" for name, value in arguments.items())]
+        return f"{self.recipe}({', '.join(words)})"
+
     def __str__(self) -> str:
         lines = [
             f"recipe:    {self.recipe or 'none, these are backbone weights'}",
@@ -35,6 +44,8 @@ class Description:
         ]
         if self.arguments:
             lines.append("arguments: " + ", ".join(f"{name}={value!r}" for name, value in self.arguments.items()))
+        if self.call is not None:
+            lines.append(f"config:    model = {self.call}")
         lines += [f"override:  model.{key}={value}" for key, value in self.overrides.items()]
         if self.position is not None:
             temperature, offset = self.position
@@ -224,7 +235,10 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
-        yield "the weights do not show whether the last stage is dilated (DC5); see the file's name"
+        yield (
+            "the weights do not show whether the last stage is dilated (DC5), and here it is not; see the file's name, "
+            "and give --dilated or --not-dilated (in Python dilated=True or False)"
+        )
 
 
 def _position_remarks(evidence: Evidence) -> Iterator[str]:

@@ -92,6 +92,32 @@ class TestDeformableDETR:
         check_same_outputs(public, converted, tolerance=1e-6 if options.get("two_stage") else 1e-12)
 
 
+class TestFullAttention:
+    """DETR and Conditional DETR, whose last class row in DETR means "no object"."""
+
+    @pytest.mark.parametrize(
+        ("model", "source", "options"),
+        [
+            ("Detr", "transformers_detr", {}),
+            ("Detr", "transformers_detr", {"dilation": True}),
+            ("ConditionalDetr", "transformers_conditional_detr", {}),
+        ],
+        ids=["detr", "dilated_detr", "conditional_detr"],
+    )
+    def test_a_folder_gives_the_same_outputs(self, tmp_path, model, source, options):
+        public = make(model, SIZES, **options)
+        public.save_pretrained(tmp_path)
+        converted = convert_checkpoint(load_file(tmp_path))
+        assert (converted.source, converted.unknown) == (source, ())
+        assert converted.description.arguments["num_classes"] == 5
+        assert ("dilation=True" in converted.description.backbone) == bool(options)
+        # version 5 has other names in memory than in files
+        in_memory = convert_checkpoint(public.state_dict()).state_dict
+        assert all(torch.equal(value, converted.state_dict[name]) for name, value in in_memory.items())
+        assert in_memory.keys() == converted.state_dict.keys()
+        check_same_outputs(public, converted, tolerance=1e-6 if model == "ConditionalDetr" else 1e-12)
+
+
 def test_every_kind_of_file_gives_the_same_weights(tmp_path):
     public = make("DeformableDetr", DEFORMABLE)
     public.save_pretrained(tmp_path / "whole")
@@ -121,9 +147,16 @@ def test_a_wrong_index_is_named(tmp_path, text):
         load_file(tmp_path / "model.safetensors.index.json")
 
 
-@pytest.mark.parametrize("setting", [{"activation_function": "gelu"}, {"position_embedding_type": "learned"}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"activation_function": "gelu"},
+        {"position_embedding_type": "learned"},
+        {"model_type": "detr", "auxiliary_loss": True},
+    ],
+)
 def test_a_setting_that_models_here_cannot_have_is_refused(setting):
-    with pytest.raises(UserError, match="but models here have"):
+    with pytest.raises(UserError, match="which makes another network; models here have"):
         training_arguments(setting)
 
 
