@@ -140,20 +140,12 @@ def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _numerics(evidence: Evidence) -> str:
-    """Return the `origin` of a recipe: whose numbers the code that wrote the file computes."""
-    return "detrex" if evidence.layout.origin == "detrex" else "official"
-
-
 def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
-    return {"origin": _numerics(evidence)}
+    return {"origin": "detrex" if evidence.layout.origin == "detrex" else None}
 
 
 def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
-    return {
-        "origin": _numerics(evidence),
-        "num_detections": 300 if evidence.layout.origin == "detrex" else None,
-    }
+    return {"origin": "detrex", "num_detections": 300} if evidence.layout.origin == "detrex" else {}
 
 
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
