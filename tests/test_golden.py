@@ -25,21 +25,19 @@ from detectron2.config import instantiate
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from detectron2.structures import Boxes, Instances
-from omegaconf import OmegaConf
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
 
-from sparse_detr import recipes
 from sparse_detr.analysis.tokens import covered_attention, covered_attention_per_level
-from sparse_detr.checkpoint import convert_checkpoint
-from sparse_detr.checkpoint.evidence import RESNETS, SWINS, _call
+from sparse_detr.checkpoint import convert_checkpoint, model_config
+from sparse_detr.checkpoint.evidence import RESNETS, SWINS, backbone_call
+from sparse_detr.checkpoint.model_config import backbone_spec
 from sparse_detr.modeling.detector import GeneralizedDETR
 from sparse_detr.modeling.encoder import deformable as encoder
 from sparse_detr.modeling.heads import ProposalGenerator
 from sparse_detr.modeling.tokenizers import multi_scale as tokenizer
 from sparse_detr.modeling.training import denoising
 from tests.conftest import give_back_memory
-from tests.golden.backbones import named_backbone
 from tests.golden.cases import NAMES, GoldenCase, names_with
 from tests.meta import meta_device
 
@@ -61,11 +59,7 @@ def convert(case):
 
 def build(converted, *, denoising_queries=0):
     """Build the model that the converter describes, with the converted weights."""
-    description = converted.description
-    recipe, backbone = getattr(recipes, description.recipe), named_backbone(description.backbone)
-    config = recipe(backbone=backbone, behavior="released", **description.arguments)
-    for key, value in description.overrides.items():
-        OmegaConf.update(config, key, value)
+    config = model_config(converted.description)
     if "num_queries" in config.denoising:
         config.denoising.num_queries = denoising_queries
     model = instantiate(config)
@@ -399,22 +393,22 @@ def backbones_that_the_converter_names():
     for depth in RESNETS.values():
         for freeze, maps, dilation in product((None, 1), (None, 1, 2, 4), (None, True)):
             options = {"freeze_at": freeze, "num_maps": maps, "dilation": dilation}
-            yield _call("resnet", depth, {key: value for key, value in options.items() if value is not None})
+            yield backbone_call("resnet", depth, {key: value for key, value in options.items() if value is not None})
     for size in SWINS.values():
         for image_size, maps in product((None, 384), (None, 1, 4)):
             options = {"image_size": image_size, "num_maps": maps}
-            yield _call("swin", size, {key: value for key, value in options.items() if value is not None})
+            yield backbone_call("swin", size, {key: value for key, value in options.items() if value is not None})
     yield "swin_tiny()"
 
 
 @pytest.mark.parametrize("call", list(backbones_that_the_converter_names()))
 def test_every_backbone_that_the_converter_names_can_be_built(call):
-    backbone = named_backbone(call)
+    backbone = backbone_spec(call)
     with meta_device():
         assert set(backbone.in_features) <= set(instantiate(backbone.config).output_shape())
 
 
 @pytest.mark.parametrize("call", ["resnet(open('/'))", "resnet", "__import__('os')", "os.system('true')", "resnet(50"])
 def test_a_text_that_is_no_recipe_is_not_executed(call):
-    with pytest.raises((ValueError, AttributeError, SyntaxError)):
-        named_backbone(call)
+    with pytest.raises(ValueError, match="a backbone is named by a call of a recipe"):
+        backbone_spec(call)

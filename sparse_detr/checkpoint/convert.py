@@ -1,5 +1,6 @@
-"""Convert public checkpoints of the Deformable DETR family, and of ImageNet backbones, to our names."""
+"""Convert public checkpoints of the DETR family, and of ImageNet backbones, to our names."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
 from sparse_detr.checkpoint.match import equal_values
-from sparse_detr.checkpoint.name_maps import count_indices, rename
+from sparse_detr.checkpoint.name_maps import count_indices, join_parts, part_of, rename
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
@@ -56,7 +57,11 @@ class ConvertedCheckpoint:
 
 
 def convert_checkpoint(
-    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None, ema: bool = False
+    state_dict: Mapping[str, Any],
+    source: str = "auto",
+    num_classes: int | None = None,
+    ema: bool = False,
+    dilated: bool | None = None,
 ) -> ConvertedCheckpoint:
     """Rename the entries of a public checkpoint.
 
@@ -66,6 +71,8 @@ def convert_checkpoint(
         num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91; 91 puts 80 rows at the
             category ids of COCO, in models with a row for "no object".
         ema: convert the averaged weights of the file.
+        dilated: whether the last stage of the ResNet is dilated (DC5), for files that do not show it; None to take what
+            the file says.
 
     Returns:
         The renamed weights with a record of what became of every entry.
@@ -86,13 +93,16 @@ def convert_checkpoint(
     weights = _merge_aliases(file.weights, names)
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
-    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
-    evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
+    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(join_parts(weights)))
+    if layout.origin == "mmdetection":
+        weights |= _absent_biases(weights)
+    told = {} if dilated is None else {"dilation": dilated}
+    evidence = Evidence(weights, frozenset(file.weights), file.arguments | told, layout, file.others)
     weights = _with_classes(weights, num_classes, evidence)
     return ConvertedCheckpoint(
         state_dict=weights,
         source=layout.name,
-        names=names,
+        names={name: part_of(ours)[0] for name, ours in names.items()},
         num_aliases=len(names) - merged,
         dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
         unknown=tuple(name for name, (_, known) in renamed.items() if not known),
@@ -145,13 +155,22 @@ def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
 
 
 def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the head of the first decoder layer to the others if the file has one head for all."""
+    """Copy the class and box branches of the first decoder layer to the others if the file has one for all."""
     result = dict(weights)
-    if count_indices(weights, r"decoder_heads\.(\d+)\.") == 1:
-        first = {name: value for name, value in weights.items() if name.startswith("decoder_heads.0.")}
-        for layer in range(1, count_indices(weights, r"decoder\.layers\.(\d+)\.")):
-            result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
+    num_layers = count_indices(weights, r"decoder\.layers\.(\d+)\.")
+    for branch in ("class_embed", "box_embed"):
+        if count_indices(weights, rf"decoder_heads\.(\d+)\.{branch}\.") == 1:
+            first = {name: value for name, value in weights.items() if name.startswith(f"decoder_heads.0.{branch}.")}
+            for layer in range(1, num_layers):
+                result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
     return result
+
+
+def _absent_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a bias of 0 for every projection without one: MMDetection has none before a normalisation."""
+    kernels = (name for name in weights if re.fullmatch(r"tokenizer\.projections\.\d+\.conv\.weight", name))
+    absent = {name.replace(".weight", ".bias"): weights[name] for name in kernels}
+    return {name: value.new_zeros(len(value)) for name, value in absent.items() if name not in weights}
 
 
 def _with_classes(weights: dict[str, Tensor], num_classes: int | None, evidence: Evidence) -> dict[str, Tensor]:

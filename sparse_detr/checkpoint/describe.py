@@ -28,6 +28,15 @@ class Description:
     position: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
 
+    @property
+    def call(self) -> str | None:
+        """Return the model as a call of its recipe, to paste into a config; None for a file of backbone weights."""
+        if self.recipe is None:
+            return None
+        arguments = {"behavior": "released", **self.arguments}
+        words = [f"backbone={self.backbone or '...'}", *(f"{name}={value!r}" for name, value in arguments.items())]
+        return f"{self.recipe}({', '.join(words)})"
+
     def __str__(self) -> str:
         lines = [
             f"recipe:    {self.recipe or 'none, these are backbone weights'}",
@@ -35,6 +44,8 @@ class Description:
         ]
         if self.arguments:
             lines.append("arguments: " + ", ".join(f"{name}={value!r}" for name, value in self.arguments.items()))
+        if self.call is not None:
+            lines.append(f"config:    model = {self.call}")
         lines += [f"override:  model.{key}={value}" for key, value in self.overrides.items()]
         if self.position is not None:
             temperature, offset = self.position
@@ -47,7 +58,7 @@ def describe(evidence: Evidence) -> Description:
     if evidence.is_backbone:
         return Description(recipe=None, backbone=evidence.backbone)
     recipe = _recipe_name(evidence)
-    arguments = _common_arguments(evidence) | ARGUMENTS[recipe](evidence)
+    arguments = _common_arguments(evidence) | _sizes(evidence, recipe) | ARGUMENTS[recipe](evidence)
     return Description(
         recipe=recipe,
         backbone=evidence.backbone,
@@ -88,6 +99,18 @@ def _common_arguments(evidence: Evidence) -> dict[str, Any]:
         "encoder_layers": evidence.layers("encoder"),
         "decoder_layers": evidence.layers("decoder"),
     }
+
+
+def _sizes(evidence: Evidence, recipe: str) -> dict[str, Any]:
+    """Return the widths of the transformer, where they are not the usual ones."""
+    usual = {"embed_dim": 256, "feedforward_dim": FEEDFORWARD_DIMS.get(recipe, 2048), "num_heads": 8, "num_points": 4}
+    found = {
+        "embed_dim": evidence.rows("decoder.layers.0.ffn_norm.weight"),
+        "feedforward_dim": evidence.rows("decoder.layers.0.ffn.linear1.bias"),
+        "num_heads": evidence.trained_with.get("num_heads"),
+        "num_points": evidence.trained_with.get("num_points"),
+    }
+    return {name: found[name] for name, value in usual.items() if found[name] not in (value, None)}
 
 
 def _deformable_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -145,6 +168,8 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+# by recipe: the usual width of the feed-forward networks, where it is not 2048
+FEEDFORWARD_DIMS = dict.fromkeys(("deformable_detr", "deformable_detr_topk", "sparse_detr"), 1024)
 # by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
@@ -168,6 +193,8 @@ def _position(evidence: Evidence) -> tuple[float, float]:
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
     if evidence.layout.name == "imfa_dab_detr":
         return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
+    if evidence.layout.name == "mmdet_dino":
+        return 20.0, 0.0
     if evidence.has("tokenizer.projection."):
         return 10_000.0, 0.0
     return 10_000.0, -0.5
@@ -216,7 +243,10 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
-        yield "the weights do not show whether the last stage is dilated (DC5); see the file's name"
+        yield (
+            "the weights do not show whether the last stage is dilated (DC5), and here it is not; see the file's name, "
+            "and give --dilated or --not-dilated (in Python dilated=True or False)"
+        )
 
 
 def _position_remarks(evidence: Evidence) -> Iterator[str]:

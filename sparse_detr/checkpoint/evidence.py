@@ -111,11 +111,14 @@ class Evidence:
     def is_dilated(self) -> bool | None:
         """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
-        In detrex only the dilated ResNet is torchvision's, in a wrapper.
+        The arguments of the training say it, or the caller. In detrex only the dilated ResNet is torchvision's, in a
+        wrapper.
         """
+        if "dilation" in self.trained_with:
+            return bool(self.trained_with["dilation"])
         if self.layout.origin == "detrex":
             return any(name.startswith("backbone.body.") for name in self.public_names)
-        return self.trained_with.get("dilation")
+        return None
 
     @property
     def depth(self) -> int | None:
@@ -140,7 +143,7 @@ class Evidence:
             options["num_maps"] = self._num_maps
         if self.is_dilated:
             options["dilation"] = True
-        return _call("resnet", depth, options)
+        return backbone_call("resnet", depth, options)
 
     def _swin(self, patches: int) -> str | None:
         size = SWINS.get((patches, count_indices(self.weights, r"backbone\.layers\.2\.blocks\.(\d+)\.")))
@@ -154,7 +157,7 @@ class Evidence:
             options["image_size"] = 32 * window
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps
-        return _call("swin", size, options)
+        return backbone_call("swin", size, options)
 
     def _dat(self, patches: int) -> str | None:
         size = DATS.get((patches, count_indices(self.weights, r"backbone\.stages\.2\.attns\.(\d+)\.")))
@@ -177,6 +180,7 @@ class Evidence:
         return kernels.count(1) or None
 
 
-def _call(function: str, first: Any, options: Mapping[str, Any]) -> str:
+def backbone_call(function: str, first: Any, options: Mapping[str, Any]) -> str:
+    """Return the text of a call of a recipe of a backbone, such as `resnet(50, num_maps=1)`."""
     shown = f'"{first}"' if isinstance(first, str) else str(first)
     return f"{function}({', '.join([shown, *(f'{name}={value!r}' for name, value in options.items())])})"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparse_detr.checkpoint import detrex_names, official_names
+from sparse_detr.checkpoint import detrex_names, mmdet_names, official_names, transformers_names
 from sparse_detr.checkpoint.name_maps import DAT, NUMBERED_RESNET, RESNET, SWIN, Table, prefixed
 
-Origin = Literal["official", "detrex", "backbone"]
+Origin = Literal["official", "detrex", "transformers", "mmdetection", "backbone"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Layout:
 
     Args:
         name: its name for `--source`.
-        origin: whose code wrote the file: the papers' authors', detrex's, or that of an ImageNet backbone.
+        origin: whose code wrote the file: the papers' authors', detrex's, that of `transformers` or MMDetection, or
+            that of an ImageNet backbone.
         marks: patterns that identify the layout; each must be found in some name.
         tables: returns, for the names in a file, the tables that rename them, to be applied in this order.
         no_object: the last row of a class head means "no object".
@@ -46,6 +47,14 @@ def _detrex(name: str, table: Callable[[Sequence[str]], Table], *marks: str, no_
     return Layout(f"detrex_{name}", "detrex", marks, lambda names: (table(names),), no_object)
 
 
+def _transformers(name: str, table: Callable[[Sequence[str]], Table], *marks: str, no_object: bool = False) -> Layout:
+    return Layout(f"transformers_{name}", "transformers", marks, lambda names: (table(names),), no_object)
+
+
+def _mmdet(name: str, table: Callable[[Sequence[str]], Table], *marks: str, no_object: bool = False) -> Layout:
+    return Layout(f"mmdet_{name}", "mmdetection", marks, lambda names: (table(names),), no_object)
+
+
 def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
     *first, last = tables
     renamed = (*first, prefixed(last, source="", target="backbone."))
@@ -56,6 +65,8 @@ _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_e
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
 _LEARNED_POSITIONS = r"^query_embed\.weight$"
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
+
+_BRANCHES, _ONE_HEAD = r"^bbox_head\.cls_branches\.0\.", r"^bbox_head\.fc_cls\."  # of MMDetection
 
 # in the order in which `auto` tries them
 LAYOUTS: dict[str, Layout] = {
@@ -90,6 +101,35 @@ LAYOUTS: dict[str, Layout] = {
             no_object=True,
         ),
         _detrex("conditional_detr", detrex_names.conditional_table, _LEARNED_POSITIONS, _BOX_QUERIES),
+        _transformers(
+            "deformable_detr",
+            transformers_names.deformable_table,
+            r"^(?:model\.)?level_embed$",
+            r"^(?:model\.)?decoder\.layers\.0\.encoder_attn\.sampling_offsets\.",
+        ),
+        _transformers(
+            "conditional_detr",
+            transformers_names.conditional_table,
+            r"^(?:model\.)?decoder\.ref_point_head\.",
+            r"^class_labels_classifier\.",
+        ),
+        _transformers(
+            "detr",
+            transformers_names.detr_table,
+            r"^(?:model\.)?decoder\.layers\.0\.encoder_attn\.q_proj\.",
+            r"^class_labels_classifier\.",
+            no_object=True,
+        ),
+        _mmdet("dino", mmdet_names.dino_table, _BRANCHES, r"^decoder\.ref_point_head\.", r"^memory_trans_fc\."),
+        _mmdet("deformable_detr", mmdet_names.deformable_table, _BRANCHES, r"^level_embed$"),
+        _mmdet(
+            "conditional_detr",
+            mmdet_names.conditional_table,
+            _ONE_HEAD,
+            r"^decoder\.ref_point_head\.",
+            r"^query_embedding\.",
+        ),
+        _mmdet("detr", mmdet_names.detr_table, _ONE_HEAD, r"^decoder\.layers\.0\.cross_attn\.attn\.", no_object=True),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
         _backbone(

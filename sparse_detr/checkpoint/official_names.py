@@ -126,11 +126,16 @@ IMFA: Table = (
 )
 
 
+def head_owners(num_layers: int) -> list[str]:
+    """Return our names of the numbered heads of a file without heads in the encoder."""
+    return [*(f"decoder_heads.{i}" for i in range(num_layers)), "proposal_head"]
+
+
 def head_table(names: Sequence[str]) -> Table:
     """Return the rows of the prediction heads, numbered in this order: decoder layers, proposals, encoder layers."""
     num_layers = count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
     num_heads = count_indices(names, r"class_embed\.(\d+)\.")
-    owners = [f"decoder_heads.{i}" for i in range(num_layers)] + ["proposal_head"]
+    owners = head_owners(num_layers)
     owners += [f"encoder_heads.{i}" for i in range(num_heads - len(owners))]
     everywhere = [
         (rf"(?:transformer\.decoder\.)?{public}\.{i}\.(.+)", rf"{owner}.{ours}.\1")

@@ -243,6 +243,17 @@ def test_saved_arguments_show_a_dilated_stage():
     assert not any("DC5" in remark or "temperature" in remark for remark in description.remarks)
 
 
+def test_a_file_that_does_not_show_a_dilated_stage_asks_and_takes_the_answer():
+    file = {"model": file_of("official_dab_detr_r50")}
+    asked = convert_checkpoint(file).description
+    assert asked.backbone == "resnet(50, num_maps=1)"
+    assert any("give --dilated or --not-dilated" in remark for remark in asked.remarks)
+    for dilated, call in ((True, "resnet(50, num_maps=1, dilation=True)"), (False, "resnet(50, num_maps=1)")):
+        told = convert_checkpoint(file, dilated=dilated).description
+        assert told.backbone == call
+        assert not any("DC5" in remark for remark in told.remarks)
+
+
 def test_a_scalar_query_scale_is_an_argument():
     file = file_of("official_dab_detr_r50")
     file |= {
