@@ -165,7 +165,7 @@ class Evidence:
         if size is None or offsets is None:
             return None
         window = (math.isqrt(offsets) + 1) // 2
-        return _call("dat", size, {} if window == 7 else {"image_size": 32 * window})
+        return backbone_call("dat", size, {} if window == 7 else {"image_size": 32 * window})
 
     @property
     def _num_maps(self) -> int | None:

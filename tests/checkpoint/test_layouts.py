@@ -272,7 +272,7 @@ def test_the_layout_tells_whose_weights_the_files_of_detr_hold(model):
         "resnet(50, num_maps=1)",
         "resnet(50, freeze_at=1, num_maps=1)",
     )
-    assert any("dilated (DC5); see the file's name" in remark for remark in official.description.remarks)
+    assert any("dilated (DC5), and here it is not" in remark for remark in official.description.remarks)
     dilated = {"model": file_of(f"official_{model}_r50"), "args": Namespace(dilation=True)}
     assert convert_checkpoint(dilated).description.backbone == "resnet(50, num_maps=1, dilation=True)"
 
