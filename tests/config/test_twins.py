@@ -105,7 +105,12 @@ def settings(module):
     return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str | tuple | dict)}
 
 
-EPOCHS = {"dino_r50_4scale_24ep": (24, 20), "dino_swin_l_384_5scale_36ep": (36, 30), "dab_detr_r50": (50, 40)}
+EPOCHS = {
+    "efficient_detr_r50": (36, 24),
+    "dino_r50_4scale_24ep": (24, 20),
+    "dino_swin_l_384_5scale_36ep": (36, 30),
+    "dab_detr_r50": (50, 40),
+}
 EPOCHS_OF_7500 = {
     "focus_detr_r50_36ep": (36, 20),
     "focus_detr_swin_b_384_36ep": (36, 30),
