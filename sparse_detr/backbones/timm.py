@@ -53,7 +53,8 @@ class TimmBackbone(Backbone):
     Args:
         name: of timm, such as "convnext_tiny" or "resnet18.a1_in1k".
         num_maps: number of maps, the coarsest.
-        freeze_at: which parts have no gradient: 0 none, 1 up to stride 2, 2 up to stride 4, ..., as `MobileNetV2`.
+        freeze_at: which parts have no gradient: 0 none, 1 up to the map of stride 2, 2 up to that of stride 4, ..., as
+            in `MobileNetV2`; none in a model that has no map as fine.
         frozen_norms: keep the statistics, scales and shifts of batch norm as they are; it changes no other
             normalisation.
         checkpoint_path: file of weights, as timm publishes them; "" for random ones. Read when the model is built.

@@ -108,8 +108,15 @@ def settings(module):
     return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str | tuple | dict)}
 
 
-EPOCHS = {"dino_r50_4scale_24ep": (24, 20), "dino_swin_l_384_5scale_36ep": (36, 30), "dab_detr_r50": (50, 40)}
-EPOCHS |= {"detr_r50": (500, 400), "detr_r50_300ep": (300, 200), "conditional_detr_r101": (50, 40)}
+EPOCHS = {
+    "detr_r50": (500, 400),
+    "detr_r50_300ep": (300, 200),
+    "conditional_detr_r101": (50, 40),
+    "efficient_detr_r50": (36, 24),
+    "dino_r50_4scale_24ep": (24, 20),
+    "dino_swin_l_384_5scale_36ep": (36, 30),
+    "dab_detr_r50": (50, 40),
+}
 EPOCHS_OF_14786 = {"detr_r101_dc5": (500, 400), "conditional_detr_r50_dc5": (50, 40)}
 EPOCHS_OF_7500 = {
     "focus_detr_r50_36ep": (36, 20),
