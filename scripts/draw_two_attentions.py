@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparse_detr.analysis.flops import register_flop_handles
 from sparse_detr.backbones.dat import DeformedKeyAttention, KeyPoints
+from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
 from sparse_detr.data.images import read_image
 from sparse_detr.layers import AttentionSamples, MultiScaleDeformableAttention
@@ -57,18 +58,23 @@ class Attentions(NamedTuple):
 def main() -> int:
     """Draw both pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="checkpoint of the config")
+    parser.add_argument("weights", nargs="?", help="checkpoint of the config; without it, the model is not trained")
     parser.add_argument("--config-file", default=str(CONFIG), help="a Deformable DETR on a DAT (%(default)s)")
     parser.add_argument("--image", default=str(IMAGE), help="(%(default)s)")
-    parser.add_argument("--label", default="", help="of the model, for the title")
+    parser.add_argument(
+        "--label", default="narrow model, trained on the sample data", help="for the title (%(default)s)"
+    )
     parser.add_argument("--output", default=str(ROOT / "docs/two_deformable_attentions"), help="folder (%(default)s)")
     args = parser.parse_args()
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
     model = instantiate(load_config(args.config_file, ["train.device=cpu"]).model).eval()
-    model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=False)["model"])
+    if args.weights:
+        model.load_state_dict(load_file(args.weights)["model"])
+    label = args.label if args.weights else "narrow model, NOT trained: random weights"
     image = read_image(args.image)[:SIDE, :SIDE]
-    draw_points(np.asarray(image), observe(model, image), args.label).savefig(
+    draw_points(np.asarray(image), observe(model, image), label).savefig(
         output / "points.jpg", dpi=80, pil_kwargs={"quality": 88}
     )
     draw_cost(count_cost()).savefig(output / "cost.png", dpi=80)
@@ -128,7 +134,7 @@ def draw_points(image: np.ndarray, seen: Attentions, label: str) -> Any:
     figure.suptitle(
         f"Above: Deformable DETR. ONE query (star) has its own {total} points; another query has others.\n"
         f"Below: DAT. ALL queries share the same {seen.points.grid[..., 0].numel()} points of the image."
-        + (f"   ({label})" if label else ""),
+        f"   ({label})",
         fontsize=19,
     )
     marks = [
