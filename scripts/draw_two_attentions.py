@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparse_detr.analysis.flops import register_flop_handles
 from sparse_detr.backbones.dat import DeformedKeyAttention, KeyPoints
+from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
 from sparse_detr.data.images import read_image
 from sparse_detr.layers import AttentionSamples, MultiScaleDeformableAttention
@@ -47,28 +48,41 @@ class Attentions(NamedTuple):
         samples: of the query of Deformable DETR: locations (M, L, P, 2) as (x, y) in [0, 1], weights (M, L, P).
         points: of the DAT.
         weights: (M, h * w), of a query of the DAT at the same place.
+        map_size: (H, W) of the map that is sampled at the points.
     """
 
     samples: AttentionSamples
     points: KeyPoints
     weights: Tensor
+    map_size: tuple[int, int]
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Return where positions (..., 2) are sampled in the image, flat, as (x, y) in [0, 1]."""
+        height, width = self.map_size
+        size = positions.new_tensor([width, height])
+        return (((positions.flip(-1) + 1) / 2 * (size - 1) + 0.5) / size).flatten(0, -2)
 
 
 def main() -> int:
     """Draw both pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", help="checkpoint of the config")
+    parser.add_argument("weights", nargs="?", help="checkpoint of the config; without it, the model is not trained")
     parser.add_argument("--config-file", default=str(CONFIG), help="a Deformable DETR on a DAT (%(default)s)")
     parser.add_argument("--image", default=str(IMAGE), help="(%(default)s)")
-    parser.add_argument("--label", default="", help="of the model, for the title")
+    parser.add_argument(
+        "--label", default="narrow model, trained on the sample data", help="for the title (%(default)s)"
+    )
     parser.add_argument("--output", default=str(ROOT / "docs/two_deformable_attentions"), help="folder (%(default)s)")
     args = parser.parse_args()
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
     model = instantiate(load_config(args.config_file, ["train.device=cpu"]).model).eval()
-    model.load_state_dict(torch.load(args.weights, map_location="cpu", weights_only=False)["model"])
+    if args.weights:
+        model.load_state_dict(load_file(args.weights)["model"])
+    label = args.label if args.weights else "narrow model, NOT trained: random weights"
     image = read_image(args.image)[:SIDE, :SIDE]
-    draw_points(np.asarray(image), observe(model, image), args.label).savefig(
+    draw_points(np.asarray(image), observe(model, image), label).savefig(
         output / "points.jpg", dpi=80, pil_kwargs={"quality": 88}
     )
     draw_cost(count_cost()).savefig(output / "cost.png", dpi=80)
@@ -102,7 +116,7 @@ def observe(model: nn.Module, image: np.ndarray) -> Attentions:
     logits = torch.einsum("md,mdk->mk", one, keys) / one.shape[1] ** 0.5
     logits += backbone.bias(projected, points)[0, :, row * x.shape[3] + column]
     samples = AttentionSamples(samples.locations[0, token], samples.weights[0, token])
-    return Attentions(samples, KeyPoints(points.grid, points.moved[0]), logits.softmax(-1))
+    return Attentions(samples, KeyPoints(points.grid, points.moved[0]), logits.softmax(-1), map_size(x))
 
 
 def finest_token(pyramid: Pyramid) -> int:
@@ -121,14 +135,14 @@ def draw_points(image: np.ndarray, seen: Attentions, label: str) -> Any:
     for level in range(num_levels):
         draw_level(show(axes[0, level], image), seen.samples, level)
     for group in range(num_groups):
-        draw_group(show(axes[1, group], image), seen.points, group)
+        draw_group(show(axes[1, group], image), seen, group)
     draw_weights(show(axes[1, num_groups], image), seen)
     total = seen.samples.weights.numel()
     heads = seen.samples.weights.shape[0]
     figure.suptitle(
         f"Above: Deformable DETR. ONE query (star) has its own {total} points; another query has others.\n"
         f"Below: DAT. ALL queries share the same {seen.points.grid[..., 0].numel()} points of the image."
-        + (f"   ({label})" if label else ""),
+        f"   ({label})",
         fontsize=19,
     )
     marks = [
@@ -154,9 +168,9 @@ def draw_level(axis: Axes, samples: AttentionSamples, level: int) -> None:
     axis.set_title(f"Deformable DETR, level {level} (stride {8 * 2**level}): {share:.0%} of the attention", fontsize=13)
 
 
-def draw_group(axis: Axes, points: KeyPoints, group: int) -> None:
+def draw_group(axis: Axes, seen: Attentions, group: int) -> None:
     """Draw the regular grid, and arrows to the moved points of a group."""
-    grid, moved = ((place.flip(-1).flatten(0, 1) + 1) / 2 for place in (points.grid, points.moved[group]))
+    grid, moved = seen.places(seen.points.grid), seen.places(seen.points.moved[group])
     axis.scatter(*grid.T, s=10, c="white", edgecolors="black", linewidths=0.4)
     arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004, "headwidth": 3.5, "headlength": 4}
     axis.quiver(*grid.T, *(moved - grid).T, color=plt.get_cmap("tab10")(group + 1), **arrow)
@@ -166,7 +180,7 @@ def draw_group(axis: Axes, points: KeyPoints, group: int) -> None:
 def draw_weights(axis: Axes, seen: Attentions) -> None:
     """Draw all points of all groups: area is how much the query attends to them."""
     for group, weights in enumerate(seen.weights.chunk(len(seen.points.moved))):
-        places = (seen.points.moved[group].flip(-1).flatten(0, 1) + 1) / 2
+        places = seen.places(seen.points.moved[group])
         share = weights.mean(0)
         color = plt.get_cmap("tab10")(group + 1)
         axis.scatter(*places.T, s=6000 * share, color=color, edgecolors="black", lw=0.4, alpha=0.75)

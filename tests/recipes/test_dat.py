@@ -24,19 +24,23 @@ def narrow(num_maps):
     return BackboneSpec(network, ("p1", "p2", "p3")[-num_maps:], (16, 32, 64)[-num_maps:], (8, 16, 32)[-num_maps:])
 
 
-@pytest.mark.parametrize("name", [name for name in ("one_stage", "sparse", "dino", "focus", "dab") if name in MODELS])
+@pytest.mark.parametrize("name", ["one_stage", "sparse", "dino", "focus", "dab"])
 def test_a_step_of_training_reaches_every_block_of_a_dat(name):
     recipe, options = MODELS[name]
+    options = {**SIZES, **options, "backbone": narrow(1 if name == "dab" else 3)}
+    if name == "dab":  # of the stub in MODELS, which is made for another backbone
+        recipe = recipes.dab_detr
+        del options["num_points"]
     torch.manual_seed(0)
-    model = instantiate(recipe(**{**SIZES, **options, "backbone": narrow(3 if name != "dab" else 1)})).train()
+    model = instantiate(recipe(**options)).train()
     sum(model([picture(70, 90), picture(64, 50)]).values()).backward()
-    without = {name for name, p in model.backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
+    without = {key for key, p in model.backbone.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
     assert not without
     for stage in model.backbone.stages:
         assert all(attention.proj_out.weight.grad.norm() > 0 for attention in stage.attns)
 
 
-# (parameters without classifier and final norm, parameters of the head) of spec and paper
+# without the classifier and its norm
 @pytest.mark.parametrize(
     ("size", "image_size", "parameters"),
     [("tiny", 224, 27_548_602), ("small", 224, 48_929_866), ("base", 224, 86_854_584), ("base", 384, 87_151_224)],
