@@ -51,7 +51,7 @@ class DynamicMixing(nn.Module):
         return self.norm(hidden @ expand.unflatten(-1, (self.hidden_dim, -1)))
 
 
-class SparseFeatureSampler(nn.Module):
+class FeatureSampler(nn.Module):
     """P points around the box of a query, where all maps are read; the query weights the maps and mixes the channels.
 
     A point lies at most one width and one height away from the centre of the box.

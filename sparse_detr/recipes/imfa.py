@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import LazyCall as L
 
-from sparse_detr.layers import SparseFeatureSampler
+from sparse_detr.layers import FeatureSampler
 from sparse_detr.modeling.decoder import ConditionalSelfAttention
 from sparse_detr.modeling.encoder import InterleavedEncoder, NoEncoder
 from sparse_detr.modeling.queries.anchors import Start
@@ -59,7 +59,7 @@ def imfa_dab_detr(
         position_offset=-0.5,
     )
     model.encoder.layers.module.self_attn._target_ = ConditionalSelfAttention
-    sampler = L(SparseFeatureSampler)(
+    sampler = L(FeatureSampler)(
         embed_dim=embed_dim,
         num_levels=len(backbone.in_features),
         num_points=num_points,

@@ -68,6 +68,7 @@ GIGAFLOPS = [
     pytest.param(
         lambda: sparse_detr(num_classes=CLASSES, keep_ratio=0.1, backbone=swin_tiny()), 117.21, id="sparse-swin-10%"
     ),
+    pytest.param(lambda: imfa_dab_detr(num_classes=CLASSES), 108, id="imfa-dab", marks=pytest.mark.slow),  # published
     pytest.param(lambda: deformable_detr(num_classes=CLASSES), 172.93, id="one-stage", marks=pytest.mark.slow),
     pytest.param(
         lambda: deformable_detr(num_classes=CLASSES, backbone=swin_tiny()),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from sparse_detr.layers import SparseFeatureSampler
+from sparse_detr.layers import FeatureSampler
 from sparse_detr.structures import FeatureMaps
 from tests.modeling.tiny import make_pyramid
 
@@ -23,7 +23,7 @@ def make_maps(*valid, seed=0):
 
 def make_sampler(**options):
     torch.manual_seed(0)
-    sampler = SparseFeatureSampler(embed_dim=C, num_levels=2, num_points=P, mixing_dim=4, **options).double()
+    sampler = FeatureSampler(embed_dim=C, num_levels=2, num_points=P, mixing_dim=4, **options).double()
     for parameter in sampler.parameters():
         torch.nn.init.normal_(parameter)
     return sampler

@@ -168,6 +168,21 @@ def test_the_sampled_points_of_every_later_layer_can_be_watched():
     assert points == {}
 
 
+@pytest.mark.parametrize("behavior", ["exact", "released"])
+def test_an_image_alone_has_the_same_best_queries_points_and_predictions_as_in_a_batch(behavior):
+    """A small image at the border of whose maps lies padding, full of noise; `released` reads it."""
+    model, pictures = build("imfa", behavior=behavior), [picture(40, 50), picture(96, 64)]
+    model.backbone.image_sizes = [(40, 50), (96, 64)]
+    with watch_sampled_points(model.decoder.encoder) as points:
+        batched = model.outputs(pictures).groups
+    model.backbone.image_sizes = None
+    with watch_sampled_points(model.decoder.encoder) as points_alone:
+        alone = model.outputs(pictures[:1]).groups
+    differences = [(a.logits[0] - b.logits[0]).abs().max() for a, b in zip(batched, alone, strict=True)]
+    differences += [(points[i][0] - points_alone[i][0]).abs().max() for i in points]
+    assert (max(differences) < 1e-9) == (behavior == "exact")
+
+
 def test_later_layers_read_finer_maps():
     """The predictions of the first layer come before any sample, so they know the coarsest map only."""
     model, batch = build("imfa"), [picture(64, 96)]

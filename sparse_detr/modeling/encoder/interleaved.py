@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sparse_detr.layers import MLP, SparseFeatures, SparseFeatureSampler, token_mask
+from sparse_detr.layers import MLP, FeatureSampler, SparseFeatures, token_mask
 from sparse_detr.modeling.encoder.deformable import EncoderOutput
 from sparse_detr.modeling.heads import PredictionHead, Proposals, take_rows
 from sparse_detr.structures import Queries, Tokens, TokenSelection
@@ -75,9 +75,7 @@ class InterleavedEncoder(nn.Module):
         ValueError: no query gives sparse tokens.
     """
 
-    def __init__(
-        self, *, layers: list[nn.Module], sampler: SparseFeatureSampler, num_sampling_queries: int, embed_dim: int
-    ):
+    def __init__(self, *, layers: list[nn.Module], sampler: FeatureSampler, num_sampling_queries: int, embed_dim: int):
         super().__init__()
         if num_sampling_queries < 1:
             raise ValueError(
