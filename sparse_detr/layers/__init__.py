@@ -5,12 +5,15 @@ from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
+from sparse_detr.layers.key_aware_attention import DeformableAttention, KeyAwareDeformableAttention
 from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
 
 __all__ = [
     "MLP",
     "AttentionSamples",
+    "DeformableAttention",
     "FeedForward",
+    "KeyAwareDeformableAttention",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
     "SelfAttention",

@@ -10,6 +10,7 @@ from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_d
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk, efficient_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
 from sparse_detr.recipes.meta_arch import RECIPES
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
@@ -26,6 +27,9 @@ __all__ = [
     "focus_deformable_detr",
     "focus_detr",
     "from_module",
+    "lite",
+    "lite_deformable_detr",
+    "lite_dino",
     "mobilenet_v2",
     "resnet",
     "sparse_dab_deformable_detr",

@@ -22,6 +22,7 @@ from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_d
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -53,6 +54,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
+    "LiteDINO": Recipe((lite_dino, lite, dino, deformable_detr), fixed=_TWO_STAGE),
+    "LiteDeformableDETR": Recipe((lite_deformable_detr, lite, deformable_detr)),
 }
 """By name of the meta-architecture."""
 

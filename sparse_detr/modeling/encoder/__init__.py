@@ -3,6 +3,7 @@
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
+from sparse_detr.modeling.encoder.levels import LevelFeedForwardLayer, level_layers
 
 __all__ = [
     "DeformableEncoder",
@@ -11,6 +12,8 @@ __all__ = [
     "EncoderOutput",
     "FullAttentionEncoder",
     "FullAttentionEncoderLayer",
+    "LevelFeedForwardLayer",
     "ObjectAttention",
     "TokenRows",
+    "level_layers",
 ]
