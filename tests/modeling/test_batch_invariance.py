@@ -33,6 +33,8 @@ MODELS = [
     ("dab", {"num_patterns": 2, "activation": "relu"}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
+    ("lite", {"high_levels": 3}),
+    ("lite_dino", {"denoising_queries": 0}),
 ]
 # The last one has one token a level, fewer tokens than queries.
 PICTURES = [
