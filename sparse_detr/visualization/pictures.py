@@ -28,7 +28,8 @@ def write_files(
 ) -> None:
     """Write `<prefix>_detections.png`, `_tokens.png`, `_scores.png`, `_attention.png`, `_overview.png` and `.json`.
 
-    Pictures of tokens and scores are left out for a dense encoder, that of attention without an attention map.
+    The picture of tokens is left out if all are kept and none is scored, that of scores without a scorer, that of
+    attention without an attention map.
 
     Args:
         prefix: path and beginning of the file names.
@@ -47,7 +48,7 @@ def write_files(
         "detections": drawn,
         "overview": overview_page(image, drawn, maps, title=f"{prefix.name}: {objects}"),
     }
-    if maps.scores is not None:
+    if maps.scores is not None or maps.is_selective:
         pictures["tokens"] = kept_tokens_page(image, maps)
     for name, heat in (("scores", score_heat(image, maps)), ("attention", attention_heat(image, maps))):
         if heat is not None:

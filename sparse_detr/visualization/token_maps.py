@@ -24,9 +24,10 @@ class TokenMaps:
         kept_shares: share of the kept tokens of every level.
         kept_share: share of the kept tokens of all levels.
         covered_attention: share of the decoder's attention on kept tokens; NaN without an attention map.
-        scores: token scores; None for a dense encoder.
+        scores: token scores; None for an encoder without a scorer.
         attention: decoder attention map; None if it was not computed.
         objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
+        full_layers: encoder layers, counted from 1, that refine all tokens where others refine the kept ones only.
     """
 
     kept: LevelMaps
@@ -36,6 +37,12 @@ class TokenMaps:
     scores: LevelMaps | None
     attention: LevelMaps | None
     objects: LevelMaps | None = None
+    full_layers: Sequence[int] = ()
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether any token is left out."""
+        return not all(level.all() for level in self.kept)
 
 
 def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None = None) -> TokenMaps:
@@ -51,6 +58,7 @@ def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None
         scores=None if output.token_scores is None else _levels(output.token_scores.float(), pyramid, image),
         attention=None if attention is None else _levels(attention.float(), pyramid, image),
         objects=None if objects is None else _levels(objects, pyramid, image),
+        full_layers=[layer for layer, full in enumerate(getattr(output.selection, "full", ()), start=1) if full],
     )
 
 
