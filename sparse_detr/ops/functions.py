@@ -130,10 +130,9 @@ def sample_products(
     name = choose_backend(value, backend)
     value, locations = library.autocast_dtypes(value, locations)  # type: ignore[assignment]
     query = query.to(value.dtype)
-    with torch.autocast(value.device.type, enabled=False):
-        if name == "reference":
-            return reference.sample_products(value, locations, query, padding_mask, shapes)
-        return products.sample_products(NAMESPACES[name], value, locations, query, padding_mask, shapes)
+    if name == "reference":
+        return reference.sample_products(value, locations, query, padding_mask, shapes)
+    return products.sample_products(NAMESPACES[name], value, locations, query, padding_mask, shapes)
 
 
 def splat_attention(
