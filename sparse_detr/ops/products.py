@@ -32,7 +32,7 @@ def sample_products(
     """Return the products (B, Q, M, L, P) of every query (B, Q, M * D) with its samples."""
     arguments = (namespace, value, points, query, padding_mask, spatial_shapes)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (value, points, query)):
-        return _SampleProducts.apply(*arguments)  # type: ignore[no-untyped-call]
+        return _SampleProducts.apply(*arguments)
     return _products(*arguments)
 
 
