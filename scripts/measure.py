@@ -65,6 +65,12 @@ VARIANTS = {
     "focus": ("Focus-DETR, 50 % to 10 %", FOCUS, []),
     "focus_flat30": ("Focus-DETR, 30 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.3", FLAT]),
     "focus_flat50": ("Focus-DETR, 50 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.5", FLAT]),
+    "lite": (
+        "Lite Deformable DETR, two-stage, H2L1-(2+1)x1",
+        "configs/quick/lite_deformable_detr_mnv2.py",
+        [],
+    ),
+    "lite_dino": ("Lite DINO, H2L1-(2+1)x1", "configs/quick/lite_dino_mnv2.py", []),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
     # the relatives, under equal supervision: no auxiliary loss of the encoder

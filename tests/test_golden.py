@@ -193,6 +193,11 @@ class Run:
         model.supervision.needs_attention_map |= "dam_no_half_pixel" in self.expected
         recompute_activations([*model.encoder.layers, *model.decoder.layers, *residual_blocks(model.backbone)])
         model.supervision.register_forward_pre_hook(self._keep_output)
+        self.sums = {}
+        for i, layer in enumerate(model.encoder.layers):
+            for name, module in ((f"layer{i}_sum", layer), (f"layer{i}_attention_sum", layer.self_attn)):
+                module.register_forward_hook(partial(self._keep_sum, name))
+        model.encoder.register_forward_hook(partial(self._keep_sum, "memory_sum"))
         self.gradient_norms = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -217,6 +222,11 @@ class Run:
         assert self.gradient_norms[name] == 0.0
         self.gradient_norms[name] = parameter.grad.norm().item()
         parameter.grad = None
+
+    def _keep_sum(self, name, module, arguments, result):
+        """Store the sum over channels of the tokens that a part of the encoder gives."""
+        if name in self.expected:
+            self.sums[name] = getattr(result, "memory", result).detach().sum(-1)
 
     def _keep_output(self, supervision, arguments):
         output = arguments[0]
@@ -283,6 +293,25 @@ def test_encoder_layers_predict_the_same_for_every_row_of_the_batch(run):
         group = run.groups[f"encoder_{layer}"]
         near(run, group.logits.amax(-1), run.expected[f"enc_aux{layer}_logits_max"])
         near(run, group.boxes, run.expected[f"enc_aux{layer}_boxes"])
+
+
+@cases_with("refined_ranges")
+def test_every_encoder_layer_refines_the_same_range_of_tokens(run):
+    layers = [run.output.selection.at_layer(i).indices for i in range(len(run.expected["refined_ranges"]))]
+    for indices, (start, stop) in zip(layers, run.expected["refined_ranges"].tolist(), strict=True):
+        assert indices.equal(torch.arange(start, stop).expand(len(indices), -1))
+
+
+@cases_with("memory_sum")
+def test_every_encoder_layer_and_its_attention_give_the_same_tokens(run):
+    """Padding tokens differ: their positions do, and nothing reads them."""
+    expected = {name for name in run.expected if name.endswith("_sum")} & set(run.sums)
+    assert len(expected) == 2 * len(run.expected["refined_ranges"]) + 1
+    for name in expected:
+        layer = re.match(r"layer(\d+)", name)
+        selection = run.output.selection
+        valid = selection.at_layer(int(layer[1])).valid if layer else ~run.output.pyramid.padding_mask
+        near(run, run.sums[name][valid], run.expected[name][valid], sums=True)
 
 
 @cases_with("token_scores")

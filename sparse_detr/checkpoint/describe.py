@@ -76,6 +76,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "detr"
     if evidence.has("queries.reference_points.layers."):
         return "conditional_detr"
+    if evidence.layout.name == "lite_dino":
+        return "lite_dino"
     if evidence.start == "learned":
         return "dino"
     if evidence.has("decoder.encoder."):
@@ -133,6 +135,16 @@ def _dino_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _lite_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        **_dino_arguments(evidence),
+        "high_levels": evidence.trained_with.get("enc_scale", 3),
+        "blocks": evidence.narrow_layers or evidence.trained_with.get("num_expansion", 3),
+        "key_aware": "everywhere" if evidence.has("encoder.layers.0.self_attn.query_proj.") else "off",
+        "narrow_ffn": evidence.narrow_layers > 0,
+    }
+
+
 def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -179,6 +191,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "focus_detr": _dino_arguments,
     "detr": _detr_arguments,
     "conditional_detr": _conditional_arguments,
+    "lite_dino": _lite_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
     "imfa_dab_detr": _imfa_arguments,
@@ -189,7 +202,7 @@ def _position(evidence: Evidence) -> tuple[float, float]:
     """Return temperature and offset of the sine embedding of tokens, guessed where the file does not hold them."""
     if evidence.layout.name == "detrex_dab_detr":
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
-    if evidence.layout.name in ("dino", "dab_detr"):
+    if evidence.layout.name in ("dino", "lite_dino", "dab_detr"):
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
     if evidence.layout.name == "imfa_dab_detr":
         return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
@@ -232,6 +245,8 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
     if evidence.layout.name == "sparse_detr" and "rho" not in evidence.trained_with:
         yield "the keep ratio is not in the weights; see the file's name (rho)"
     yield from _backbone_remarks(evidence)
+    if evidence.layout.name == "lite_dino":
+        yield from _level_remarks(evidence)
     yield from _position_remarks(evidence)
     if _never_refined(evidence):
         yield "every layer has its own head but refines no box: the Sparse DETR repository does so only with two stages"
@@ -249,6 +264,19 @@ def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
         )
 
 
+def _level_remarks(evidence: Evidence) -> Iterator[str]:
+    """Say what a file of Lite DETR does not hold about the levels that its encoder refines."""
+    if "enc_scale" not in evidence.trained_with:
+        yield (
+            "the number of coarse levels is not in the file, and a wrong one loads all the same; 3, as stated, for "
+            "H3L1 (s3 in the file's name), high_levels=2 for H2L2 (s2)"
+        )
+    if not evidence.narrow_layers and "num_expansion" not in evidence.trained_with:
+        yield "the number of blocks is not in the file, and a wrong one loads all the same; see its name (ex)"
+    if any(".key_proj." in name for name in evidence.public_names):
+        yield "its keys have a projection of their own (proj_key), which is not supported: results will be wrong"
+
+
 def _position_remarks(evidence: Evidence) -> Iterator[str]:
     """Say how to find temperature and offset of the sine embedding of tokens where models of a paper differ."""
     if evidence.layout.name in ("detrex_dino", "detrex_focus_detr") and evidence.depth is not None:
@@ -257,7 +285,8 @@ def _position_remarks(evidence: Evidence) -> Iterator[str]:
             "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs; see the file's "
             "name (12ep, 24ep, 36ep)"
         )
-    if evidence.layout.name in ("dino", "dab_detr", "imfa_dab_detr") and "pe_temperatureH" not in evidence.trained_with:
+    stated = evidence.layout.name in ("dino", "lite_dino", "dab_detr", "imfa_dab_detr")
+    if stated and "pe_temperatureH" not in evidence.trained_with:
         yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20"
     if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
         yield (

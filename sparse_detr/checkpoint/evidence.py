@@ -60,6 +60,11 @@ class Evidence:
         return count_indices(self.weights, rf"{stack}\.layers\.(\d+)\.")
 
     @property
+    def narrow_layers(self) -> int:
+        """Return the number of encoder layers with a narrow feed-forward network for tokens of fine levels."""
+        return count_indices(self.weights, r"encoder\.layers\.(\d+)\.fine_ffn\.")
+
+    @property
     def num_levels(self) -> int | None:
         """Return the number of levels of tokens; None without deformable attention, or for backbone weights."""
         return self.rows("tokenizer.level_embed")

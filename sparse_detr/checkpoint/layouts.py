@@ -64,6 +64,7 @@ def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
 _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
 _LEARNED_POSITIONS = r"^query_embed\.weight$"
+_KEY_QUERIES = r"^transformer\.encoder\.layers\.\d+\.self_attn\.query_proj\."
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
 
 _BRANCHES, _ONE_HEAD = r"^bbox_head\.cls_branches\.0\.", r"^bbox_head\.fc_cls\."  # of MMDetection
@@ -73,6 +74,7 @@ LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         _official("dab_deformable_detr", official_names.dab_deformable_table, *_DEFORMABLE, _SCALED_QUERIES),
+        _official("lite_dino", official_names.lite_dino_table, *_DEFORMABLE, _KEY_QUERIES),
         _official("dino", official_names.dino_table, *_DEFORMABLE, _BOX_QUERIES),
         _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),

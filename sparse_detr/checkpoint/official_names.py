@@ -3,6 +3,7 @@
 All their code descends from Deformable DETR, so the tables share most rows.
 """
 
+import re
 from collections.abc import Sequence
 
 from sparse_detr.checkpoint.name_maps import RESNET, SWIN, Table, count_indices, prefixed
@@ -40,6 +41,13 @@ SPARSE: Table = (
     (r"transformer\.pos_trans\.(.+)", r"queries.start.position_projection.linear.\1"),
     (r"transformer\.pos_trans_norm\.(.+)", r"queries.start.position_projection.norm.\1"),
 )
+
+# of tokens of fine levels in Lite DETR
+NARROW_FFN: Table = (
+    (r"transformer\.(encoder\.layers\.\d+)\.linear([12])2\.(.+)", r"\1.fine_ffn.linear\2.\3"),
+    (r"transformer\.(encoder\.layers\.\d+)\.norm22\.(.+)", r"\1.fine_ffn_norm.\2"),
+)
+_ATTENTION = r"transformer\.(?:en|de)coder\.layers\.\d+\.(?:self|cross)_attn\."
 
 # positions of queries as boxes, since DAB-DETR
 QUERY_POSITION: Table = (
@@ -163,6 +171,13 @@ def sparse_table(names: Sequence[str]) -> Table:
 def dino_table(names: Sequence[str]) -> Table:
     """Return the table of DINO."""
     return (*DINO, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def lite_dino_table(names: Sequence[str]) -> Table:
+    """Return the table of Lite DINO, which drops the query projections of attention that does not use them."""
+    key_aware = not any(re.match(_ATTENTION + r"attention_weights\.", name) for name in names)
+    unused: Table = () if key_aware else ((_ATTENTION + r"query_proj\..+", None),)
+    return (*unused, *NARROW_FFN, *dino_table(names))
 
 
 def dab_deformable_table(names: Sequence[str]) -> Table:

@@ -101,6 +101,10 @@ _ROWS: dict[str, dict[str, str]] = {
         "dino_swin_l_384_5scale_12ep": _swin("large", _384, _SWIN_5_LEVELS),
         "dino_swin_l_384_5scale_36ep": _swin("large", _384, _SWIN_5_LEVELS, _epochs(36, 30, 7393)),
     },
+    "projects/LiteDETR/configs/lite_dino_r50_h3l1_x3.yaml": {
+        "lite_dino_r50_h2l2_x3": "MODEL.DETR.HIGH_LEVELS 2",
+        "lite_dino_r50_h3l1_x1": "MODEL.DETR.BLOCKS 1",
+    },
     "projects/FocusDETR/configs/focus_detr_r50_36ep.yaml": {
         "focus_detr_r50_12ep": f"{_POSITION} {_epochs(12, 11, 7500)}",
         "focus_detr_r50_24ep": _epochs(24, 20, 7500),

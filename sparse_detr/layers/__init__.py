@@ -12,6 +12,7 @@ from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
+from sparse_detr.layers.key_aware_attention import DeformableAttention, KeyAwareDeformableAttention
 from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
 from sparse_detr.layers.sparse_sampling import FeatureSampler, SparseFeatures
 
@@ -19,7 +20,9 @@ __all__ = [
     "MLP",
     "AttentionSamples",
     "CrossAttention",
+    "DeformableAttention",
     "FeedForward",
+    "KeyAwareDeformableAttention",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
     "PackedAttention",

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_detr.layers import FeatureSampler, MultiScaleDeformableAttention, PackedAttention
+from sparse_detr.layers import (
+    FeatureSampler,
+    KeyAwareDeformableAttention,
+    MultiScaleDeformableAttention,
+    PackedAttention,
+)
 from sparse_detr.modeling.heads import PredictionHead
+
+_OWN_START = (
+    FeatureSampler,
+    KeyAwareDeformableAttention,
+    MultiScaleDeformableAttention,
+    PackedAttention,
+    PredictionHead,
+)
 
 
 def initialize_transformer(module: nn.Module) -> None:
@@ -14,5 +27,5 @@ def initialize_transformer(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
     elif isinstance(module, nn.MultiheadAttention):
         nn.init.xavier_uniform_(module.in_proj_weight)
-    elif isinstance(module, MultiScaleDeformableAttention | PackedAttention | PredictionHead | FeatureSampler):
+    elif isinstance(module, _OWN_START):
         module.reset_parameters()

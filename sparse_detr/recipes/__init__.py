@@ -14,6 +14,7 @@ from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
+from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
 from sparse_detr.recipes.meta_arch import RECIPES
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
@@ -34,6 +35,9 @@ __all__ = [
     "focus_detr",
     "from_module",
     "imfa_dab_detr",
+    "lite",
+    "lite_deformable_detr",
+    "lite_dino",
     "mobilenet_v2",
     "resnet",
     "sparse_dab_deformable_detr",

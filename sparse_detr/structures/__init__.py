@@ -15,8 +15,10 @@ from sparse_detr.structures.queries import Denoising, Queries
 from sparse_detr.structures.selection import (
     AllTokens,
     CascadedTokens,
+    CoarseTokens,
     TokenSelection,
     TopKTokens,
+    full_layers,
     top_token_cascade,
     top_tokens,
 )
@@ -24,6 +26,7 @@ from sparse_detr.structures.selection import (
 __all__ = [
     "AllTokens",
     "CascadedTokens",
+    "CoarseTokens",
     "Denoising",
     "DetectorOutput",
     "FeatureMaps",
@@ -37,6 +40,7 @@ __all__ = [
     "TopKTokens",
     "at_most",
     "check_image_sizes",
+    "full_layers",
     "geometry_dtype",
     "map_size",
     "top_token_cascade",

@@ -89,6 +89,59 @@ class AllTokens:
 
 
 @dataclass(frozen=True, eq=False)
+class CoarseTokens:
+    """The tokens of the coarsest levels, in token order; some encoder layers refine all tokens instead (Lite DETR).
+
+    Args:
+        pyramid: geometry of all tokens.
+        start: index of the first token of these levels, which end the sequence.
+        full: for every encoder layer, whether it refines all tokens.
+    """
+
+    pyramid: Pyramid
+    start: int
+    full: tuple[bool, ...]
+
+    @property
+    def indices(self) -> Tensor:
+        positions = torch.arange(self.start, self.pyramid.num_tokens, device=self.pyramid.device)
+        return positions.expand(self.pyramid.batch_size, -1)
+
+    @property
+    def counts(self) -> Tensor:
+        return self.valid.sum(-1)
+
+    @property
+    def keep(self) -> Tensor:
+        fine, coarse = self.pyramid.padding_mask[:, : self.start], self.valid
+        return torch.cat([torch.zeros_like(fine), coarse], 1)
+
+    @property
+    def valid(self) -> Tensor:
+        return ~self.pyramid.padding_mask[:, self.start :]
+
+    @property
+    def any_valid(self) -> Tensor | None:
+        return None
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.start :]
+
+    def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat([tokens[:, : self.start], rows], 1)
+
+    def at_layer(self, layer: int) -> TokenSelection:
+        return AllTokens(self.pyramid) if self.full[layer] else self
+
+    def check_layers(self, number: int) -> None:
+        if len(self.full) != number:
+            raise ValueError(
+                f"the level selector is for {len(self.full)} encoder layers, but the encoder has {number}; "
+                "give both the same number of layers"
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class TopKTokens:
     """The best tokens of every image by score, as `top_tokens` chooses them.
 
@@ -197,3 +250,15 @@ def top_token_cascade(
     """Choose the tokens with the highest scores for every layer; `counts` and `rows` are one a layer."""
     indices = scores.detach().topk(rows[0], dim=1).indices
     return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1], exact=exact)
+
+
+def full_layers(*, num_layers: int, blocks: int) -> tuple[bool, ...]:
+    """Return for every encoder layer whether it is the last of its block, which refines all tokens.
+
+    Raises:
+        ValueError: the layers cannot be divided into so many blocks.
+    """
+    if blocks < 1 or num_layers % blocks:
+        raise ValueError(f"blocks must divide the {num_layers} encoder layers, got {blocks}")
+    period = num_layers // blocks
+    return tuple((layer + 1) % period == 0 for layer in range(num_layers))

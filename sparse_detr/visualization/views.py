@@ -60,14 +60,14 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
     Args:
         image: (H, W, 3) uint8 RGB.
         detections: picture of the detections, of the image's proportions.
-        maps: tokens of the image; without scores, as of a dense encoder, there is nothing to show of its tokens.
+        maps: tokens of the image; those of a dense encoder, without scores and all kept, are not shown.
         title: heading of the page, such as the name of the image.
     """
     heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
     if maps.points:
         rows.append(_points_panels(image, maps))
-    if maps.scores is None:
+    if maps.scores is None and not maps.is_selective:
         return compose_page(title, "", rows)
     return compose_page(title, _kept_remark(maps), [*rows, _kept_panels(image, maps)], _kept_legend(maps))
 
@@ -94,7 +94,7 @@ class Heat:
 
 
 def score_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
-    """Colour token scores, all levels on one scale, since they compete; None for a dense encoder."""
+    """Colour token scores, all levels on one scale, since they compete; None without a scorer."""
     if maps.scores is None:
         return None
     scores = _flat(maps.scores)
@@ -161,9 +161,11 @@ def _kept_legend(maps: TokenMaps) -> Legend:
 def _kept_remark(maps: TokenMaps) -> str:
     total, kept = sum(level.size for level in maps.kept), sum(int(level.sum()) for level in maps.kept)
     remark = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
-    if isnan(maps.covered_attention):
-        return remark
-    return f"{remark}, which get {maps.covered_attention:.0%} of the decoder's attention"
+    if not isnan(maps.covered_attention):
+        remark += f", which get {maps.covered_attention:.0%} of the decoder's attention"
+    if maps.full_layers:
+        remark += f"; all are refined in encoder layer {', '.join(map(str, maps.full_layers))}"
+    return remark
 
 
 def _level_name(level_map: np.ndarray, level: int) -> str:

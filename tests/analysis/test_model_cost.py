@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,11 +23,13 @@ from sparse_detr.recipes import (
     efficient_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_dino,
     mobilenet_v2,
     resnet,
     sparse_detr,
     swin_tiny,
 )
+from sparse_detr.structures import Pyramid, Tokens
 from tests.meta import meta_device
 
 # Measured on the public code, whose heads have 91 classes, with an image of this size.
@@ -46,6 +49,23 @@ PARAMETERS = {
         lambda: deformable_detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1), num_levels=1),
         33_844_193,
     ),
+}
+
+# Of the public Lite DINO without its frozen parameters, the row of label_enc that nothing reads, and the query
+# projections that plain attention does not use.
+FROZEN, UNUSED_ROW, UNUSED_QUERIES = 222_400, 256, 789_504
+PARAMETERS |= {
+    f"lite-{name}": (
+        partial(lite_dino, num_classes=CLASSES, shared_heads=True, **options),
+        published - FROZEN - UNUSED_ROW - (UNUSED_QUERIES if "key_aware" in options else 0),
+    )
+    for name, published, options in (
+        ("H3L1-(2+1)x3", 47_684_222, {}),
+        ("H2L2-(2+1)x3", 47_684_222, {"high_levels": 2}),
+        ("H3L1-(6+1)x1", 47_420_030, {"blocks": 1}),
+        ("wide", 47_287_934, {"narrow_ffn": False}),
+        ("plain", 48_078_974, {"key_aware": "off"}),
+    )
 }
 
 # All parameters, in millions, counted on the public code: 91 classes in that of the authors, 80 in that of detrex.
@@ -149,6 +169,42 @@ def test_flops_are_those_of_the_public_implementation(recipe, expected):
 def test_flops_are_near_the_published_means(name):
     recipe, expected = PUBLISHED_GIGAFLOPS[name]
     assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.05)
+
+
+# Giga multiply-adds of the encoder for 800 x 1333 pixels, computed by hand for the specification, without norms.
+LITE_ENCODERS = {"blocks=1": 56.7, "blocks=2": 62.6, "blocks=3": 68.5, "high_levels=2": 40.9}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [(partial(lite_dino, **{o.split("=")[0]: int(o[-1])}), expected) for o, expected in LITE_ENCODERS.items()]
+    + [(dino, 173.1)],
+    ids=[*LITE_ENCODERS, "dense"],
+)
+def test_the_encoder_of_lite_dino_costs_what_its_layers_and_levels_say(recipe, expected):
+    """The counter counts norms, and the samples of key-aware attention twice, for it reads them twice: 2 % more."""
+    model = recipe()
+    with meta_device():
+        built = instantiate(model)
+        encoder = Encoder(built.selector, built.encoder)
+    content = torch.empty(1, 22223, 256, device="meta")
+    counted = FlopCountAnalysis(encoder.eval(), (content, content)).unsupported_ops_warnings(False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert counted.total() / 1e9 == pytest.approx(expected, rel=0.025)
+
+
+class Encoder(nn.Module):
+    """The encoder and its selector on the pyramid of an image of 800 x 1333 pixels."""
+
+    def __init__(self, selector: nn.Module, encoder: nn.Module):
+        super().__init__()
+        self.selector, self.encoder = selector, encoder
+
+    def forward(self, content: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
+        tokens = Tokens(content=content, position=position, pyramid=Pyramid.unpadded(shapes, 1, device=content.device))
+        return self.encoder(tokens, self.selector(tokens, None).selection, None).memory
 
 
 def test_decoder_self_attention_is_counted_in_eval():

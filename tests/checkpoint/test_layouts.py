@@ -68,6 +68,12 @@ def fits(converted):
         ("detrex_detr", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
         ("detrex_detr", "decoder", "attentions.1.attn.out_proj", "cross_attn.out_proj"),
         ("detrex_conditional_detr", "decoder", "attentions.1.key_pos_proj", "cross_attn.key_pos_proj"),
+        ("lite_dino", "encoder", "self_attn.query_proj", "self_attn.query_proj"),
+        ("lite_dino", "encoder", "linear12", "fine_ffn.linear1"),
+        ("lite_dino", "encoder", "linear22", "fine_ffn.linear2"),
+        ("lite_dino", "encoder", "norm22", "fine_ffn_norm"),
+        ("lite_dino", "encoder", "linear2", "ffn.linear2"),
+        ("lite_dino", "decoder", "norm2", "self_attn_norm"),
         ("detrex_dino", "encoder", "attentions.0.value_proj", "self_attn.value_proj"),
         ("detrex_dino", "encoder", "norms.1", "ffn_norm"),
         ("detrex_dino", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
@@ -170,6 +176,65 @@ def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source
     assert (converted.num_aliases, converted.unknown) == (aliases, ())
     assert set(converted.dropped) <= {"criterion.empty_weight"}
     assert fits(converted)
+
+
+LITE = {"high_levels": 3, "blocks": 3, "key_aware": "everywhere", "narrow_ffn": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "dropped", "expected"),
+    [("lite_dino_r50", 0, LITE), ("lite_dino_h2l2_r50", 24, LITE | {"key_aware": "off"})],
+)
+def test_a_file_of_lite_dino_fills_its_recipe_without_the_projections_that_it_does_not_use(case, dropped, expected):
+    converted = convert_checkpoint({"model": file_of(case)})
+    assert (converted.source, converted.description.recipe) == ("lite_dino", "lite_dino")
+    assert (converted.unknown, len(converted.dropped)) == ((), dropped)
+    assert all("query_proj" in name for name in converted.dropped)
+    assert converted.description.arguments.items() >= expected.items()
+    assert "the number of coarse levels is not in the file" in str(converted)
+    assert fits(converted)
+
+
+def test_the_coarse_levels_of_lite_dino_are_in_the_saved_arguments_only():
+    file = {"model": file_of("lite_dino_h2l2_r50"), "args": Namespace(enc_scale=2, num_expansion=3)}
+    converted = convert_checkpoint(file)
+    assert converted.description.arguments["high_levels"] == 2
+    assert "coarse levels" not in str(converted)
+
+
+@pytest.mark.parametrize(("kept", "blocks"), [((5,), 1), ((2, 5), 2)])
+def test_the_layers_with_a_narrow_network_tell_the_number_of_blocks(kept, blocks):
+    parts = ("linear12", "linear22", "norm22")
+    shapes = {"linear12": (256, 256), "linear22": (256, 256), "norm22": (256,)}
+    file = {n: v for n, v in file_of("lite_dino_r50").items() if not any(f".{part}." in n for part in parts)}
+    file |= {
+        f"transformer.encoder.layers.{i}.{part}.{kind}": constant(part, *(shape if kind == "weight" else (256,)))
+        for i in kept
+        for part, shape in shapes.items()
+        for kind in ("weight", "bias")
+    }
+    converted = convert_checkpoint(file)
+    assert converted.description.arguments["blocks"] == blocks
+    assert fits(converted)
+
+
+def test_a_file_of_lite_dino_without_a_narrow_network_does_not_tell_its_blocks():
+    parts = ("linear12", "linear22", "norm22")
+    weights = {n: v for n, v in file_of("lite_dino_r50").items() if not any(f".{part}." in n for part in parts)}
+    told, untold = (
+        convert_checkpoint({"model": weights, **more}) for more in ({"args": Namespace(num_expansion=1)}, {})
+    )
+    assert told.description.arguments.items() >= {"blocks": 1, "narrow_ffn": False}.items()
+    assert "the number of blocks" not in str(told)
+    assert untold.description.arguments["blocks"] == 3
+    assert "the number of blocks is not in the file" in str(untold)
+    assert fits(untold)
+
+
+def test_keys_with_a_projection_of_their_own_are_named_as_not_supported():
+    key = {"transformer.encoder.layers.0.self_attn.key_proj.bias": constant("k", 256)}
+    converted = convert_checkpoint(file_of("lite_dino_r50") | key)
+    assert "its keys have a projection of their own (proj_key), which is not supported" in str(converted)
 
 
 def test_a_two_stage_dab_deformable_file_fills_its_recipe():
@@ -380,6 +445,7 @@ class TestPosition:
             ("official_detr_r50", (10_000, 0)),
             ("detrex_conditional_detr_r50", (10_000, 0)),
             ("official_imfa_r50", (20, -0.5)),
+            ("lite_dino_r50", (20, 0)),
             ("deformable_detr_r50", (10_000, -0.5)),
         ],
     )

@@ -39,6 +39,8 @@ MODELS = [
     ("imfa", {"sampling_share": 1.0}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
+    ("lite", {"high_levels": 3}),
+    ("lite_dino", {"denoising_queries": 0}),
 ]
 # The last one has one token a level, fewer tokens than queries.
 PICTURES = [

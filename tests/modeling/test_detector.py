@@ -162,7 +162,7 @@ def test_outputs_describe_the_whole_run(name):
     tokens = (2, output.pyramid.num_tokens)
     assert output.selection.keep.shape == tokens
     assert output.attention_map is None if name == "dab" else output.attention_map.shape == tokens
-    assert (output.token_scores is None) == (model.keep_ratio == 1)
+    assert (output.token_scores is None) == (not hasattr(model.selector, "scorer"))
     assert model.outputs(BATCH, attention_map=False).attention_map is None
     assert ("proposals" in names) == (model.proposal_head is not None)
     assert ("backbone" in names) == (name == "objectness")

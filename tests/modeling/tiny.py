@@ -20,6 +20,8 @@ from sparse_detr.recipes import (
     focus_deformable_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_deformable_detr,
+    lite_dino,
     sparse_dab_deformable_detr,
     sparse_detr,
     sparse_dino,
@@ -81,6 +83,8 @@ MODELS = {
     "imfa": (tiny_imfa, {"num_detections": 12}),
     "dab_deformable": (dab_deformable_detr, {}),
     "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
+    "lite": (lite_deformable_detr, {"high_levels": 1, "blocks": 1, "encoder_auxiliary_loss": True}),
+    "lite_dino": (lite_dino, {"high_levels": 1, "blocks": 1}),
     "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),
 }
 

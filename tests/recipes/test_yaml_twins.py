@@ -20,6 +20,8 @@ from sparse_detr.recipes import (
     focus_deformable_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_deformable_detr,
+    lite_dino,
     mobilenet_v2,
     resnet,
     sparse_dab_deformable_detr,
@@ -43,6 +45,8 @@ TWINS = {
     "sparse_dab": ("SparseDABDeformableDETR", sparse_dab_deformable_detr, {"keep_ratio": 0.2}),
     "focus": ("FocusDETR", focus_detr, {"keep_ratio": 0.6, "num_objects": 5, "schedule": [1.0, 0.5, 0.1]}),
     "focus_deformable": ("FocusDeformableDETR", focus_deformable_detr, {"two_stage": "off"}),
+    "lite_dino": ("LiteDINO", lite_dino, {"high_levels": 2, "blocks": 1, "behavior": "released"}),
+    "lite_deformable": ("LiteDeformableDETR", lite_deformable_detr, {"blocks": 1, "key_aware": "off"}),
 }
 BATCH = [picture(64, 96, boxes=((0.1, 0.2, 0.5, 0.7),)), picture(64, 64, boxes=())]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_detr.structures import CoarseTokens
 from sparse_detr.visualization import (
     attention_heat,
     heat_page,
@@ -15,7 +16,7 @@ from sparse_detr.visualization import (
     score_heat,
     token_maps,
 )
-from sparse_detr.visualization.views import _kept_picture, _points_picture
+from sparse_detr.visualization.views import _kept_picture, _kept_remark, _points_picture
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
@@ -69,6 +70,17 @@ def test_every_page_of_a_sparse_detector_can_be_drawn(sparse_output):
     assert is_page(heat_page(IMAGE, score_heat(IMAGE, maps)))
     assert is_page(heat_page(IMAGE, attention_heat(IMAGE, maps)))
     assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
+
+
+def test_a_detector_that_selects_levels_shows_them_and_no_scores(dense_output):
+    output = replace(dense_output, selection=CoarseTokens(dense_output.pyramid, 24, (False, True, False, True)))
+    maps = token_maps(output)
+    assert (list(maps.kept_shares), list(maps.full_layers)) == ([0.0, 1.0], [2, 4])
+    assert _kept_remark(maps).endswith("; all are refined in encoder layer 2, 4")
+    assert score_heat(IMAGE, maps) is None
+    assert is_page(kept_tokens_page(IMAGE, maps))
+    levels, dense = (overview_page(IMAGE, IMAGE, m, title="image") for m in (maps, token_maps(dense_output)))
+    assert levels.shape[0] > dense.shape[0]
 
 
 def test_a_dense_detector_has_no_scores_to_show_but_an_overview(dense_output):

@@ -4,6 +4,7 @@ from sparse_detr.modeling.encoder.deformable import DeformableEncoder, Deformabl
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
 from sparse_detr.modeling.encoder.interleaved import InterleavedEncoder, InterleavedTokens, NoEncoder
+from sparse_detr.modeling.encoder.levels import LevelFeedForwardLayer, level_layers
 
 __all__ = [
     "DeformableEncoder",
@@ -15,6 +16,8 @@ __all__ = [
     "InterleavedEncoder",
     "InterleavedTokens",
     "NoEncoder",
+    "LevelFeedForwardLayer",
     "ObjectAttention",
     "TokenRows",
+    "level_layers",
 ]

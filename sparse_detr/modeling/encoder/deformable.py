@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.layers import DeformableAttention, FeedForward
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 
@@ -57,7 +57,7 @@ class DeformableEncoderLayer(nn.Module):
         dropout: probability, on the output of the attention.
     """
 
-    def __init__(self, *, self_attn: MultiScaleDeformableAttention, ffn: FeedForward, embed_dim: int, dropout: float):
+    def __init__(self, *, self_attn: DeformableAttention, ffn: FeedForward, embed_dim: int, dropout: float):
         super().__init__()
         self.self_attn, self.ffn = self_attn, ffn
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
@@ -75,9 +75,13 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, K, C).
         """
-        attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
-        content = self.self_attn_norm(rows.content + self.dropout(attended))
+        content = self.attend(rows, source, pyramid)
         return self.ffn_norm(content + self.ffn(content))
+
+    def attend(self, rows: TokenRows, source: Tensor, pyramid: Pyramid) -> Tensor:
+        """Return (B, K, C), the content after the attention and its normalisation."""
+        attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
+        return self.self_attn_norm(rows.content + self.dropout(attended))
 
 
 class DeformableEncoder(nn.Module):

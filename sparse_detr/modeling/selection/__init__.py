@@ -1,6 +1,7 @@
 """Which tokens the encoder refines: scorers, budgets and the selector."""
 
 from sparse_detr.modeling.selection.budgets import BatchCascadedBudget, CascadedBudget, layer_shares
+from sparse_detr.modeling.selection.levels import LevelSelector
 from sparse_detr.modeling.selection.scorers import ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
     Budget,
@@ -21,6 +22,7 @@ __all__ = [
     "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
+    "LevelSelector",
     "ObjectnessScorer",
     "RandomScorer",
     "ScoringNetwork",
