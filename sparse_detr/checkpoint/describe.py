@@ -1,5 +1,6 @@
 """Describe the model that a converted checkpoint needs, from its entries."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,8 @@ def describe(evidence: Evidence) -> Description:
 
 
 def _recipe_name(evidence: Evidence) -> str:
+    if evidence.has("tokenizer.embed."):
+        return "anchor_detr"
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
     if evidence.start == "learned":
@@ -74,7 +77,7 @@ def _recipe_name(evidence: Evidence) -> str:
 
 
 def _common_arguments(evidence: Evidence) -> dict[str, Any]:
-    learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits")
+    learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits", "queries.points.coordinates")
     rows = next((evidence.rows(name) for name in learned if name in evidence.weights), None)
     return {
         "num_classes": count_classes(evidence.weights),
@@ -121,6 +124,17 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _anchor_arguments(evidence: Evidence) -> dict[str, Any]:
+    arguments = {
+        "num_patterns": evidence.rows("queries.patterns.weight"),
+        "origin": "detrex" if evidence.layout.origin == "detrex" else None,
+    }
+    if evidence.has("queries.points."):
+        return arguments
+    side = round(math.sqrt(evidence.trained_with.get("num_query_position", 300)))  # the public code rounds to a square
+    return arguments | {"anchor_points": "grid", "num_queries": side**2}
+
+
 # by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
@@ -130,6 +144,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "focus_detr": _dino_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
+    "anchor_detr": _anchor_arguments,
 }
 
 

@@ -102,11 +102,16 @@ class Evidence:
     def is_dilated(self) -> bool | None:
         """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
-        In detrex only the dilated ResNet is torchvision's, in a wrapper.
+        In detrex only the dilated ResNet is torchvision's, in a wrapper; but in Anchor DETR every ResNet is.
         """
         if self.layout.origin == "detrex":
-            return any(name.startswith("backbone.body.") for name in self.public_names)
+            return None if self.layout.name == "detrex_anchor_detr" else self._is_torchvisions
         return self.trained_with.get("dilation")
+
+    @property
+    def _is_torchvisions(self) -> bool:
+        """Return whether the backbone is torchvision's ResNet, in a wrapper."""
+        return any(name.startswith("backbone.body.") for name in self.public_names)
 
     @property
     def depth(self) -> int | None:
@@ -122,7 +127,7 @@ class Evidence:
 
     def _resnet(self, depth: int) -> str:
         options = {}
-        if self.layout.origin == "detrex" and not self.is_dilated:
+        if self.layout.origin == "detrex" and not self._is_torchvisions:
             options["freeze_at"] = 1
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps

@@ -52,6 +52,7 @@ def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
 
 _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
+_PATTERNS = r"^transformer\.pattern\.weight$"
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
 
 # in the order in which `auto` tries them
@@ -63,10 +64,12 @@ LAYOUTS: dict[str, Layout] = {
         _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
         _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
+        _official("anchor_detr", official_names.anchor_table, _PATTERNS, r"^input_proj\.0\.0\."),
         _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
         _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
+        _detrex("anchor_detr", official_names.anchor_table, _PATTERNS, r"^input_proj\.0\.weight$"),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
         _backbone(

@@ -5,14 +5,17 @@ from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
-from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
+from sparse_detr.layers.position_encoding import CoordinateEmbedding, embed_boxes, embed_tokens
+from sparse_detr.layers.row_column_attention import RowColumnAttention
 
 __all__ = [
     "MLP",
     "AttentionSamples",
+    "CoordinateEmbedding",
     "FeedForward",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
+    "RowColumnAttention",
     "SelfAttention",
     "attention_mask",
     "copies",

@@ -2,6 +2,7 @@
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import (
+    AxisPositions,
     ImageSizes,
     Pyramid,
     Tokens,
@@ -22,6 +23,7 @@ from sparse_detr.structures.selection import (
 
 __all__ = [
     "AllTokens",
+    "AxisPositions",
     "CascadedTokens",
     "Denoising",
     "DetectorOutput",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -183,6 +183,22 @@ def at_most(number: int, limit: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
+class AxisPositions:
+    """The positions of the columns and rows of one map, for attention that takes one axis at a time (Anchor DETR).
+
+    Args:
+        x: (B, w, C), of every column.
+        y: (B, h, C), of every row.
+        embed: coordinate (..., 1), in [0, 1] of the unpadded image -> position (..., C). It made `x` and `y`; queries
+            that are compared with them get their positions from it too.
+    """
+
+    x: Tensor
+    y: Tensor
+    embed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Projected backbone features of all levels.
 
@@ -194,6 +210,7 @@ class Tokens:
             ones; None where the padding mask of the pyramid says it.
         maps: (B, C, h, w), further maps that were projected but not flattened, fine to coarse, for models that sample
             them later.
+        axes: positions of columns and rows, for models that attend to one axis at a time; None for all others.
     """
 
     content: Tensor
@@ -201,6 +218,7 @@ class Tokens:
     pyramid: Pyramid
     mask: Tensor | None = None
     maps: tuple[Tensor, ...] = ()
+    axes: AxisPositions | None = None
 
     @property
     def padding_mask(self) -> Tensor:

@@ -18,6 +18,7 @@ from sparse_detr.modeling.decoder.query_position import (
     LayerScale,
     ModulatedBoxPosition,
 )
+from sparse_detr.modeling.decoder.row_column import RowColumnDecoderLayer
 
 __all__ = [
     "BoxPosition",
@@ -35,5 +36,6 @@ __all__ = [
     "NoAttentionMap",
     "NoRefinement",
     "QueryPosition",
+    "RowColumnDecoderLayer",
     "conditional_layers",
 ]

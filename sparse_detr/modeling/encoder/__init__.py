@@ -3,6 +3,7 @@
 from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, EncoderOutput, TokenRows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
+from sparse_detr.modeling.encoder.row_column import RowColumnEncoder, RowColumnEncoderLayer
 
 __all__ = [
     "DeformableEncoder",
@@ -12,5 +13,7 @@ __all__ = [
     "FullAttentionEncoder",
     "FullAttentionEncoderLayer",
     "ObjectAttention",
+    "RowColumnEncoder",
+    "RowColumnEncoderLayer",
     "TokenRows",
 ]

@@ -2,16 +2,20 @@
 
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
 from sparse_detr.modeling.queries.learned import LearnedQueries
+from sparse_detr.modeling.queries.points import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.queries.topk import BoxStart, LearnedStart, MemoryStart, ProjectedStart, TopKQueries
 
 __all__ = [
     "Anchors",
     "BoxStart",
     "FixedCenterAnchors",
+    "GridPoints",
     "LearnedAnchors",
+    "LearnedPoints",
     "LearnedQueries",
     "LearnedStart",
     "MemoryStart",
+    "PatternQueries",
     "ProjectedStart",
     "TopKQueries",
 ]

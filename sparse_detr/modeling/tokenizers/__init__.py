@@ -1,6 +1,7 @@
 """Tokenizers: from backbone maps to one sequence of tokens."""
 
 from sparse_detr.modeling.tokenizers.multi_scale import MultiScaleTokenizer, level_geometry
+from sparse_detr.modeling.tokenizers.row_column import RowColumnTokenizer
 from sparse_detr.modeling.tokenizers.single_scale import SingleScaleTokenizer
 
-__all__ = ["MultiScaleTokenizer", "SingleScaleTokenizer", "level_geometry"]
+__all__ = ["MultiScaleTokenizer", "RowColumnTokenizer", "SingleScaleTokenizer", "level_geometry"]
