@@ -1,6 +1,13 @@
 """Layers that do not depend on a detector."""
 
-from sparse_detr.layers.attention import SelfAttention, attention_mask, multi_head_attention, token_mask
+from sparse_detr.layers.attention import (
+    CrossAttention,
+    PackedAttention,
+    SelfAttention,
+    attention_mask,
+    multi_head_attention,
+    token_mask,
+)
 from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
@@ -12,9 +19,11 @@ __all__ = [
     "MLP",
     "AttentionSamples",
     "CoordinateEmbedding",
+    "CrossAttention",
     "FeedForward",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
+    "PackedAttention",
     "RowColumnAttention",
     "SelfAttention",
     "attention_mask",

@@ -58,7 +58,10 @@ class RowColumnAttention(nn.Module):
         key_y = _mean_of_rows(cells.transpose(1, 2), ignored_x) + source.axes.y
         # the projection of a mean is the mean of the projections, for h + w keys instead of h w
         inputs = zip(
-            (query_x, query_y, key_x, key_y, cells), self.in_proj_weight.chunk(5), self.in_proj_bias.chunk(5), strict=True
+            (query_x, query_y, key_x, key_y, cells),
+            self.in_proj_weight.chunk(5),
+            self.in_proj_bias.chunk(5),
+            strict=True,
         )
         query_x, query_y, key_x, key_y, value = (
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)) for x, weight, bias in inputs

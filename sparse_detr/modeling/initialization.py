@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sparse_detr.layers import MultiScaleDeformableAttention, SelfAttention
+from sparse_detr.layers import MultiScaleDeformableAttention, PackedAttention
 from sparse_detr.modeling.heads import PredictionHead
 
 
@@ -14,7 +14,7 @@ def initialize_transformer(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
     elif isinstance(module, nn.MultiheadAttention):
         nn.init.xavier_uniform_(module.in_proj_weight)
-    elif isinstance(module, MultiScaleDeformableAttention | PredictionHead | SelfAttention):
+    elif isinstance(module, MultiScaleDeformableAttention | PackedAttention | PredictionHead):
         module.reset_parameters()
 
 

@@ -7,8 +7,10 @@ require_detectron2()
 
 from sparse_detr.recipes.anchor_detr import anchor_detr
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, resnet, swin, swin_tiny
+from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk, efficient_detr
+from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.meta_arch import RECIPES
@@ -18,10 +20,12 @@ __all__ = [
     "RECIPES",
     "BackboneSpec",
     "anchor_detr",
+    "conditional_detr",
     "dab_deformable_detr",
     "dab_detr",
     "deformable_detr",
     "deformable_detr_topk",
+    "detr",
     "dino",
     "efficient_detr",
     "focus",

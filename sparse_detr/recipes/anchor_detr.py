@@ -14,9 +14,9 @@ from sparse_detr.modeling.initialization import OwnInitialValues
 from sparse_detr.modeling.queries import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.tokenizers import RowColumnTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.dab_detr import check_single_map
 from sparse_detr.recipes.deformable_detr import Behavior, Origin, check_choice, deformable_detr
-from sparse_detr.recipes.dino import IOU_EPS, LOGIT_EPS
+from sparse_detr.recipes.detr import DETREX_IOU_EPS, check_single_map
+from sparse_detr.recipes.dino import LOGIT_EPS
 
 AnchorPoints = Literal["learned", "grid"]
 
@@ -86,5 +86,5 @@ def anchor_detr(
     model.attention_map, model.initialize = L(NoAttentionMap)(), L(OwnInitialValues)()
     if behavior == "released" and origin == "detrex":
         model.decoder.logit_eps = LOGIT_EPS
-        model.criterion.iou_eps = model.criterion.matcher.iou_eps = IOU_EPS
+        model.criterion.iou_eps = model.criterion.matcher.iou_eps = DETREX_IOU_EPS
     return model

@@ -12,8 +12,10 @@ from sparse_detr.modeling.decoder.deformable import (
     NoRefinement,
     QueryPosition,
 )
+from sparse_detr.modeling.decoder.full import FullAttentionDecoderLayer
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
+    ConditionalPosition,
     ContentScale,
     LayerScale,
     ModulatedBoxPosition,
@@ -24,11 +26,13 @@ __all__ = [
     "BoxPosition",
     "BoxRefinement",
     "ConditionalDecoderLayer",
+    "ConditionalPosition",
     "ContentScale",
     "Decoder",
     "DecoderAttentionMap",
     "DecoderOutput",
     "DeformableDecoderLayer",
+    "FullAttentionDecoderLayer",
     "GivenPosition",
     "LayerScale",
     "LookForwardTwice",

@@ -22,9 +22,7 @@ class RowColumnDecoderLayer(nn.Module):
         embed_dim: C.
     """
 
-    def __init__(
-        self, *, self_attn: SelfAttention, cross_attn: RowColumnAttention, ffn: FeedForward, embed_dim: int
-    ):
+    def __init__(self, *, self_attn: SelfAttention, cross_attn: RowColumnAttention, ffn: FeedForward, embed_dim: int):
         super().__init__()
         self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
         self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)

@@ -1,7 +1,7 @@
 """Query makers: from encoded tokens to decoder queries."""
 
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
-from sparse_detr.modeling.queries.learned import LearnedQueries
+from sparse_detr.modeling.queries.learned import LearnedPositions, LearnedQueries
 from sparse_detr.modeling.queries.points import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.queries.topk import BoxStart, LearnedStart, MemoryStart, ProjectedStart, TopKQueries
 
@@ -12,6 +12,7 @@ __all__ = [
     "GridPoints",
     "LearnedAnchors",
     "LearnedPoints",
+    "LearnedPositions",
     "LearnedQueries",
     "LearnedStart",
     "MemoryStart",
