@@ -17,6 +17,7 @@ def _swin(size: str, *keys: str) -> str:
 
 _R101 = "MODEL.RESNETS.DEPTH 101"
 _DC5 = "MODEL.BACKBONE.NAME build_resnet_dc5_backbone"
+_NOT_DILATED = "MODEL.BACKBONE.NAME build_resnet_backbone"
 _SWIN_TINY = "MODEL.BACKBONE.NAME build_swin_tiny_backbone"
 _384 = "MODEL.SWIN.IMAGE_SIZE 384"
 _22K_TO_1K = "MODEL.SWIN.PRETRAINING imagenet22kto1k"
@@ -60,6 +61,11 @@ _ROWS: dict[str, dict[str, str]] = {
         "dab_detr_r50_dc5_3patterns": f"{_DC5} MODEL.DETR.NUM_PATTERNS 3",
         "dab_detr_r50_dc5_fixed_centers": f"{_DC5} {_UNIFORM} MODEL.DETR.FREEZE_CENTERS True",
     },
+    "projects/AnchorDETR/configs/anchor_detr_r50_dc5.yaml": {
+        "anchor_detr_r50": _NOT_DILATED,
+        "anchor_detr_r101": f"{_NOT_DILATED} {_R101}",
+        "anchor_detr_r101_dc5": _R101,
+    },
     "projects/DINO/configs/dino_r50_4scale_12ep.yaml": {
         "dino_r50_4scale_24ep": _epochs(24, 20, 7393),
         "dino_r50_4scale_36ep": _epochs(36, 30, 7393),
@@ -86,6 +92,9 @@ _ROWS: dict[str, dict[str, str]] = {
         "focus_detr_swin_l_384_36ep": _swin("large", _384, _POSITION, _36_OF_7500),
     },
     "configs/Base-Detrex.yaml": {
+        "anchor_detr_detrex_r50": _detrex_keys(
+            "AnchorDETR", _C5, "MODEL.BACKBONE.FREEZE_AT 2", epochs=_50_OF_7500
+        ),
         "dab_deformable_detr_detrex_r50": _detrex_keys("DABDeformableDETR", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50_two_stage": _detrex_keys(
             "DABDeformableDETR", "MODEL.DETR.TWO_STAGE True", epochs=_50_OF_7500

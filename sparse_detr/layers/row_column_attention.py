@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparse_detr.structures import Tokens
+from sparse_detr.structures import Tokens, map_size
 
 
 class RowColumnAttention(nn.Module):
@@ -69,7 +69,7 @@ class RowColumnAttention(nn.Module):
         attended = weighted_sum(
             _attention_weights(query_x, key_x, hidden_x),
             _attention_weights(query_y, key_y, hidden_y),
-            value.permute(0, 3, 1, 2, 4),
+            value.permute(0, 3, 4, 1, 2),
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -99,14 +99,14 @@ def weighted_sum(weights_x: Tensor, weights_y: Tensor, value: Tensor) -> Tensor:
     Args:
         weights_x: (B, M, Q, w).
         weights_y: (B, M, Q, h).
-        value: (B, M, h, w, D).
+        value: (B, M, D, h, w).
 
     Returns:
         (B, M, Q, D).
     """
-    height, width, channels = value.shape[2:]
+    height, width = map_size(value)
     if isinstance(height, int) and isinstance(width, int) and height > width:
-        return weighted_sum(weights_y, weights_x, value.transpose(2, 3))
-    columns = value.transpose(2, 3).flatten(3)  # (B, M, w, h D)
-    rows = (weights_x @ columns).unflatten(-1, (height, channels))  # (B, M, Q, h, D)
+        return weighted_sum(weights_y, weights_x, value.transpose(-1, -2))
+    columns = value.permute(0, 1, 4, 3, 2).flatten(3)  # (B, M, w, h D)
+    rows = (weights_x @ columns).unflatten(-1, (height, -1))  # (B, M, Q, h, D)
     return (weights_y[..., None, :] @ rows).squeeze(-2)

@@ -30,6 +30,7 @@ def anchor_detr(
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     feedforward_dim: int = 1024,
+    dropout: float = 0.0,
     num_queries: int = 300,
     num_patterns: int = 3,
     anchor_points: AnchorPoints = "learned",
@@ -68,13 +69,14 @@ def anchor_detr(
     attention = L(RowColumnAttention)(
         embed_dim=embed_dim, num_heads=num_heads, mean_over="all" if behavior == "released" else "valid"
     )
-    ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=0.0)
-    encoder_layer = L(RowColumnEncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim)
+    ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
+    encoder_layer = L(RowColumnEncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
     decoder_layer = L(RowColumnDecoderLayer)(
-        self_attn=L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=0.0),
+        self_attn=L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
         cross_attn=attention,
         ffn=ffn,
         embed_dim=embed_dim,
+        dropout=dropout,
     )
     points = L(LearnedPoints if anchor_points == "learned" else GridPoints)(num_points=num_queries)
     model.tokenizer = L(RowColumnTokenizer)(

@@ -29,8 +29,12 @@ MODELS = [
     ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
     ("focus_two_stage", {}),
     ("focus_one_stage", {"keep_ratio": 1.0}),
+    ("detr", {}),
+    ("conditional", {}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
+    ("anchor", {"num_patterns": 2}),
+    ("anchor", {"anchor_points": "grid", "num_queries": 9}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
 ]

@@ -20,13 +20,23 @@ class RowColumnDecoderLayer(nn.Module):
         cross_attn: attention of the queries to the memory.
         ffn: the feed-forward branch.
         embed_dim: C.
+        dropout: probability, on the outputs of both attentions.
     """
 
-    def __init__(self, *, self_attn: SelfAttention, cross_attn: RowColumnAttention, ffn: FeedForward, embed_dim: int):
+    def __init__(
+        self,
+        *,
+        self_attn: SelfAttention,
+        cross_attn: RowColumnAttention,
+        ffn: FeedForward,
+        embed_dim: int,
+        dropout: float,
+    ):
         super().__init__()
         self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
         self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.ffn_norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -39,7 +49,9 @@ class RowColumnDecoderLayer(nn.Module):
     ) -> tuple[Tensor, AttentionSamples | None]:
         """Update the content (B, Q, C) of queries; see `DeformableDecoderLayer`. There are no samples: None."""
         assert memory.axes is not None
-        content = self.self_attn_norm(content + self.self_attn(content, query_position.position, mask))
+        attended = self.self_attn(content, query_position.position, mask)
+        content = self.self_attn_norm(content + self.dropout(attended))
         x, y = memory.axes.embed(query_position.reference_points[..., :2, None]).unbind(-2)
-        content = self.cross_attn_norm(content + self.cross_attn(content + x, content + y, memory))
+        attended = self.cross_attn(content + x, content + y, memory)
+        content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), None

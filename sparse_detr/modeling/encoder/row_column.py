@@ -20,12 +20,14 @@ class RowColumnEncoderLayer(nn.Module):
         self_attn: the attention.
         ffn: the feed-forward branch.
         embed_dim: C.
+        dropout: probability, on the output of the attention.
     """
 
-    def __init__(self, *, self_attn: RowColumnAttention, ffn: FeedForward, embed_dim: int):
+    def __init__(self, *, self_attn: RowColumnAttention, ffn: FeedForward, embed_dim: int, dropout: float):
         super().__init__()
         self.self_attn, self.ffn = self_attn, ffn
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the new content (B, N, C) of the tokens of one map with `axes`."""
@@ -33,7 +35,7 @@ class RowColumnEncoderLayer(nn.Module):
         cells = tokens.content.unflatten(1, tokens.pyramid.spatial_shapes[0])
         query_x, query_y = cells + tokens.axes.x[:, None], cells + tokens.axes.y[:, :, None]
         attended = self.self_attn(query_x.flatten(1, 2), query_y.flatten(1, 2), tokens)
-        content = self.self_attn_norm(tokens.content + attended)
+        content = self.self_attn_norm(tokens.content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content))
 
 
