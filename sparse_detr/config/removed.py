@@ -108,9 +108,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "focus_detr_swin_l_384_36ep": _swin("large", _384, _POSITION, _36_OF_7500),
     },
     "configs/Base-Detrex.yaml": {
-        "anchor_detr_detrex_r50": _detrex_keys(
-            "AnchorDETR", _C5, "MODEL.BACKBONE.FREEZE_AT 2", epochs=_50_OF_7500
-        ),
+        "anchor_detr_detrex_r50": _detrex_keys("AnchorDETR", _C5, "MODEL.BACKBONE.FREEZE_AT 2", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50": _detrex_keys("DABDeformableDETR", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50_two_stage": _detrex_keys(
             "DABDeformableDETR", "MODEL.DETR.TWO_STAGE True", epochs=_50_OF_7500

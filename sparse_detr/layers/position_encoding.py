@@ -68,6 +68,7 @@ class CoordinateEmbedding(nn.Module):
         self.num_features = embed_dim // num_coordinates
         self.mlp = MLP(sizes=(embed_dim, embed_dim, embed_dim))
 
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """Return (..., C) of (..., num_coordinates), which are in [0, 1] of the unpadded image, or a little outside."""
-        return self.mlp(embed_boxes(coordinates, self.num_features, dtype=self.mlp.dtype))
+    def forward(self, *coordinates: Tensor) -> Tensor:
+        """Return (..., C) of `num_coordinates` tensors (...): numbers in [0, 1] of the unpadded image, or outside."""
+        parts = [sine_embedding(coordinate * (2 * math.pi), self.num_features) for coordinate in coordinates]
+        return self.mlp(torch.cat(parts, -1).to(self.mlp.dtype))

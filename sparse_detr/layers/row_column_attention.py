@@ -50,15 +50,15 @@ class RowColumnAttention(nn.Module):
             (B, Q, C).
         """
         assert source.axes is not None
-        cells = source.content.unflatten(1, source.pyramid.spatial_shapes[0])  # (B, h, w, C)
-        padding_mask = source.pyramid.padding_mask.unflatten(1, source.pyramid.spatial_shapes[0])
+        shape = source.pyramid.spatial_shapes[0]
+        cells = source.content.unflatten(1, shape)  # (B, h, w, C)
+        padding_mask = source.pyramid.padding_mask.unflatten(1, shape)
         hidden_x, hidden_y = (padding_mask[:, 0], padding_mask[:, :, 0]) if source.has_padding else (None, None)
-        ignored_x, ignored_y = (None, None) if self.mean_over == "all" else (hidden_x, hidden_y)
-        key_x = _mean_of_rows(cells, ignored_y) + source.axes.x
-        key_y = _mean_of_rows(cells.transpose(1, 2), ignored_x) + source.axes.y
+        mean_x, mean_y = _means(cells, padding_mask if source.has_padding and self.mean_over == "valid" else None)
+        key_x, key_y = mean_x + source.axes.x, mean_y + source.axes.y
         # the projection of a mean is the mean of the projections, for h + w keys instead of h w
         inputs = zip(
-            (query_x, query_y, key_x, key_y, cells),
+            (query_x, query_y, key_x, key_y, source.content),
             self.in_proj_weight.chunk(5),
             self.in_proj_bias.chunk(5),
             strict=True,
@@ -69,17 +69,21 @@ class RowColumnAttention(nn.Module):
         attended = weighted_sum(
             _attention_weights(query_x, key_x, hidden_x),
             _attention_weights(query_y, key_y, hidden_y),
-            value.permute(0, 3, 4, 1, 2),
+            value.unflatten(1, shape).permute(0, 3, 4, 1, 2),
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-def _mean_of_rows(cells: Tensor, ignored: Tensor | None) -> Tensor:
-    """Return the mean (B, w, C) of the rows of (B, h, w, C) that are not `ignored` (B, h)."""
+def _means(cells: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the means of columns (B, w, C) and rows (B, h, C) of a map (B, h, w, C), without `ignored` (B, h, w) ones.
+
+    Ignored cells lie at the right and at the bottom; the mean of a column or row without other cells is 0.
+    """
     if ignored is None:
-        return cells.mean(1)
-    total = cells.masked_fill(ignored[:, :, None, None], 0).sum(1)
-    return total / (~ignored).sum(1)[:, None, None]
+        return cells.mean(1), cells.mean(2)
+    cells = cells.masked_fill(ignored[..., None], 0)
+    height, width = (~ignored[:, :, 0]).sum(1), (~ignored[:, 0]).sum(1)
+    return cells.sum(1) / height[:, None, None], cells.sum(2) / width[:, None, None]
 
 
 def _attention_weights(query: Tensor, key: Tensor, hidden: Tensor | None) -> Tensor:
@@ -104,9 +108,10 @@ def weighted_sum(weights_x: Tensor, weights_y: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, M, Q, D).
     """
-    height, width = map_size(value)
+    channels, (height, width) = value.shape[2], map_size(value)
     if isinstance(height, int) and isinstance(width, int) and height > width:
         return weighted_sum(weights_y, weights_x, value.transpose(-1, -2))
-    columns = value.permute(0, 1, 4, 3, 2).flatten(3)  # (B, M, w, h D)
-    rows = (weights_x @ columns).unflatten(-1, (height, -1))  # (B, M, Q, h, D)
-    return (weights_y[..., None, :] @ rows).squeeze(-2)
+    # concatenated, not flattened: an export cannot flatten D with an h that is open
+    columns = torch.cat(value.unbind(2), 2)  # (B, M, D h, w)
+    rows = (weights_x @ columns.transpose(2, 3)).unflatten(-1, (channels, height))  # (B, M, Q, D, h)
+    return (rows @ weights_y[..., None]).squeeze(-1)

@@ -189,8 +189,8 @@ class AxisPositions:
     Args:
         x: (B, w, C), of every column.
         y: (B, h, C), of every row.
-        embed: coordinate (..., 1), in [0, 1] of the unpadded image -> position (..., C). It made `x` and `y`; queries
-            that are compared with them get their positions from it too.
+        embed: coordinate (...), in [0, 1] of the unpadded image -> position (..., C). It made `x` and `y`; queries that
+            are compared with them get their positions from it too.
     """
 
     x: Tensor

@@ -1,4 +1,4 @@
-"""Row-column decoupled attention: against the dense formula, by hand, with padding, and on maps of one row or column."""
+"""Row-column decoupled attention: against the dense formula, by hand, with padding, on maps of one row or column."""
 
 import math
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_a_token_has_the_position_of_its_column_and_its_row():
     tokens = tokenizer([torch.rand(2, 3, 2, 3).double()], [(16, 24), (9, 11)], (16, 24))
     assert tokens.content.shape == tokens.position.shape == (2, 6, 32)
     close(tokens.position[1, 4], tokens.axes.x[1, 1] + tokens.axes.y[1, 1])
-    close(tokens.axes.x[1, 0], tokenizer.embed(torch.tensor([0.25]).double()))  # two of three columns are valid
+    close(tokens.axes.x[1, 0], tokenizer.embed(torch.tensor(0.25).double()))  # two of three columns are valid
 
 
 def test_points_are_embedded_row_first_with_half_of_the_channels_each():
@@ -156,7 +156,7 @@ def test_points_are_embedded_row_first_with_half_of_the_channels_each():
     embedding.mlp.dtype = torch.float32
     x, y = 0.2, -0.1
     expected = [sine_embedding(torch.tensor(2 * math.pi * value), 4) for value in (y, x)]
-    assert_close(embedding(torch.tensor([y, x])), torch.cat(expected))
+    assert_close(embedding(torch.tensor(y), torch.tensor(x)), torch.cat(expected))
 
 
 def test_every_pattern_is_at_every_point_first_all_points_with_the_first_pattern():

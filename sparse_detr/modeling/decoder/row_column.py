@@ -51,7 +51,7 @@ class RowColumnDecoderLayer(nn.Module):
         assert memory.axes is not None
         attended = self.self_attn(content, query_position.position, mask)
         content = self.self_attn_norm(content + self.dropout(attended))
-        x, y = memory.axes.embed(query_position.reference_points[..., :2, None]).unbind(-2)
+        x, y = memory.axes.embed(query_position.reference_points[..., :2]).unbind(-2)
         attended = self.cross_attn(content + x, content + y, memory)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), None

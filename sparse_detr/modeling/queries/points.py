@@ -73,7 +73,7 @@ class PatternQueries(nn.Module):
         """Repeat the queries for every image; only the batch size of `memory` matters."""
         points, patterns = self.points(), self.patterns.weight
         points = points.to(geometry_dtype(patterns.dtype))
-        position = self.position(points.flip(-1))  # row before column, as for tokens
+        position = self.position(points[:, 1], points[:, 0])  # row before column, as for tokens
         repeats, batch_size = (len(patterns), 1), memory.shape[0]
         return Queries(
             content=patterns.repeat_interleave(len(points), 0).expand(batch_size, -1, -1),

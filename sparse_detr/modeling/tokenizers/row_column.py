@@ -46,7 +46,7 @@ class RowColumnTokenizer(nn.Module):
         masked = self.padding == "exact" and pyramid.has_padding
         valid = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0]) if masked else None
         content = self.projection(source, valid).flatten(2).transpose(1, 2)
-        x, y = (self.embed(axis[..., None]) for axis in axis_centers(pyramid, content.dtype))
+        x, y = (self.embed(centers) for centers in axis_centers(pyramid, content.dtype))
         position = (y[:, :, None] + x[:, None]).flatten(1, 2)
         return Tokens(content=content, position=position, pyramid=pyramid, axes=AxisPositions(x, y, self.embed))
 
