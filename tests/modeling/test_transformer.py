@@ -55,6 +55,10 @@ def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def near(first, second):
+    return all(torch.allclose(a, b, atol=1e-12, rtol=0) for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
 def test_the_transformer_predicts_the_same_as_the_detector(name):
     model = build(name).eval()
@@ -181,7 +185,9 @@ def test_an_export_with_dynamic_batch_height_and_width_predicts_the_same_at_any_
             program = torch.export.load(tmp_path / "flow.pt2")
         exported = program.module()
         for inputs in (batch(1, 66, 101), batch(3, 131, 97), batch(2, 256, 333)):
-            assert equal(exported(*inputs), transformer(*inputs))
+            result, expected = exported(*inputs), transformer(*inputs)
+            # row-column attention sums the longer axis first, but always the columns in an export
+            assert near(result, expected) if name == "anchor" else equal(result, expected)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
