@@ -405,7 +405,10 @@ def test_the_same_detections_are_found(run):
 
 @cases_with("det0_boxes")
 def test_inference_in_float32_finds_the_same_detections(run):
-    check_detections(run, run.detections_in_float32, pixels=0.05, score=1e-4)
+    """The tolerance of scores is less where those of a case lie so near to each other that none is above the cut."""
+    scores = run.expected["det0_scores"]
+    score = max(1e-5, min(1e-4, (scores.max() - scores.min()).item() / 5))
+    check_detections(run, run.detections_in_float32, pixels=0.05, score=score)
 
 
 @cases_with("dn_pred_boxes")

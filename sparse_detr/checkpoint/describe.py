@@ -1,5 +1,6 @@
 """Describe the model that a converted checkpoint needs, from its entries."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,6 +71,8 @@ def describe(evidence: Evidence) -> Description:
 
 
 def _recipe_name(evidence: Evidence) -> str:
+    if evidence.has("tokenizer.embed."):
+        return "anchor_detr"
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
     if evidence.layout.no_object:
@@ -92,7 +95,12 @@ def _recipe_name(evidence: Evidence) -> str:
 
 
 def _common_arguments(evidence: Evidence) -> dict[str, Any]:
-    learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits")
+    learned = (
+        "queries.embedding.weight",
+        "queries.start.embedding.weight",
+        "queries.anchors.logits",
+        "queries.points.coordinates",
+    )
     rows = next((evidence.rows(name) for name in learned if name in evidence.weights), None)
     return {
         "num_classes": evidence.num_classes,
@@ -180,8 +188,19 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _anchor_arguments(evidence: Evidence) -> dict[str, Any]:
+    arguments = {
+        "num_patterns": evidence.rows("queries.patterns.weight"),
+        "origin": "detrex" if evidence.layout.origin == "detrex" else None,
+    }
+    if evidence.has("queries.points."):
+        return arguments
+    side = round(math.sqrt(evidence.trained_with.get("num_query_position", 300)))  # the public code rounds to a square
+    return arguments | {"anchor_points": "grid", "num_queries": side**2}
+
+
 # by recipe: the usual width of the feed-forward networks, where it is not 2048
-FEEDFORWARD_DIMS = dict.fromkeys(("deformable_detr", "deformable_detr_topk", "sparse_detr"), 1024)
+FEEDFORWARD_DIMS = dict.fromkeys(("deformable_detr", "deformable_detr_topk", "sparse_detr", "anchor_detr"), 1024)
 # by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
@@ -195,6 +214,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
     "imfa_dab_detr": _imfa_arguments,
+    "anchor_detr": _anchor_arguments,
 }
 
 
@@ -208,7 +228,7 @@ def _position(evidence: Evidence) -> tuple[float, float]:
         return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
     if evidence.layout.name == "mmdet_dino":
         return 20.0, 0.0
-    if evidence.has("tokenizer.projection."):
+    if evidence.has("tokenizer.projection.weight"):
         return 10_000.0, 0.0
     return 10_000.0, -0.5
 

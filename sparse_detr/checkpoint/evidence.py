@@ -117,13 +117,18 @@ class Evidence:
         """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
         The arguments of the training say it, or the caller. In detrex only the dilated ResNet is torchvision's, in a
-        wrapper.
+        wrapper; but in its Anchor DETR every ResNet is.
         """
         if "dilation" in self.trained_with:
             return bool(self.trained_with["dilation"])
         if self.layout.origin == "detrex":
-            return any(name.startswith("backbone.body.") for name in self.public_names)
+            return None if self.layout.name == "detrex_anchor_detr" else self._is_torchvisions
         return None
+
+    @property
+    def _is_torchvisions(self) -> bool:
+        """Return whether the backbone is torchvision's ResNet, in a wrapper."""
+        return any(name.startswith("backbone.body.") for name in self.public_names)
 
     @property
     def depth(self) -> int | None:
@@ -142,7 +147,7 @@ class Evidence:
 
     def _resnet(self, depth: int) -> str:
         options = {}
-        if self.layout.origin == "detrex" and not self.is_dilated:
+        if self.layout.origin == "detrex" and not self._is_torchvisions:
             options["freeze_at"] = 1
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps

@@ -139,6 +139,29 @@ def head_owners(num_layers: int) -> list[str]:
     return [*(f"decoder_heads.{i}" for i in range(num_layers)), "proposal_head"]
 
 
+# detrex's copy has the same names, except for `input_proj`, which is a list over levels here
+ANCHOR: Table = (
+    *prefixed(RESNET, source=r"backbone\.body\.", target="backbone."),
+    (r"input_proj\.(?:0\.)?0\.(weight|bias)", r"tokenizer.projection.conv.\1"),
+    (r"input_proj\.(?:0\.)?1\.(weight|bias)", r"tokenizer.projection.norm.\1"),
+    (r"transformer\.adapt_pos1d\.0\.(.+)", r"tokenizer.embed.mlp.layers.0.\1"),
+    (r"transformer\.adapt_pos1d\.2\.(.+)", r"tokenizer.embed.mlp.layers.1.\1"),
+    (r"transformer\.adapt_pos2d\.0\.(.+)", r"queries.position.mlp.layers.0.\1"),
+    (r"transformer\.adapt_pos2d\.2\.(.+)", r"queries.position.mlp.layers.1.\1"),
+    (r"transformer\.position\.weight", "queries.points.coordinates"),
+    (r"transformer\.pattern\.weight", "queries.patterns.weight"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.((?:self|cross)_attn\..+)", r"\1coder.layers.\2.\3"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.(ffn\.linear[12]\..+)", r"\1coder.layers.\2.\3"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.ffn\.norm2\.(.+)", r"\1coder.layers.\2.ffn_norm.\3"),
+    (r"transformer\.encoder_layers\.(\d+)\.norm1\.(.+)", r"encoder.layers.\1.self_attn_norm.\2"),
+    # the public decoder layer runs self-attention, norm2, cross-attention, norm1
+    (r"transformer\.decoder_layers\.(\d+)\.norm2\.(.+)", r"decoder.layers.\1.self_attn_norm.\2"),
+    (r"transformer\.decoder_layers\.(\d+)\.norm1\.(.+)", r"decoder.layers.\1.cross_attn_norm.\2"),
+    (r"transformer\.class_embed\.(\d+)\.(.+)", r"decoder_heads.\1.class_embed.\2"),
+    (r"transformer\.bbox_embed\.(\d+)\.(.+)", r"decoder_heads.\1.box_embed.\2"),
+)
+
+
 def head_table(names: Sequence[str]) -> Table:
     """Return the rows of the prediction heads, numbered in this order: decoder layers, proposals, encoder layers."""
     num_layers = count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
@@ -209,3 +232,8 @@ def imfa_tables(names: Sequence[str]) -> tuple[Table, ...]:
     )
     interleaved = ((r"encoder\.(.+)", r"decoder.encoder.\1"), (r"(.+)", r"\1"))
     return (*maps, *IMFA, *dab_table(names)), interleaved
+
+
+def anchor_table(names: Sequence[str]) -> Table:
+    """Return the table of Anchor DETR."""
+    return ANCHOR

@@ -21,6 +21,7 @@ def _dat(size: str, *keys: str) -> str:
 
 _R101 = "MODEL.RESNETS.DEPTH 101"
 _DC5 = "MODEL.BACKBONE.NAME build_resnet_dc5_backbone"
+_NOT_DILATED = "MODEL.BACKBONE.NAME build_resnet_backbone"
 _SWIN_TINY = "MODEL.BACKBONE.NAME build_swin_tiny_backbone"
 _384 = "MODEL.SWIN.IMAGE_SIZE 384"
 _22K_TO_1K = "MODEL.SWIN.PRETRAINING imagenet22kto1k"
@@ -87,6 +88,11 @@ _ROWS: dict[str, dict[str, str]] = {
         "efficient_detr_r101_300queries": f"{_R101} {_SIX_LAYERS_300_QUERIES}",
         "efficient_detr_r50_300queries": _SIX_LAYERS_300_QUERIES,
     },
+    "projects/AnchorDETR/configs/anchor_detr_r50_dc5.yaml": {
+        "anchor_detr_r50": _NOT_DILATED,
+        "anchor_detr_r101": f"{_NOT_DILATED} {_R101}",
+        "anchor_detr_r101_dc5": _R101,
+    },
     "projects/DINO/configs/dino_r50_4scale_12ep.yaml": {
         "dino_r50_4scale_24ep": _epochs(24, 20, 7393),
         "dino_r50_4scale_36ep": _epochs(36, 30, 7393),
@@ -121,6 +127,7 @@ _ROWS: dict[str, dict[str, str]] = {
         "focus_detr_swin_l_384_36ep": _swin("large", _384, _POSITION, _36_OF_7500),
     },
     "configs/Base-Detrex.yaml": {
+        "anchor_detr_detrex_r50": _detrex_keys("AnchorDETR", _C5, "MODEL.BACKBONE.FREEZE_AT 2", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50": _detrex_keys("DABDeformableDETR", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50_two_stage": _detrex_keys(
             "DABDeformableDETR", "MODEL.DETR.TWO_STAGE True", epochs=_50_OF_7500

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class GeneralizedDETR(DetectionTransformer):
             classes (91 for the category ids of COCO); None if class and index are the same.
         supervise_surplus_rows: also train on the rows that only fill the batch because images keep different numbers of
             tokens, as the public implementation does.
+        initialize: sets the initial weights of one module; called for all modules of the transformer.
         pixel_mean, pixel_std: mean and standard deviation of pixels in the format of the data loader, one number a
             channel.
         size_divisibility: height and width of the batch are padded to a multiple of it, for backbones that need it.
@@ -64,6 +65,7 @@ class GeneralizedDETR(DetectionTransformer):
         num_classes: int,
         class_channels: Sequence[int] | None = None,
         supervise_surplus_rows: bool = False,
+        initialize: Callable[[nn.Module], None] = initialize_transformer,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
         size_divisibility: int = 0,
@@ -79,7 +81,7 @@ class GeneralizedDETR(DetectionTransformer):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         for part in (self.projection, self.selector, self.encoder, self.queries, self.decoder):
             if part is not None:
-                part.apply(initialize_transformer)
+                part.apply(initialize)
 
     def transformer(self) -> DetectionTransformer:
         """Return the part that needs PyTorch alone, for export and compilation; it shares the detector's weights."""

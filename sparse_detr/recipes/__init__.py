@@ -5,6 +5,7 @@ from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
+from sparse_detr.recipes.anchor_detr import anchor_detr
 from sparse_detr.recipes.backbones import BackboneSpec, dat, from_module, mobilenet_v2, resnet, swin, swin_tiny, timm
 from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
@@ -21,6 +22,7 @@ from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 __all__ = [
     "RECIPES",
     "BackboneSpec",
+    "anchor_detr",
     "conditional_detr",
     "dab_deformable_detr",
     "dab_detr",

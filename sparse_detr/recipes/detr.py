@@ -128,9 +128,7 @@ def single_scale_tokenizer(
     backbone: BackboneSpec, embed_dim: int, behavior: Behavior, position_temperature: float
 ) -> Any:
     """Return the LazyCall of the tokenizer of a backbone with one map; raise `ValueError` for several maps."""
-    if len(backbone.in_features) != 1:
-        names = ", ".join(backbone.in_features)
-        raise ValueError(f"full attention reads one map, but the backbone gives {names}; keep the last one only")
+    check_single_map(backbone, "full attention")
     return L(SingleScaleTokenizer)(
         in_channels=backbone.in_channels[0],
         stride=backbone.strides[0],
@@ -138,3 +136,10 @@ def single_scale_tokenizer(
         padding=behavior,
         position_temperature=position_temperature,
     )
+
+
+def check_single_map(backbone: BackboneSpec, reader: str) -> None:
+    """Raise `ValueError` for a backbone with several maps; `reader` names what reads only one."""
+    if len(backbone.in_features) != 1:
+        names = ", ".join(backbone.in_features)
+        raise ValueError(f"{reader} reads one map, but the backbone gives {names}; keep the last one only")

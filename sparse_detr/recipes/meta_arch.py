@@ -17,6 +17,7 @@ from detectron2.modeling.backbone import Backbone as D2Backbone
 from torch import nn
 
 from sparse_detr.errors import UserError
+from sparse_detr.recipes.anchor_detr import anchor_detr
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
 from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
@@ -54,6 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "EfficientDETR": Recipe((efficient_detr, deformable_detr), fixed=_TWO_STAGE),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
+    "AnchorDETR": Recipe((anchor_detr,)),
     "DABDETR": Recipe((dab_detr,)),
     "DABDeformableDETR": Recipe((dab_deformable_detr, deformable_detr), fixed=_REFINED),
     "SparseDABDeformableDETR": Recipe(

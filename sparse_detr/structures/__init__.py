@@ -2,6 +2,7 @@
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import (
+    AxisPositions,
     FeatureMaps,
     ImageSizes,
     Pyramid,
@@ -25,6 +26,7 @@ from sparse_detr.structures.selection import (
 
 __all__ = [
     "AllTokens",
+    "AxisPositions",
     "CascadedTokens",
     "CoarseTokens",
     "Denoising",

@@ -13,6 +13,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
 from sparse_detr.recipes import (
+    anchor_detr,
     conditional_detr,
     dab_deformable_detr,
     dab_detr,
@@ -73,6 +74,8 @@ MILLIONS = {
     "dino-official": (lambda: dino(num_classes=91, shared_heads=True), 46.89),
     "dino-detrex": (dino, 47.65),
     "focus-detrex": (focus_detr, 49.34),
+    "anchor-official": (lambda: anchor_detr(num_classes=91), 37.04),
+    "anchor-detrex": (anchor_detr, 37.04),
     "dab-official": (lambda: dab_detr(num_classes=91), 43.67),
     "dab-detrex": (dab_detr, 43.67),
     "dab-deformable-official": (lambda: dab_deformable_detr(num_classes=91), 47.41),
@@ -212,6 +215,17 @@ def test_decoder_self_attention_is_counted_in_eval():
     model = instantiate(small(deformable_detr, embed_dim=channels, num_queries=queries, decoder_layers=layers))
     attention = count(model, 64, 64).by_operator()["scaled_dot_product_attention"]
     assert attention == layers * 2 * queries * queries * channels
+
+
+def test_row_column_attention_is_counted_by_its_formula():
+    """Attention to h w cells: two similarities, the sum over the longer axis, then over the shorter one."""
+    (height, width), channels, points = (4, 6), 64, 10
+    config = small(
+        anchor_detr, backbone=mobilenet_v2(strides=(16,)), embed_dim=channels, num_queries=points, num_patterns=2
+    )
+    queries = height * width + 2 * points  # those of the encoder and those of the decoder
+    counted = count(instantiate(config), 16 * height, 16 * width).by_operator()
+    assert counted["matmul"] == queries * channels * (width + height + height * width + min(height, width))
 
 
 def test_a_lower_keep_ratio_costs_less():

@@ -163,6 +163,8 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("detrex_dab_deformable_detr_r50", "detrex_dab_deformable_detr", "dab_deformable_detr", 36),
         ("official_dino_r50", "dino", "dino", 48),
         ("official_dab_detr_r50", "dab_detr", "dab_detr", 6),
+        ("official_anchor_detr_r50", "anchor_detr", "anchor_detr", 0),
+        ("detrex_anchor_detr_r50", "detrex_anchor_detr", "anchor_detr", 0),
         ("official_detr_r50", "detr", "detr", 0),
         ("detrex_detr_r50", "detrex_detr", "detr", 0),
         ("official_conditional_detr_r50", "conditional_detr", "conditional_detr", 0),

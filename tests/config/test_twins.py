@@ -117,7 +117,7 @@ EPOCHS = {
     "dino_swin_l_384_5scale_36ep": (36, 30),
     "dab_detr_r50": (50, 40),
 }
-EPOCHS_OF_14786 = {"detr_r101_dc5": (500, 400), "conditional_detr_r50_dc5": (50, 40)}
+EPOCHS_OF_14786 = {"detr_r101_dc5": (500, 400), "conditional_detr_r50_dc5": (50, 40), "anchor_detr_r101": (50, 40)}
 EPOCHS_OF_7500 = {
     "focus_detr_r50_36ep": (36, 20),
     "focus_detr_swin_b_384_36ep": (36, 30),

@@ -37,6 +37,8 @@ MODELS = [
     ("dab", {"num_patterns": 2, "activation": "relu"}),
     # All queries of the last picture, which is one token, have equal classes, so that rounding would choose among them.
     ("imfa", {"sampling_share": 1.0}),
+    ("anchor", {"num_patterns": 2}),
+    ("anchor", {"anchor_points": "grid", "num_queries": 9}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
     ("lite", {"high_levels": 3}),
@@ -48,8 +50,6 @@ PICTURES = [
     picture(70, 125, boxes=((0.1, 0.1, 0.3, 0.9), (0.5, 0.2, 0.9, 0.6), (0.4, 0.4, 0.6, 0.6))),
     picture(8, 7, boxes=((0.2, 0.2, 0.9, 0.9),)),
 ]
-# One token gives all queries of IMFA the same content; then rounding decides which of them sample. It needs two.
-PICTURES_OF = {"imfa": [*PICTURES[:2], picture(33, 40, boxes=((0.2, 0.2, 0.9, 0.9),))]}
 IDS = ["-".join([name, *map(str, options.values())]) for name, options in MODELS]
 every_model = pytest.mark.parametrize(("name", "options"), MODELS, ids=IDS)
 SMALL, LARGE = picture(192, 160), picture(256, 256)
@@ -73,10 +73,9 @@ def valid_predictions(group, image):
 
 @every_model
 def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options):
-    pictures = PICTURES_OF.get(name, PICTURES)
     model = build(name, **options)
-    batched = run(model, pictures)
-    for image, alone in enumerate([run(model, [one]) for one in pictures]):
+    batched = run(model, PICTURES)
+    for image, alone in enumerate([run(model, [one]) for one in PICTURES]):
         valid = ~batched.pyramid.padding_mask[image]
         assert torch.equal(batched.selection.keep[image][valid], alone.selection.keep[0])
         assert not batched.selection.keep[image][~valid].any()
@@ -91,22 +90,20 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
 
 @every_model
 def test_noise_in_padding_changes_no_memory_of_a_valid_token(name, options):
-    pictures = PICTURES_OF.get(name, PICTURES)
     model, memory = build(name, **options), []
     model.encoder.register_forward_hook(lambda _, __, output: memory.append(output.memory))
-    batched = run(model, pictures)
-    for image, picture_alone in enumerate(pictures):
+    batched = run(model, PICTURES)
+    for image, picture_alone in enumerate(PICTURES):
         run(model, [picture_alone])
         close(memory[0][image][~batched.pyramid.padding_mask[image]], memory[-1][0])
 
 
 @every_model
 def test_noise_in_padding_changes_no_detection(name, options):
-    pictures = PICTURES_OF.get(name, PICTURES)
     model = build(name, **options).eval()
-    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in pictures]
-    batched = model(pictures)
-    for image, found in zip(pictures, batched, strict=True):
+    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
+    batched = model(PICTURES)
+    for image, found in zip(PICTURES, batched, strict=True):
         model.backbone.image_sizes = None
         found, alone = found["instances"], model([image])[0]["instances"]
         close(found.scores, alone.scores)
@@ -121,11 +118,10 @@ def test_noise_in_padding_changes_no_detection(name, options):
 
 @every_model
 def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
-    pictures = PICTURES_OF.get(name, PICTURES)
     model = build(name, **options)
-    targets = model.targets(pictures)
-    batched = run(model, pictures)
-    alone = [run(model, [image]) for image in pictures]
+    targets = model.targets(PICTURES)
+    batched = run(model, PICTURES)
+    alone = [run(model, [image]) for image in PICTURES]
     for position, group in enumerate(batched.groups):
         matches = model.criterion.matcher(group, targets)
         for image, (rows, true) in enumerate(matches):
@@ -138,17 +134,16 @@ def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
 @every_model
 def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, options):
     """Weighted by true boxes; losses of token scores by valid or foreground tokens; a softmax by its class weights."""
-    pictures = PICTURES_OF.get(name, PICTURES)
     model = build(name, **options)
-    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in pictures]
-    batched = model.losses(pictures)
+    model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
+    batched = model.losses(PICTURES)
     model.backbone.image_sizes = None
-    alone = [model.losses([image]) for image in pictures]
-    boxes = [len(image["instances"]) for image in pictures]
-    outputs = [model.outputs([image]) for image in pictures]
+    alone = [model.losses([image]) for image in PICTURES]
+    boxes = [len(image["instances"]) for image in PICTURES]
+    outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
     if "loss_foreground" in batched:
-        true = [[target.boxes] for target in model.targets(pictures)]
+        true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
         shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
         assert all(shares["loss_foreground"])

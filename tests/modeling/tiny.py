@@ -9,6 +9,7 @@ from torch import nn
 
 from sparse_detr.recipes import (
     BackboneSpec,
+    anchor_detr,
     conditional_detr,
     dab_deformable_detr,
     dab_detr,
@@ -81,6 +82,7 @@ MODELS = {
     "conditional": (on_one_map(conditional_detr), {}),
     "dab": (on_one_map(dab_detr), {}),
     "imfa": (tiny_imfa, {"num_detections": 12}),
+    "anchor": (on_one_map(anchor_detr), {"num_patterns": 1}),
     "dab_deformable": (dab_deformable_detr, {}),
     "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
     "lite": (lite_deformable_detr, {"high_levels": 1, "blocks": 1, "encoder_auxiliary_loss": True}),

@@ -10,6 +10,7 @@ from sparse_detr.config import add_detr_config
 from sparse_detr.errors import UserError
 from sparse_detr.recipes import (
     RECIPES,
+    anchor_detr,
     conditional_detr,
     dab_deformable_detr,
     dab_detr,
@@ -116,13 +117,14 @@ def test_a_resnet_from_the_keys_of_detectron2_is_that_of_the_recipe():
 @pytest.mark.parametrize(
     ("meta_architecture", "recipe", "options"),
     [
+        ("AnchorDETR", anchor_detr, {"anchor_points": "grid", "num_queries": 9, "num_patterns": 2}),
         ("DABDETR", dab_detr, {"num_patterns": 2}),
         ("DETR", detr, {"behavior": "released", "origin": "detrex"}),
         ("ConditionalDETR", conditional_detr, {"behavior": "released", "origin": "detrex", "num_detections": 7}),
     ],
 )
 def test_full_attention_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet(meta_architecture, recipe, options):
-    options |= {name: value for name, value in SIZES.items() if name != "num_points"}
+    options = {name: value for name, value in SIZES.items() if name != "num_points"} | options
     cfg = make_cfg(meta_architecture, **options)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_dc5_backbone"
     yaml = seeded(lambda: build_model(cfg))

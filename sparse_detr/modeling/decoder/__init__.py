@@ -25,6 +25,7 @@ from sparse_detr.modeling.decoder.query_position import (
     LayerScale,
     ModulatedBoxPosition,
 )
+from sparse_detr.modeling.decoder.row_column import RowColumnDecoderLayer
 
 __all__ = [
     "BoxPosition",
@@ -46,5 +47,6 @@ __all__ = [
     "NoAttentionMap",
     "NoRefinement",
     "QueryPosition",
+    "RowColumnDecoderLayer",
     "conditional_layers",
 ]

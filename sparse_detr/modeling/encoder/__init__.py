@@ -5,6 +5,7 @@ from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, Obje
 from sparse_detr.modeling.encoder.full import FullAttentionEncoder, FullAttentionEncoderLayer
 from sparse_detr.modeling.encoder.interleaved import InterleavedEncoder, InterleavedTokens, NoEncoder
 from sparse_detr.modeling.encoder.levels import LevelFeedForwardLayer, level_layers
+from sparse_detr.modeling.encoder.row_column import RowColumnEncoder, RowColumnEncoderLayer
 
 __all__ = [
     "DeformableEncoder",
@@ -18,6 +19,8 @@ __all__ = [
     "NoEncoder",
     "LevelFeedForwardLayer",
     "ObjectAttention",
+    "RowColumnEncoder",
+    "RowColumnEncoderLayer",
     "TokenRows",
     "level_layers",
 ]

@@ -62,11 +62,7 @@ class FullAttentionEncoder(nn.Module):
         Raises:
             ValueError: the selection leaves some tokens out.
         """
-        if not isinstance(selection, AllTokens):
-            raise ValueError(
-                f"full attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
-                "or choose a model with a deformable encoder"
-            )
+        check_all_tokens(selection, "full attention")
         mask = token_mask(tokens)
         rows, outputs = take_rows(tokens, selection, scores), []
         for layer in self.layers:
@@ -75,3 +71,12 @@ class FullAttentionEncoder(nn.Module):
             rows = replace(rows, content=layer(rows, mask))
             outputs.append(rows.content)
         return EncoderOutput(memory=rows.content, layers=tuple(outputs))
+
+
+def check_all_tokens(selection: TokenSelection, attention: str) -> None:
+    """Raise `ValueError` if the selection leaves some tokens out; `attention` names the kind that refines them all."""
+    if not isinstance(selection, AllTokens):
+        raise ValueError(
+            f"{attention} refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
+            "or choose a model with a deformable encoder"
+        )

@@ -3,6 +3,7 @@
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
 from sparse_detr.modeling.queries.falling import FallingNumber
 from sparse_detr.modeling.queries.learned import LearnedPositions, LearnedQueries
+from sparse_detr.modeling.queries.points import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.queries.topk import BoxStart, LearnedStart, MemoryStart, ProjectedStart, TopKQueries
 
 __all__ = [
@@ -10,11 +11,14 @@ __all__ = [
     "BoxStart",
     "FallingNumber",
     "FixedCenterAnchors",
+    "GridPoints",
     "LearnedAnchors",
+    "LearnedPoints",
     "LearnedPositions",
     "LearnedQueries",
     "LearnedStart",
     "MemoryStart",
+    "PatternQueries",
     "ProjectedStart",
     "TopKQueries",
 ]
