@@ -107,7 +107,7 @@ class DetectionTransformer(nn.Module):
         )
         selected = self.selector(tokens, proposals, budget)
         tokens = tokens if selected.tokens is None else selected.tokens
-        output = self.encoder(tokens, selected.selection, proposals, scores=selected.ranking)
+        output = self.encoder(tokens, selected.refined, proposals, scores=selected.ranking)
         return Encoded(replace(tokens, content=output.memory), output.layers, selected, proposals)
 
     def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:

@@ -14,6 +14,7 @@ from sparse_detr.structures.queries import Denoising, Queries
 from sparse_detr.structures.selection import (
     AllTokens,
     CascadedTokens,
+    PolledTokens,
     TokenSelection,
     TopKTokens,
     top_token_cascade,
@@ -26,6 +27,7 @@ __all__ = [
     "Denoising",
     "DetectorOutput",
     "ImageSizes",
+    "PolledTokens",
     "PredictionGroup",
     "Pyramid",
     "Queries",

@@ -112,8 +112,13 @@ class DeformableEncoder(nn.Module):
             scores: (B, N), the scores that ranked the tokens; None for selectors without scores.
 
         Raises:
-            ValueError: the selection is for another number of layers.
+            ValueError: the selection is for another number of layers, or the tokens are not the cells of maps.
         """
+        if tokens.mask is not None:
+            raise ValueError(
+                "deformable attention reads maps, but this selector hands the encoder tokens that are no cells of one; "
+                "choose a model with full attention"
+            )
         selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
         previous = rows = None
