@@ -2,7 +2,15 @@
 
 from sparse_detr.visualization.detections import Detection, draw_detections, list_detections
 from sparse_detr.visualization.token_maps import TokenMaps, token_maps
-from sparse_detr.visualization.views import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat
+from sparse_detr.visualization.views import (
+    attention_heat,
+    heat_page,
+    kept_tokens_page,
+    overview_page,
+    pooled_tokens_page,
+    pooling_heat,
+    score_heat,
+)
 
 __all__ = [
     "Detection",
@@ -13,6 +21,8 @@ __all__ = [
     "kept_tokens_page",
     "list_detections",
     "overview_page",
+    "pooled_tokens_page",
+    "pooling_heat",
     "score_heat",
     "token_maps",
 ]

@@ -14,7 +14,14 @@ from PIL import Image
 from sparse_detr.files import write_atomically
 from sparse_detr.visualization.detections import Detection, draw_detections
 from sparse_detr.visualization.token_maps import TokenMaps
-from sparse_detr.visualization.views import attention_heat, heat_page, kept_tokens_page, overview_page, score_heat
+from sparse_detr.visualization.views import (
+    attention_heat,
+    heat_page,
+    kept_tokens_page,
+    overview_page,
+    pooled_tokens_page,
+    score_heat,
+)
 
 
 def write_files(
@@ -28,7 +35,8 @@ def write_files(
 ) -> None:
     """Write `<prefix>_detections.png`, `_tokens.png`, `_scores.png`, `_attention.png`, `_overview.png` and `.json`.
 
-    Pictures of tokens and scores are left out for a dense encoder, that of attention without an attention map.
+    Pictures of tokens and scores are left out for a dense encoder, that of attention without an attention map. With
+    pooled tokens there is `_pooling.png`.
 
     Args:
         prefix: path and beginning of the file names.
@@ -49,6 +57,8 @@ def write_files(
     }
     if maps.scores is not None:
         pictures["tokens"] = kept_tokens_page(image, maps)
+    if maps.pooling is not None:
+        pictures["pooling"] = pooled_tokens_page(image, maps)
     for name, heat in (("scores", score_heat(image, maps)), ("attention", attention_heat(image, maps))):
         if heat is not None:
             pictures[name] = heat_page(image, heat)

@@ -1,4 +1,4 @@
-"""Maps of the tokens of one image: kept tokens, scores and attention, as arrays for pictures."""
+"""Maps of the tokens of one image: kept tokens, scores, pooling and attention, as arrays for pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_detr.analysis.tokens import covered_attention, kept_share
-from sparse_detr.structures import DetectorOutput, Pyramid
+from sparse_detr.structures import DetectorOutput, PolledTokens, Pyramid
 
 LevelMaps = Sequence[np.ndarray]
 
@@ -27,6 +27,7 @@ class TokenMaps:
         scores: token scores; None for a dense encoder.
         attention: decoder attention map; None if it was not computed.
         objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
+        pooling: of every pooled token, the weights of the tokens that it is the mean of; None without pooled tokens.
     """
 
     kept: LevelMaps
@@ -36,6 +37,7 @@ class TokenMaps:
     scores: LevelMaps | None
     attention: LevelMaps | None
     objects: LevelMaps | None = None
+    pooling: Sequence[LevelMaps] | None = None
 
 
 def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None = None) -> TokenMaps:
@@ -51,7 +53,14 @@ def token_maps(output: DetectorOutput, image: int = 0, *, objects: Tensor | None
         scores=None if output.token_scores is None else _levels(output.token_scores.float(), pyramid, image),
         attention=None if attention is None else _levels(attention.float(), pyramid, image),
         objects=None if objects is None else _levels(objects, pyramid, image),
+        pooling=_pooling(output, image),
     )
+
+
+def _pooling(output: DetectorOutput, image: int) -> list[LevelMaps] | None:
+    if not isinstance(output.selection, PolledTokens):
+        return None
+    return [_levels(weights.float(), output.pyramid, image) for weights in output.selection.pooling.unbind(1)]
 
 
 def _levels(values: Tensor, pyramid: Pyramid, image: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pages that show kept tokens, token scores, the attention of the decoder, and all of these together."""
+"""Pages that show kept tokens, token scores, pooling, the attention of the decoder, and all of these together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _OBJECT_OPACITY = 0.35
 _LONG_SIDE = 1280
 _DIMMED = 0.22
 _HEAT_OPACITY = 0.62
+_SHOWN_POOLED, _POOLED_COLUMNS = 30, 6
 
 
 def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
@@ -47,6 +48,35 @@ def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
     return compose_page(heat.title, "", [[_fused_panel(image, heat, title="All levels")], levels])
 
 
+def pooled_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
+    """Show what is polled, where the pooled tokens look together, and the weights of every pooled token.
+
+    Of many pooled tokens those are shown that look at the fewest places; the first one looks at the fewest.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: tokens of the image, with pooled tokens.
+    """
+    heat = pooling_heat(image, maps)
+    assert heat is not None and maps.pooling is not None  # noqa: PT018
+    size = _picture_size(image)
+    slots = sorted((fused_attention(levels, size) for levels in maps.pooling), key=lambda slot: -float(slot.max()))
+    shown = slots[:_SHOWN_POOLED]
+    bar = ColorBar(norm=_square_root_norm(np.stack(shown)), colormap=colormaps["inferno"])
+    sheet = [
+        Panel(_heat_picture(image, slot, bar), str(i + 1), f"up to {slot.max():.1%}") for i, slot in enumerate(shown)
+    ]
+    sheet[0] = replace(sheet[0], bar=bar)
+    rows = [sheet[i : i + _POOLED_COLUMNS] for i in range(0, len(sheet), _POOLED_COLUMNS)]
+    last = rows[-1]
+    blank = Panel(np.full_like(last[0].picture, 255), "")
+    rows[-1] = [*last, *[blank] * (_POOLED_COLUMNS - len(last))]
+    top = [*_kept_panels(image, maps), _fused_panel(image, heat, title=heat.title)]
+    which = "each" if len(shown) == len(slots) else f"{len(shown)} of them, those of the fewest places"
+    remark = f"{_kept_remark(maps)}. Below: the share of every token in a pooled token, {which}"
+    return compose_page("Polled and pooled tokens", remark, [top, *rows])
+
+
 def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str) -> np.ndarray:
     """Put detections, token scores, the decoder's attention and the kept tokens of every level on one page.
 
@@ -56,7 +86,8 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
         maps: tokens of the image; without scores, as of a dense encoder, there is nothing to show of its tokens.
         title: heading of the page, such as the name of the image.
     """
-    heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
+    found = (score_heat(image, maps), pooling_heat(image, maps), attention_heat(image, maps))
+    heats = [heat for heat in found if heat]
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
     if maps.scores is None:
         return compose_page(title, "", rows)
@@ -113,6 +144,19 @@ def attention_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
     return Heat("Decoder attention", remark, levels=maps.attention, bar=bar, fused=fused, fused_bar=fused_bar)
 
 
+def pooling_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
+    """Colour the mean weight of a token in the pooled tokens, by its square root; None without pooled tokens."""
+    if maps.pooling is None:
+        return None
+    levels = [np.mean(slots, axis=0) for slots in zip(*maps.pooling, strict=True)]
+    fused = fused_attention(levels, _picture_size(image))
+    bar, fused_bar = (
+        ColorBar(norm=_square_root_norm(values), colormap=colormaps["inferno"]) for values in (_flat(levels), fused)
+    )
+    remark = f"mean of {len(maps.pooling)} pooled tokens"
+    return Heat("Pooling weights", remark, levels=levels, bar=bar, fused=fused, fused_bar=fused_bar)
+
+
 def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
     objects = maps.objects or [np.zeros_like(kept) for kept in maps.kept]
     return [
@@ -135,6 +179,8 @@ def _kept_legend(maps: TokenMaps) -> Legend:
 def _kept_remark(maps: TokenMaps) -> str:
     total, kept = sum(level.size for level in maps.kept), sum(int(level.sum()) for level in maps.kept)
     remark = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
+    if maps.pooling is not None:
+        remark += f", the others pooled into {len(maps.pooling)}"
     if isnan(maps.covered_attention):
         return remark
     return f"{remark}, which get {maps.covered_attention:.0%} of the decoder's attention"
