@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.coco_classes import coco_91_to_80, count_classes, without_unused_labels
+from sparse_detr.checkpoint.coco_classes import coco_80_to_91, coco_91_to_80, without_unused_labels
 from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
@@ -63,7 +63,8 @@ def convert_checkpoint(
     Args:
         state_dict: content of the file: the weights, or the training script's dict around them.
         source: a key of `LAYOUTS`, or "auto" to recognise the layout by its names.
-        num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91.
+        num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91; 91 puts 80 rows at the
+            category ids of COCO, in models with a row for "no object".
         ema: convert the averaged weights of the file.
 
     Returns:
@@ -87,7 +88,7 @@ def convert_checkpoint(
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
     evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
-    weights = _with_classes(weights, num_classes, evidence.binary_proposals)
+    weights = _with_classes(weights, num_classes, evidence)
     return ConvertedCheckpoint(
         state_dict=weights,
         source=layout.name,
@@ -153,12 +154,14 @@ def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _with_classes(weights: dict[str, Tensor], num_classes: int | None, binary_proposals: bool) -> dict[str, Tensor]:
-    found = count_classes(weights)
+def _with_classes(weights: dict[str, Tensor], num_classes: int | None, evidence: Evidence) -> dict[str, Tensor]:
+    found, no_object = evidence.num_classes, evidence.layout.no_object
     if num_classes is None or found is None or num_classes == found:
         return weights
     if (found, num_classes) == (91, 80):
-        return coco_91_to_80(weights, binary_proposals=binary_proposals)
+        return coco_91_to_80(weights, binary_proposals=evidence.binary_proposals, no_object=no_object)
+    if (found, num_classes) == (80, 91) and no_object:
+        return coco_80_to_91(weights)
     raise UserError(
         f"the file has {found} classes and {num_classes} were asked for, but only COCO's 91 can become 80; to "
         "fine-tune on another number of classes, leave --classes out: training skips the class rows and says so"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparse_detr.checkpoint.coco_classes import count_classes
 from sparse_detr.checkpoint.evidence import Evidence
 
 
@@ -62,6 +61,8 @@ def describe(evidence: Evidence) -> Description:
 def _recipe_name(evidence: Evidence) -> str:
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
+    if evidence.layout.no_object:
+        return "detr"
     if evidence.start == "learned":
         return "dino"
     if evidence.has("encoder.position_scale."):
@@ -77,7 +78,7 @@ def _common_arguments(evidence: Evidence) -> dict[str, Any]:
     learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits")
     rows = next((evidence.rows(name) for name in learned if name in evidence.weights), None)
     return {
-        "num_classes": count_classes(evidence.weights),
+        "num_classes": evidence.num_classes,
         "num_queries": evidence.trained_with.get("num_queries") if rows is None else rows,
         "num_levels": evidence.num_levels,
         "encoder_layers": evidence.layers("encoder"),
@@ -114,6 +115,10 @@ def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {"origin": evidence.layout.origin}
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -128,6 +133,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "sparse_detr": _deformable_arguments,
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
+    "detr": _detr_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
 }
@@ -139,6 +145,8 @@ def _position(evidence: Evidence) -> tuple[float, float]:
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
     if evidence.layout.name in ("dino", "dab_detr"):
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
+    if evidence.has("tokenizer.projection."):
+        return 10_000.0, 0.0
     return 10_000.0, -0.5
 
 
@@ -167,7 +175,7 @@ def _has_temperature_10(evidence: Evidence) -> bool:
 
 def _remarks(evidence: Evidence) -> Iterator[str]:
     yield 'use behavior="released": public weights were trained with it'
-    if count_classes(evidence.weights) == 91:
+    if evidence.num_classes == 91:
         yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well"
     if evidence.start in ("box", "memory", "tokens") and "num_queries" not in evidence.trained_with:
         yield "a two-stage file does not hold its number of queries; the papers' models have 300"

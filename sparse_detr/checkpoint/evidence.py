@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparse_detr.checkpoint.coco_classes import count_class_rows
 from sparse_detr.checkpoint.layouts import Layout
 from sparse_detr.checkpoint.name_maps import count_indices
 
@@ -45,6 +46,12 @@ class Evidence:
     def rows(self, name: str) -> int | None:
         """Return the number of rows of an entry; None if it is missing."""
         return len(self.weights[name]) if name in self.weights else None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Return the number of classes, without "no object"; None without a class head."""
+        rows = count_class_rows(self.weights)
+        return rows - 1 if rows is not None and self.layout.no_object else rows
 
     def layers(self, stack: str) -> int:
         """Return the number of layers of the `encoder` or the `decoder`."""

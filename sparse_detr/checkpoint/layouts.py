@@ -23,12 +23,14 @@ class Layout:
         origin: whose code wrote the file: the papers' authors', detrex's, or that of an ImageNet backbone.
         marks: patterns that identify the layout; each must be found in some name.
         tables: returns, for the names in a file, the tables that rename them, to be applied in this order.
+        no_object: the last row of a class head means "no object".
     """
 
     name: str
     origin: Origin
     marks: tuple[str, ...]
     tables: Callable[[Sequence[str]], tuple[Table, ...]]
+    no_object: bool = False
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Return whether every mark is found in some name."""
@@ -36,12 +38,12 @@ class Layout:
         return all(any(re.search(mark, name) for name in names) for mark in self.marks)
 
 
-def _official(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
-    return Layout(name, "official", marks, lambda names: (table(names),))
+def _official(name: str, table: Callable[[Sequence[str]], Table], *marks: str, no_object: bool = False) -> Layout:
+    return Layout(name, "official", marks, lambda names: (table(names),), no_object)
 
 
-def _detrex(name: str, table: Callable[[Sequence[str]], Table], *marks: str) -> Layout:
-    return Layout(f"detrex_{name}", "detrex", marks, lambda names: (table(names),))
+def _detrex(name: str, table: Callable[[Sequence[str]], Table], *marks: str, no_object: bool = False) -> Layout:
+    return Layout(f"detrex_{name}", "detrex", marks, lambda names: (table(names),), no_object)
 
 
 def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
@@ -63,10 +65,20 @@ LAYOUTS: dict[str, Layout] = {
         _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
         _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
+        _official(
+            "detr", official_names.detr_table, r"^transformer\.decoder\.layers\.0\.multihead_attn\.", no_object=True
+        ),
         _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
         _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
+        _detrex(
+            "detr",
+            detrex_names.detr_table,
+            r"^transformer\.decoder\.layers\.0\.attentions\.1\.attn\.",
+            r"^query_embed\.weight$",
+            no_object=True,
+        ),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
         _backbone(

@@ -69,6 +69,7 @@ SINGLE_SCALE: Table = (
     *QUERY_POSITION,
     *ANCHORS,
     (r"input_proj\.(weight|bias)", r"tokenizer.projection.\1"),
+    (r"query_embed\.weight", "queries.embedding.weight"),
     (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.position_scale.\1"),
     (r"class_embed\.(weight|bias)", r"decoder_heads.0.class_embed.\1"),
     (r"(?:transformer\.decoder\.)?bbox_embed\.(layers\..+)", r"decoder_heads.0.box_embed.\1"),
@@ -84,11 +85,21 @@ _PROJECTIONS = (
     ("v", "value"),
 )
 
-DAB: Table = (
-    *SINGLE_SCALE,
-    # unlike in Deformable DETR's layer, norms are numbered in the order in which they run
+# unlike in Deformable DETR's layer, norms are numbered in the order in which they run
+ORDERED_NORMS: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
     (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.cross_attn_norm.\2"),
+)
+
+DETR: Table = (
+    *SINGLE_SCALE,
+    *ORDERED_NORMS,
+    (r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.(.+)", r"\1.cross_attn.\2"),
+)
+
+DAB: Table = (
+    *SINGLE_SCALE,
+    *ORDERED_NORMS,
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.activation\.weight", r"\1.ffn.activation.weight"),
     *(
         (rf"transformer\.(decoder\.layers\.\d+)\.{short}_{public}_proj\.(.+)", rf"\1.{attention}.{ours}_proj.\2")
@@ -135,6 +146,11 @@ def dino_table(names: Sequence[str]) -> Table:
 def dab_deformable_table(names: Sequence[str]) -> Table:
     """Return the table of DAB-Deformable-DETR."""
     return (*ANCHORS, *QUERY_POSITION, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def detr_table(names: Sequence[str]) -> Table:
+    """Return the table of DETR."""
+    return (*DETR, *TRANSFORMER, *backbone_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:

@@ -1,6 +1,13 @@
 """Layers that do not depend on a detector."""
 
-from sparse_detr.layers.attention import SelfAttention, attention_mask, multi_head_attention, token_mask
+from sparse_detr.layers.attention import (
+    CrossAttention,
+    PackedAttention,
+    SelfAttention,
+    attention_mask,
+    multi_head_attention,
+    token_mask,
+)
 from sparse_detr.layers.blocks import MLP, FeedForward, copies
 from sparse_detr.layers.box_ops import inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
@@ -10,9 +17,11 @@ from sparse_detr.layers.position_encoding import embed_boxes, embed_tokens
 __all__ = [
     "MLP",
     "AttentionSamples",
+    "CrossAttention",
     "FeedForward",
     "MaskedGroupNorm",
     "MultiScaleDeformableAttention",
+    "PackedAttention",
     "SelfAttention",
     "attention_mask",
     "copies",

@@ -18,7 +18,7 @@ require_detectron2()
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 
-from sparse_detr.modeling.classification import Classification, SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal, SoftmaxNoObject
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
@@ -297,13 +297,45 @@ class TopKDetections(nn.Module):
             scores, boxes = scores[valid], boxes[valid]
         best, flat = scores.flatten().topk(min(self.num_detections, scores.numel()))
         query = torch.div(flat, scores.shape[-1], rounding_mode="floor")
-        height, width = size
-        corners = box_convert(boxes[query], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-        result = Instances(size)
-        result.pred_boxes = Boxes(corners)
-        result.scores = best
-        result.pred_classes = flat % scores.shape[-1]
-        return result
+        return as_instances(size, boxes[query], best, flat % scores.shape[-1])
+
+
+class BestClassDetections(nn.Module):
+    """The best class of every query, one detection a query, without suppression or threshold (DETR, section 3).
+
+    Args:
+        classification: what the logits mean; `SoftmaxNoObject` if None.
+    """
+
+    def __init__(self, *, classification: Classification | None = None):
+        super().__init__()
+        self.classification = classification or SoftmaxNoObject()
+
+    def forward(
+        self,
+        group: PredictionGroup,
+        image_sizes: Sequence[tuple[int, int]],
+        class_channels: Sequence[int] | None = None,
+    ) -> list[Instances]:
+        """Return one `Instances` an image, in the order of the queries; see `TopKDetections`."""
+        scores = self.classification.scores(group.logits)
+        if class_channels is not None:
+            scores = scores[..., class_channels]
+        best, classes = scores.max(-1)
+        rows = [slice(None)] * len(image_sizes) if group.valid is None else list(group.valid)
+        return [
+            as_instances(size, group.boxes[image, rows[image]], best[image, rows[image]], classes[image, rows[image]])
+            for image, size in enumerate(image_sizes)
+        ]
+
+
+def as_instances(size: tuple[int, int], boxes: Tensor, scores: Tensor, classes: Tensor) -> Instances:
+    """Return the detections of an image (h, w): boxes (D, 4) cxcywh in [0, 1], scores (D,) and classes (D,)."""
+    height, width = size
+    result = Instances(size)
+    result.pred_boxes = Boxes(box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height]))
+    result.scores, result.pred_classes = scores, classes
+    return result
 
 
 def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **fields: Any) -> list[PredictionGroup]:

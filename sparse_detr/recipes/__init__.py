@@ -8,6 +8,7 @@ require_detectron2()
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, resnet, swin, swin_tiny
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk, efficient_detr
+from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.meta_arch import RECIPES
@@ -20,6 +21,7 @@ __all__ = [
     "dab_detr",
     "deformable_detr",
     "deformable_detr_topk",
+    "detr",
     "dino",
     "efficient_detr",
     "focus",

@@ -20,6 +20,7 @@ from sparse_detr.errors import UserError
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
+from sparse_detr.recipes.detr import detr, full_attention_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
@@ -42,6 +43,7 @@ _REFINED = frozenset({"box_refinement"})
 _TWO_STAGE = _REFINED | {"two_stage"}
 
 RECIPES: dict[str, Recipe] = {
+    "DETR": Recipe((detr, full_attention_detr)),
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
@@ -78,14 +80,18 @@ def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
-    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(cfg))
+    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(name, cfg))
 
 
-def _detections(cfg: CfgNode) -> dict[str, int]:
+def _detections(name: str, cfg: CfgNode) -> dict[str, int]:
     """Return the number of detections if Detectron2's key sets it; refuse a different one in our key."""
     detections, own = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.DETR.NUM_DETECTIONS
     if detections is None or own == detections:
         return {}
+    if "num_detections" not in recipe_options(name):
+        raise UserError(
+            f"TEST.DETECTIONS_PER_IMAGE is {detections}, but {name} gives one detection for each query; remove the key"
+        )
     if own is not None:
         raise UserError(
             f"TEST.DETECTIONS_PER_IMAGE is {detections} and MODEL.DETR.NUM_DETECTIONS is {own}; set one of them"

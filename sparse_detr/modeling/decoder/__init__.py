@@ -12,6 +12,7 @@ from sparse_detr.modeling.decoder.deformable import (
     NoRefinement,
     QueryPosition,
 )
+from sparse_detr.modeling.decoder.full import FullAttentionDecoderLayer
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
     ContentScale,
@@ -28,6 +29,7 @@ __all__ = [
     "DecoderAttentionMap",
     "DecoderOutput",
     "DeformableDecoderLayer",
+    "FullAttentionDecoderLayer",
     "GivenPosition",
     "LayerScale",
     "LookForwardTwice",

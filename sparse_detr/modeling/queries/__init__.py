@@ -1,7 +1,7 @@
 """Query makers: from encoded tokens to decoder queries."""
 
 from sparse_detr.modeling.queries.anchors import Anchors, FixedCenterAnchors, LearnedAnchors
-from sparse_detr.modeling.queries.learned import LearnedQueries
+from sparse_detr.modeling.queries.learned import LearnedPositions, LearnedQueries
 from sparse_detr.modeling.queries.topk import BoxStart, LearnedStart, MemoryStart, ProjectedStart, TopKQueries
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "BoxStart",
     "FixedCenterAnchors",
     "LearnedAnchors",
+    "LearnedPositions",
     "LearnedQueries",
     "LearnedStart",
     "MemoryStart",
