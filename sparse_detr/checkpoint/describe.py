@@ -6,6 +6,9 @@ from typing import Any
 
 from sparse_detr.checkpoint.evidence import Evidence
 
+DETREX_POLLED_SHARE = 0.5
+"""Share of the tokens that detrex's PnP-DETR polls, in training as in tests."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -61,6 +64,8 @@ def describe(evidence: Evidence) -> Description:
 def _recipe_name(evidence: Evidence) -> str:
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
+    if evidence.has("selector.pool."):
+        return "pnp_detr"
     if evidence.layout.no_object:
         return "detr"
     if evidence.start == "learned":
@@ -119,6 +124,16 @@ def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
     return {"origin": evidence.layout.origin}
 
 
+def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
+    detrex = evidence.layout.origin == "detrex"
+    return {
+        "origin": evidence.layout.origin,
+        "keep_ratio": DETREX_POLLED_SHARE if detrex else evidence.trained_with.get("sample_topk_ratio"),
+        "training_keep_ratios": (DETREX_POLLED_SHARE, DETREX_POLLED_SHARE) if detrex else None,
+        "num_pooled": evidence.rows("selector.pool.weight_proj.bias"),
+    }
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -134,6 +149,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
     "detr": _detr_arguments,
+    "pnp_detr": _pnp_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
 }

@@ -6,6 +6,7 @@ from sparse_detr.checkpoint.name_maps import RESNET, Table, count_indices, prefi
 from sparse_detr.checkpoint.official_names import (
     ANCHORS,
     DINO,
+    SAMPLER,
     SCORING_NETWORK,
     SINGLE_SCALE,
     head_table,
@@ -101,6 +102,11 @@ def deformable_table(names: Sequence[str]) -> Table:
 def detr_table(names: Sequence[str]) -> Table:
     """Return the table of DETR."""
     return DETR
+
+
+def pnp_table(names: Sequence[str]) -> Table:
+    """Return the table of PnP-DETR."""
+    return (*SAMPLER, *detr_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:

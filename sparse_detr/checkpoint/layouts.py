@@ -54,6 +54,7 @@ def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
 
 _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
+_SAMPLER = r"^transformer\.sampler\.k_proj\."
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
 
 # in the order in which `auto` tries them
@@ -65,6 +66,7 @@ LAYOUTS: dict[str, Layout] = {
         _official("sparse_detr", official_names.sparse_table, *_DEFORMABLE, r"^transformer\.enc_mask_predictor\."),
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
         _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
+        _official("pnp_detr", official_names.pnp_table, _SAMPLER, r"\.multihead_attn\.", no_object=True),
         _official(
             "detr", official_names.detr_table, r"^transformer\.decoder\.layers\.0\.multihead_attn\.", no_object=True
         ),
@@ -72,6 +74,7 @@ LAYOUTS: dict[str, Layout] = {
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
         _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
+        _detrex("pnp_detr", detrex_names.pnp_table, _SAMPLER, r"\.attentions\.1\.attn\.", no_object=True),
         _detrex(
             "detr",
             detrex_names.detr_table,

@@ -12,6 +12,7 @@ from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.meta_arch import RECIPES
+from sparse_detr.recipes.pnp_detr import pnp_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "focus_detr",
     "from_module",
     "mobilenet_v2",
+    "pnp_detr",
     "resnet",
     "sparse_dab_deformable_detr",
     "sparse_detr",

@@ -23,6 +23,7 @@ from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.detr import detr, full_attention_detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.pnp_detr import pnp_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -55,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
+    "PnPDETR": Recipe((pnp_detr, detr, full_attention_detr)),
 }
 """By name of the meta-architecture."""
 
