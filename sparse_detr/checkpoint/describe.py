@@ -68,6 +68,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "pnp_detr"
     if evidence.layout.no_object:
         return "detr"
+    if evidence.has("queries.reference_points.layers."):
+        return "conditional_detr"
     if evidence.start == "learned":
         return "dino"
     if evidence.has("encoder.position_scale."):
@@ -134,6 +136,13 @@ def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "origin": evidence.layout.origin,
+        "num_detections": 300 if evidence.layout.origin == "detrex" else None,
+    }
+
+
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -150,6 +159,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "focus_detr": _dino_arguments,
     "detr": _detr_arguments,
     "pnp_detr": _pnp_arguments,
+    "conditional_detr": _conditional_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
 }

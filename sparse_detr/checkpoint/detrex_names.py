@@ -6,6 +6,7 @@ from sparse_detr.checkpoint.name_maps import RESNET, Table, count_indices, prefi
 from sparse_detr.checkpoint.official_names import (
     ANCHORS,
     DINO,
+    REFERENCE_POINTS,
     SAMPLER,
     SCORING_NETWORK,
     SINGLE_SCALE,
@@ -107,6 +108,11 @@ def detr_table(names: Sequence[str]) -> Table:
 def pnp_table(names: Sequence[str]) -> Table:
     """Return the table of PnP-DETR."""
     return (*SAMPLER, *detr_table(names))
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return (*REFERENCE_POINTS, *DAB)
 
 
 def dab_table(names: Sequence[str]) -> Table:

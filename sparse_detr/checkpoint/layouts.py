@@ -55,6 +55,7 @@ def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
 _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
 _SAMPLER = r"^transformer\.sampler\.k_proj\."
+_LEARNED_POSITIONS = r"^query_embed\.weight$"
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
 
 # in the order in which `auto` tries them
@@ -70,6 +71,12 @@ LAYOUTS: dict[str, Layout] = {
         _official(
             "detr", official_names.detr_table, r"^transformer\.decoder\.layers\.0\.multihead_attn\.", no_object=True
         ),
+        _official(
+            "conditional_detr",
+            official_names.conditional_table,
+            r"^transformer\.decoder\.layers\.0\.sa_qcontent_proj\.",
+            _LEARNED_POSITIONS,
+        ),
         _detrex("focus_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.alpha$"),
         _detrex("dab_deformable_detr", detrex_names.deformable_table, r"^transformer\.level_embeds$", _SCALED_QUERIES),
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
@@ -79,9 +86,10 @@ LAYOUTS: dict[str, Layout] = {
             "detr",
             detrex_names.detr_table,
             r"^transformer\.decoder\.layers\.0\.attentions\.1\.attn\.",
-            r"^query_embed\.weight$",
+            _LEARNED_POSITIONS,
             no_object=True,
         ),
+        _detrex("conditional_detr", detrex_names.conditional_table, _LEARNED_POSITIONS, _BOX_QUERIES),
         _backbone("torchvision_resnet", (RESNET,), r"^conv1\.weight$", r"^layer1\.0\.conv1\.weight$"),
         _backbone("swin", (SWIN,), r"^patch_embed\.proj\.weight$", r"^layers\.0\.blocks\.0\.attn\."),
         _backbone(

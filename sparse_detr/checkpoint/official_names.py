@@ -105,6 +105,9 @@ SAMPLER: Table = (
     (r"transformer\.sampler\.v_proj\.(.+)", r"selector.pool.value_proj.\1"),
 )
 
+# the reference points of queries, computed once from their positions
+REFERENCE_POINTS: Table = ((r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference_points.\1"),)
+
 DAB: Table = (
     *SINGLE_SCALE,
     *ORDERED_NORMS,
@@ -164,6 +167,11 @@ def detr_table(names: Sequence[str]) -> Table:
 def pnp_table(names: Sequence[str]) -> Table:
     """Return the table of PnP-DETR."""
     return (*SAMPLER, *detr_table(names))
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return (*REFERENCE_POINTS, *dab_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:

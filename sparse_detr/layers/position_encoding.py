@@ -42,12 +42,13 @@ def embed_tokens(
 
 
 def embed_boxes(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
-    """Return the sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h.
+    """Return the sine embedding of boxes in [0, 1], `num_features` for each of cx, cy, w, h; or for x, y of points.
 
     Args:
+        boxes: (..., 4) boxes or (..., 2) points.
         dtype: dtype of the result; the boxes may have more bits.
 
     Returns:
-        (..., 4 * num_features).
+        (..., 4 * num_features), or (..., 2 * num_features) of points.
     """
     return sine_embedding(boxes * (2 * math.pi), num_features).flatten(-2).to(dtype)

@@ -6,6 +6,7 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, resnet, swin, swin_tiny
+from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr_topk, efficient_detr
 from sparse_detr.recipes.detr import detr
@@ -18,6 +19,7 @@ from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 __all__ = [
     "RECIPES",
     "BackboneSpec",
+    "conditional_detr",
     "dab_deformable_detr",
     "dab_detr",
     "deformable_detr",

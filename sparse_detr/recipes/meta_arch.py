@@ -18,6 +18,7 @@ from torch import nn
 
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.detr import detr, full_attention_detr
@@ -45,6 +46,7 @@ _TWO_STAGE = _REFINED | {"two_stage"}
 
 RECIPES: dict[str, Recipe] = {
     "DETR": Recipe((detr, full_attention_detr)),
+    "ConditionalDETR": Recipe((conditional_detr, full_attention_detr)),
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),

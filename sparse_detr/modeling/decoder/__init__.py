@@ -15,6 +15,7 @@ from sparse_detr.modeling.decoder.deformable import (
 from sparse_detr.modeling.decoder.full import FullAttentionDecoderLayer
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
+    ConditionalPosition,
     ContentScale,
     LayerScale,
     ModulatedBoxPosition,
@@ -24,6 +25,7 @@ __all__ = [
     "BoxPosition",
     "BoxRefinement",
     "ConditionalDecoderLayer",
+    "ConditionalPosition",
     "ContentScale",
     "Decoder",
     "DecoderAttentionMap",
