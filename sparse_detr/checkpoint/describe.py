@@ -128,8 +128,7 @@ def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
 
 def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
     detrex = evidence.layout.origin == "detrex"
-    return {
-        "origin": evidence.layout.origin,
+    return _detr_arguments(evidence) | {
         "keep_ratio": DETREX_POLLED_SHARE if detrex else evidence.trained_with.get("sample_topk_ratio"),
         "training_keep_ratios": (DETREX_POLLED_SHARE, DETREX_POLLED_SHARE) if detrex else None,
         "num_pooled": evidence.rows("selector.pool.weight_proj.bias"),

@@ -29,6 +29,8 @@ _UNIFORM = "MODEL.DETR.ANCHOR_START uniform_centers"
 _TOPK = "MODEL.DETR.BOX_REFINEMENT True MODEL.DETR.TWO_STAGE memory"
 _36_OF_7500 = _epochs(36, 30, 7500)
 _50_OF_7500 = _epochs(50, 40, 7500)
+_300_OF_1848 = f"SOLVER.IMS_PER_BATCH 64 SOLVER.CLIP_GRAD_NORM 0 {_epochs(300, 200, 1848)}"
+_HALF_POLLED = "MODEL.DETR.KEEP_RATIO 0.5 MODEL.DETR.TRAINING_KEEP_RATIOS (0.5,0.5)"
 
 _RENAMED = {
     "efficient_detr_r50": "deformable_detr_topk_r50",
@@ -52,6 +54,12 @@ _ROWS: dict[str, dict[str, str]] = {
         "deformable_detr_r50_single_scale": f"{_C5} MODEL.DETR.NUM_LEVELS 1",
         "deformable_detr_r50_single_scale_dc5": f"{_DC5} MODEL.DETR.NUM_LEVELS 1",
         "deformable_detr_r50_two_stage": "MODEL.DETR.BOX_REFINEMENT True MODEL.DETR.TWO_STAGE projected",
+    },
+    "projects/PnPDETR/configs/pnp_detr_r50.yaml": {
+        "pnp_detr_r50_500ep": _epochs(500, 400, 7393),
+        "pnp_detr_r50_dc5": _DC5_300_EPOCHS,
+        "pnp_detr_r101": _R101,
+        "pnp_detr_r101_dc5": f"{_DC5_300_EPOCHS} {_R101}",
     },
     "projects/DABDETR/configs/dab_detr_r50.yaml": {
         "dab_detr_r101_dc5": f"{_DC5} {_R101}",
@@ -95,6 +103,8 @@ _ROWS: dict[str, dict[str, str]] = {
         "dab_detr_detrex_swin_t": _detrex_keys(
             "DABDETR", _swin("tiny", "MODEL.SWIN.NUM_MAPS 1"), _UNIFORM, epochs=_50_OF_7500
         ),
+        "pnp_detr_detrex_r50": _detrex_keys("PnPDETR", _C5, _HALF_POLLED, epochs=_300_OF_1848),
+        "pnp_detr_detrex_r101": _detrex_keys("PnPDETR", _R101, _C5, _HALF_POLLED, epochs=_300_OF_1848),
         "dino_detrex_r50_4scale_12ep": _detrex_keys("DINO", _POSITION),
         "dino_detrex_r50_4scale_12ep_300dn": _detrex_keys("DINO", _POSITION, "MODEL.DETR.DENOISING_QUERIES 300"),
         "dino_detrex_r50_4scale_12ep_amp": _detrex_keys(

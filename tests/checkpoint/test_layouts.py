@@ -95,6 +95,9 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
         ("dab_detr", "transformer.decoder.layers.1.activation.weight", "decoder.layers.1.ffn.activation.weight"),
         ("dab_detr", "transformer.patterns.weight", "queries.patterns.weight"),
         ("dab_detr", "refpoint_embed.weight", "queries.anchors.logits"),
+        ("pnp_detr", "transformer.sampler.score_pred_net.2.weight", "selector.scorer.mlp.layers.1.weight"),
+        ("detrex_pnp_detr", "transformer.sampler.k_proj.bias", "selector.pool.weight_proj.bias"),
+        ("detrex_pnp_detr", "transformer.sampler.v_proj.bias", "selector.pool.value_proj.bias"),
         ("detrex_dino", "label_enc.weight", "denoising.label_embed.weight"),
         ("detrex_dino", "backbone.layers.0.blocks.0.attn.qkv.bias", "backbone.layers.0.blocks.0.attn.qkv.bias"),
         ("detrex_focus_detr", "transformer.alpha", "selector.scorer.alpha"),
@@ -125,6 +128,8 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("detrex_dab_deformable_detr_r50", "detrex_dab_deformable_detr", "dab_deformable_detr", 36),
         ("official_dino_r50", "dino", "dino", 48),
         ("official_dab_detr_r50", "dab_detr", "dab_detr", 6),
+        ("official_pnp_detr", "pnp_detr", "pnp_detr", 0),
+        ("detrex_pnp_detr_r50", "detrex_pnp_detr", "pnp_detr", 0),
     ],
 )
 def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):

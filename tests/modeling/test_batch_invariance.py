@@ -29,6 +29,8 @@ MODELS = [
     ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
     ("focus_two_stage", {}),
     ("focus_one_stage", {"keep_ratio": 1.0}),
+    ("pnp", {}),
+    ("pnp", {"keep_ratio": 1.0, "training_keep_ratios": (1.0, 1.0)}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
     ("dab_deformable", {"num_patterns": 2}),
@@ -80,12 +82,16 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
 
 @every_model
 def test_noise_in_padding_changes_no_memory_of_a_valid_token(name, options):
-    model, memory = build(name, **options), []
-    model.encoder.register_forward_hook(lambda _, __, output: memory.append(output.memory))
-    batched = run(model, PICTURES)
+    model, encoded = build(name, **options), []
+    model.encoder.register_forward_hook(
+        lambda _, inputs, output: encoded.append((output.memory, ~inputs[0].padding_mask))
+    )
+    run(model, PICTURES)
+    memory, valid = encoded[0]
     for image, picture_alone in enumerate(PICTURES):
         run(model, [picture_alone])
-        close(memory[0][image][~batched.pyramid.padding_mask[image]], memory[-1][0])
+        alone, valid_alone = encoded[-1]
+        close(memory[image][valid[image]], alone[0][valid_alone[0]])
 
 
 @every_model
@@ -132,6 +138,7 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
     boxes = [len(image["instances"]) for image in PICTURES]
     outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
+    shares["loss_polled_scores"] = [int(output.selection.counts) for output in outputs]
     if "loss_foreground" in batched:
         true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]

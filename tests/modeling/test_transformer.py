@@ -15,7 +15,7 @@ from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec, dab_detr
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab")
+EXPORTED = ("sparse", "focus", "dino", "dab", "pnp")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 

@@ -16,6 +16,7 @@ from sparse_detr.recipes import (
     dino,
     focus_deformable_detr,
     focus_detr,
+    pnp_detr,
     mobilenet_v2,
     resnet,
     sparse_dab_deformable_detr,
