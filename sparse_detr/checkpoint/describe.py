@@ -123,7 +123,7 @@ def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
 
 
 def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
-    return {"origin": evidence.layout.origin}
+    return {"origin": "detrex" if evidence.layout.origin == "detrex" else None}
 
 
 def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -136,10 +136,7 @@ def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
 
 
 def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
-    return {
-        "origin": evidence.layout.origin,
-        "num_detections": 300 if evidence.layout.origin == "detrex" else None,
-    }
+    return {"origin": "detrex", "num_detections": 300} if evidence.layout.origin == "detrex" else {}
 
 
 def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:

@@ -29,6 +29,10 @@ _UNIFORM = "MODEL.DETR.ANCHOR_START uniform_centers"
 _TOPK = "MODEL.DETR.BOX_REFINEMENT True MODEL.DETR.TWO_STAGE memory"
 _36_OF_7500 = _epochs(36, 30, 7500)
 _50_OF_7500 = _epochs(50, 40, 7500)
+_ONE_IMAGE_A_GPU = "SOLVER.IMS_PER_BATCH 8 TEST.EVAL_PERIOD 14786 SOLVER.CHECKPOINT_PERIOD 14786"
+_DC5_500_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(500, 400, 14786)}"
+_DC5_300_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(300, 200, 14786)}"
+_DC5_50_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(50, 40, 14786)}"
 _300_OF_1848 = f"SOLVER.IMS_PER_BATCH 64 SOLVER.CLIP_GRAD_NORM 0 {_epochs(300, 200, 1848)}"
 _HALF_POLLED = "MODEL.DETR.KEEP_RATIO 0.5 MODEL.DETR.TRAINING_KEEP_RATIOS (0.5,0.5)"
 
@@ -54,6 +58,19 @@ _ROWS: dict[str, dict[str, str]] = {
         "deformable_detr_r50_single_scale": f"{_C5} MODEL.DETR.NUM_LEVELS 1",
         "deformable_detr_r50_single_scale_dc5": f"{_DC5} MODEL.DETR.NUM_LEVELS 1",
         "deformable_detr_r50_two_stage": "MODEL.DETR.BOX_REFINEMENT True MODEL.DETR.TWO_STAGE projected",
+    },
+    "projects/DETR/configs/detr_r50.yaml": {
+        "detr_r50_300ep": _epochs(300, 200, 7393),
+        "detr_r50_50ep": _epochs(50, 40, 7393),
+        "detr_r50_dc5": _DC5_500_EPOCHS,
+        "detr_r101": _R101,
+        "detr_r101_50ep": f"{_R101} {_epochs(50, 40, 7393)}",
+        "detr_r101_dc5": f"{_DC5_500_EPOCHS} {_R101}",
+    },
+    "projects/ConditionalDETR/configs/conditional_detr_r50.yaml": {
+        "conditional_detr_r50_dc5": _DC5_50_EPOCHS,
+        "conditional_detr_r101": _R101,
+        "conditional_detr_r101_dc5": f"{_DC5_50_EPOCHS} {_R101}",
     },
     "projects/PnPDETR/configs/pnp_detr_r50.yaml": {
         "pnp_detr_r50_500ep": _epochs(500, 400, 7393),
@@ -97,6 +114,9 @@ _ROWS: dict[str, dict[str, str]] = {
         "dab_deformable_detr_detrex_r50": _detrex_keys("DABDeformableDETR", epochs=_50_OF_7500),
         "dab_deformable_detr_detrex_r50_two_stage": _detrex_keys(
             "DABDeformableDETR", "MODEL.DETR.TWO_STAGE True", epochs=_50_OF_7500
+        ),
+        "conditional_detr_detrex_r50": _detrex_keys(
+            "ConditionalDETR", _C5, "MODEL.DETR.NUM_DETECTIONS 300", epochs=_50_OF_7500
         ),
         "dab_detr_detrex_r50": _detrex_keys("DABDETR", _C5, _UNIFORM, epochs=_50_OF_7500),
         "dab_detr_detrex_r101": _detrex_keys("DABDETR", _R101, _C5, _UNIFORM, epochs=_50_OF_7500),

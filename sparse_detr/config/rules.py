@@ -204,6 +204,9 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "pixel_mean": listed(number(-math.inf)),
     "pixel_std": listed(POSITIVE),
     "behavior": one_of("exact", "released"),
+    "origin": one_of("official", "detrex"),
+    "box_start": one_of("reference", "anywhere"),
+    "no_object_weight": number(0),
 }
 # Settings of MODEL_SETTINGS that may be 0 in these parts of a lazy model.
 LAZY_EXCEPTIONS = {"num_queries": ("denoising",), "encoder_layers": ("heads",)}

@@ -162,14 +162,16 @@ def swin_tiny(*, freeze_at: int = 2) -> BackboneSpec:
     return swin("tiny", freeze_at=freeze_at, drop_path_rate=0.2)
 
 
-def mobilenet_v2(*, freeze_at: int = 2) -> BackboneSpec:
-    """Return MobileNetV2 with frozen batch norm and maps of strides 8, 16 and 32.
+def mobilenet_v2(*, freeze_at: int = 2, strides: Sequence[int] = (8, 16, 32)) -> BackboneSpec:
+    """Return MobileNetV2 with frozen batch norm.
 
     Args:
         freeze_at: see `MobileNetV2`; 2 freezes everything up to stride 4.
+        strides: strides of its maps; one for models with full attention.
     """
-    config = L(MobileNetV2)(out_features=["stride8", "stride16", "stride32"], freeze_at=freeze_at)
-    return BackboneSpec(config, ("stride8", "stride16", "stride32"), (32, 96, 1280), (8, 16, 32))
+    names = tuple(f"stride{stride}" for stride in strides)
+    config = L(MobileNetV2)(out_features=list(names), freeze_at=freeze_at)
+    return BackboneSpec(config, names, tuple(MobileNetV2.stages[name][1] for name in names), tuple(strides))
 
 
 def _last_maps(

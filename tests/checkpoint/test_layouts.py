@@ -61,6 +61,13 @@ def fits(converted):
         ("dab_detr", "decoder", "ca_qpos_sine_proj", "cross_attn.query_spatial_proj"),
         ("dab_detr", "decoder", "ca_kpos_proj", "cross_attn.key_pos_proj"),
         ("dab_detr", "decoder", "cross_attn.out_proj", "cross_attn.out_proj"),
+        ("detr", "decoder", "multihead_attn.in_proj", "cross_attn.in_proj"),
+        ("detr", "decoder", "norm2", "cross_attn_norm"),
+        ("conditional_detr", "decoder", "sa_kcontent_proj", "self_attn.key_content_proj"),
+        ("conditional_detr", "decoder", "norm1", "self_attn_norm"),
+        ("detrex_detr", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
+        ("detrex_detr", "decoder", "attentions.1.attn.out_proj", "cross_attn.out_proj"),
+        ("detrex_conditional_detr", "decoder", "attentions.1.key_pos_proj", "cross_attn.key_pos_proj"),
         ("detrex_dino", "encoder", "attentions.0.value_proj", "self_attn.value_proj"),
         ("detrex_dino", "encoder", "norms.1", "ffn_norm"),
         ("detrex_dino", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
@@ -95,6 +102,16 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
         ("dab_detr", "transformer.decoder.layers.1.activation.weight", "decoder.layers.1.ffn.activation.weight"),
         ("dab_detr", "transformer.patterns.weight", "queries.patterns.weight"),
         ("dab_detr", "refpoint_embed.weight", "queries.anchors.logits"),
+        ("detr", "query_embed.weight", "queries.embedding.weight"),
+        ("detr", "class_embed.bias", "decoder_heads.0.class_embed.bias"),
+        (
+            *("conditional_detr", "transformer.decoder.ref_point_head.layers.1.bias"),
+            "queries.reference_points.layers.1.bias",
+        ),
+        (
+            *("detrex_conditional_detr", "transformer.decoder.query_scale.layers.1.bias"),
+            "decoder.query_position.scale.layers.1.bias",
+        ),
         ("pnp_detr", "transformer.sampler.score_pred_net.2.weight", "selector.scorer.mlp.layers.1.weight"),
         ("detrex_pnp_detr", "transformer.sampler.k_proj.bias", "selector.pool.weight_proj.bias"),
         ("detrex_pnp_detr", "transformer.sampler.v_proj.bias", "selector.pool.value_proj.bias"),
@@ -128,6 +145,10 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("detrex_dab_deformable_detr_r50", "detrex_dab_deformable_detr", "dab_deformable_detr", 36),
         ("official_dino_r50", "dino", "dino", 48),
         ("official_dab_detr_r50", "dab_detr", "dab_detr", 6),
+        ("official_detr_r50", "detr", "detr", 0),
+        ("detrex_detr_r50", "detrex_detr", "detr", 0),
+        ("official_conditional_detr_r50", "conditional_detr", "conditional_detr", 0),
+        ("detrex_conditional_detr_r50", "detrex_conditional_detr", "conditional_detr", 0),
         ("official_pnp_detr", "pnp_detr", "pnp_detr", 0),
         ("detrex_pnp_detr_r50", "detrex_pnp_detr", "pnp_detr", 0),
     ],
@@ -135,7 +156,8 @@ def test_levels_beyond_the_backbones_follow_its_own():
 def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):
     converted = convert_checkpoint({"model": file_of(case)})
     assert (converted.source, converted.description.recipe) == (source, recipe)
-    assert (converted.num_aliases, converted.unknown, converted.dropped) == (aliases, (), ())
+    assert (converted.num_aliases, converted.unknown) == (aliases, ())
+    assert set(converted.dropped) <= {"criterion.empty_weight"}
     assert fits(converted)
 
 
@@ -219,6 +241,55 @@ def test_a_scalar_query_scale_is_an_argument():
     assert convert_checkpoint(file).description.arguments["query_scale"] == "scalar"
 
 
+@pytest.mark.parametrize("model", ["detr", "conditional_detr"])
+def test_the_layout_tells_whose_weights_the_files_of_detr_hold(model):
+    official, detrex = (convert_checkpoint(file_of(f"{origin}_{model}_r50")) for origin in ("official", "detrex"))
+    assert "origin" not in official.description.arguments
+    assert "origin='detrex'" in str(detrex)
+    assert (official.description.backbone, detrex.description.backbone) == (
+        "resnet(50, num_maps=1)",
+        "resnet(50, freeze_at=1, num_maps=1)",
+    )
+    assert any("dilated (DC5); see the file's name" in remark for remark in official.description.remarks)
+    dilated = {"model": file_of(f"official_{model}_r50"), "args": Namespace(dilation=True)}
+    assert convert_checkpoint(dilated).description.backbone == "resnet(50, num_maps=1, dilation=True)"
+
+
+def counted_rows(case, num_classes=None):
+    """Convert a file of DETR whose class rows hold their own number; return the rows of weight and bias."""
+    file = file_of(case)
+    rows = torch.arange(float(len(file["class_embed.bias"])))
+    file |= {"class_embed.bias": rows, "class_embed.weight": rows[:, None].expand(-1, 256)}
+    converted = convert_checkpoint(file, num_classes=num_classes)
+    heads = [(name, value) for name, value in converted.state_dict.items() if "class_embed" in name]
+    assert len(heads) == 12
+    weight, bias = (value for name, value in heads if name.startswith("decoder_heads.5."))
+    return converted.description.arguments["num_classes"], weight[:, 0].tolist(), bias.tolist()
+
+
+def test_the_last_row_of_detrs_class_head_is_no_object_and_not_a_class():
+    rows = [float(row) for row in range(92)]
+    assert counted_rows("official_detr_r50") == (91, rows, rows)
+    kept = [float(row) for row in (*COCO_IDS, 91)]
+    assert counted_rows("official_detr_r50", num_classes=80) == (80, kept, kept)
+
+
+def test_80_classes_of_detr_become_91_with_rows_that_are_never_chosen():
+    num_classes, weight, bias = counted_rows("detrex_detr_r50", num_classes=91)
+    moved = [*COCO_IDS, 91]
+    unused = [row for row in range(92) if row not in moved]
+    assert num_classes == 91
+    assert [weight[row] for row in moved] == [bias[row] for row in moved] == list(range(81))
+    assert {weight[row] for row in unused} == {0.0}
+    assert {bias[row] for row in unused} == {-1e4}
+    assert torch.tensor(bias).half().softmax(-1)[unused].max() == 0
+
+
+def test_classes_of_a_sigmoid_model_cannot_become_91():
+    with pytest.raises(UserError, match="the file has 80 classes and 91 were asked for"):
+        convert_checkpoint(file_of("detrex_conditional_detr_r50"), num_classes=91)
+
+
 def test_dab_detrs_one_head_serves_every_layer():
     converted = convert_checkpoint(file_of("official_dab_detr_r50"), num_classes=80)
     assert converted.names["class_embed.bias"] == "decoder_heads.0.class_embed.bias"
@@ -277,6 +348,8 @@ class TestPosition:
             ("detrex_dab_deformable_detr_r50", (10_000, -0.5)),
             ("official_dino_r50", (20, 0)),
             ("official_dab_detr_r50", (20, 0)),
+            ("official_detr_r50", (10_000, 0)),
+            ("detrex_conditional_detr_r50", (10_000, 0)),
             ("deformable_detr_r50", (10_000, -0.5)),
         ],
     )

@@ -106,6 +106,8 @@ def settings(module):
 
 
 EPOCHS = {"dino_r50_4scale_24ep": (24, 20), "dino_swin_l_384_5scale_36ep": (36, 30), "dab_detr_r50": (50, 40)}
+EPOCHS |= {"detr_r50": (500, 400), "detr_r50_300ep": (300, 200), "conditional_detr_r101": (50, 40)}
+EPOCHS_OF_14786 = {"detr_r101_dc5": (500, 400), "conditional_detr_r50_dc5": (50, 40)}
 EPOCHS_OF_7500 = {
     "focus_detr_r50_36ep": (36, 20),
     "focus_detr_swin_b_384_36ep": (36, 30),
@@ -113,10 +115,15 @@ EPOCHS_OF_7500 = {
 }
 
 
-@pytest.mark.parametrize("name", [*EPOCHS, *EPOCHS_OF_7500])
-def test_schedules_are_the_papers(name):
-    epochs, drop = {**EPOCHS, **EPOCHS_OF_7500}[name]
-    length = 7500 if name in EPOCHS_OF_7500 else 7393
+SCHEDULES = [
+    (name, length, *epochs)
+    for length, of_length in ((7393, EPOCHS), (7500, EPOCHS_OF_7500), (14786, EPOCHS_OF_14786))
+    for name, epochs in of_length.items()
+]
+
+
+@pytest.mark.parametrize(("name", "length", "epochs", "drop"), SCHEDULES, ids=[name for name, *_ in SCHEDULES])
+def test_schedules_are_the_papers(name, length, epochs, drop):
     (path,) = [path for path in CONFIGS if path.stem == name]
     lazy, solver = twins(path)[0], twins(path)[1].SOLVER
     assert lazy.train.max_iter == epochs * length

@@ -29,6 +29,8 @@ MODELS = [
     ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
     ("focus_two_stage", {}),
     ("focus_one_stage", {"keep_ratio": 1.0}),
+    ("detr", {}),
+    ("conditional", {}),
     ("pnp", {}),
     ("pnp", {"keep_ratio": 1.0, "training_keep_ratios": (1.0, 1.0)}),
     ("dab", {}),

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from sparse_detr.modeling.selection import CascadedBudget, EvenBudget
 from sparse_detr.modeling.transformer import DetectionTransformer
-from sparse_detr.recipes import BackboneSpec, dab_detr
+from sparse_detr.recipes import BackboneSpec
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab", "pnp")
+EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional", "pnp")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 
@@ -34,10 +34,7 @@ def flow(name, **options):
     """Build the transformer of a small model."""
     backbone = BackboneSpec(LazyCall(StridedBackbone)(), ("map16",), (8,), (16,))
     recipe, defaults = MODELS[name]
-    recipe = dab_detr if name == "dab" else recipe
     sizes = {**SIZES, "num_levels": 2}
-    if name == "dab":
-        del sizes["num_levels"], sizes["num_points"]
     torch.manual_seed(0)
     model = instantiate(recipe(backbone=backbone, **{**sizes, **defaults, **FEW_LAYERS, **options})).double()
     shake(model)

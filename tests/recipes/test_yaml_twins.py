@@ -10,14 +10,16 @@ from sparse_detr.config import add_detr_config
 from sparse_detr.errors import UserError
 from sparse_detr.recipes import (
     RECIPES,
+    conditional_detr,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
+    detr,
     dino,
     focus_deformable_detr,
     focus_detr,
-    pnp_detr,
     mobilenet_v2,
+    pnp_detr,
     resnet,
     sparse_dab_deformable_detr,
     sparse_detr,
@@ -105,12 +107,21 @@ def test_a_resnet_from_the_keys_of_detectron2_is_that_of_the_recipe():
     assert torch.equal(first.logits, second.logits)
 
 
-def test_dab_detr_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet():
-    options = {name: value for name, value in SIZES.items() if name != "num_points"} | {"num_patterns": 2}
-    cfg = make_cfg("DABDETR", **options)
+@pytest.mark.parametrize(
+    ("meta_architecture", "recipe", "options"),
+    [
+        ("DABDETR", dab_detr, {"num_patterns": 2}),
+        ("DETR", detr, {"behavior": "released", "origin": "detrex"}),
+        ("PnPDETR", pnp_detr, {"keep_ratio": 0.4, "training_keep_ratios": [0.5, 0.9], "num_pooled": 7}),
+        ("ConditionalDETR", conditional_detr, {"behavior": "released", "origin": "detrex", "num_detections": 7}),
+    ],
+)
+def test_full_attention_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet(meta_architecture, recipe, options):
+    options |= {name: value for name, value in SIZES.items() if name != "num_points"}
+    cfg = make_cfg(meta_architecture, **options)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_dc5_backbone"
     yaml = seeded(lambda: build_model(cfg))
-    lazy = seeded(lambda: instantiate(dab_detr(backbone=resnet(50, num_maps=1, dilation=True), **options)))
+    lazy = seeded(lambda: instantiate(recipe(backbone=resnet(50, num_maps=1, dilation=True), **options)))
     assert_same_model(yaml, lazy)
 
 
