@@ -63,7 +63,7 @@ def formulas(model, content, position, keep_ratio):
     order = sorted(range(len(scores)), key=lambda token: -scores[token])
     polled = order[: max(int(len(scores) * keep_ratio), 1)]
     others = [token for token in range(len(scores)) if token not in polled]
-    contents = [scores[token] * content[token] for token in polled]
+    contents = [scores[token] * norm(content[token]) for token in polled]
     positions = [position[token] for token in polled]
     for slot in range(POOLED):
         weights = [math.exp(linear(pool.weight_proj, norm(content[token]))[slot].item()) for token in others]
@@ -84,14 +84,14 @@ def test_the_sampled_tokens_are_those_of_the_formulas(keep_ratio):
 
 
 def test_pooling_is_a_mean_weighted_by_what_the_tokens_say():
-    """Two tokens of two channels, normalised to (-1, 1) and (1, -1), with weights in the ratio 3 : 1."""
+    """Two tokens of two channels, with weights in the ratio 3 : 1."""
     pool = TokenPool(embed_dim=2, num_pooled=1).double()
     with torch.no_grad():
         pool.weight_proj.weight.copy_(torch.tensor([[math.log(3) / 2, 0.0]]))
         pool.weight_proj.bias.fill_(7.0)  # the same for all tokens: no effect
         pool.value_proj.weight.copy_(torch.eye(2))
         pool.value_proj.bias.copy_(torch.tensor([10.0, 20.0]))
-    content = torch.tensor([[[4.0, 2.0], [1.0, 9.0]]], dtype=torch.float64)
+    content = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]], dtype=torch.float64)
     position = torch.tensor([[[0.0, 8.0], [4.0, 0.0]]], dtype=torch.float64)
     tokens = Tokens(content, position, make_pyramid(((1, 2),)))
     pooled, place, weights = pool(tokens, torch.ones(1, 2, dtype=torch.bool))

@@ -1,16 +1,20 @@
 """Poll the tokens of objects, pool the tokens of the background (PnP-DETR, section 3.2).
 
-    polled   s_i x_i, the tokens with the highest scores s_i = sigmoid(network(x_i)), each with its position
-    pooled   W_v sum_j a_ij LN(x_j) at the position sum_j a_ij p_j, a_i = softmax over j of W_a LN(x_j), j not polled
+    polled   s_i x_i, the tokens with the highest scores s_i, each with its position
+    pooled   W_v sum_j a_ij x_j at the position sum_j a_ij p_j, a_i = softmax over j of W_a x_j, j not polled
+
+x is the normalised token, s = sigmoid(network(token before the normalisation)).
 
 The encoder and the decoder read the polled and the pooled tokens in place of those of the image.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import Proposals
@@ -28,7 +32,6 @@ class TokenPool(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_pooled: int):
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim, elementwise_affine=False)
         self.weight_proj = nn.Linear(embed_dim, num_pooled)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
 
@@ -44,22 +47,20 @@ class TokenPool(nn.Module):
             Content (B, S, C) and position (B, S, C) of the pooled tokens, and the weights (B, S, N), which are 0 on
             tokens that are not valid.
         """
-        normed = self.norm(tokens.content)
-        weights = self._weights(normed, valid).to(tokens.content.dtype)
+        weights = self._weights(tokens.content, valid).to(tokens.content.dtype)
         # The projection of the mean is the mean of the projections, and costs less.
-        content = self.value_proj(weights @ normed.to(weights.dtype))
-        return content, weights @ tokens.position.to(weights.dtype), weights
+        return self.value_proj(weights @ tokens.content), weights @ tokens.position.to(weights.dtype), weights
 
-    def _weights(self, normed: Tensor, valid: Tensor) -> Tensor:
+    def _weights(self, content: Tensor, valid: Tensor) -> Tensor:
         """Return (B, S, N); an image without valid tokens has no weights, but no NaN either, nor in gradients."""
-        logits = self.weight_proj(normed).transpose(1, 2)
+        logits = self.weight_proj(content).transpose(1, 2)
         logits = logits.to(geometry_dtype(logits.dtype))
         lowest = torch.finfo(logits.dtype).min
         return logits.masked_fill(~valid[:, None], lowest).softmax(-1) * valid[:, None]
 
 
 class PollAndPool(TopKSelector):
-    """Polls the best tokens of every image, as many as a budget says, and pools all others.
+    """Polls the best tokens of every image, as many as a budget says, and pools all others, both normalised.
 
     The score of a polled token multiplies its content, so that the losses of the detections train the scorer.
 
@@ -94,11 +95,12 @@ class PollAndPool(TopKSelector):
             )
         assert found.scores is not None
         rest = ~(polled.keep | tokens.padding_mask)
-        content, position, weights = self.pool(tokens, rest)
-        scores = polled.gather(found.scores).sigmoid()[..., None].to(tokens.content.dtype)
+        normed = replace(tokens, content=F.layer_norm(tokens.content, tokens.content.shape[-1:]).to(tokens.content))
+        content, position, weights = self.pool(normed, rest)
+        scores = polled.gather(found.scores).sigmoid()[..., None].to(normed.content)
         no_pool = ~rest.any(1, keepdim=True)
         sampled = Tokens(
-            content=torch.cat([polled.gather(tokens.content) * scores, content], 1),
+            content=torch.cat([polled.gather(normed.content) * scores, content], 1),
             position=torch.cat([polled.gather(tokens.position), position], 1),
             pyramid=tokens.pyramid,
             mask=torch.cat([~polled.valid, no_pool.expand(-1, self.pool.num_pooled)], 1),
