@@ -3,7 +3,7 @@
 There are 8 GPUs, each with two images, or with one image for a dilated backbone.
 """
 
-from . import dino
+from .dino import training as in_batches_of_16
 
 
 def training(file, backbone, *, epochs, drop):
@@ -14,7 +14,9 @@ def training(file, backbone, *, epochs, drop):
         epochs: length of the training.
         drop: number of epochs after which the learning rate falls to a tenth.
     """
+    dataloader, lr_multiplier, optimizer, train = in_batches_of_16(file, backbone, epochs=epochs, drop=drop)
     if backbone.strides[-1] == 16:
-        dino.dataloader.train.total_batch_size = 8
-        dino.train.eval_period = dino.train.checkpointer.period = 14786
-    return dino.training(file, backbone, epochs=epochs, drop=drop)
+        dataloader.train.total_batch_size = 8
+        train.eval_period = train.checkpointer.period = 14786
+        train.max_iter = epochs * train.eval_period
+    return dataloader, lr_multiplier, optimizer, train

@@ -12,6 +12,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
 from sparse_detr.recipes import (
+    conditional_detr,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
@@ -86,6 +87,20 @@ GIGAFLOPS = [
 ]
 
 
+# Published: means over the first 100 images of COCO val2017, which are of about this size.
+PUBLISHED_GIGAFLOPS = {
+    "detr": (lambda: detr(num_classes=CLASSES), 86),
+    "detr-dc5": (lambda: detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1, dilation=True)), 187),
+    "detr-r101": (lambda: detr(num_classes=CLASSES, backbone=resnet(101, num_maps=1)), 152),
+    "detr-r101-dc5": (lambda: detr(num_classes=CLASSES, backbone=resnet(101, num_maps=1, dilation=True)), 253),
+    "conditional": (lambda: conditional_detr(num_classes=CLASSES), 90),
+    "conditional-dc5": (
+        lambda: conditional_detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1, dilation=True)),
+        195,
+    ),
+}
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_trainable_parameters_are_those_of_the_public_implementation(name):
     recipe, expected = PARAMETERS[name]
@@ -107,6 +122,14 @@ def test_the_family_has_as_many_parameters_as_the_public_implementations(name):
 @pytest.mark.parametrize(("recipe", "expected"), GIGAFLOPS)
 def test_flops_are_those_of_the_public_implementation(recipe, expected):
     assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "-" in name else ()) for name in PUBLISHED_GIGAFLOPS]
+)
+def test_flops_are_near_the_published_means(name):
+    recipe, expected = PUBLISHED_GIGAFLOPS[name]
+    assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.slow

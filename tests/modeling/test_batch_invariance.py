@@ -11,8 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.backbones import MobileNetV2
+from sparse_detr.modeling.classification import SoftmaxNoObject
 from sparse_detr.recipes import mobilenet_v2
-from tests.modeling.tiny import build, picture
+from tests.modeling.tiny import SIZES, build, picture
 
 MODELS = [
     ("one_stage", {}),
@@ -131,7 +132,7 @@ def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
 
 @every_model
 def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, options):
-    """Weighted by true boxes; losses of token scores by valid tokens or foreground tokens."""
+    """Weighted by true boxes; losses of token scores by valid or foreground tokens; a softmax by its class weights."""
     model = build(name, **options)
     model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
     batched = model.losses(PICTURES)
@@ -146,6 +147,11 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
         shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
         assert all(shares["loss_foreground"])
+    classification = model.criterion.classification
+    if isinstance(classification, SoftmaxNoObject):
+        queries, weight = SIZES["num_queries"], classification.no_object_weight
+        of_class = [count + weight * (queries - count) for count in boxes]
+        shares |= {key: of_class for key in batched if key.startswith("loss_class")}
     for key, loss in batched.items():
         share = shares.get(key, boxes)
         expected = sum(weight * losses[key] for weight, losses in zip(share, alone, strict=True)) / sum(share)

@@ -172,7 +172,8 @@ def test_the_best_class_of_every_query_is_detected_also_where_no_object_is_likel
     found = detect([[math.log(2.0), 0.0, math.log(5.0)], [0.0, math.log(6.0), 0.0]], boxes)
     assert found.pred_classes.tolist() == [0, 1]
     assert found.scores.tolist() == pytest.approx([2 / 8, 6 / 8])
-    assert [box.tolist() for box in found.pred_boxes.tensor] == [[80, 30, 120, 70], [0, 0, 100, 50]]
+    expected = torch.tensor([[80.0, 30.0, 120.0, 70.0], [0.0, 0.0, 100.0, 50.0]])
+    assert_close(found.pred_boxes.tensor, expected, atol=1e-4, rtol=0)
 
 
 def test_rows_that_fill_the_batch_and_logits_without_a_class_are_not_detected():

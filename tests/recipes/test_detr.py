@@ -9,8 +9,7 @@ from sparse_detr.errors import UserError
 from sparse_detr.model_zoo import get_config_file
 from sparse_detr.modeling.classification import SigmoidFocal, SoftmaxNoObject
 from sparse_detr.recipes import conditional_detr, detr, resnet
-from sparse_detr.recipes.meta_arch import recipe_config
-from tests.modeling.tiny import build, patch_backbone, picture
+from tests.modeling.tiny import build, picture
 
 BOTH = pytest.mark.parametrize("recipe", [detr, conditional_detr])
 
@@ -107,6 +106,5 @@ def test_the_number_of_detections_of_detr_is_that_of_its_queries():
     model = build("detr", num_queries=7).eval()
     (result,) = model([picture(64, 96)])
     assert len(result["instances"]) == 7
-    cfg = load_config(get_config_file("DETR/detr_r50.yaml"), ["TEST.DETECTIONS_PER_IMAGE", "50"])
     with pytest.raises(UserError, match="DETECTIONS_PER_IMAGE is 50, but DETR gives one detection for each query"):
-        recipe_config("DETR", cfg, patch_backbone())
+        load_config(get_config_file("DETR/detr_r50.yaml"), ["TEST.DETECTIONS_PER_IMAGE", "50"])
