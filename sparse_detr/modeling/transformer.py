@@ -18,7 +18,7 @@ class Encoded:
     """The output of the encoder, with all that later steps read.
 
     Args:
-        memory: all tokens; those that were not selected are unchanged.
+        memory: all tokens; those that were not selected are unchanged. Or the tokens that the selector gave instead.
         layers: (B, K, C) of every encoder layer, the tokens that it refined.
         selected: the selected tokens, with their scores.
         proposals: a box for every token.

@@ -33,7 +33,8 @@ class TokenRows:
     Args:
         content: (B, K, C).
         position: (B, K, C), added to the content of a token that attends.
-        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
+        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level; without meaning
+            for tokens that are no cells.
         valid: (B, K) bool, False on rows that only fill the batch.
         scores: (B, K), the scores that ranked the tokens; None for selectors without scores.
         any_valid: (K,) bool, True on rows that are valid in some image; None if all rows are.
