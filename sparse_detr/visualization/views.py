@@ -19,7 +19,7 @@ _OBJECT_OPACITY = 0.35
 _LONG_SIDE = 1280
 _DIMMED = 0.22
 _HEAT_OPACITY = 0.62
-_SHOWN_POOLED, _POOLED_COLUMNS = 30, 6
+_SHOWN_POOLED, _POOLED_COLUMNS, _SMALL_SIDE = 30, 6, 320
 
 
 def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
@@ -51,29 +51,30 @@ def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
 def pooled_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     """Show what is polled, where the pooled tokens look together, and the weights of every pooled token.
 
-    Of many pooled tokens those are shown that look at the fewest places; the first one looks at the fewest.
+    The most concentrated pooled token, with the highest single weight, comes first; thirty are shown.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         maps: tokens of the image, with pooled tokens.
     """
     heat = pooling_heat(image, maps)
-    assert heat is not None and maps.pooling is not None  # noqa: PT018
-    size = _picture_size(image)
-    slots = sorted((fused_attention(levels, size) for levels in maps.pooling), key=lambda slot: -float(slot.max()))
+    assert heat is not None
+    assert maps.pooling is not None
+    size = _picture_size(image, _SMALL_SIDE)
+    slots = sorted((_pooling_map(levels, size) for levels in maps.pooling), key=lambda slot: -float(slot.max()))
     shown = slots[:_SHOWN_POOLED]
     bar = ColorBar(norm=_square_root_norm(np.stack(shown)), colormap=colormaps["inferno"])
     sheet = [
-        Panel(_heat_picture(image, slot, bar), str(i + 1), f"up to {slot.max():.1%}") for i, slot in enumerate(shown)
+        Panel(_heat_picture(image, slot, bar, long_side=_SMALL_SIDE), str(number), f"up to {slot.max():.1%}")
+        for number, slot in enumerate(shown, 1)
     ]
+    blank = Panel(np.full_like(sheet[0].picture, 255), "")
     sheet[0] = replace(sheet[0], bar=bar)
+    sheet += [blank] * (-len(sheet) % _POOLED_COLUMNS)
     rows = [sheet[i : i + _POOLED_COLUMNS] for i in range(0, len(sheet), _POOLED_COLUMNS)]
-    last = rows[-1]
-    blank = Panel(np.full_like(last[0].picture, 255), "")
-    rows[-1] = [*last, *[blank] * (_POOLED_COLUMNS - len(last))]
     top = [*_kept_panels(image, maps), _fused_panel(image, heat, title=heat.title)]
-    which = "each" if len(shown) == len(slots) else f"{len(shown)} of them, those of the fewest places"
-    remark = f"{_kept_remark(maps)}. Below: the share of every token in a pooled token, {which}"
+    which = "each pooled token" if len(shown) == len(slots) else f"the {len(shown)} most concentrated pooled tokens"
+    remark = f"{_kept_remark(maps)}. Below: the share of every token in {which}"
     return compose_page("Polled and pooled tokens", remark, [top, *rows])
 
 
@@ -149,12 +150,17 @@ def pooling_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
     if maps.pooling is None:
         return None
     levels = [np.mean(slots, axis=0) for slots in zip(*maps.pooling, strict=True)]
-    fused = fused_attention(levels, _picture_size(image))
+    fused = _pooling_map(levels, _picture_size(image))
     bar, fused_bar = (
         ColorBar(norm=_square_root_norm(values), colormap=colormaps["inferno"]) for values in (_flat(levels), fused)
     )
     remark = f"mean of {len(maps.pooling)} pooled tokens"
     return Heat("Pooling weights", remark, levels=levels, bar=bar, fused=fused, fused_bar=fused_bar)
+
+
+def _pooling_map(levels: LevelMaps, size: tuple[int, int]) -> np.ndarray:
+    """Return the weights on all levels together; those of one level stay cells, with sharp edges to polled tokens."""
+    return levels[0] if len(levels) == 1 else fused_attention(levels, size)
 
 
 def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
@@ -212,9 +218,9 @@ def _fused_panel(image: np.ndarray, heat: Heat, *, title: str) -> Panel:
     return Panel(_heat_picture(image, heat.fused, heat.fused_bar), title, heat.remark, heat.fused_bar)
 
 
-def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar) -> np.ndarray:
+def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar, *, long_side: int = _LONG_SIDE) -> np.ndarray:
     """Blend the colours of (h, w) values over the grey image."""
-    picture = _resized(image)
+    picture = _resized(image, long_side)
     grey = picture.mean(-1, keepdims=True)
     colors = bar.colormap(bar.norm(enlarge(values, picture.shape[:2])), bytes=True)[..., :3]
     return ((1 - _HEAT_OPACITY) * grey + _HEAT_OPACITY * colors).astype(np.uint8)
@@ -230,15 +236,15 @@ def _square_root_norm(values: np.ndarray) -> Normalize:
     return PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
 
 
-def _picture_size(image: np.ndarray) -> tuple[int, int]:
+def _picture_size(image: np.ndarray, long_side: int = _LONG_SIDE) -> tuple[int, int]:
     """Return the (height, width) that pictures are drawn at."""
     height, width = image.shape[:2]
-    scale = _LONG_SIDE / max(height, width)
+    scale = long_side / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _resized(image: np.ndarray) -> np.ndarray:
-    height, width = _picture_size(image)
+def _resized(image: np.ndarray, long_side: int = _LONG_SIDE) -> np.ndarray:
+    height, width = _picture_size(image, long_side)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
