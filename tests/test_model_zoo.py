@@ -39,7 +39,7 @@ def test_an_empty_name_is_no_config(name):
 
 
 def test_an_unknown_project_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"DABDETR/\.\.\., DINO/\.\.\., .*FocusDETR/\.\.\."):
+    with pytest.raises(UserError, match=r"DABDETR/\.\.\., .*DINO/\.\.\., .*FocusDETR/\.\.\."):
         model_zoo.get_config_file("YOLO/x.py")
 
 

@@ -105,7 +105,7 @@ def convert_checkpoint(
 
 def has_our_names(weights: Mapping[str, Tensor]) -> bool:
     """Return whether a training of this project, or `convert`, wrote the weights."""
-    return "tokenizer.level_embed" in weights
+    return any(name.startswith("tokenizer.") for name in weights)
 
 
 def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:

@@ -290,6 +290,13 @@ def test_classes_of_a_sigmoid_model_cannot_become_91():
         convert_checkpoint(file_of("detrex_conditional_detr_r50"), num_classes=91)
 
 
+@pytest.mark.parametrize("case", ["official_detr_r50", "detrex_dab_detr_r50"])
+def test_a_converted_file_of_one_map_is_not_converted_again(case):
+    converted = convert_checkpoint(file_of(case))
+    with pytest.raises(UserError, match="already has the names of this project"):
+        convert_checkpoint(converted.state_dict)
+
+
 def test_dab_detrs_one_head_serves_every_layer():
     converted = convert_checkpoint(file_of("official_dab_detr_r50"), num_classes=80)
     assert converted.names["class_embed.bias"] == "decoder_heads.0.class_embed.bias"
