@@ -92,7 +92,7 @@ def test_a_dense_detector_has_no_token_pictures_and_the_demo_says_so_once(folder
 
 
 def test_pooled_tokens_get_a_page_of_their_own(folder):
-    text = (folder / "sparse.py").read_text().replace("sparse_detr(", "pnp_detr(").replace("num_levels=3, ", "")
+    text = (folder / "sparse.py").read_text().replace("sparse_detr(", "pnp_detr(").replace("num_levels=3,", "")
     (folder / "pnp.py").write_text(text.replace("mobilenet_v2()", "mobilenet_v2(strides=(16,))"))
     torch.save({"model": instantiate(load_config("pnp.py").model).state_dict()}, folder / "pnp.pth")
     assert demo("pnp", "--keep-ratio", "0.5", images="images/wide.png") == 0

@@ -16,8 +16,7 @@ from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_c
 class RoundedDownBudget:
     """The same tokens in every layer: max(int(n * keep_ratio), 1) of an image with n valid tokens.
 
-    The product is in float32, as in the public code of PnP-DETR: it may be a whole number where that of float64 is just
-    below one. Images with a product below 1 keep one token, where the public code keeps none.
+    Images with a product below 1 keep one token, where the public code of PnP-DETR keeps none.
 
     Args:
         keep_ratio: share of the tokens, above 0 and at most 1.
@@ -40,15 +39,19 @@ class RoundedDownBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            # One more than the share, because float32 may round up.
-            most = at_most(share_of(pyramid.num_tokens, self.keep_ratio) + 1, pyramid.num_tokens)
+            most = _at_least_one(torch.sym_int(pyramid.num_tokens * self.keep_ratio))
             return top_tokens(ranking, self._counts(count_valid_tokens(pyramid)), most, exact=False)
         counts = self._counts(torch.tensor(pyramid.valid_counts))
         return top_tokens(ranking, counts.to(ranking.device), int(counts.max()))
 
     def _counts(self, valid_counts: Tensor) -> Tensor:
         """Return (B,) kept tokens of images with (B,) valid tokens."""
-        return (valid_counts.float() * self.keep_ratio).long().clamp(min=1)
+        return (valid_counts.double() * self.keep_ratio).long().clamp(min=1)
+
+
+def _at_least_one(number: int) -> int:
+    """Return the number, or 1 if it is 0: symbolic in an export; constant in a trace of torch.jit."""
+    return max(int(number), 1) if torch.jit.is_tracing() else torch.sym_max(number, 1)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
