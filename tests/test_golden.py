@@ -46,8 +46,8 @@ pytestmark = pytest.mark.slow
 # our part of a loss's name -> the public one, by repository
 PUBLIC_LOSS = {
     "sparse_detr": {"loss_class": "loss_ce", "loss_token_score": "loss_mask_prediction"},
-    "official": {"loss_class": "loss_ce", "_enc": "_interm"},
-    "detrex": {"loss_foreground": "select_loss"},
+    "official": {"loss_class": "loss_ce", "_enc": "_interm", "loss_polled_scores": "sample_reg_loss"},
+    "detrex": {"loss_foreground": "select_loss", "loss_polled_scores": "sample_reg_loss"},
 }
 
 

@@ -16,6 +16,8 @@ from sparse_detr.checkpoint.name_maps import count_indices, join_parts, part_of,
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 
+LINEAR = re.compile(r"selector\.scorer\.mlp\.layers\.\d+\.weight")
+
 
 @dataclass(frozen=True)
 class ConvertedCheckpoint:
@@ -93,7 +95,7 @@ def convert_checkpoint(
     weights = _merge_aliases(file.weights, names)
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
-    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(join_parts(weights)))
+    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(_as_linear_layers(join_parts(weights))))
     if layout.origin == "mmdetection":
         weights |= _absent_biases(weights)
     told = {} if dilated is None else {"dilation": dilated}
@@ -129,6 +131,11 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
         f"unknown kind of checkpoint: {len(weights)} entries, such as {', '.join(list(weights)[:3])}; "
         f"known kinds: {', '.join(LAYOUTS)}"
     )
+
+
+def _as_linear_layers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the kernel size out of 1x1 convolutions that are linear layers here."""
+    return {name: value.flatten(1) if LINEAR.fullmatch(name) else value for name, value in weights.items()}
 
 
 def _merge_aliases(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from sparse_detr.checkpoint.evidence import Evidence
 
+DETREX_POLLED_SHARE = 0.5
+"""Share of the tokens that detrex's PnP-DETR polls, in training as in tests."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -75,6 +78,8 @@ def _recipe_name(evidence: Evidence) -> str:
         return "anchor_detr"
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
+    if evidence.has("selector.pool."):
+        return "pnp_detr"
     if evidence.layout.no_object:
         return "detr"
     if evidence.has("queries.reference_points.layers."):
@@ -166,6 +171,15 @@ def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
     return {"origin": "detrex" if evidence.layout.origin == "detrex" else None}
 
 
+def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
+    detrex = evidence.layout.origin == "detrex"
+    return _detr_arguments(evidence) | {
+        "keep_ratio": DETREX_POLLED_SHARE if detrex else evidence.trained_with.get("sample_topk_ratio"),
+        "training_keep_ratios": (DETREX_POLLED_SHARE, DETREX_POLLED_SHARE) if detrex else None,
+        "num_pooled": evidence.rows("selector.pool.weight_proj.bias"),
+    }
+
+
 def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
     return {"origin": "detrex", "num_detections": 300} if evidence.layout.origin == "detrex" else {}
 
@@ -209,6 +223,7 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
     "detr": _detr_arguments,
+    "pnp_detr": _pnp_arguments,
     "conditional_detr": _conditional_arguments,
     "lite_dino": _lite_arguments,
     "dab_detr": _dab_arguments,

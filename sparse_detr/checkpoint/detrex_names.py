@@ -7,6 +7,7 @@ from sparse_detr.checkpoint.official_names import (
     ANCHORS,
     DINO,
     REFERENCE_POINTS,
+    SAMPLER,
     SCORING_NETWORK,
     SINGLE_SCALE,
     head_table,
@@ -102,6 +103,11 @@ def deformable_table(names: Sequence[str]) -> Table:
 def detr_table(names: Sequence[str]) -> Table:
     """Return the table of DETR."""
     return DETR
+
+
+def pnp_table(names: Sequence[str]) -> Table:
+    """Return the table of PnP-DETR."""
+    return (*SAMPLER, *detr_table(names))
 
 
 def conditional_table(names: Sequence[str]) -> Table:

@@ -64,6 +64,7 @@ def _backbone(name: str, tables: tuple[Table, ...], *marks: str) -> Layout:
 _DEFORMABLE = (r"^transformer\.level_embed$", r"^input_proj\.0\.0\.", r"^class_embed\.0\.")
 _BOX_QUERIES = r"^transformer\.decoder\.ref_point_head\."
 _PATTERNS = r"^transformer\.pattern\.weight$"
+_SAMPLER = r"^transformer\.sampler\.k_proj\."
 _LEARNED_POSITIONS = r"^query_embed\.weight$"
 _KEY_QUERIES = r"^transformer\.encoder\.layers\.\d+\.self_attn\.query_proj\."
 _SCALED_QUERIES = r"^transformer\.decoder\.query_scale\."
@@ -81,6 +82,7 @@ LAYOUTS: dict[str, Layout] = {
         _official("deformable_detr", official_names.sparse_table, *_DEFORMABLE),
         _official("dab_detr", official_names.dab_table, r"^refpoint_embed\.weight$", r"^input_proj\.weight$"),
         _official("anchor_detr", official_names.anchor_table, _PATTERNS, r"^input_proj\.0\.0\."),
+        _official("pnp_detr", official_names.pnp_table, _SAMPLER, r"\.multihead_attn\.", no_object=True),
         _official(
             "detr", official_names.detr_table, r"^transformer\.decoder\.layers\.0\.multihead_attn\.", no_object=True
         ),
@@ -98,6 +100,7 @@ LAYOUTS: dict[str, Layout] = {
         _detrex("dino", detrex_names.deformable_table, r"^transformer\.level_embeds$", r"^transformer\.tgt_embed\."),
         _detrex("dab_detr", detrex_names.dab_table, r"^anchor_box_embed\.weight$", r"^input_proj\.weight$"),
         _detrex("anchor_detr", official_names.anchor_table, _PATTERNS, r"^input_proj\.0\.weight$"),
+        _detrex("pnp_detr", detrex_names.pnp_table, _SAMPLER, r"\.attentions\.1\.attn\.", no_object=True),
         _detrex(
             "detr",
             detrex_names.detr_table,

@@ -105,6 +105,14 @@ DETR: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.(.+)", r"\1.cross_attn.\2"),
 )
 
+# the scores come from 1x1 convolutions, which `convert_checkpoint` makes linear layers
+SAMPLER: Table = (
+    (r"transformer\.sampler\.score_pred_net\.0\.(.+)", r"selector.scorer.mlp.layers.0.\1"),
+    (r"transformer\.sampler\.score_pred_net\.2\.(.+)", r"selector.scorer.mlp.layers.1.\1"),
+    (r"transformer\.sampler\.k_proj\.(.+)", r"selector.pool.weight_proj.\1"),
+    (r"transformer\.sampler\.v_proj\.(.+)", r"selector.pool.value_proj.\1"),
+)
+
 # the reference points of queries, computed once from their positions
 REFERENCE_POINTS: Table = ((r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference_points.\1"),)
 
@@ -211,6 +219,11 @@ def dab_deformable_table(names: Sequence[str]) -> Table:
 def detr_table(names: Sequence[str]) -> Table:
     """Return the table of DETR."""
     return (*DETR, *TRANSFORMER, *backbone_table(names))
+
+
+def pnp_table(names: Sequence[str]) -> Table:
+    """Return the table of PnP-DETR."""
+    return (*SAMPLER, *detr_table(names))
 
 
 def conditional_table(names: Sequence[str]) -> Table:

@@ -37,7 +37,10 @@ _36_OF_7500 = _epochs(36, 30, 7500)
 _50_OF_7500 = _epochs(50, 40, 7500)
 _ONE_IMAGE_A_GPU = "SOLVER.IMS_PER_BATCH 8 TEST.EVAL_PERIOD 14786 SOLVER.CHECKPOINT_PERIOD 14786"
 _DC5_500_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(500, 400, 14786)}"
+_DC5_300_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(300, 200, 14786)}"
 _DC5_50_EPOCHS = f"{_DC5} {_ONE_IMAGE_A_GPU} {_epochs(50, 40, 14786)}"
+_300_OF_1848 = f"SOLVER.IMS_PER_BATCH 64 SOLVER.CLIP_GRAD_NORM 0 {_epochs(300, 200, 1848)}"
+_HALF_POLLED = "MODEL.DETR.KEEP_RATIO 0.5 MODEL.DETR.TRAINING_KEEP_RATIOS (0.5,0.5)"
 
 _RENAMED = {
     "efficient_detr_r50": "deformable_detr_topk_r50",
@@ -75,6 +78,12 @@ _ROWS: dict[str, dict[str, str]] = {
         "conditional_detr_r50_dc5": _DC5_50_EPOCHS,
         "conditional_detr_r101": _R101,
         "conditional_detr_r101_dc5": f"{_DC5_50_EPOCHS} {_R101}",
+    },
+    "projects/PnPDETR/configs/pnp_detr_r50.yaml": {
+        "pnp_detr_r50_500ep": _epochs(500, 400, 7393),
+        "pnp_detr_r50_dc5": _DC5_300_EPOCHS,
+        "pnp_detr_r101": _R101,
+        "pnp_detr_r101_dc5": f"{_DC5_300_EPOCHS} {_R101}",
     },
     "projects/DABDETR/configs/dab_detr_r50.yaml": {
         "dab_detr_r101_dc5": f"{_DC5} {_R101}",
@@ -140,6 +149,8 @@ _ROWS: dict[str, dict[str, str]] = {
         "dab_detr_detrex_swin_t": _detrex_keys(
             "DABDETR", _swin("tiny", "MODEL.SWIN.NUM_MAPS 1"), _UNIFORM, epochs=_50_OF_7500
         ),
+        "pnp_detr_detrex_r50": _detrex_keys("PnPDETR", _C5, _HALF_POLLED, epochs=_300_OF_1848),
+        "pnp_detr_detrex_r101": _detrex_keys("PnPDETR", _R101, _C5, _HALF_POLLED, epochs=_300_OF_1848),
         "dino_detrex_r50_4scale_12ep": _detrex_keys("DINO", _POSITION),
         "dino_detrex_r50_4scale_12ep_300dn": _detrex_keys("DINO", _POSITION, "MODEL.DETR.DENOISING_QUERIES 300"),
         "dino_detrex_r50_4scale_12ep_amp": _detrex_keys(

@@ -11,12 +11,14 @@ from sparse_detr.layers import (
     PackedAttention,
 )
 from sparse_detr.modeling.heads import PredictionHead
+from sparse_detr.modeling.selection import PollAndPool
 
 _OWN_START = (
     FeatureSampler,
     KeyAwareDeformableAttention,
     MultiScaleDeformableAttention,
     PackedAttention,
+    PollAndPool,
     PredictionHead,
 )
 

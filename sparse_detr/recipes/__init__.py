@@ -17,6 +17,7 @@ from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_d
 from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
 from sparse_detr.recipes.meta_arch import RECIPES
+from sparse_detr.recipes.pnp_detr import pnp_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "lite_deformable_detr",
     "lite_dino",
     "mobilenet_v2",
+    "pnp_detr",
     "resnet",
     "sparse_dab_deformable_detr",
     "sparse_detr",

@@ -28,6 +28,7 @@ from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
+from sparse_detr.recipes.pnp_detr import pnp_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -66,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
     "LiteDINO": Recipe((lite_dino, lite, dino, deformable_detr), fixed=_TWO_STAGE),
     "LiteDeformableDETR": Recipe((lite_deformable_detr, lite, deformable_detr)),
+    "PnPDETR": Recipe((pnp_detr, detr, full_attention_detr)),
 }
 """By name of the meta-architecture."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -50,14 +50,20 @@ class TokenSelection(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AllTokens:
-    """Every token is kept, as by a dense encoder."""
+    """Every token is kept, as by a dense encoder.
+
+    Args:
+        pyramid: geometry.
+        mask: as in `Tokens`.
+    """
 
     pyramid: Pyramid
+    mask: Tensor | None = None
 
     @property
     def indices(self) -> Tensor:
-        positions = torch.arange(self.pyramid.num_tokens, device=self.pyramid.device)
-        return positions.expand(self.pyramid.batch_size, -1)
+        batch_size, num_tokens = self.keep.shape
+        return torch.arange(num_tokens, device=self.pyramid.device).expand(batch_size, -1)
 
     @property
     def counts(self) -> Tensor:
@@ -65,11 +71,11 @@ class AllTokens:
 
     @property
     def keep(self) -> Tensor:
-        return ~self.pyramid.padding_mask
+        return ~(self.pyramid.padding_mask if self.mask is None else self.mask)
 
     @property
     def valid(self) -> Tensor:
-        return ~self.pyramid.padding_mask
+        return self.keep
 
     @property
     def any_valid(self) -> Tensor | None:
@@ -230,6 +236,30 @@ class CascadedTokens(TopKTokens):
                 f"the budget's schedule has {len(self.layers)} shares, but the encoder {number} layers; "
                 "give one share a layer"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class PolledTokens(TopKTokens):
+    """The best tokens, with some further tokens that are means of all the others (PnP-DETR, section 3.2).
+
+    Args:
+        pooling: (B, S, N), weight of every token of the image in each of S pooled tokens. The weights of a pooled token
+            sum to 1, and are 0 on kept tokens and padding; all are 0 where every token is kept.
+    """
+
+    pooling: Tensor = field(kw_only=True)
+
+    @staticmethod
+    def polled(tokens: TopKTokens, pooling: Tensor) -> PolledTokens:
+        """Add pooled tokens to a selection."""
+        return PolledTokens(
+            indices=tokens.indices,
+            counts=tokens.counts,
+            num_tokens=tokens.num_tokens,
+            valid=tokens.valid,
+            any_valid=tokens.any_valid,
+            pooling=pooling,
+        )
 
 
 def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True) -> TopKTokens:

@@ -19,6 +19,7 @@ from sparse_detr.visualization.views import (
     heat_page,
     kept_tokens_page,
     overview_page,
+    pooled_tokens_page,
     sampled_points_page,
     score_heat,
 )
@@ -36,7 +37,7 @@ def write_files(
     """Write the pictures of an image, such as `<prefix>_detections.png` and `<prefix>_overview.png`, and its `.json`.
 
     The picture of tokens is left out if all are kept and none is scored, that of scores without a scorer, that of
-    attention without an attention map, that of points without sparse tokens.
+    attention without an attention map, that of points without sparse tokens, that of pooling without pooled tokens.
 
     Args:
         prefix: path and beginning of the file names.
@@ -59,6 +60,8 @@ def write_files(
         pictures["tokens"] = kept_tokens_page(image, maps)
     if maps.points:
         pictures["points"] = sampled_points_page(image, maps)
+    if maps.pooling is not None:
+        pictures["pooling"] = pooled_tokens_page(image, maps)
     for name, heat in (("scores", score_heat(image, maps)), ("attention", attention_heat(image, maps))):
         if heat is not None:
             pictures[name] = heat_page(image, heat)

@@ -1,4 +1,4 @@
-"""Maps of the tokens of one image: kept tokens, scores and attention, as arrays for pictures."""
+"""Maps of the tokens of one image: kept tokens, scores, pooling and attention, as arrays for pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_detr.analysis.tokens import covered_attention, kept_share
-from sparse_detr.structures import DetectorOutput, Pyramid
+from sparse_detr.structures import DetectorOutput, PolledTokens, Pyramid
 
 LevelMaps = Sequence[np.ndarray]
 
@@ -30,6 +30,7 @@ class TokenMaps:
         points: (S, 2), where decoder layers sampled sparse tokens, by the number of the layer from 0: (x, y) in [0, 1]
             of the image; empty for models without sparse tokens.
         full_layers: encoder layers, counted from 1, that refine all tokens where others refine the kept ones only.
+        pooling: of every pooled token, the weights of the tokens that it is the mean of; None without pooled tokens.
     """
 
     kept: LevelMaps
@@ -41,6 +42,7 @@ class TokenMaps:
     objects: LevelMaps | None = None
     points: Mapping[int, np.ndarray] = field(default_factory=dict)
     full_layers: Sequence[int] = ()
+    pooling: Sequence[LevelMaps] | None = None
 
     @property
     def is_selective(self) -> bool:
@@ -76,7 +78,14 @@ def token_maps(
         objects=None if objects is None else _levels(objects, pyramid, image),
         points={layer: found[image].float().cpu().numpy() for layer, found in (points or {}).items()},
         full_layers=[layer for layer, full in enumerate(getattr(output.selection, "full", ()), start=1) if full],
+        pooling=_pooling(output, image),
     )
+
+
+def _pooling(output: DetectorOutput, image: int) -> list[LevelMaps] | None:
+    if not isinstance(output.selection, PolledTokens):
+        return None
+    return [_levels(weights.float(), output.pyramid, image) for weights in output.selection.pooling.unbind(1)]
 
 
 def _levels(values: Tensor, pyramid: Pyramid, image: int) -> list[np.ndarray]:

@@ -133,6 +133,9 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
         ("imfa_dab_detr", "transformer.level_embed", "decoder.encoder.sampler.level_embed"),
         ("imfa_dab_detr", "transformer.dynamic_norm1.bias", "decoder.encoder.sampler.mixing.hidden_norm.bias"),
         ("imfa_dab_detr", "transformer.class_embed.bias", "decoder_heads.0.class_embed.bias"),
+        ("pnp_detr", "transformer.sampler.score_pred_net.2.weight", "selector.scorer.mlp.layers.1.weight"),
+        ("detrex_pnp_detr", "transformer.sampler.k_proj.bias", "selector.pool.weight_proj.bias"),
+        ("detrex_pnp_detr", "transformer.sampler.v_proj.bias", "selector.pool.value_proj.bias"),
         ("detrex_dino", "label_enc.weight", "denoising.label_embed.weight"),
         ("detrex_dino", "backbone.layers.0.blocks.0.attn.qkv.bias", "backbone.layers.0.blocks.0.attn.qkv.bias"),
         ("detrex_focus_detr", "transformer.alpha", "selector.scorer.alpha"),
@@ -170,6 +173,8 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("official_conditional_detr_r50", "conditional_detr", "conditional_detr", 0),
         ("detrex_conditional_detr_r50", "detrex_conditional_detr", "conditional_detr", 0),
         ("official_imfa_r50", "imfa_dab_detr", "imfa_dab_detr", 8),
+        ("official_pnp_detr", "pnp_detr", "pnp_detr", 0),
+        ("detrex_pnp_detr_r50", "detrex_pnp_detr", "pnp_detr", 0),
     ],
 )
 def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):

@@ -33,6 +33,8 @@ MODELS = [
     ("focus_one_stage", {"keep_ratio": 1.0}),
     ("detr", {}),
     ("conditional", {}),
+    ("pnp", {}),
+    ("pnp", {"keep_ratio": 1.0, "training_keep_ratios": (1.0, 1.0)}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
     # All queries of the last picture, which is one token, have equal classes, so that rounding would choose among them.
@@ -90,12 +92,16 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
 
 @every_model
 def test_noise_in_padding_changes_no_memory_of_a_valid_token(name, options):
-    model, memory = build(name, **options), []
-    model.encoder.register_forward_hook(lambda _, __, output: memory.append(output.memory))
-    batched = run(model, PICTURES)
+    model, encoded = build(name, **options), []
+    model.encoder.register_forward_hook(
+        lambda _, inputs, output: encoded.append((output.memory, ~inputs[0].padding_mask))
+    )
+    run(model, PICTURES)
+    memory, valid = encoded[0]
     for image, picture_alone in enumerate(PICTURES):
         run(model, [picture_alone])
-        close(memory[0][image][~batched.pyramid.padding_mask[image]], memory[-1][0])
+        alone, valid_alone = encoded[-1]
+        close(memory[image][valid[image]], alone[0][valid_alone[0]])
 
 
 @every_model
@@ -142,6 +148,7 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
     boxes = [len(image["instances"]) for image in PICTURES]
     outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
+    shares["loss_polled_scores"] = [int(output.selection.counts) for output in outputs]
     if "loss_foreground" in batched:
         true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]

@@ -49,7 +49,8 @@ def test_inference_gives_instances_of_the_requested_size(name, behavior):
         boxes = found.pred_boxes.tensor
         assert boxes.min() >= 0
         assert bool((boxes <= torch.tensor([size[1], size[0], size[1], size[0]])).all())
-        assert bool((found.scores.diff() <= 0).all())
+        if isinstance(model.postprocess, TopKDetections):  # others keep the order of the queries
+            assert bool((found.scores.diff() <= 0).all())
         assert bool(((found.pred_classes >= 0) & (found.pred_classes < NUM_CLASSES)).all())
 
 
@@ -163,11 +164,8 @@ def test_outputs_describe_the_whole_run(name):
     tokens = (2, output.pyramid.num_tokens)
     assert output.selection.keep.shape == tokens
     assert (output.token_scores is None) == (not hasattr(model.selector, "scorer"))
-    assert (
-        output.attention_map is None
-        if isinstance(model.attention_map, NoAttentionMap)
-        else output.attention_map.shape == tokens
-    )
+    without_map = isinstance(model.attention_map, NoAttentionMap)
+    assert output.attention_map is None if without_map else output.attention_map.shape == tokens
     assert model.outputs(BATCH, attention_map=False).attention_map is None
     assert ("proposals" in names) == (model.proposal_head is not None)
     assert ("backbone" in names) == (name == "objectness")

@@ -15,7 +15,7 @@ from sparse_detr.modeling.transformer import DetectionTransformer
 from sparse_detr.recipes import BackboneSpec
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional", "anchor", "imfa", "lite_dino")
+EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional", "anchor", "pnp", "imfa", "lite_dino")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 

@@ -24,6 +24,7 @@ from sparse_detr.recipes import (
     lite_deformable_detr,
     lite_dino,
     mobilenet_v2,
+    pnp_detr,
     resnet,
     sparse_dab_deformable_detr,
     sparse_detr,
@@ -120,6 +121,7 @@ def test_a_resnet_from_the_keys_of_detectron2_is_that_of_the_recipe():
         ("AnchorDETR", anchor_detr, {"anchor_points": "grid", "num_queries": 9, "num_patterns": 2}),
         ("DABDETR", dab_detr, {"num_patterns": 2}),
         ("DETR", detr, {"behavior": "released", "origin": "detrex"}),
+        ("PnPDETR", pnp_detr, {"keep_ratio": 0.4, "training_keep_ratios": [0.5, 0.9], "num_pooled": 7}),
         ("ConditionalDETR", conditional_detr, {"behavior": "released", "origin": "detrex", "num_detections": 7}),
     ],
 )

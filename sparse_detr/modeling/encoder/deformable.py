@@ -33,7 +33,8 @@ class TokenRows:
     Args:
         content: (B, K, C).
         position: (B, K, C), added to the content of a token that attends.
-        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
+        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level; without meaning
+            for tokens that are no cells.
         valid: (B, K) bool, False on rows that only fill the batch.
         scores: (B, K), the scores that ranked the tokens; None for selectors without scores.
         any_valid: (K,) bool, True on rows that are valid in some image; None if all rows are.
@@ -116,8 +117,13 @@ class DeformableEncoder(nn.Module):
             scores: (B, N), the scores that ranked the tokens; None for selectors without scores.
 
         Raises:
-            ValueError: the selection is for another number of layers.
+            ValueError: the selection is for another number of layers, or the tokens are not the cells of maps.
         """
+        if tokens.mask is not None:
+            raise ValueError(
+                "deformable attention reads maps, but this selector hands the encoder tokens that are no cells of one; "
+                "choose a model with full attention"
+            )
         selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
         previous = rows = None
