@@ -10,7 +10,8 @@ from detectron2.structures import Instances
 from torch.testing import assert_close
 
 from sparse_detr.layers import MultiScaleDeformableAttention
-from sparse_detr.modeling.detector import GeneralizedDETR
+from sparse_detr.modeling.decoder import NoAttentionMap
+from sparse_detr.modeling.detector import GeneralizedDETR, TopKDetections
 from sparse_detr.modeling.queries import TopKQueries
 from tests.modeling.tiny import MODELS, NUM_CLASSES, SIZES, build, patch_backbone, picture
 
