@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from sparse_detr.analysis.flops import register_flop_handles
 from sparse_detr.backbones.dat import DeformedKeyAttention, KeyPoints
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.data.images import read_image
 from sparse_detr.layers import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.structures import Pyramid, map_size
@@ -77,7 +77,7 @@ def main() -> int:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = instantiate(load_config(args.config_file, ["train.device=cpu"]).model).eval()
+    model = build_detector(load_config(args.config_file), device="cpu").eval()
     if args.weights:
         model.load_state_dict(load_file(args.weights)["model"])
     label = args.label if args.weights else "narrow model, NOT trained: random weights"
