@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import torch
-from detectron2.config import instantiate
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from sparse_detr.analysis.flops import register_flop_handles
 from sparse_detr.backbones.dat import DeformedKeyAttention, KeyPoints
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.data.images import read_image
 from sparse_detr.layers import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.structures import Pyramid, map_size
@@ -77,7 +77,7 @@ def main() -> int:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = instantiate(load_config(args.config_file, ["train.device=cpu"]).model).eval()
+    model = build_detector(load_config(args.config_file), device="cpu").eval()
     if args.weights:
         model.load_state_dict(load_file(args.weights)["model"])
     label = args.label if args.weights else "narrow model, NOT trained: random weights"
@@ -165,7 +165,7 @@ def draw_level(axis: Axes, samples: AttentionSamples, level: int) -> None:
         axis.scatter(*places.T, s=15 + 3000 * weights, color=plt.get_cmap("tab10")(head), edgecolors="black", lw=0.6)
     axis.scatter(*QUERY, **STAR)
     share = samples.weights[:, level].sum() / samples.weights.sum()
-    axis.set_title(f"Deformable DETR, level {level} (stride {8 * 2**level}): {share:.0%} of the attention", fontsize=13)
+    axis.set_title(f"stride {8 * 2**level}: {share:.0%} of the attention", fontsize=14)
 
 
 def draw_group(axis: Axes, seen: Attentions, group: int) -> None:
@@ -174,7 +174,7 @@ def draw_group(axis: Axes, seen: Attentions, group: int) -> None:
     axis.scatter(*grid.T, s=10, c="white", edgecolors="black", linewidths=0.4)
     arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004, "headwidth": 3.5, "headlength": 4}
     axis.quiver(*grid.T, *(moved - grid).T, color=plt.get_cmap("tab10")(group + 1), **arrow)
-    axis.set_title(f"DAT, group {group} of heads: regular grid (dots), moved points (arrows)", fontsize=13)
+    axis.set_title(f"group {group} of heads: grid and moved points", fontsize=14)
 
 
 def draw_weights(axis: Axes, seen: Attentions) -> None:
@@ -185,7 +185,7 @@ def draw_weights(axis: Axes, seen: Attentions) -> None:
         color = plt.get_cmap("tab10")(group + 1)
         axis.scatter(*places.T, s=6000 * share, color=color, edgecolors="black", lw=0.4, alpha=0.75)
     axis.scatter(*QUERY, **STAR)
-    axis.set_title("DAT: what the query at the star takes from these points (area)", fontsize=13)
+    axis.set_title("what one query takes from all points", fontsize=14)
 
 
 SIZES = (128, 224, 320, 480, 640, 800)

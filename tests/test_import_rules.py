@@ -18,7 +18,7 @@ ALLOWED = {
     "structures": (),
     "layers": ("ops", "structures"),
     "modeling": ("ops", "structures", "layers", "errors", "_detectron2"),
-    "backbones": ("layers", "errors", "_detectron2"),
+    "backbones": ("structures", "layers", "errors", "_detectron2"),
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
     "checkpoint": ("errors",),
     "data": ("errors", "files", "_detectron2"),

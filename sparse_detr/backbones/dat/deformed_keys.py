@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, scaled_dot_product_attention
 
+from sparse_detr.structures import map_size
+
 Convention = Literal["2022", "2023"]
 Position = Literal["table", "convolution", "none"]
 
@@ -128,7 +130,7 @@ class DeformedKeyAttention(nn.Module):
         )
         per_head = [map_.flatten(3).transpose(2, 3) for map_ in heads]
         y = scaled_dot_product_attention(*per_head, attn_mask=self.bias(query, points))
-        y = y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:])
+        y = y.transpose(2, 3).flatten(1, 2).unflatten(2, map_size(x))
         return self.proj_out(y + self.rpe_table(query) if self.position == "convolution" else y)
 
     def points(self, query: Tensor) -> KeyPoints:
@@ -140,10 +142,10 @@ class DeformedKeyAttention(nn.Module):
         offset = self.conv_offset(query.unflatten(1, (self.num_groups, -1)).flatten(0, 1))
         offset = offset.unflatten(0, (-1, self.num_groups)).permute(0, 1, 3, 4, 2)
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
-        size = offset.shape[2:4]
+        size = map_size(offset[..., 0])
         if self.convention == "2023" and min(size) < 2:
             raise ValueError(f"the convention of 2023 needs 2 key cells along each axis, got {tuple(size)}")
-        cells = [length - (self.convention == "2023") for length in size]
+        cells = [length - 1 if self.convention == "2023" else length for length in size]
         grid = _grid([((_cells(n, offset) + 0.5) / count * 2 - 1) for n, count in zip(size, cells, strict=True)])
         if self.range_factor < 0:
             moved = grid + offset
@@ -165,8 +167,8 @@ class DeformedKeyAttention(nn.Module):
         if self.position != "table":
             return None
         moved, inside = points.moved, self.convention == "2022"  # else the centres of outer cells lie on the border
-        axes = [_cells(n, moved) + 0.5 if inside else _cells(n, moved) for n in query.shape[2:]]
-        cells = _grid([axis / (n if inside else n - 1) * 2 - 1 for axis, n in zip(axes, query.shape[2:], strict=True)])
+        axes = [_cells(n, moved) + 0.5 if inside else _cells(n, moved) for n in map_size(query)]
+        cells = _grid([axis / (n if inside else n - 1) * 2 - 1 for axis, n in zip(axes, map_size(query), strict=True)])
         apart = (cells.flatten(0, 1)[:, None] - moved.flatten(2, 3)[:, :, None]) / 2
         tables = self.rpe_table.unflatten(0, (self.num_groups, -1)).to(moved.dtype)
         tables = tables.expand(moved.shape[0], *tables.shape).flatten(0, 1)

@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 from sparse_detr.backbones.dat.deformed_keys import ChannelNorm, Convention, DeformedKeyAttention, check_convention
 from sparse_detr.backbones.dat.windows import WindowAttention
 from sparse_detr.backbones.swin import to_whole
+from sparse_detr.structures import map_size
 
 STRIDES = (4, 8, 16, 32)
 
@@ -101,7 +102,7 @@ class DAT(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return maps by name of images (B, 3, H, W)."""
-        height, width = x.shape[-2:]
+        height, width = map_size(x)
         x = self.patch_proj(pad(x, (0, to_whole(width, STRIDES[-1]), 0, to_whole(height, STRIDES[-1]))))
         maps = {}
         for i, (stage, stride) in enumerate(zip(self.stages, STRIDES, strict=True)):

@@ -6,6 +6,7 @@ from torch import Tensor, arange, nn, roll
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from sparse_detr.backbones.swin import shifted_window_mask, to_whole
+from sparse_detr.structures import map_size
 
 
 class WindowAttention(nn.Module):
@@ -31,10 +32,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within the windows of maps (B, C, H, W)."""
-        size, shift, (batch, channels, height, width) = self.window_size, self.shift, x.shape
+        size, shift, (batch, channels), (height, width) = self.window_size, self.shift, x.shape[:2], map_size(x)
         x = pad(x, (0, to_whole(width, size), 0, to_whole(height, size))).permute(0, 2, 3, 1)
         x = roll(x, (-shift, -shift), (1, 2)) if shift else x
-        rows, columns = x.shape[1] // size, x.shape[2] // size
+        rows, columns = -(-height // size), -(-width // size)
         windows = x.reshape(batch, rows, size, columns, size, channels).transpose(2, 3).flatten(3, 4)
         qkv = self.proj_qkv(windows).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.view(batch, rows * columns, size**2, *qkv.shape[-3:]).permute(3, 0, 1, 4, 2, 5)
