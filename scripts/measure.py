@@ -8,7 +8,8 @@
     python scripts/measure.py --redraw projects/FocusDETR/results/blood-cells-family.json
 
 The last command draws a plot again from its JSON file. Arguments after `--` go to `train_net.py`. A finished run is not
-repeated. The scores go into `results/` beside the README; with `--picture` also the detections and tokens of the first
+repeated: its scores go into `results/` beside the README at once, and a later call, on another machine too, goes on
+from there; with `--picture` also the detections and tokens of the first
 seed's models in that image, and their training logs. `--costs` adds FLOPs, times (all models in turn on the same
 images), the AP50 after non-maximum suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
 """
@@ -51,19 +52,33 @@ SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/deformable_d
 FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.budget.schedule.shares=[1.0,1.0]"
 FAST_SAMPLING = "optimizer.params.sampling_multiplier=1.0"
 NORMS_STAY = "optimizer.params.norm_weight_decay=0.0"
+NO_ENCODER_LOSS = "model.heads.encoder_layers=0"
 VARIANTS = {
     "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1"]),
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
+    "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
     "focus": ("Focus-DETR, 50 % to 10 %", FOCUS, []),
     "focus_flat30": ("Focus-DETR, 30 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.3", FLAT]),
     "focus_flat50": ("Focus-DETR, 50 % in both layers", FOCUS, ["model.selector.budget.keep_ratio=0.5", FLAT]),
+    "lite": (
+        "Lite Deformable DETR, two-stage, H2L1-(2+1)x1",
+        "configs/quick/lite_deformable_detr_mnv2.py",
+        [],
+    ),
+    "lite_dino": ("Lite DINO, H2L1-(2+1)x1", "configs/quick/lite_dino_mnv2.py", []),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    # the relatives, under equal supervision: no auxiliary loss of the encoder
+    "plain_dense": ("Deformable DETR, two-stage, dense", DENSE, [NO_ENCODER_LOSS]),
+    "plain_rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1", NO_ENCODER_LOSS]),
+    "plain_rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3", NO_ENCODER_LOSS]),
+    "plain_focus": ("Focus-DETR, 50 % to 10 %", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    "plain_dino": ("DINO", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
 }
 SCORES = ("AP", "AP50", "AP75")
 ROUNDS = 24  # timed images and batches of every model, after one for warm-up
@@ -85,17 +100,17 @@ def main() -> int:
     parser.add_argument("--costs", action="store_true", help="also count FLOPs, measure times and plot")
     parser.add_argument("--picture", type=Path, help="image on which the models' detections and tokens are drawn")
     args = parser.parse_args(own)
-    results = {
-        variant: scores_of_seeds(args, variant, iterations, passed_on) for variant, iterations in args.iterations
-    }
-    costs = measure_costs(list(results), passed_on) if args.costs else {}
-    if args.costs:
-        add_suppressed_scores(args, results, passed_on)
-    text = table_with_costs(results, costs) if args.costs else table(results)
-    print(text)
     folder = args.readme.parent / "results"
     folder.mkdir(exist_ok=True)
-    write_scores(folder / f"{args.name}.json", args.seeds, results, costs, passed_on)
+    record = Record(folder / f"{args.name}.json", passed_on)
+    results = {
+        variant: scores_of_seeds(args, record, variant, iterations, passed_on)
+        for variant, iterations in args.iterations
+    }
+    costs = measure_costs(list(results), passed_on) if args.costs else {}
+    text = table_with_costs(results, costs) if args.costs else table(results)
+    print(text)
+    record.write(results, costs)
     if args.costs:
         plot_costs(folder / f"{args.name}.png", results, costs)
         text += f"\n\n![AP50 over encoder GFLOPs](results/{args.name}.png)"
@@ -127,20 +142,63 @@ def variant_and_iterations(text: str) -> tuple[str, int]:
     return variant, int(iterations)
 
 
+class Record:
+    """The scores of a table in a JSON file, which grows with every run.
+
+    Args:
+        path: the file; it need not exist.
+        passed_on: arguments of the trainings; scores of trainings with other overrides are not taken over.
+    """
+
+    def __init__(self, path: Path, passed_on: list[str]):
+        self.path, self.overrides = path, [argument for argument in passed_on if "=" in argument]
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        self.results: dict[str, list[dict[str, float]]] = {}
+        if old.get("overrides") == self.overrides:
+            self.results = {name: [run for run in runs if "seed" in run] for name, runs in old["results"].items()}
+
+    def run(self, variant: str, seed: int, iterations: int) -> dict[str, float]:
+        """Return the scores of an earlier run; {} if there is none."""
+        same = [run for run in self.results.get(variant, []) if run["seed"] == seed]
+        return next((run for run in same if abs(run["iterations"] - iterations) <= 1), {})
+
+    def add(self, variant: str, run: dict[str, float]) -> None:
+        """Add the scores of a run, and write the file."""
+        others = [other for other in self.results.get(variant, []) if other["seed"] != run["seed"]]
+        self.results[variant] = sorted([*others, run], key=lambda run: run["seed"])
+        self.write(self.results, {})
+
+    def write(self, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
+        """Write all measurements as JSON."""
+        record: dict[str, Any] = {
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "overrides": self.overrides,
+            "results": results,
+        }
+        if costs:
+            record["costs"] = costs
+        self.path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def scores_of_seeds(
-    args: argparse.Namespace, variant: str, iterations: int, passed_on: list[str]
+    args: argparse.Namespace, record: Record, variant: str, iterations: int, passed_on: list[str]
 ) -> list[dict[str, float]]:
-    """Return the scores of one variant for every seed."""
+    """Return the scores of one variant for every seed, after the trainings that are missing."""
     _, config, overrides = VARIANTS[variant]
     overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
     for seed in args.seeds:
         folder = args.output / args.name / f"{variant}_seed{seed}"
-        if not final_scores(folder):
+        run = record.run(variant, seed, iterations)
+        if not run and not final_scores(folder):
             print(f"==> {variant}, seed {seed}: {folder}", flush=True)
             command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
             subprocess.run([*command, *passed_on, *overrides, f"train.seed={seed}"], cwd=ROOT, check=True)
-        runs.append(final_scores(folder))
+        if not run:
+            suppressed = suppressed_score(folder, run_of(variant, passed_on).evaluation_sets[0].names[0])
+            run = {"seed": seed, **final_scores(folder), "AP50_suppressed": suppressed}
+            record.add(variant, run)
+        runs.append(run)
     return runs
 
 
@@ -189,16 +247,10 @@ def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[s
     }
 
 
-def add_suppressed_scores(
-    args: argparse.Namespace, results: dict[str, list[dict[str, float]]], passed_on: list[str]
-) -> None:
-    """Add `AP50_suppressed` to the scores of every run, from the detections that its evaluation saved."""
-    name = run_of(next(iter(results)), passed_on).evaluation_sets[0].names[0]
-    truth = COCO(MetadataCatalog.get(name).json_file)
-    for variant, runs in results.items():
-        for seed, run in zip(args.seeds, runs, strict=True):
-            saved = args.output / args.name / f"{variant}_seed{seed}" / "inference" / "coco_instances_results.json"
-            run["AP50_suppressed"] = ap50(truth, suppress(json.loads(saved.read_text())))
+def suppressed_score(folder: Path, dataset: str) -> float:
+    """Return the AP50 of a run after non-maximum suppression of the detections that its evaluation saved."""
+    saved = folder / "inference" / "coco_instances_results.json"
+    return ap50(COCO(MetadataCatalog.get(dataset).json_file), suppress(json.loads(saved.read_text())))
 
 
 def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
@@ -345,25 +397,6 @@ def _common(one: Box, other: Box) -> float:
 def _outside(place: Box, frame: Sequence[float]) -> float:
     """Return the area of a box outside the frame."""
     return (place[2] - place[0]) * (place[3] - place[1]) - _common(place, (frame[0], frame[1], frame[2], frame[3]))
-
-
-def write_scores(
-    path: Path,
-    seeds: list[int],
-    results: dict[str, list[dict[str, float]]],
-    costs: dict[str, dict[str, float]],
-    passed_on: list[str],
-) -> None:
-    """Write all measurements as JSON."""
-    record: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "seeds": seeds,
-        "overrides": [argument for argument in passed_on if "=" in argument],
-        "results": results,
-    }
-    if costs:
-        record["costs"] = costs
-    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:

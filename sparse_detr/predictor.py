@@ -158,6 +158,13 @@ class Predictor:
 
         return isinstance(getattr(self.model, "selector", KeepAllTokens()), KeepAllTokens)
 
+    @property
+    def _selects_levels(self) -> bool:
+        """Return whether whole levels are selected, so that there is no keep ratio to choose."""
+        from sparse_detr.modeling.selection import LevelSelector
+
+        return isinstance(getattr(self.model, "selector", None), LevelSelector)
+
     def __call__(self, images: Any, **options: Any) -> Any:
         """Detect objects in one image or in many.
 
@@ -267,6 +274,11 @@ class Predictor:
             raise UserError(
                 f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token; "
                 "leave keep_ratio out"
+            )
+        if options.keep_ratio is not None and self._selects_levels:
+            raise UserError(
+                f"keep_ratio is {options.keep_ratio}, but this model refines levels, not a share of the tokens; leave "
+                "keep_ratio out"
             )
 
     def _budget(self, options: Options) -> dict[str, float]:

@@ -32,7 +32,7 @@ ROOMS = {
     "classification": (),
     "inputs": (),
     "heads": ("classification",),
-    "initialization": ("heads",),
+    "initialization": ("heads", "selection"),
     "tokenizers": (),
     "selection": ("heads",),
     "encoder": ("heads",),

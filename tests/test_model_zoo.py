@@ -39,7 +39,7 @@ def test_an_empty_name_is_no_config(name):
 
 
 def test_an_unknown_project_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"DABDETR/\.\.\., DINO/\.\.\., .*FocusDETR/\.\.\."):
+    with pytest.raises(UserError, match=r"DABDETR/\.\.\., .*DINO/\.\.\., .*FocusDETR/\.\.\."):
         model_zoo.get_config_file("YOLO/x.py")
 
 
@@ -64,7 +64,7 @@ def test_all_names_are_listed_and_found():
             "SparseDETR/sparse_detr_r50_rho10.yaml",
             r"use .*MODEL.DETR.KEEP_RATIO 0.1 .*SparseDETR/sparse_detr_r50_rho10.py",
         ),
-        ("quick/efficient_detr_mnv2.py", "is now quick/deformable_detr_topk_mnv2.py"),
+        ("SparseDETR/efficient_detr_r50.py", "is now SparseDETR/deformable_detr_topk_r50.py"),
     ],
 )
 def test_for_a_removed_config_the_successor_is_named(name, answer):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from sparse_detr.data.augmentation import test_augmentations as resize
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.errors import UserError
 from sparse_detr.predictor import ImageError
-from sparse_detr.recipes import deformable_detr, sparse_detr
+from sparse_detr.recipes import deformable_detr, lite_deformable_detr, sparse_detr
 from tests.modeling.tiny import NUM_CLASSES, SIZES, patch_backbone, shake
 
 ROOT = Path(__file__).parents[1]
@@ -381,6 +382,16 @@ def test_a_dense_model_has_no_keep_ratio(folder):
         dense(folder / "rgb.png", keep_ratio=0.5)
     with pytest.raises(UserError, match="keep_ratio is 0.5, but this model has a dense encoder"):
         Predictor(make_config(deformable_detr), folder / "dense.pth", keep_ratio=0.5)
+
+
+def test_a_model_that_selects_levels_has_no_keep_ratio(folder, tmp_path):
+    cfg = make_config(partial(lite_deformable_detr, high_levels=1, blocks=1))
+    levels = Predictor(cfg, make_weights(cfg, tmp_path / "levels.pth"))
+    assert not levels.is_dense
+    assert len(levels(folder / "rgb.png"))
+    for share in (0.5, 1.0):
+        with pytest.raises(UserError, match=f"keep_ratio is {share}, but this model refines levels, not a share"):
+            levels(folder / "rgb.png", keep_ratio=share)
 
 
 def test_configs_of_every_kind_are_accepted(folder, tmp_path, predictor):

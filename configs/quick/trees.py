@@ -13,7 +13,8 @@ from ..common.coco import dataloader, optimizer, train
 from ..common.schedule import cosine as lr_multiplier
 from .sample import CATEGORY, SPLITS, WEIGHTS_FILE, how_to_make, sample_folder
 
-SIZES = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=256, num_levels=3, num_queries=100)
+ONE_MAP = dict(embed_dim=128, encoder_layers=2, decoder_layers=3, feedforward_dim=256, num_queries=100)
+SIZES = dict(num_levels=3, **ONE_MAP)
 
 dataloader.register = [
     L(register_coco_files)(

@@ -65,6 +65,18 @@ def deformable_attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return 4 * prod(_shape(inputs[1])[:5]) * head_dim
 
 
+def sample_products_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count `deformable_attention_backward(query (B, Q, M * D), value (B, N, M, D), points (B, Q, M, L, P, 2), ...)`.
+
+    At inference it only makes the products of key-aware attention: the samples count as in `deformable_attention`.
+
+    Args:
+        inputs: jit values of the operator's arguments.
+        outputs: jit values of its results.
+    """
+    return deformable_attention_flops(inputs[1:], outputs)
+
+
 def _shape(value: Any) -> list[int]:
     """Return the shape of a traced tensor (`torch._C.Value`)."""
     return value.type().sizes()
@@ -75,4 +87,6 @@ FLOP_HANDLES: dict[str, FlopHandle] = {
     "aten::_native_multi_head_attention": fused_multihead_attention_flops,
     "sparse_detr::deformable_attention": deformable_attention_flops,
     "sparse_detr_triton::deformable_attention": deformable_attention_flops,
+    "sparse_detr::deformable_attention_backward": sample_products_flops,
+    "sparse_detr_triton::deformable_attention_backward": sample_products_flops,
 }

@@ -5,7 +5,9 @@ from sparse_detr._detectron2 import require_detectron2
 
 require_detectron2()
 
+from sparse_detr.backbones.dat import DAT
 from sparse_detr.backbones.mobilenet import MobileNetV2
 from sparse_detr.backbones.swin import SwinTransformer
+from sparse_detr.backbones.timm import TimmBackbone, timm_maps
 
-__all__ = ["MobileNetV2", "SwinTransformer"]
+__all__ = ["DAT", "MobileNetV2", "SwinTransformer", "TimmBackbone", "timm_maps"]

@@ -19,7 +19,8 @@ class MobileNetV2(Backbone):
     Parameters have the names of torchvision's `mobilenet_v2().features`.
 
     Args:
-        out_features: maps to return, of `stride4`, `stride8`, `stride16` and `stride32`.
+        out_features: maps to return, of `stride4`, `stride8`, `stride16` and `stride32`; there are no layers after the
+            last of them.
         freeze_at: which parts have no gradient: 0 none, 1 up to stride 2, 2 up to stride 4, ..., 5 everything.
 
     Raises:
@@ -34,10 +35,11 @@ class MobileNetV2(Backbone):
         unknown = set(out_features) - set(self.stages)
         if unknown:
             raise ValueError(f"out_features has no maps {sorted(unknown)}; choose from {', '.join(self.stages)}")
-        self.features = mobilenet_v2(weights=None).features
+        last = max(self.stages[name][0] for name in out_features)
+        self.features = mobilenet_v2(weights=None).features[: last + 1]
         names = list(self.stages)
-        for index in range(self.stages[names[freeze_at - 1]][0] + 1 if freeze_at else 0):
-            self.features[index].requires_grad_(False)
+        for block in self.features[: self.stages[names[freeze_at - 1]][0] + 1 if freeze_at else 0]:
+            block.requires_grad_(False)
         self.features = FrozenBatchNorm2d.convert_frozen_batchnorm(self.features)
         for module in self.features.modules():
             if isinstance(module, FrozenBatchNorm2d):

@@ -11,6 +11,7 @@ from sparse_detr.errors import UserError
 UNUSED_COCO_IDS = (0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(i for i in range(91) if i not in UNUSED_COCO_IDS)
 CLASS_ROWS = re.compile(r"(?:.*\.)?(?:class_embed\.(?:weight|bias)|label_embed\.weight)")
+UNUSED_BIAS = -1e4  # its exponential is 0 in every precision, and half precision can hold it
 LABEL_EMBED = "denoising.label_embed.weight"
 
 
@@ -19,8 +20,8 @@ def is_class_rows(name: str) -> bool:
     return CLASS_ROWS.fullmatch(name) is not None
 
 
-def count_classes(state_dict: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a converted file; None without a class head."""
+def count_class_rows(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Return the number of rows of a class head in a converted file; None without one."""
     heads = (value for name, value in state_dict.items() if is_class_rows(name) and name != LABEL_EMBED)
     return next((len(value) for value in heads), None)
 
@@ -29,11 +30,13 @@ def without_unused_labels(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Cut the label embedding of denoising queries to one row a class: official DINO files have an unused last row."""
     result = dict(state_dict)
     if LABEL_EMBED in result:
-        result[LABEL_EMBED] = result[LABEL_EMBED][: count_classes(state_dict)]
+        result[LABEL_EMBED] = result[LABEL_EMBED][: count_class_rows(state_dict)]
     return result
 
 
-def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = False) -> dict[str, Tensor]:
+def coco_91_to_80(
+    state_dict: Mapping[str, Tensor], *, binary_proposals: bool = False, no_object: bool = False
+) -> dict[str, Tensor]:
     """Keep the 80 rows of every class head and label embedding that stand for a COCO category.
 
     In a proposal head trained on binary labels, row 0 means "foreground" and all other rows are negatives. It keeps its
@@ -42,6 +45,7 @@ def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = 
     Args:
         state_dict: entries under our names, with 91 class rows.
         binary_proposals: the proposal head was trained on binary labels.
+        no_object: there is a further row for "no object", which stays the last.
 
     Raises:
         UserError: binary proposals and the decoder share one head, so row 0 would be both foreground and person.
@@ -51,7 +55,7 @@ def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = 
             "this two-stage file has one head for the decoder (row = COCO category id) and for its binary proposals "
             "(row 0 = foreground), so its rows cannot be 80 contiguous classes; keep the 91 classes (--classes 91)"
         )
-    category_rows = torch.tensor(COCO_IDS)
+    category_rows = torch.tensor((*COCO_IDS, 91) if no_object else COCO_IDS)
     result = {}
     for name, value in state_dict.items():
         if not is_class_rows(name):
@@ -60,6 +64,23 @@ def coco_91_to_80(state_dict: Mapping[str, Tensor], *, binary_proposals: bool = 
             result[name] = value[: len(COCO_IDS)].clone()
         else:
             result[name] = value[category_rows]
+    return result
+
+
+def coco_80_to_91(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the 80 class rows of softmax heads to the category ids of COCO; the last row, "no object", stays the last.
+
+    The ids without a category get a weight of 0 and a bias so low that their probability is 0.
+
+    Args:
+        state_dict: entries under our names, with 81 class rows.
+    """
+    rows = torch.tensor((*COCO_IDS, 91))
+    result = dict(state_dict)
+    for name in filter(is_class_rows, state_dict):
+        value = state_dict[name]
+        result[name] = value.new_full((92, *value.shape[1:]), UNUSED_BIAS if value.dim() == 1 else 0.0)
+        result[name][rows] = value
     return result
 
 

@@ -1,19 +1,22 @@
-"""Convert public checkpoints of the Deformable DETR family, and of ImageNet backbones, to our names."""
+"""Convert public checkpoints of the DETR family, and of ImageNet backbones, to our names."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.coco_classes import coco_91_to_80, count_classes, without_unused_labels
+from sparse_detr.checkpoint.coco_classes import coco_80_to_91, coco_91_to_80, without_unused_labels
 from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
 from sparse_detr.checkpoint.match import equal_values
-from sparse_detr.checkpoint.name_maps import count_indices, rename
+from sparse_detr.checkpoint.name_maps import count_indices, join_parts, part_of, rename
 from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
+
+LINEAR = re.compile(r"selector\.scorer\.mlp\.layers\.\d+\.weight")
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,22 @@ class ConvertedCheckpoint:
 
 
 def convert_checkpoint(
-    state_dict: Mapping[str, Any], source: str = "auto", num_classes: int | None = None, ema: bool = False
+    state_dict: Mapping[str, Any],
+    source: str = "auto",
+    num_classes: int | None = None,
+    ema: bool = False,
+    dilated: bool | None = None,
 ) -> ConvertedCheckpoint:
     """Rename the entries of a public checkpoint.
 
     Args:
         state_dict: content of the file: the weights, or the training script's dict around them.
         source: a key of `LAYOUTS`, or "auto" to recognise the layout by its names.
-        num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91.
+        num_classes: None keeps the class rows; 80 takes those of COCO's 80 categories out of 91; 91 puts 80 rows at the
+            category ids of COCO, in models with a row for "no object".
         ema: convert the averaged weights of the file.
+        dilated: whether the last stage of the ResNet is dilated (DC5), for files that do not show it; None to take what
+            the file says.
 
     Returns:
         The renamed weights with a record of what became of every entry.
@@ -85,13 +95,16 @@ def convert_checkpoint(
     weights = _merge_aliases(file.weights, names)
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
-    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(weights))
-    evidence = Evidence(weights, frozenset(file.weights), file.arguments, layout, file.others)
-    weights = _with_classes(weights, num_classes, evidence.binary_proposals)
+    merged, weights = len(weights), without_unused_labels(_one_head_a_layer(_as_linear_layers(join_parts(weights))))
+    if layout.origin == "mmdetection":
+        weights |= _absent_biases(weights)
+    told = {} if dilated is None else {"dilation": dilated}
+    evidence = Evidence(weights, frozenset(file.weights), file.arguments | told, layout, file.others)
+    weights = _with_classes(weights, num_classes, evidence)
     return ConvertedCheckpoint(
         state_dict=weights,
         source=layout.name,
-        names=names,
+        names={name: part_of(ours)[0] for name, ours in names.items()},
         num_aliases=len(names) - merged,
         dropped=file.dropped + tuple(name for name, (ours, known) in renamed.items() if known and ours is None),
         unknown=tuple(name for name, (_, known) in renamed.items() if not known),
@@ -101,7 +114,7 @@ def convert_checkpoint(
 
 def has_our_names(weights: Mapping[str, Tensor]) -> bool:
     """Return whether a training of this project, or `convert`, wrote the weights."""
-    return "tokenizer.level_embed" in weights
+    return any(name.startswith("tokenizer.") for name in weights)
 
 
 def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
@@ -118,6 +131,11 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
         f"unknown kind of checkpoint: {len(weights)} entries, such as {', '.join(list(weights)[:3])}; "
         f"known kinds: {', '.join(LAYOUTS)}"
     )
+
+
+def _as_linear_layers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the kernel size out of 1x1 convolutions that are linear layers here."""
+    return {name: value.flatten(1) if LINEAR.fullmatch(name) else value for name, value in weights.items()}
 
 
 def _merge_aliases(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -144,21 +162,32 @@ def _check_equal(weights: Mapping[str, Tensor], one: str, other: str) -> None:
 
 
 def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the head of the first decoder layer to the others if the file has one head for all."""
+    """Copy the class and box branches of the first decoder layer to the others if the file has one for all."""
     result = dict(weights)
-    if count_indices(weights, r"decoder_heads\.(\d+)\.") == 1:
-        first = {name: value for name, value in weights.items() if name.startswith("decoder_heads.0.")}
-        for layer in range(1, count_indices(weights, r"decoder\.layers\.(\d+)\.")):
-            result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
+    num_layers = count_indices(weights, r"decoder\.layers\.(\d+)\.")
+    for branch in ("class_embed", "box_embed"):
+        if count_indices(weights, rf"decoder_heads\.(\d+)\.{branch}\.") == 1:
+            first = {name: value for name, value in weights.items() if name.startswith(f"decoder_heads.0.{branch}.")}
+            for layer in range(1, num_layers):
+                result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
     return result
 
 
-def _with_classes(weights: dict[str, Tensor], num_classes: int | None, binary_proposals: bool) -> dict[str, Tensor]:
-    found = count_classes(weights)
+def _absent_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a bias of 0 for every projection without one: MMDetection has none before a normalisation."""
+    kernels = (name for name in weights if re.fullmatch(r"tokenizer\.projections\.\d+\.conv\.weight", name))
+    absent = {name.replace(".weight", ".bias"): weights[name] for name in kernels}
+    return {name: value.new_zeros(len(value)) for name, value in absent.items() if name not in weights}
+
+
+def _with_classes(weights: dict[str, Tensor], num_classes: int | None, evidence: Evidence) -> dict[str, Tensor]:
+    found, no_object = evidence.num_classes, evidence.layout.no_object
     if num_classes is None or found is None or num_classes == found:
         return weights
     if (found, num_classes) == (91, 80):
-        return coco_91_to_80(weights, binary_proposals=binary_proposals)
+        return coco_91_to_80(weights, binary_proposals=evidence.binary_proposals, no_object=no_object)
+    if (found, num_classes) == (80, 91) and no_object:
+        return coco_80_to_91(weights)
     raise UserError(
         f"the file has {found} classes and {num_classes} were asked for, but only COCO's 91 can become 80; to "
         "fine-tune on another number of classes, leave --classes out: training skips the class rows and says so"

@@ -1,11 +1,14 @@
 """Describe the model that a converted checkpoint needs, from its entries."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparse_detr.checkpoint.coco_classes import count_classes
 from sparse_detr.checkpoint.evidence import Evidence
+
+DETREX_POLLED_SHARE = 0.5
+"""Share of the tokens that detrex's PnP-DETR polls, in training as in tests."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class Description:
     position: tuple[float, float] | None = None
     remarks: tuple[str, ...] = ()
 
+    @property
+    def call(self) -> str | None:
+        """Return the model as a call of its recipe, to paste into a config; None for a file of backbone weights."""
+        if self.recipe is None:
+            return None
+        arguments = {"behavior": "released", **self.arguments}
+        words = [f"backbone={self.backbone or '...'}", *(f"{name}={value!r}" for name, value in arguments.items())]
+        return f"{self.recipe}({', '.join(words)})"
+
     def __str__(self) -> str:
         lines = [
             f"recipe:    {self.recipe or 'none, these are backbone weights'}",
@@ -36,6 +48,8 @@ class Description:
         ]
         if self.arguments:
             lines.append("arguments: " + ", ".join(f"{name}={value!r}" for name, value in self.arguments.items()))
+        if self.call is not None:
+            lines.append(f"config:    model = {self.call}")
         lines += [f"override:  model.{key}={value}" for key, value in self.overrides.items()]
         if self.position is not None:
             temperature, offset = self.position
@@ -48,7 +62,7 @@ def describe(evidence: Evidence) -> Description:
     if evidence.is_backbone:
         return Description(recipe=None, backbone=evidence.backbone)
     recipe = _recipe_name(evidence)
-    arguments = _common_arguments(evidence) | ARGUMENTS[recipe](evidence)
+    arguments = _common_arguments(evidence) | _sizes(evidence, recipe) | ARGUMENTS[recipe](evidence)
     return Description(
         recipe=recipe,
         backbone=evidence.backbone,
@@ -60,8 +74,18 @@ def describe(evidence: Evidence) -> Description:
 
 
 def _recipe_name(evidence: Evidence) -> str:
+    if evidence.has("tokenizer.embed."):
+        return "anchor_detr"
     if evidence.has("encoder.layers.0.object_attn."):
         return "focus_detr"
+    if evidence.has("selector.pool."):
+        return "pnp_detr"
+    if evidence.layout.no_object:
+        return "detr"
+    if evidence.has("queries.reference_points.layers."):
+        return "conditional_detr"
+    if evidence.layout.name == "lite_dino":
+        return "lite_dino"
     if evidence.start == "learned":
         return "dino"
     if evidence.has("decoder.encoder."):
@@ -76,15 +100,32 @@ def _recipe_name(evidence: Evidence) -> str:
 
 
 def _common_arguments(evidence: Evidence) -> dict[str, Any]:
-    learned = ("queries.embedding.weight", "queries.start.embedding.weight", "queries.anchors.logits")
+    learned = (
+        "queries.embedding.weight",
+        "queries.start.embedding.weight",
+        "queries.anchors.logits",
+        "queries.points.coordinates",
+    )
     rows = next((evidence.rows(name) for name in learned if name in evidence.weights), None)
     return {
-        "num_classes": count_classes(evidence.weights),
+        "num_classes": evidence.num_classes,
         "num_queries": evidence.trained_with.get("num_queries") if rows is None else rows,
         "num_levels": evidence.num_levels,
         "encoder_layers": evidence.layers("encoder"),
         "decoder_layers": evidence.layers("decoder"),
     }
+
+
+def _sizes(evidence: Evidence, recipe: str) -> dict[str, Any]:
+    """Return the widths of the transformer, where they are not the usual ones."""
+    usual = {"embed_dim": 256, "feedforward_dim": FEEDFORWARD_DIMS.get(recipe, 2048), "num_heads": 8, "num_points": 4}
+    found = {
+        "embed_dim": evidence.rows("decoder.layers.0.ffn_norm.weight"),
+        "feedforward_dim": evidence.rows("decoder.layers.0.ffn.linear1.bias"),
+        "num_heads": evidence.trained_with.get("num_heads"),
+        "num_points": evidence.trained_with.get("num_points"),
+    }
+    return {name: found[name] for name, value in usual.items() if found[name] not in (value, None)}
 
 
 def _deformable_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -107,6 +148,16 @@ def _dino_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _lite_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {
+        **_dino_arguments(evidence),
+        "high_levels": evidence.trained_with.get("enc_scale", 3),
+        "blocks": evidence.narrow_layers or evidence.trained_with.get("num_expansion", 3),
+        "key_aware": "everywhere" if evidence.has("encoder.layers.0.self_attn.query_proj.") else "off",
+        "narrow_ffn": evidence.narrow_layers > 0,
+    }
+
+
 def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
     return {
         "num_patterns": evidence.rows("queries.patterns.weight"),
@@ -114,6 +165,23 @@ def _dab_arguments(evidence: Evidence) -> dict[str, Any]:
         "query_scale": "scalar" if evidence.rows("decoder.query_position.scale.layers.1.bias") == 1 else "elementwise",
         "position_temperature": _position(evidence)[0],
     }
+
+
+def _detr_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {"origin": "detrex" if evidence.layout.origin == "detrex" else None}
+
+
+def _pnp_arguments(evidence: Evidence) -> dict[str, Any]:
+    detrex = evidence.layout.origin == "detrex"
+    return _detr_arguments(evidence) | {
+        "keep_ratio": DETREX_POLLED_SHARE if detrex else evidence.trained_with.get("sample_topk_ratio"),
+        "training_keep_ratios": (DETREX_POLLED_SHARE, DETREX_POLLED_SHARE) if detrex else None,
+        "num_pooled": evidence.rows("selector.pool.weight_proj.bias"),
+    }
+
+
+def _conditional_arguments(evidence: Evidence) -> dict[str, Any]:
+    return {"origin": "detrex", "num_detections": 300} if evidence.layout.origin == "detrex" else {}
 
 
 def _imfa_arguments(evidence: Evidence) -> dict[str, Any]:
@@ -134,6 +202,19 @@ def _dab_deformable_arguments(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _anchor_arguments(evidence: Evidence) -> dict[str, Any]:
+    arguments = {
+        "num_patterns": evidence.rows("queries.patterns.weight"),
+        "origin": "detrex" if evidence.layout.origin == "detrex" else None,
+    }
+    if evidence.has("queries.points."):
+        return arguments
+    side = round(math.sqrt(evidence.trained_with.get("num_query_position", 300)))  # the public code rounds to a square
+    return arguments | {"anchor_points": "grid", "num_queries": side**2}
+
+
+# by recipe: the usual width of the feed-forward networks, where it is not 2048
+FEEDFORWARD_DIMS = dict.fromkeys(("deformable_detr", "deformable_detr_topk", "sparse_detr", "anchor_detr"), 1024)
 # by recipe: the arguments besides `_common_arguments`
 ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "deformable_detr": _deformable_arguments,
@@ -141,9 +222,14 @@ ARGUMENTS: dict[str, Callable[[Evidence], dict[str, Any]]] = {
     "sparse_detr": _deformable_arguments,
     "dino": _dino_arguments,
     "focus_detr": _dino_arguments,
+    "detr": _detr_arguments,
+    "pnp_detr": _pnp_arguments,
+    "conditional_detr": _conditional_arguments,
+    "lite_dino": _lite_arguments,
     "dab_detr": _dab_arguments,
     "dab_deformable_detr": _dab_deformable_arguments,
     "imfa_dab_detr": _imfa_arguments,
+    "anchor_detr": _anchor_arguments,
 }
 
 
@@ -151,10 +237,14 @@ def _position(evidence: Evidence) -> tuple[float, float]:
     """Return temperature and offset of the sine embedding of tokens, guessed where the file does not hold them."""
     if evidence.layout.name == "detrex_dab_detr":
         return 10.0 if _has_temperature_10(evidence) else 20.0, 0.0
-    if evidence.layout.name in ("dino", "dab_detr"):
+    if evidence.layout.name in ("dino", "lite_dino", "dab_detr"):
         return float(evidence.trained_with.get("pe_temperatureH", 20)), 0.0
     if evidence.layout.name == "imfa_dab_detr":
         return float(evidence.trained_with.get("pe_temperatureH", 20)), -0.5
+    if evidence.layout.name == "mmdet_dino":
+        return 20.0, 0.0
+    if evidence.has("tokenizer.projection.weight"):
+        return 10_000.0, 0.0
     return 10_000.0, -0.5
 
 
@@ -183,13 +273,15 @@ def _has_temperature_10(evidence: Evidence) -> bool:
 
 def _remarks(evidence: Evidence) -> Iterator[str]:
     yield 'use behavior="released": public weights were trained with it'
-    if count_classes(evidence.weights) == 91:
+    if evidence.num_classes == 91:
         yield "its classes are COCO's category ids: give class_channels=sparse_detr.checkpoint.COCO_IDS as well"
     if evidence.start in ("box", "memory", "tokens") and "num_queries" not in evidence.trained_with:
         yield "a two-stage file does not hold its number of queries; the papers' models have 300"
     if evidence.layout.name == "sparse_detr" and "rho" not in evidence.trained_with:
         yield "the keep ratio is not in the weights; see the file's name (rho)"
     yield from _backbone_remarks(evidence)
+    if evidence.layout.name == "lite_dino":
+        yield from _level_remarks(evidence)
     yield from _position_remarks(evidence)
     if _never_refined(evidence):
         yield "every layer has its own head but refines no box: the Sparse DETR repository does so only with two stages"
@@ -201,7 +293,23 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
-        yield "the weights do not show whether the last stage is dilated (DC5); see the file's name"
+        yield (
+            "the weights do not show whether the last stage is dilated (DC5), and here it is not; see the file's name, "
+            "and give --dilated or --not-dilated (in Python dilated=True or False)"
+        )
+
+
+def _level_remarks(evidence: Evidence) -> Iterator[str]:
+    """Say what a file of Lite DETR does not hold about the levels that its encoder refines."""
+    if "enc_scale" not in evidence.trained_with:
+        yield (
+            "the number of coarse levels is not in the file, and a wrong one loads all the same; 3, as stated, for "
+            "H3L1 (s3 in the file's name), high_levels=2 for H2L2 (s2)"
+        )
+    if not evidence.narrow_layers and "num_expansion" not in evidence.trained_with:
+        yield "the number of blocks is not in the file, and a wrong one loads all the same; see its name (ex)"
+    if any(".key_proj." in name for name in evidence.public_names):
+        yield "its keys have a projection of their own (proj_key), which is not supported: results will be wrong"
 
 
 def _position_remarks(evidence: Evidence) -> Iterator[str]:
@@ -212,7 +320,8 @@ def _position_remarks(evidence: Evidence) -> Iterator[str]:
             "stated, for 12 epochs; position_temperature=20 and position_offset=0 for 24 and 36 epochs; see the file's "
             "name (12ep, 24ep, 36ep)"
         )
-    if evidence.layout.name in ("dino", "dab_detr", "imfa_dab_detr") and "pe_temperatureH" not in evidence.trained_with:
+    stated = evidence.layout.name in ("dino", "lite_dino", "dab_detr", "imfa_dab_detr")
+    if stated and "pe_temperatureH" not in evidence.trained_with:
         yield "the temperature of the sine embedding is not in the file; the authors' configurations have 20"
     if evidence.layout.name == "detrex_dab_detr" and evidence.is_dilated:
         yield (

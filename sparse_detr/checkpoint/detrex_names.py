@@ -6,6 +6,8 @@ from sparse_detr.checkpoint.name_maps import RESNET, Table, count_indices, prefi
 from sparse_detr.checkpoint.official_names import (
     ANCHORS,
     DINO,
+    REFERENCE_POINTS,
+    SAMPLER,
     SCORING_NETWORK,
     SINGLE_SCALE,
     head_table,
@@ -50,22 +52,39 @@ DEFORMABLE: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.attentions\.1\.(.+)", r"\1.cross_attn.\2"),
 )
 
-DAB: Table = (
+# one map, full attention
+FULL: Table = (
     *BACKBONE,
     *LAYERS,
-    *SINGLE_SCALE,
     (r"transformer\.decoder\.post_norm_layer\.(.+)", r"decoder.norm.\1"),
-    (
-        r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.(?:activation|layers\.0\.1)\.weight",
-        r"\1.ffn.activation.weight",
-    ),
     (r"transformer\.(encoder\.layers\.\d+)\.attentions\.0\.attn\.(.+)", r"\1.self_attn.\2"),
+)
+
+DETR: Table = (
+    *FULL,
+    *SINGLE_SCALE,
+    (r"transformer\.(decoder\.layers\.\d+)\.attentions\.0\.attn\.(.+)", r"\1.self_attn.\2"),
+    (r"transformer\.(decoder\.layers\.\d+)\.attentions\.1\.attn\.(.+)", r"\1.cross_attn.\2"),
+    (r"criterion\.empty_weight", None),  # a constant of the class loss
+)
+
+CONDITIONAL_DECODER: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.attentions\.0\.(.+)", r"\1.self_attn.\2"),
     (
         r"transformer\.(decoder\.layers\.\d+)\.attentions\.1\.query_pos_sine_proj\.(.+)",
         r"\1.cross_attn.query_spatial_proj.\2",
     ),
     (r"transformer\.(decoder\.layers\.\d+)\.attentions\.1\.(.+)", r"\1.cross_attn.\2"),
+)
+
+DAB: Table = (
+    *FULL,
+    *SINGLE_SCALE,
+    (
+        r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.(?:activation|layers\.0\.1)\.weight",
+        r"\1.ffn.activation.weight",
+    ),
+    *CONDITIONAL_DECODER,
 )
 
 
@@ -79,6 +98,21 @@ def extra_level_table(names: Sequence[str]) -> Table:
 def deformable_table(names: Sequence[str]) -> Table:
     """Return the table of DINO, Focus-DETR and DAB-Deformable-DETR."""
     return (*DEFORMABLE, *extra_level_table(names), *head_table(names))
+
+
+def detr_table(names: Sequence[str]) -> Table:
+    """Return the table of DETR."""
+    return DETR
+
+
+def pnp_table(names: Sequence[str]) -> Table:
+    """Return the table of PnP-DETR."""
+    return (*SAMPLER, *detr_table(names))
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return (*REFERENCE_POINTS, *DAB)
 
 
 def dab_table(names: Sequence[str]) -> Table:

@@ -10,13 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sparse_detr.checkpoint.coco_classes import count_class_rows
 from sparse_detr.checkpoint.layouts import Layout
 from sparse_detr.checkpoint.name_maps import count_indices
 
 QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
 
-# blocks of the third stage of a ResNet; width of the patch embedding and blocks of the third stage of a Swin
-RESNETS = {6: 50, 23: 101}
+# blocks of the third stage of a ResNet, and whether they are bottlenecks
+RESNETS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, True): 152}
+# width of the patch embedding and blocks of the third stage of a DAT and a Swin
+DATS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base"}
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
 
@@ -46,9 +49,20 @@ class Evidence:
         """Return the number of rows of an entry; None if it is missing."""
         return len(self.weights[name]) if name in self.weights else None
 
+    @property
+    def num_classes(self) -> int | None:
+        """Return the number of classes, without "no object"; None without a class head."""
+        rows = count_class_rows(self.weights)
+        return rows - 1 if rows is not None and self.layout.no_object else rows
+
     def layers(self, stack: str) -> int:
         """Return the number of layers of the `encoder` or the `decoder`."""
         return count_indices(self.weights, rf"{stack}\.layers\.(\d+)\.")
+
+    @property
+    def narrow_layers(self) -> int:
+        """Return the number of encoder layers with a narrow feed-forward network for tokens of fine levels."""
+        return count_indices(self.weights, r"encoder\.layers\.(\d+)\.fine_ffn\.")
 
     @property
     def num_levels(self) -> int | None:
@@ -102,33 +116,44 @@ class Evidence:
     def is_dilated(self) -> bool | None:
         """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
-        In detrex only the dilated ResNet is torchvision's, in a wrapper.
+        The arguments of the training say it, or the caller. In detrex only the dilated ResNet is torchvision's, in a
+        wrapper; but in its Anchor DETR every ResNet is.
         """
+        if "dilation" in self.trained_with:
+            return bool(self.trained_with["dilation"])
         if self.layout.origin == "detrex":
-            return any(name.startswith("backbone.body.") for name in self.public_names)
-        return self.trained_with.get("dilation")
+            return None if self.layout.name == "detrex_anchor_detr" else self._is_torchvisions
+        return None
+
+    @property
+    def _is_torchvisions(self) -> bool:
+        """Return whether the backbone is torchvision's ResNet, in a wrapper."""
+        return any(name.startswith("backbone.body.") for name in self.public_names)
 
     @property
     def depth(self) -> int | None:
-        """Return the depth of the ResNet, 50 or 101; None for any other backbone."""
-        return RESNETS.get(count_indices(self.weights, r"backbone\.res4\.(\d+)\."))
+        """Return the depth of the ResNet; None for any other backbone."""
+        blocks = count_indices(self.weights, r"backbone\.res4\.(\d+)\.")
+        return RESNETS.get((blocks, self.has("backbone.res4.0.conv3.")))
 
     @property
     def backbone(self) -> str | None:
         """Return the backbone as a call of a function of `sparse_detr.recipes`; None if it is unknown."""
         if (patches := self.rows("backbone.patch_embed.proj.weight")) is not None:
             return self._swin(patches)
+        if (patches := self.rows("backbone.patch_proj.0.weight")) is not None:
+            return self._dat(patches)
         return None if self.depth is None else self._resnet(self.depth)
 
     def _resnet(self, depth: int) -> str:
         options = {}
-        if self.layout.origin == "detrex" and not self.is_dilated:
+        if self.layout.origin == "detrex" and not self._is_torchvisions:
             options["freeze_at"] = 1
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps
         if self.is_dilated:
             options["dilation"] = True
-        return _call("resnet", depth, options)
+        return backbone_call("resnet", depth, options)
 
     def _swin(self, patches: int) -> str | None:
         size = SWINS.get((patches, count_indices(self.weights, r"backbone\.layers\.2\.blocks\.(\d+)\.")))
@@ -142,7 +167,15 @@ class Evidence:
             options["image_size"] = 32 * window
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps
-        return _call("swin", size, options)
+        return backbone_call("swin", size, options)
+
+    def _dat(self, patches: int) -> str | None:
+        size = DATS.get((patches, count_indices(self.weights, r"backbone\.stages\.2\.attns\.(\d+)\.")))
+        offsets = self.rows("backbone.stages.0.attns.0.relative_position_bias_table")
+        if size is None or offsets is None:
+            return None
+        window = (math.isqrt(offsets) + 1) // 2
+        return backbone_call("dat", size, {} if window == 7 else {"image_size": 32 * window})
 
     @property
     def _num_maps(self) -> int | None:
@@ -157,6 +190,7 @@ class Evidence:
         return kernels.count(1) or None
 
 
-def _call(function: str, first: Any, options: Mapping[str, Any]) -> str:
+def backbone_call(function: str, first: Any, options: Mapping[str, Any]) -> str:
+    """Return the text of a call of a recipe of a backbone, such as `resnet(50, num_maps=1)`."""
     shown = f'"{first}"' if isinstance(first, str) else str(first)
     return f"{function}({', '.join([shown, *(f'{name}={value!r}' for name, value in options.items())])})"

@@ -3,11 +3,14 @@
 A table has `(pattern, replacement)` rows. A pattern must match the whole name; the first row that matches decides. The
 replacement `None` drops the entry on purpose; an entry that no row matches is reported as unknown. Several public names
 may become one of ours (heads are saved under up to three names): `convert_checkpoint` checks that their values are
-equal.
+equal. A replacement that ends in `[0]`, `[1]`, ... makes a part of an entry of ours, whose rows are those of its parts.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
 
 Row = tuple[str, str | None]
 Table = tuple[Row, ...]
@@ -29,6 +32,25 @@ def rename(name: str, tables: Iterable[Table]) -> tuple[str | None, bool]:
             return None, True
         name = match.expand(replacement)
     return name, True
+
+
+def join_parts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join the parts `name[0]`, `name[1]`, ... of an entry to `name`, along its rows."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    result = {}
+    for name, value in weights.items():
+        whole, index = part_of(name)
+        if index is None:
+            result[name] = value
+        else:
+            parts.setdefault(whole, {})[index] = value
+    return result | {name: torch.cat([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
+
+
+def part_of(name: str) -> tuple[str, int | None]:
+    """Split `name[1]` into its entry `name` and the number of the part; a whole entry has None."""
+    match = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    return (name, None) if match is None else (match[1], int(match[2]))
 
 
 def prefixed(table: Table, *, source: str, target: str) -> Table:
@@ -61,6 +83,14 @@ SWIN: Table = (
     (r"(head|norm)\..+", None),
     (r".*\.attn_mask", None),
     (r"((?:patch_embed|layers|norm\d)\..+)", r"\1"),
+)
+
+# DAT keeps the public names but computes two buffers; `cls_norm` and `cls_head` belong to the classifier. Detectors of
+# mmdet have it under `backbone.`, beside their own parts
+DAT: Table = (
+    (r"(cls_norm|cls_head|neck|bbox_head|rpn_head|roi_head)\..+", None),
+    (r".*\.(attn_mask|relative_position_index)", None),
+    (r"(?:backbone\.)?((?:patch_proj|stages|down_projs|norms)\..+)", r"\1"),
 )
 
 # A self-supervised ResNet (SCRL) with numbered children, as in an `nn.Sequential`; all else is projection heads

@@ -3,6 +3,7 @@
 All their code descends from Deformable DETR, so the tables share most rows.
 """
 
+import re
 from collections.abc import Sequence
 
 from sparse_detr.checkpoint.name_maps import RESNET, SWIN, Table, count_indices, prefixed
@@ -41,6 +42,13 @@ SPARSE: Table = (
     (r"transformer\.pos_trans_norm\.(.+)", r"queries.start.position_projection.norm.\1"),
 )
 
+# of tokens of fine levels in Lite DETR
+NARROW_FFN: Table = (
+    (r"transformer\.(encoder\.layers\.\d+)\.linear([12])2\.(.+)", r"\1.fine_ffn.linear\2.\3"),
+    (r"transformer\.(encoder\.layers\.\d+)\.norm22\.(.+)", r"\1.fine_ffn_norm.\2"),
+)
+_ATTENTION = r"transformer\.(?:en|de)coder\.layers\.\d+\.(?:self|cross)_attn\."
+
 # positions of queries as boxes, since DAB-DETR
 QUERY_POSITION: Table = (
     (r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.query_position.mlp.\1"),
@@ -69,6 +77,7 @@ SINGLE_SCALE: Table = (
     *QUERY_POSITION,
     *ANCHORS,
     (r"input_proj\.(weight|bias)", r"tokenizer.projection.\1"),
+    (r"query_embed\.weight", "queries.embedding.weight"),
     (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.position_scale.\1"),
     (r"class_embed\.(weight|bias)", r"decoder_heads.0.class_embed.\1"),
     (r"(?:transformer\.decoder\.)?bbox_embed\.(layers\..+)", r"decoder_heads.0.box_embed.\1"),
@@ -84,11 +93,32 @@ _PROJECTIONS = (
     ("v", "value"),
 )
 
-DAB: Table = (
-    *SINGLE_SCALE,
-    # unlike in Deformable DETR's layer, norms are numbered in the order in which they run
+# unlike in Deformable DETR's layer, norms are numbered in the order in which they run
+ORDERED_NORMS: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.self_attn_norm.\2"),
     (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.cross_attn_norm.\2"),
+)
+
+DETR: Table = (
+    *SINGLE_SCALE,
+    *ORDERED_NORMS,
+    (r"transformer\.(decoder\.layers\.\d+)\.multihead_attn\.(.+)", r"\1.cross_attn.\2"),
+)
+
+# the scores come from 1x1 convolutions, which `convert_checkpoint` makes linear layers
+SAMPLER: Table = (
+    (r"transformer\.sampler\.score_pred_net\.0\.(.+)", r"selector.scorer.mlp.layers.0.\1"),
+    (r"transformer\.sampler\.score_pred_net\.2\.(.+)", r"selector.scorer.mlp.layers.1.\1"),
+    (r"transformer\.sampler\.k_proj\.(.+)", r"selector.pool.weight_proj.\1"),
+    (r"transformer\.sampler\.v_proj\.(.+)", r"selector.pool.value_proj.\1"),
+)
+
+# the reference points of queries, computed once from their positions
+REFERENCE_POINTS: Table = ((r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference_points.\1"),)
+
+DAB: Table = (
+    *SINGLE_SCALE,
+    *ORDERED_NORMS,
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.activation\.weight", r"\1.ffn.activation.weight"),
     *(
         (rf"transformer\.(decoder\.layers\.\d+)\.{short}_{public}_proj\.(.+)", rf"\1.{attention}.{ours}_proj.\2")
@@ -112,11 +142,39 @@ IMFA: Table = (
 )
 
 
+def head_owners(num_layers: int) -> list[str]:
+    """Return our names of the numbered heads of a file without heads in the encoder."""
+    return [*(f"decoder_heads.{i}" for i in range(num_layers)), "proposal_head"]
+
+
+# detrex's copy has the same names, except for `input_proj`, which is a list over levels here
+ANCHOR: Table = (
+    *prefixed(RESNET, source=r"backbone\.body\.", target="backbone."),
+    (r"input_proj\.(?:0\.)?0\.(weight|bias)", r"tokenizer.projection.conv.\1"),
+    (r"input_proj\.(?:0\.)?1\.(weight|bias)", r"tokenizer.projection.norm.\1"),
+    (r"transformer\.adapt_pos1d\.0\.(.+)", r"tokenizer.embed.mlp.layers.0.\1"),
+    (r"transformer\.adapt_pos1d\.2\.(.+)", r"tokenizer.embed.mlp.layers.1.\1"),
+    (r"transformer\.adapt_pos2d\.0\.(.+)", r"queries.position.mlp.layers.0.\1"),
+    (r"transformer\.adapt_pos2d\.2\.(.+)", r"queries.position.mlp.layers.1.\1"),
+    (r"transformer\.position\.weight", "queries.points.coordinates"),
+    (r"transformer\.pattern\.weight", "queries.patterns.weight"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.((?:self|cross)_attn\..+)", r"\1coder.layers.\2.\3"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.(ffn\.linear[12]\..+)", r"\1coder.layers.\2.\3"),
+    (r"transformer\.(en|de)coder_layers\.(\d+)\.ffn\.norm2\.(.+)", r"\1coder.layers.\2.ffn_norm.\3"),
+    (r"transformer\.encoder_layers\.(\d+)\.norm1\.(.+)", r"encoder.layers.\1.self_attn_norm.\2"),
+    # the public decoder layer runs self-attention, norm2, cross-attention, norm1
+    (r"transformer\.decoder_layers\.(\d+)\.norm2\.(.+)", r"decoder.layers.\1.self_attn_norm.\2"),
+    (r"transformer\.decoder_layers\.(\d+)\.norm1\.(.+)", r"decoder.layers.\1.cross_attn_norm.\2"),
+    (r"transformer\.class_embed\.(\d+)\.(.+)", r"decoder_heads.\1.class_embed.\2"),
+    (r"transformer\.bbox_embed\.(\d+)\.(.+)", r"decoder_heads.\1.box_embed.\2"),
+)
+
+
 def head_table(names: Sequence[str]) -> Table:
     """Return the rows of the prediction heads, numbered in this order: decoder layers, proposals, encoder layers."""
     num_layers = count_indices(names, r"transformer\.decoder\.layers\.(\d+)\.")
     num_heads = count_indices(names, r"class_embed\.(\d+)\.")
-    owners = [f"decoder_heads.{i}" for i in range(num_layers)] + ["proposal_head"]
+    owners = head_owners(num_layers)
     owners += [f"encoder_heads.{i}" for i in range(num_heads - len(owners))]
     everywhere = [
         (rf"(?:transformer\.decoder\.)?{public}\.{i}\.(.+)", rf"{owner}.{ours}.\1")
@@ -146,9 +204,31 @@ def dino_table(names: Sequence[str]) -> Table:
     return (*DINO, *TRANSFORMER, *head_table(names), *backbone_table(names))
 
 
+def lite_dino_table(names: Sequence[str]) -> Table:
+    """Return the table of Lite DINO, which drops the query projections of attention that does not use them."""
+    key_aware = not any(re.match(_ATTENTION + r"attention_weights\.", name) for name in names)
+    unused: Table = () if key_aware else ((_ATTENTION + r"query_proj\..+", None),)
+    return (*unused, *NARROW_FFN, *dino_table(names))
+
+
 def dab_deformable_table(names: Sequence[str]) -> Table:
     """Return the table of DAB-Deformable-DETR."""
     return (*ANCHORS, *QUERY_POSITION, *TRANSFORMER, *head_table(names), *backbone_table(names))
+
+
+def detr_table(names: Sequence[str]) -> Table:
+    """Return the table of DETR."""
+    return (*DETR, *TRANSFORMER, *backbone_table(names))
+
+
+def pnp_table(names: Sequence[str]) -> Table:
+    """Return the table of PnP-DETR."""
+    return (*SAMPLER, *detr_table(names))
+
+
+def conditional_table(names: Sequence[str]) -> Table:
+    """Return the table of Conditional DETR."""
+    return (*REFERENCE_POINTS, *dab_table(names))
 
 
 def dab_table(names: Sequence[str]) -> Table:
@@ -165,3 +245,8 @@ def imfa_tables(names: Sequence[str]) -> tuple[Table, ...]:
     )
     interleaved = ((r"encoder\.(.+)", r"decoder.encoder.\1"), (r"(.+)", r"\1"))
     return (*maps, *IMFA, *dab_table(names)), interleaved
+
+
+def anchor_table(names: Sequence[str]) -> Table:
+    """Return the table of Anchor DETR."""
+    return ANCHOR

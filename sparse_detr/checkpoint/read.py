@@ -1,5 +1,6 @@
 """Read checkpoint files without running their code."""
 
+import json
 import mmap
 import re
 import zipfile
@@ -11,14 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file as load_safetensors
 
 from sparse_detr.checkpoint.arrays import ForbiddenCall, read_arrays
+from sparse_detr.checkpoint.transformers_names import MODEL_TYPES, training_arguments
 from sparse_detr.errors import UserError
 
 # plain containers that public training scripts save beside the weights; reading them runs no code
 SAFE_TYPES: list[Any] = [Namespace, Counter]
 
 FOLDER = 0x10  # the attribute by which a zip archive marks a folder
+# the files that Hugging Face's `save_pretrained` writes
+CONFIG = "config.json"
+INDEX = ".index.json"
+PRETRAINED = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    f"model.safetensors{INDEX}",
+    f"pytorch_model.bin{INDEX}",
+)
 # what a file starts with -> what it is
 TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP = b"PK\x03\x04"
@@ -35,17 +47,61 @@ OTHER_KINDS = {
 def load_file(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running code from it; its content decides the format, not its name.
 
-    Reads files of `torch.save`, and the pickles of arrays of Detectron2's and Caffe2's model zoos. The latter get the
-    keys that tell Detectron2's checkpointer to match names by their ends.
+    Reads files of `torch.save` and of safetensors; the pickles of arrays of Detectron2's and Caffe2's model zoos, which
+    get the keys that tell Detectron2's checkpointer to match names by their ends; and folders of Hugging Face's
+    `save_pretrained`, whose weights may be in several files.
+
+    Args:
+        path: a file or a folder. A `config.json` of Hugging Face, in the folder or beside the file, is read too.
 
     Raises:
         UserError: the file does not exist, is damaged, is no checkpoint, or cannot be read without running its code.
     """
     path = Path(path)
-    checkpoint = _read_by_content(existing_file(path))
+    path = _weights_in(path) if (path / CONFIG).is_file() else path
+    if path.name.endswith(INDEX):
+        checkpoint = _read_shards(existing_file(path))
+    else:
+        checkpoint = _read_by_content(existing_file(path))
     if not isinstance(checkpoint, Mapping):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint; give a dict of weights")
-    return dict(checkpoint)
+    checkpoint = dict(checkpoint)
+    if "args" not in checkpoint and (config := _config_beside(path)):
+        weights = checkpoint if all(isinstance(value, torch.Tensor) for value in checkpoint.values()) else None
+        checkpoint = ({"model": weights} if weights else checkpoint) | {"args": training_arguments(config)}
+    return checkpoint
+
+
+def _weights_in(folder: Path) -> Path:
+    """Return the file of weights in a folder of `save_pretrained`."""
+    found = next((folder / name for name in PRETRAINED if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{folder} has a {CONFIG} but none of {', '.join(PRETRAINED)}; fetch the weights as well")
+    return found
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Read the files that an index names, all in its folder."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is no index of weights (no weight_map); fetch it again") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise UserError(f"{index} names a file outside its folder: {outside[0]}; fetch it again")
+    weights: dict[str, Any] = {}
+    for name in names:
+        weights |= _read_by_content(existing_file(index.parent / name))
+    return weights
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """Return the `config.json` of Hugging Face in the folder of a file; None if there is none."""
+    file = path.parent / CONFIG
+    try:
+        config = json.loads(file.read_text()) if file.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and config.get("model_type") in MODEL_TYPES else None
 
 
 def existing_file(path: Path) -> Path:
@@ -67,6 +123,8 @@ def _read_by_content(path: Path) -> Any:
     try:
         if head.startswith(ZIP):
             return _read_zip(path)
+        if head[8:10] == b'{"':
+            return load_safetensors(path)
         return _load_torch(path) if TORCH_LEGACY in head else _read_pickle(path)
     except UserError:
         raise
@@ -144,7 +202,5 @@ def _broken(path: Path, head: bytes) -> str:
     start = head.lstrip().lower()
     if kind := next((words for mark, words in OTHER_KINDS.items() if start.startswith(mark)), None):
         return f"{path} {kind}"
-    if head[8:10] == b'{"':
-        return f"{path} is a safetensors file; save its weights with torch.save(safetensors.torch.load_file(...), ...)"
     size = path.stat().st_size
     return f"{path} ({size:,} bytes) is truncated or no checkpoint; compare its size and checksum, then fetch it again"

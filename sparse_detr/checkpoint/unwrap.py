@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_detr.checkpoint import mmdet_names
 from sparse_detr.errors import UserError
 
 # the keys under which training scripts keep the weights, beside optimiser, epoch and arguments
@@ -40,7 +41,7 @@ class Unwrapped:
 
     Args:
         weights: by public name.
-        arguments: the command-line arguments of the training; empty if the file has none.
+        arguments: the settings of the training that the file holds, by name; empty if it has none.
         dropped: names of entries that are no weights.
         others: further sets of weights, such as averaged ones.
     """
@@ -68,7 +69,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
         if wrapper is None:
             break
         below_average = below_average or wrapper in AVERAGED
-        arguments |= _as_dict(entries.get("args"))
+        arguments |= _as_dict(entries.get("args")) | mmdet_names.training_arguments(entries.get("meta"))
         others += [key for key in (*WRAPPERS, *AVERAGED) if key != wrapper and _is_filled(entries.get(key))]
         entries = entries[wrapper]
     if averaged and not below_average and TORCH_AVERAGE not in entries:

@@ -1,8 +1,9 @@
 """Convert a public checkpoint, or ImageNet backbone weights, to this project's names.
 
-Reads files of the authors of Deformable DETR, Sparse DETR, DINO, DAB-DETR and DAB-Deformable-DETR, and files of detrex
-for DINO, Focus-DETR, DAB-DETR and DAB-Deformable-DETR. Prints how many entries were renamed, left out or unknown, which
-recipe, backbone and position embedding the file needs and, with `--config-file`, how it fits that model.
+Reads files of the papers' authors, of detrex, of Hugging Face's transformers (also a folder with its config.json, and
+safetensors) and of MMDetection 3; docs/checkpoints.md lists the models. Prints how many entries were renamed, left out
+or unknown, which recipe, backbone and position embedding the file needs and, with `--config-file`, how it fits that
+model.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from sparse_detr.files import make_folder, write_atomically
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("input", type=Path, help="public checkpoint, or backbone weights (.pth)")
+    parser.add_argument("input", type=Path, help="public checkpoint, a folder of transformers, or backbone weights")
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument(
         "--source",
@@ -36,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=[91, 80],
         help="keep COCO's 91 ids, or take the rows of its 80 (default: as in the file)",
     )
+    dilated = parser.add_mutually_exclusive_group()
+    for option, value, words in (("--dilated", True, "is"), ("--not-dilated", False, "is not")):
+        dilated.add_argument(
+            option,
+            dest="dilated",
+            action="store_const",
+            const=value,
+            help=f"the last stage of the ResNet {words} dilated (DC5), for files that do not show it",
+        )
     parser.add_argument("--ema", action="store_true", help="convert the averaged weights of the file")
     parser.add_argument(
         "--config-file",
@@ -64,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
         _save_weights(args.output, {"model": averaged})
         print(f"wrote the averaged weights alone, whose names are this project's: {args.output}")
         return 0
-    converted = convert_checkpoint(checkpoint, source=args.source, num_classes=args.classes, ema=args.ema)
+    converted = convert_checkpoint(
+        checkpoint, source=args.source, num_classes=args.classes, ema=args.ema, dilated=args.dilated
+    )
     print(converted)
     if not _is_close_enough(converted, args):
         return 1

@@ -25,16 +25,20 @@ def derive_yacs(cfg: CfgNode, path: str, overrides: Sequence[str]) -> None:
         cfg.OUTPUT_DIR = output_dir_of(path)
     weights = cfg.MODEL.WEIGHTS
     if "MODEL.WEIGHTS" not in given and weights == resnet(50).weights and cfg.MODEL.META_ARCHITECTURE in RECIPES:
-        cfg.MODEL.WEIGHTS = _imagenet_weights(cfg) or weights
+        from_timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"  # which reads MODEL.TIMM.CHECKPOINT_PATH itself
+        cfg.MODEL.WEIGHTS = "" if from_timm else _imagenet_weights(cfg) or weights
 
 
 def _imagenet_weights(cfg: CfgNode) -> str:
     """Return the name of the ImageNet weights of the config's backbone; "" where none are known."""
-    from sparse_detr.recipes import resnet, swin, swin_tiny
+    from sparse_detr.recipes import dat, resnet, swin, swin_tiny
+    from sparse_detr.recipes.backbones import RESNET_SIZES
 
     name, depth = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.DEPTH
-    if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in (50, 101):
+    if name in ("build_resnet_backbone", "build_resnet_dc5_backbone") and depth in RESNET_SIZES:
         return resnet(depth).weights
     if name == "build_swin_backbone":
         return swin(**{key.lower(): value for key, value in cfg.MODEL.SWIN.items() if value is not None}).weights
+    if name == "build_dat_backbone":
+        return dat(**{key.lower(): value for key, value in cfg.MODEL.DAT.items() if value is not None}).weights
     return swin_tiny().weights if name == "build_swin_tiny_backbone" else ""

@@ -19,6 +19,9 @@ def add_detr_config(cfg: CfgNode) -> None:
     # Arguments of `sparse_detr.recipes.swin`, for MODEL.BACKBONE.NAME build_swin_backbone; None means its default.
     swin = ("SIZE", "IMAGE_SIZE", "NUM_MAPS", "DROP_PATH_RATE", "PRETRAINING")
     cfg.MODEL.SWIN = CfgNode(dict.fromkeys(swin))
+    # The same of `dat`, for build_dat_backbone, and of `timm`, for build_timm_backbone.
+    cfg.MODEL.DAT = CfgNode(dict.fromkeys(("SIZE", "IMAGE_SIZE", "NUM_MAPS", "DROP_PATH_RATE", "CONVENTION")))
+    cfg.MODEL.TIMM = CfgNode(dict.fromkeys(("NAME", "NUM_MAPS", "FROZEN_NORMS", "CHECKPOINT_PATH")))
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     _add_solver_keys(cfg.SOLVER)

@@ -179,7 +179,16 @@ YACS_ONLY: dict[str, SettingRule] = {
     "MODEL.SWIN.IMAGE_SIZE": optional(one_of(224, 384)),
     "MODEL.SWIN.NUM_MAPS": optional(whole(1, 4)),
     "MODEL.SWIN.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.TIMM.NAME": optional(NAME),
+    "MODEL.TIMM.NUM_MAPS": optional(SOME),
+    "MODEL.TIMM.FROZEN_NORMS": optional(FLAG),
+    "MODEL.TIMM.CHECKPOINT_PATH": optional(TEXT),
     "MODEL.SWIN.PRETRAINING": optional(one_of("imagenet", "imagenet22k", "imagenet22kto1k")),
+    "MODEL.DAT.SIZE": optional(one_of("tiny", "small", "base")),
+    "MODEL.DAT.IMAGE_SIZE": optional(one_of(224, 384)),
+    "MODEL.DAT.NUM_MAPS": optional(whole(1, 4)),
+    "MODEL.DAT.DROP_PATH_RATE": optional(number(0, 1, below=True)),
+    "MODEL.DAT.CONVENTION": optional(one_of(2022, 2023, "2022", "2023")),
 }
 
 MODEL_SETTINGS: dict[str, SettingRule] = {
@@ -188,9 +197,13 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     **dict.fromkeys(("encoder_layers", "decoder_layers", "feedforward_dim", "num_detections", "num_objects"), SOME),
     **dict.fromkeys(("num_anchors", "count", "num_layers", "normalized_shape", "num_maps"), SOME),
     **dict.fromkeys(("num_sampling_queries", "mixing_dim"), SOME),
+    **dict.fromkeys(("share_heads", "proposals_tied", "detach_content", "detach"), FLAG),
+    **dict.fromkeys(("first_num_queries", "first", "last"), SOME),
+    **dict.fromkeys(("falling_steps", "steps"), optional(SOME)),
+    **dict.fromkeys(("high_levels", "blocks"), SOME),
     **dict.fromkeys(("num_patterns", "denoising_queries", "size_divisibility", "freeze_at"), whole(0)),
     **dict.fromkeys(("box_refinement", "shared_heads", "encoder_auxiliary_loss", "freeze_centers"), FLAG),
-    **dict.fromkeys(("class_agnostic", "tied", "supervise_surplus_rows"), FLAG),
+    **dict.fromkeys(("class_agnostic", "tied", "supervise_surplus_rows", "narrow_ffn"), FLAG),
     **dict.fromkeys(("dropout", "label_noise", "drop_path_rate"), SHARE),
     **dict.fromkeys(("box_noise", "weight", "class_weight", "iou_eps", "logit_eps"), number(0)),
     **dict.fromkeys(("bbox_weight", "giou_weight", "class_cost", "bbox_cost", "giou_cost"), number(0)),
@@ -198,10 +211,16 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "position_offset": number(-math.inf),
     **dict.fromkeys(("keep_ratio", "sampling_share"), SOME_SHARE),
     "inference_keep_ratio": optional(SOME_SHARE),
+    "training_keep_ratios": listed(SOME_SHARE, 2),
+    **dict.fromkeys(("low", "high"), SOME_SHARE),
+    "num_pooled": SOME,
     "class_channels": optional(listed(whole(0))),
     "pixel_mean": listed(number(-math.inf)),
     "pixel_std": listed(POSITIVE),
     "behavior": one_of("exact", "released"),
+    "origin": one_of("official", "detrex"),
+    "box_start": one_of("reference", "anywhere"),
+    "no_object_weight": number(0),
 }
 # Settings of MODEL_SETTINGS that may be 0 in these parts of a lazy model.
 LAZY_EXCEPTIONS = {"num_queries": ("denoising",), "encoder_layers": ("heads",)}

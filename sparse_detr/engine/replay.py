@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from sparse_detr.checkpoint import load_file
@@ -44,7 +45,7 @@ def replay_bundle(bundle: dict[str, Any], model: nn.Module) -> Replay:
     losses: dict[str, torch.Tensor] = {}
 
     def run() -> None:
-        with precision.autocast():
+        with precision.autocast(), EventStorage(bundle.get("iteration", 0)):  # some models ask for the iteration
             losses.update(model(batch))
         sum(losses.values()).backward()
 

@@ -51,10 +51,10 @@ def multi_head_attention(
     return attended.transpose(1, 2).flatten(2)
 
 
-class SelfAttention(nn.Module):
-    """Self-attention with positions added to queries and keys, but not to values (DETR, appendix A.3).
+class PackedAttention(nn.Module):
+    """The parameters of `nn.MultiheadAttention`, with one matrix for the projections of queries, keys and values.
 
-    Its parameters are named as those of `nn.MultiheadAttention`, which would repeat a mask as float for every head.
+    Unlike PyTorch's layer, it does not repeat a mask as float for every head.
 
     Args:
         embed_dim: C.
@@ -80,12 +80,49 @@ class SelfAttention(nn.Module):
         """Initialise the three input projections together, Xavier-uniform."""
         nn.init.xavier_uniform_(self.in_proj_weight)
 
+
+class SelfAttention(PackedAttention):
+    """Self-attention with positions added to queries and keys, but not to values (DETR, appendix A.3).
+
+    Args:
+        embed_dim, num_heads, dropout: see `PackedAttention`.
+    """
+
     def forward(self, content: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """Return (B, Q, C) from (B, Q, C) `content` and `position`; for `mask` see `attention_mask`."""
         embed_dim = content.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
         query, key = F.linear(content + position, weight[: 2 * embed_dim], bias[: 2 * embed_dim]).chunk(2, -1)
         value = F.linear(content, weight[2 * embed_dim :], bias[2 * embed_dim :])
-        dropout = self.dropout if self.training else 0.0
-        attended = multi_head_attention(query, key, value, num_heads=self.num_heads, mask=mask, dropout=dropout)
-        return self.out_proj(attended)
+        return _attend(self, query, key, value, mask)
+
+
+class CrossAttention(PackedAttention):
+    """Attention of queries to other tokens (DETR, appendix A.3).
+
+    Args:
+        embed_dim, num_heads, dropout: see `PackedAttention`.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C), content plus position.
+            key: (B, S, C), content plus position.
+            value: (B, S, C), content.
+            mask: see `attention_mask`.
+
+        Returns:
+            (B, Q, C).
+        """
+        projections = zip((query, key, value), self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        query, key, value = (F.linear(x, weight, bias) for x, weight, bias in projections)
+        return _attend(self, query, key, value, mask)
+
+
+def _attend(layer: PackedAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return (B, Q, C) from projected queries (B, Q, C), keys and values (B, S, C)."""
+    dropout = layer.dropout if layer.training else 0.0
+    attended = multi_head_attention(query, key, value, num_heads=layer.num_heads, mask=mask, dropout=dropout)
+    return layer.out_proj(attended)

@@ -52,13 +52,8 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise: point p of head m lies p + 1 pixels away, in the m-th of M directions on the unit square."""
-        angle = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        direction = torch.stack([angle.cos(), angle.sin()], -1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, self.num_points + 1)[:, None]
-        offsets = (direction[:, None, None] * steps).expand(-1, self.num_levels, -1, -1)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.flatten())
+            self.sampling_offsets.bias.copy_(initial_offsets(self.num_heads, self.num_levels, self.num_points))
         for tensor in (self.sampling_offsets.weight, self.attention_weights.weight, self.attention_weights.bias):
             nn.init.zeros_(tensor)
         for projection in (self.value_proj, self.output_proj):
@@ -85,7 +80,7 @@ class MultiScaleDeformableAttention(nn.Module):
             reference_points,
             offsets,
             logits,
-            padding_mask=_padding_mask(pyramid),
+            padding_mask=padding_mask_of(pyramid),
         )
         return self.output_proj(output)
 
@@ -94,6 +89,13 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets, logits = self._offsets_and_logits(query)
         return AttentionSamples(*locate_samples(reference_points, offsets, logits, pyramid.spatial_shapes))
 
+    def attend_with_samples(
+        self, query: Tensor, reference_points: Tensor, source: Tensor, pyramid: Pyramid
+    ) -> tuple[Tensor, AttentionSamples]:
+        """Return what `forward` does, and the samples."""
+        samples = self.sample(query, reference_points, pyramid)
+        return self.read(source, samples, pyramid), samples
+
     def read(self, source: Tensor, samples: AttentionSamples, pyramid: Pyramid) -> Tensor:
         """Return (B, Q, C): `source` (B, N, C) read at `samples`; padding reads as zero."""
         output = multi_scale_deformable_attention(
@@ -101,7 +103,7 @@ class MultiScaleDeformableAttention(nn.Module):
             pyramid.spatial_shapes,
             samples.locations,
             samples.weights,
-            padding_mask=_padding_mask(pyramid),
+            padding_mask=padding_mask_of(pyramid),
         )
         return self.output_proj(output)
 
@@ -116,5 +118,15 @@ class MultiScaleDeformableAttention(nn.Module):
         return self.value_proj(source).unflatten(-1, (self.num_heads, -1))
 
 
-def _padding_mask(pyramid: Pyramid) -> Tensor | None:
+def padding_mask_of(pyramid: Pyramid) -> Tensor | None:
+    """Return the padding mask as the ops take it: None without padding."""
     return pyramid.padding_mask if pyramid.has_padding else None
+
+
+def initial_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
+    """Return (M * L * P * 2,): point p of head m lies p + 1 pixels away, in direction m of M on the unit square."""
+    angle = torch.arange(num_heads) * (2 * math.pi / num_heads)
+    direction = torch.stack([angle.cos(), angle.sin()], -1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, num_points + 1)[:, None]
+    return (direction[:, None, None] * steps).expand(-1, num_levels, -1, -1).flatten()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparse_detr.layers.blocks import MLP
 from sparse_detr.structures import Pyramid, geometry_dtype
 
 
@@ -42,12 +43,32 @@ def embed_tokens(
 
 
 def embed_boxes(boxes: Tensor, num_features: int, *, dtype: torch.dtype) -> Tensor:
-    """Return the sine embedding of (..., 4) boxes in [0, 1], `num_features` for each of cx, cy, w, h.
+    """Return the sine embedding of boxes in [0, 1], `num_features` for each of cx, cy, w, h; or for x, y of points.
 
     Args:
+        boxes: (..., 4) boxes or (..., 2) points.
         dtype: dtype of the result; the boxes may have more bits.
 
     Returns:
-        (..., 4 * num_features).
+        (..., 4 * num_features), or (..., 2 * num_features) of points.
     """
     return sine_embedding(boxes * (2 * math.pi), num_features).flatten(-2).to(dtype)
+
+
+class CoordinateEmbedding(nn.Module):
+    """Two linear layers of the sine embedding of coordinates (Anchor DETR, section 3.2).
+
+    Args:
+        embed_dim: C.
+        num_coordinates: number of coordinates of a position; every one is embedded in C / `num_coordinates` channels.
+    """
+
+    def __init__(self, *, embed_dim: int, num_coordinates: int):
+        super().__init__()
+        self.num_features = embed_dim // num_coordinates
+        self.mlp = MLP(sizes=(embed_dim, embed_dim, embed_dim))
+
+    def forward(self, *coordinates: Tensor) -> Tensor:
+        """Return (..., C) of `num_coordinates` tensors (...): numbers in [0, 1] of the unpadded image, or outside."""
+        parts = [sine_embedding(coordinate * (2 * math.pi), self.num_features) for coordinate in coordinates]
+        return self.mlp(torch.cat(parts, -1).to(self.mlp.dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,9 @@ require_detectron2()
 
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
 
-from sparse_detr.modeling.classification import Classification, SigmoidFocal
+from sparse_detr.modeling.classification import Classification, SigmoidFocal, SoftmaxNoObject
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
@@ -45,6 +46,7 @@ class GeneralizedDETR(DetectionTransformer):
             classes (91 for the category ids of COCO); None if class and index are the same.
         supervise_surplus_rows: also train on the rows that only fill the batch because images keep different numbers of
             tokens, as the public implementation does.
+        initialize: sets the initial weights of one module; called for all modules of the transformer.
         pixel_mean, pixel_std: mean and standard deviation of pixels in the format of the data loader, one number a
             channel.
         size_divisibility: height and width of the batch are padded to a multiple of it, for backbones that need it.
@@ -63,6 +65,7 @@ class GeneralizedDETR(DetectionTransformer):
         num_classes: int,
         class_channels: Sequence[int] | None = None,
         supervise_surplus_rows: bool = False,
+        initialize: Callable[[nn.Module], None] = initialize_transformer,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
         size_divisibility: int = 0,
@@ -78,7 +81,7 @@ class GeneralizedDETR(DetectionTransformer):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         for part in (self.projection, self.selector, self.encoder, self.queries, self.decoder):
             if part is not None:
-                part.apply(initialize_transformer)
+                part.apply(initialize)
 
     def transformer(self) -> DetectionTransformer:
         """Return the part that needs PyTorch alone, for export and compilation; it shares the detector's weights."""
@@ -297,13 +300,52 @@ class TopKDetections(nn.Module):
             scores, boxes = scores[valid], boxes[valid]
         best, flat = scores.flatten().topk(min(self.num_detections, scores.numel()))
         query = torch.div(flat, scores.shape[-1], rounding_mode="floor")
-        height, width = size
-        corners = box_convert(boxes[query], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-        result = Instances(size)
-        result.pred_boxes = Boxes(corners)
-        result.scores = best
-        result.pred_classes = flat % scores.shape[-1]
-        return result
+        return as_instances(size, boxes[query], best, flat % scores.shape[-1])
+
+
+class BestClassDetections(nn.Module):
+    """The best class of every query, one detection a query, without suppression or threshold (DETR, section 3).
+
+    Args:
+        classification: what the logits mean; `SoftmaxNoObject` if None.
+    """
+
+    def __init__(self, *, classification: Classification | None = None):
+        super().__init__()
+        self.classification = classification or SoftmaxNoObject()
+
+    def forward(
+        self,
+        group: PredictionGroup,
+        image_sizes: Sequence[tuple[int, int]],
+        class_channels: Sequence[int] | None = None,
+    ) -> list[Instances]:
+        """Return one `Instances` an image, in the order of the queries; see `TopKDetections`."""
+        scores = self.classification.scores(group.logits)
+        if class_channels is not None:
+            scores = scores[..., class_channels]
+        best, classes = scores.max(-1)
+        rows = [slice(None)] * len(image_sizes) if group.valid is None else list(group.valid)
+        return [
+            as_instances(size, group.boxes[image, rows[image]], best[image, rows[image]], classes[image, rows[image]])
+            for image, size in enumerate(image_sizes)
+        ]
+
+
+def as_instances(size: tuple[int, int], boxes: Tensor, scores: Tensor, classes: Tensor) -> Instances:
+    """Return the detections of an image (h, w): boxes (D, 4) cxcywh in [0, 1], scores (D,) and classes (D,)."""
+    height, width = size
+    result = Instances(size)
+    result.pred_boxes = Boxes(box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height]))
+    result.scores, result.pred_classes = scores, classes
+    return result
+
+
+class TrainingIteration:
+    """The number of optimiser steps that Detectron2's training loop has taken; 0 outside of such a loop."""
+
+    def __call__(self) -> int:
+        return get_event_storage().iter if has_event_storage() else 0
 
 
 def layer_groups(name: str, suffix: str, layers: Sequence[Predictions], **fields: Any) -> list[PredictionGroup]:

@@ -13,6 +13,8 @@ from sparse_detr.layers import MLP
 from sparse_detr.modeling.classification import Classification, SigmoidFocal
 from sparse_detr.structures import PredictionGroup, Pyramid
 
+BoxStart = Literal["reference", "anywhere"]
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
@@ -39,22 +41,32 @@ class PredictionHead(nn.Module):
         embed_dim: C.
         num_classes: number of classes.
         classification: what the logits mean; `SigmoidFocal` if None.
+        box_start: where boxes start: at their `reference`, or `anywhere`, with the initial weights of PyTorch, as in
+            DETR, whose boxes have no reference.
     """
 
-    def __init__(self, *, embed_dim: int, num_classes: int, classification: Classification | None = None):
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_classes: int,
+        classification: Classification | None = None,
+        box_start: BoxStart = "reference",
+    ):
         super().__init__()
-        self.classification = classification or SigmoidFocal()
+        self.classification, self.box_start = classification or SigmoidFocal(), box_start
         self.class_embed = nn.Linear(embed_dim, self.classification.num_logits(num_classes))
         self.box_embed = MLP(sizes=(embed_dim, embed_dim, embed_dim, 4))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: every class starts at its prior, every box at its reference."""
+        """Initialise: every class starts at its prior, every box as `box_start` says."""
         for layer in (self.class_embed, *self.box_embed.linears):
             layer.reset_parameters()
         self.classification.initialize(self.class_embed)
-        nn.init.zeros_(self.box_embed.linears[-1].weight)
-        nn.init.zeros_(self.box_embed.linears[-1].bias)
+        if self.box_start == "reference":
+            nn.init.zeros_(self.box_embed.linears[-1].weight)
+            nn.init.zeros_(self.box_embed.linears[-1].bias)
 
     def forward(self, x: Tensor, reference_logits: Tensor) -> Predictions:
         """Predict from features (B, Q, C) and the logits of reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
@@ -92,8 +104,10 @@ def make_heads(
     encoder_layers: int = 0,
     tied: bool = False,
     proposals: bool = False,
+    proposals_tied: bool = False,
     size_bias: float | None = None,
     classification: Classification | None = None,
+    box_start: BoxStart = "reference",
 ) -> Heads:
     """Return copies of one freshly initialised head.
 
@@ -102,20 +116,25 @@ def make_heads(
         encoder_layers: number of heads for supervised encoder layers.
         tied: all decoder layers share one head.
         proposals: add a head for proposals; queries then come with the size of a box.
-        size_bias: initial bias of the first decoder head for the logits of width and height, added to those of the
-            reference; None means 0 with proposals, else -2.
+        size_bias: added to the initial bias of the first decoder head for the logits of width and height; None means 0
+            with proposals, else -2.
+        proposals_tied: proposals and the first decoder layer share one head, which has two names in the state dict.
         classification: what the logits mean; `SigmoidFocal` if None.
+        box_start: see `PredictionHead`.
     """
-    head = PredictionHead(embed_dim=embed_dim, num_classes=num_classes, classification=classification)
+    head = PredictionHead(
+        embed_dim=embed_dim, num_classes=num_classes, classification=classification, box_start=box_start
+    )
     first = copy.deepcopy(head)
     if size_bias is None:
         size_bias = 0.0 if proposals else -2.0
     with torch.no_grad():
-        first.box_embed.linears[-1].bias[2:] = size_bias
+        first.box_embed.linears[-1].bias[2:] += size_bias
+    own = first if proposals_tied else copy.deepcopy(head)
     others = [first if tied else copy.deepcopy(head) for _ in range(decoder_layers - 1)]
     return Heads(
         decoder=[first, *others],
-        proposals=copy.deepcopy(head) if proposals else None,
+        proposals=own if proposals else None,
         encoder=[copy.deepcopy(head) for _ in range(encoder_layers)],
     )
 

@@ -18,7 +18,7 @@ class Encoded:
     """The output of the encoder, with all that later steps read.
 
     Args:
-        memory: all tokens; those that were not selected are unchanged.
+        memory: all tokens; those that were not selected are unchanged. Or the tokens that the selector gave instead.
         layers: (B, K, C) of every encoder layer, the tokens that it refined.
         selected: the selected tokens, with their scores.
         proposals: a box for every token.
@@ -107,7 +107,7 @@ class DetectionTransformer(nn.Module):
         )
         selected = self.selector(tokens, proposals, budget)
         tokens = tokens if selected.tokens is None else selected.tokens
-        output = self.encoder(tokens, selected.selection, proposals, scores=selected.ranking)
+        output = self.encoder(tokens, selected.refined, proposals, scores=selected.ranking)
         return Encoded(replace(tokens, content=output.memory), output.layers, selected, proposals)
 
     def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:

@@ -2,8 +2,13 @@
 
 from sparse_detr.ops import native
 from sparse_detr.ops.backends import available_backends, choose_backend
-from sparse_detr.ops.functions import fused_deformable_attention, multi_scale_deformable_attention, splat_attention
-from sparse_detr.ops.reference import locate_samples
+from sparse_detr.ops.functions import (
+    fused_deformable_attention,
+    multi_scale_deformable_attention,
+    sample_products,
+    splat_attention,
+)
+from sparse_detr.ops.reference import locate_samples, sampling_locations
 
 __all__ = [
     "available_backends",
@@ -11,6 +16,8 @@ __all__ = [
     "fused_deformable_attention",
     "locate_samples",
     "multi_scale_deformable_attention",
+    "sample_products",
+    "sampling_locations",
     "splat_attention",
 ]
 

@@ -78,15 +78,30 @@ def check_value(value: Tensor, spatial_shapes: Shapes, samples: Tensor, samples_
 
 def check_samples(points: Tensor, weights: Tensor, points_name: str, weights_name: str) -> None:
     """Refuse other shapes than (B, Q, M, L, P, 2) and (B, Q, M, L, P), with at least one level and one point."""
-    if points.dim() != 6 or points.shape[-1] != 2:
-        raise ValueError(f"{points_name} must be (B, Q, M, L, P, 2), got {tuple(points.shape)}")
-    if 0 in points.shape[3:5]:
-        raise ValueError(f"{points_name} must have at least one level and one point, got {tuple(points.shape)}")
+    check_points(points, points_name)
     if weights.shape != points.shape[:-1]:
         raise ValueError(
             f"{weights_name} must have the shape {tuple(points.shape[:-1])} of {points_name}, "
             f"got {tuple(weights.shape)}"
         )
+
+
+def check_points(points: Tensor, points_name: str) -> None:
+    """Refuse another shape than (B, Q, M, L, P, 2), with at least one level and one point."""
+    if points.dim() != 6 or points.shape[-1] != 2:
+        raise ValueError(f"{points_name} must be (B, Q, M, L, P, 2), got {tuple(points.shape)}")
+    if 0 in points.shape[3:5]:
+        raise ValueError(f"{points_name} must have at least one level and one point, got {tuple(points.shape)}")
+
+
+def check_query(query: Tensor, value: Tensor, points: Tensor) -> None:
+    """Refuse a query that is not (B, Q, M * D) in a dtype of values."""
+    size = (points.shape[0], points.shape[1], value.shape[2] * value.shape[3])
+    if query.shape != size or query.dtype not in VALUE_DTYPES:
+        raise ValueError(
+            f"query must be {size}, float32, float64, bfloat16 or float16, got {tuple(query.shape)} of {query.dtype}"
+        )
+    check_same_device("query", query, value, "value")
 
 
 def check_reference_points(reference_points: Tensor, offsets: Tensor) -> None:

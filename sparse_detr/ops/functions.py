@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparse_detr.ops import argument_checks, library, reference
+from sparse_detr.ops import argument_checks, library, products, reference
 from sparse_detr.ops.argument_checks import Shapes
 from sparse_detr.ops.backends import NAMESPACES, choose_backend
 
@@ -91,6 +91,48 @@ def fused_deformable_attention(
     logits = argument_checks.geometry("attention_logits", attention_logits, value, "value")
     references = argument_checks.geometry("reference_points", reference_points, value, "value")
     return _attend(value, offsets, logits, references, padding_mask, shapes, backend)
+
+
+def sample_products(
+    value: Tensor,
+    spatial_shapes: Shapes,
+    sampling_locations: Tensor,
+    query: Tensor,
+    *,
+    padding_mask: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Multiply every bilinear sample of `value` with its query: the logits of attention whose keys are the samples.
+
+    No sample is stored. The product of a query and a sample is the derivative of `multi_scale_deformable_attention` by
+    the weight of that sample, if the query takes the place of the output's gradient; so the kernels are those of that
+    op and of its gradient. The result can be differentiated once.
+
+    Args:
+        value, spatial_shapes, sampling_locations, padding_mask, backend: as for `multi_scale_deformable_attention`.
+        query: (B, Q, M * D), in the dtype of `value`.
+
+    Returns:
+        (B, Q, M, L, P): float64 if the value is, else float32.
+
+    Raises:
+        ValueError: an argument's shape, dtype or device does not fit the others.
+        RuntimeError: the backend that was asked for is not available.
+    """
+    argument_checks.check_points(sampling_locations, "sampling_locations")
+    shapes = argument_checks.flatten_shapes(
+        spatial_shapes, num_levels=sampling_locations.shape[3], samples_name="sampling_locations"
+    )
+    argument_checks.check_value(value, spatial_shapes, sampling_locations, "sampling_locations")
+    argument_checks.check_padding_mask(padding_mask, value)
+    argument_checks.check_query(query, value, sampling_locations)
+    locations = argument_checks.geometry("sampling_locations", sampling_locations, value, "value")
+    name = choose_backend(value, backend)
+    value, locations = library.autocast_dtypes(value, locations)  # type: ignore[assignment]
+    query = query.to(value.dtype)
+    if name == "reference":
+        return reference.sample_products(value, locations, query, padding_mask, shapes)
+    return products.sample_products(NAMESPACES[name], value, locations, query, padding_mask, shapes)
 
 
 def splat_attention(

@@ -35,6 +35,18 @@ def deformable_attention(
     return _read(value.to(points.dtype), points, weights, shapes).to(value.dtype)
 
 
+def sample_products(
+    value: Tensor, points: Tensor, query: Tensor, padding_mask: Tensor | None, spatial_shapes: Sequence[int]
+) -> Tensor:
+    """Return the product of every bilinear sample of `value` with its query (B, Q, M * D), (B, Q, M, L, P)."""
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[:, :, None, None], 0)
+    samples = _samples(value.to(points.dtype), points, as_pairs(spatial_shapes))
+    by_head = query.to(points.dtype).unflatten(-1, (points.shape[2], -1)).transpose(1, 2).flatten(0, 1)  # (B * M, Q, D)
+    products = (samples * by_head.transpose(1, 2)[..., None]).sum(1)
+    return products.view(points.shape[0], points.shape[2], points.shape[1], *points.shape[3:5]).transpose(1, 2)
+
+
 def locate_samples(
     reference_points: Tensor,
     sampling_offsets: Tensor,
@@ -46,14 +58,23 @@ def locate_samples(
     The arguments are those of `fused_deformable_attention`. Half precision is widened to float32, for a location needs
     more than its 8 or 11 bits.
     """
-    offsets, logits = _widen(sampling_offsets), _widen(attention_logits)
+    logits = _widen(attention_logits)
+    locations = sampling_locations(reference_points, sampling_offsets, spatial_shapes)
+    return locations, logits.flatten(3).softmax(-1).view_as(logits)
+
+
+def sampling_locations(
+    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Return the locations alone; see `locate_samples`."""
+    offsets = _widen(sampling_offsets)
     centers = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
         sizes = torch.tensor(spatial_shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
         scale = 1 / sizes[:, None]
     else:
         scale = reference_points[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
-    return centers + offsets * scale, logits.flatten(3).softmax(-1).view_as(logits)
+    return centers + offsets * scale
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -91,6 +112,15 @@ def _readable(coordinates: Tensor) -> Tensor:
 def _read(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
     batch, num_queries, num_heads = locations.shape[:3]
     head_dim = value.shape[-1]
+    weights = weights.transpose(1, 2).flatten(3).flatten(0, 1)[:, None]
+    output = (_samples(value, locations, shapes) * weights).sum(-1)
+    return output.view(batch, num_heads * head_dim, num_queries).transpose(1, 2).contiguous()
+
+
+def _samples(value: Tensor, locations: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the bilinear samples (B * M, D, Q, L * P)."""
+    batch, _, num_heads = locations.shape[:3]
+    head_dim = value.shape[-1]
     grids = _readable(2 * locations - 1)
     sizes = [height * width for height, width in shapes]
     samples = []
@@ -99,9 +129,7 @@ def _read(value: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[tu
         # grid_sample takes a slow path on a strided grid; the copy makes it twice as fast with the same result.
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1).contiguous()
         samples.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = weights.transpose(1, 2).flatten(3).flatten(0, 1)[:, None]
-    output = (torch.cat(samples, -1) * weights).sum(-1)
-    return output.view(batch, num_heads * head_dim, num_queries).transpose(1, 2).contiguous()
+    return torch.cat(samples, -1)
 
 
 def _splat_level(pixels: Tensor, weights: Tensor, height: int, width: int) -> Tensor:

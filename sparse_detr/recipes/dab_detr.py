@@ -6,29 +6,24 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from detectron2.config import LazyCall as L
-from torch import nn
 
-from sparse_detr.layers import FeedForward, SelfAttention, copies
+from sparse_detr.layers import MLP
 from sparse_detr.modeling.decoder import (
     BoxPosition,
     ContentScale,
-    Decoder,
     LayerScale,
     LookForwardTwice,
     ModulatedBoxPosition,
-    NoAttentionMap,
     conditional_layers,
 )
-from sparse_detr.modeling.encoder import FullAttentionEncoder, FullAttentionEncoderLayer
 from sparse_detr.modeling.queries import Anchors, FixedCenterAnchors, LearnedAnchors, ProjectedStart, TopKQueries
 from sparse_detr.modeling.queries.anchors import Start
-from sparse_detr.modeling.tokenizers import SingleScaleTokenizer
-from sparse_detr.recipes.backbones import BackboneSpec, resnet
+from sparse_detr.recipes.backbones import BackboneSpec
 from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.detr import Activation, full_attention_detr
 from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
 from sparse_detr.recipes.sparse_detr import sparse_detr
 
-Activation = Literal["prelu", "relu"]
 QueryScale = Literal["elementwise", "scalar", "fixed"]
 
 
@@ -71,40 +66,36 @@ def dab_detr(
     Raises:
         ValueError: the backbone has several maps.
     """
-    backbone = backbone or resnet(50, num_maps=1)
-    model = deformable_detr(
+    model = full_attention_detr(
         backbone=backbone,
         num_classes=num_classes,
         embed_dim=embed_dim,
-        decoder_layers=decoder_layers,
-        behavior=behavior,
-        num_detections=num_detections,
-        class_channels=class_channels,
-    )
-    model.tokenizer = single_scale_tokenizer(backbone, embed_dim, behavior, position_temperature)
-    encoder_layer, conditional = full_attention_layers(
-        embed_dim=embed_dim,
         num_heads=num_heads,
+        encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
         feedforward_dim=feedforward_dim,
         dropout=dropout,
         activation=activation,
+        position_temperature=position_temperature,
+        behavior=behavior,
+        class_channels=class_channels,
     )
-    model.encoder = L(FullAttentionEncoder)(
-        layers=L(copies)(module=encoder_layer, count=encoder_layers), embed_dim=embed_dim
-    )
+    model.encoder.position_scale = L(MLP)(sizes=(embed_dim, embed_dim, embed_dim))
     model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
-    model.decoder = L(Decoder)(
-        layers=conditional,
-        query_position=L(ModulatedBoxPosition)(
-            embed_dim=embed_dim, scale=position_scale(query_scale, decoder_layers, embed_dim)
-        ),
-        refinement=L(LookForwardTwice)(),
-        norm=L(nn.LayerNorm)(normalized_shape=embed_dim),
-        logit_eps=LOGIT_EPS,
+    model.decoder.layers = L(conditional_layers)(
+        ffn=model.encoder.layers.module.ffn,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        dropout=dropout,
+        count=decoder_layers,
+        memory_padding="hidden",
     )
-    model.heads.tied, model.heads.size_bias = True, 0.0
-    model.attention_map = L(NoAttentionMap)()
+    model.decoder.query_position = L(ModulatedBoxPosition)(
+        embed_dim=embed_dim, scale=position_scale(query_scale, decoder_layers, embed_dim)
+    )
+    model.decoder.refinement = L(LookForwardTwice)()
+    model.decoder.logit_eps = LOGIT_EPS
+    model.postprocess.num_detections = num_detections
     use_dab_losses(model)
     return model
 
@@ -165,52 +156,6 @@ def dab_deformable_detr(
 def sparse_dab_deformable_detr(**options: Any) -> Any:
     """Return the LazyCall of DAB-Deformable-DETR with the encoder of Sparse DETR; `two_stage` is True by default."""
     return sparse_detr(base=dab_deformable_detr, **{"two_stage": True, **options})
-
-
-def single_scale_tokenizer(
-    backbone: BackboneSpec, embed_dim: int, behavior: Behavior, position_temperature: float
-) -> Any:
-    """Return the LazyCall of the tokenizer of a backbone with one map; raise `ValueError` for several maps."""
-    if len(backbone.in_features) != 1:
-        names = ", ".join(backbone.in_features)
-        raise ValueError(f"full attention reads one map, but the backbone gives {names}; keep the last one only")
-    return L(SingleScaleTokenizer)(
-        in_channels=backbone.in_channels[0],
-        stride=backbone.strides[0],
-        embed_dim=embed_dim,
-        padding=behavior,
-        position_temperature=position_temperature,
-    )
-
-
-def full_attention_layers(
-    *,
-    embed_dim: int,
-    num_heads: int,
-    decoder_layers: int,
-    feedforward_dim: int,
-    dropout: float,
-    activation: Activation,
-) -> tuple[Any, Any]:
-    """Return the LazyCalls of one encoder layer and of all decoder layers."""
-    check_choice("activation", activation, get_args(Activation))
-    ffn = L(FeedForward)(
-        embed_dim=embed_dim,
-        feedforward_dim=feedforward_dim,
-        dropout=dropout,
-        activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
-    )
-    self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
-    encoder_layer = L(FullAttentionEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
-    layers = L(conditional_layers)(
-        ffn=ffn,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        dropout=dropout,
-        count=decoder_layers,
-        memory_padding="hidden",
-    )
-    return encoder_layer, layers
 
 
 def learned_anchors(

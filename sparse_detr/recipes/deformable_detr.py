@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -127,7 +126,14 @@ def backbone_parts(backbone: BackboneSpec, embed_dim: int, num_levels: int, beha
         num_levels=num_levels,
         padding=behavior,
     )
-    return {"backbone": backbone.config, "in_features": list(backbone.in_features), "tokenizer": tokenizer}
+    parts = {"backbone": backbone.config, "in_features": list(backbone.in_features), "tokenizer": tokenizer}
+    return parts | pixels_of(backbone)
+
+
+def pixels_of(backbone: BackboneSpec) -> dict[str, Any]:
+    """Return mean and standard deviation of pixels as arguments of `GeneralizedDETR`, where a backbone has its own."""
+    own = {"pixel_mean": backbone.pixel_mean, "pixel_std": backbone.pixel_std}
+    return {name: list(values) for name, values in own.items() if values is not None}
 
 
 def _queries(two_stage: TwoStage, num_queries: int, embed_dim: int) -> Any:
@@ -158,20 +164,10 @@ def transformer_layers(
 def deformable_detr_topk(**options: Any) -> Any:
     """Return the LazyCall of Deformable DETR with box refinement and the best encoder tokens as queries.
 
-    It is the dense baseline of Sparse DETR, which keeps all tokens; "top-k & BBR" in the tables of that paper.
+    It is the dense baseline of Sparse DETR, which keeps all tokens; "top-k & BBR" in the tables of that paper. The
+    public code of Sparse DETR calls it Efficient DETR; the model of that paper is `efficient_detr`.
     """
     return deformable_detr(**{"box_refinement": True, "two_stage": "memory", **options})
-
-
-def efficient_detr(**options: Any) -> Any:
-    """Return `deformable_detr_topk` under its former name, which the public code of Sparse DETR uses."""
-    warnings.warn(
-        "efficient_detr is Deformable DETR with the best tokens as queries, not Efficient DETR (Yao et al., 2021); "
-        "use its new name deformable_detr_topk",
-        FutureWarning,
-        stacklevel=2,
-    )
-    return deformable_detr_topk(**options)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -17,12 +17,18 @@ from detectron2.modeling.backbone import Backbone as D2Backbone
 from torch import nn
 
 from sparse_detr.errors import UserError
+from sparse_detr.recipes.anchor_detr import anchor_detr
 from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
+from sparse_detr.recipes.detr import detr, full_attention_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
+from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
+from sparse_detr.recipes.pnp_detr import pnp_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr, sparse_dino
 
 
@@ -43,10 +49,14 @@ _REFINED = frozenset({"box_refinement"})
 _TWO_STAGE = _REFINED | {"two_stage"}
 
 RECIPES: dict[str, Recipe] = {
+    "DETR": Recipe((detr, full_attention_detr)),
+    "ConditionalDETR": Recipe((conditional_detr, full_attention_detr)),
     "DeformableDETR": Recipe((deformable_detr,)),
     "SparseDETR": Recipe((sparse_detr, deformable_detr)),
+    "EfficientDETR": Recipe((efficient_detr, deformable_detr), fixed=_TWO_STAGE),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
+    "AnchorDETR": Recipe((anchor_detr,)),
     "DABDETR": Recipe((dab_detr,)),
     "DABDeformableDETR": Recipe((dab_deformable_detr, deformable_detr), fixed=_REFINED),
     "SparseDABDeformableDETR": Recipe(
@@ -55,6 +65,9 @@ RECIPES: dict[str, Recipe] = {
     "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr), fixed=frozenset({"encoder_layers"})),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
+    "LiteDINO": Recipe((lite_dino, lite, dino, deformable_detr), fixed=_TWO_STAGE),
+    "LiteDeformableDETR": Recipe((lite_deformable_detr, lite, deformable_detr)),
+    "PnPDETR": Recipe((pnp_detr, detr, full_attention_detr)),
 }
 """By name of the meta-architecture."""
 
@@ -80,14 +93,25 @@ def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
     if unknown:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
-    return RECIPES[name].functions[0](backbone=backbone, **given, **_detections(cfg))
+    derived = _falling_steps(name, cfg) | _detections(name, cfg)
+    return RECIPES[name].functions[0](backbone=backbone, **given, **derived)
 
 
-def _detections(cfg: CfgNode) -> dict[str, int]:
+def _falling_steps(name: str, cfg: CfgNode) -> dict[str, int]:
+    """Return the length of the training for a recipe whose number of queries falls, unless our key says another."""
+    falls = "falling_steps" in recipe_options(name) and cfg.MODEL.DETR.FALLING_STEPS is None
+    return {"falling_steps": cfg.SOLVER.MAX_ITER} if falls else {}
+
+
+def _detections(name: str, cfg: CfgNode) -> dict[str, int]:
     """Return the number of detections if Detectron2's key sets it; refuse a different one in our key."""
     detections, own = cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.DETR.NUM_DETECTIONS
     if detections is None or own == detections:
         return {}
+    if "num_detections" not in recipe_options(name):
+        raise UserError(
+            f"TEST.DETECTIONS_PER_IMAGE is {detections}, but {name} gives one detection for each query; remove the key"
+        )
     if own is not None:
         raise UserError(
             f"TEST.DETECTIONS_PER_IMAGE is {detections} and MODEL.DETR.NUM_DETECTIONS is {own}; set one of them"

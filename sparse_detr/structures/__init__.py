@@ -2,6 +2,7 @@
 
 from sparse_detr.structures.outputs import DetectorOutput, PredictionGroup, Targets
 from sparse_detr.structures.pyramid import (
+    AxisPositions,
     FeatureMaps,
     ImageSizes,
     Pyramid,
@@ -15,19 +16,25 @@ from sparse_detr.structures.queries import Denoising, Queries
 from sparse_detr.structures.selection import (
     AllTokens,
     CascadedTokens,
+    CoarseTokens,
+    PolledTokens,
     TokenSelection,
     TopKTokens,
+    full_layers,
     top_token_cascade,
     top_tokens,
 )
 
 __all__ = [
     "AllTokens",
+    "AxisPositions",
     "CascadedTokens",
+    "CoarseTokens",
     "Denoising",
     "DetectorOutput",
     "FeatureMaps",
     "ImageSizes",
+    "PolledTokens",
     "PredictionGroup",
     "Pyramid",
     "Queries",
@@ -37,6 +44,7 @@ __all__ = [
     "TopKTokens",
     "at_most",
     "check_image_sizes",
+    "full_layers",
     "geometry_dtype",
     "map_size",
     "top_token_cascade",

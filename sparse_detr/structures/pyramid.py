@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -196,6 +196,22 @@ class FeatureMaps:
 
 
 @dataclass(frozen=True, eq=False)
+class AxisPositions:
+    """The positions of the columns and rows of one map, for attention that takes one axis at a time (Anchor DETR).
+
+    Args:
+        x: (B, w, C), of every column.
+        y: (B, h, C), of every row.
+        embed: coordinate (...), in [0, 1] of the unpadded image -> position (..., C). It made `x` and `y`; queries that
+            are compared with them get their positions from it too.
+    """
+
+    x: Tensor
+    y: Tensor
+    embed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Projected backbone features of all levels.
 
@@ -206,6 +222,7 @@ class Tokens:
         mask: (B, N) bool, True where there is no token, for tokens that are not cells of the pyramid, such as pooled
             ones; None where the padding mask of the pyramid says it.
         maps: all projected maps, of which the tokens are a part, for models that sample maps later; None for others.
+        axes: positions of columns and rows, for models that attend to one axis at a time; None for all others.
     """
 
     content: Tensor
@@ -213,6 +230,7 @@ class Tokens:
     pyramid: Pyramid
     mask: Tensor | None = None
     maps: FeatureMaps | None = None
+    axes: AxisPositions | None = None
 
     @property
     def padding_mask(self) -> Tensor:

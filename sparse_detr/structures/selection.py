@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -50,14 +50,20 @@ class TokenSelection(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AllTokens:
-    """Every token is kept, as by a dense encoder."""
+    """Every token is kept, as by a dense encoder.
+
+    Args:
+        pyramid: geometry.
+        mask: as in `Tokens`.
+    """
 
     pyramid: Pyramid
+    mask: Tensor | None = None
 
     @property
     def indices(self) -> Tensor:
-        positions = torch.arange(self.pyramid.num_tokens, device=self.pyramid.device)
-        return positions.expand(self.pyramid.batch_size, -1)
+        batch_size, num_tokens = self.keep.shape
+        return torch.arange(num_tokens, device=self.pyramid.device).expand(batch_size, -1)
 
     @property
     def counts(self) -> Tensor:
@@ -65,11 +71,11 @@ class AllTokens:
 
     @property
     def keep(self) -> Tensor:
-        return ~self.pyramid.padding_mask
+        return ~(self.pyramid.padding_mask if self.mask is None else self.mask)
 
     @property
     def valid(self) -> Tensor:
-        return ~self.pyramid.padding_mask
+        return self.keep
 
     @property
     def any_valid(self) -> Tensor | None:
@@ -86,6 +92,59 @@ class AllTokens:
 
     def check_layers(self, number: int) -> None:
         pass
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseTokens:
+    """The tokens of the coarsest levels, in token order; some encoder layers refine all tokens instead (Lite DETR).
+
+    Args:
+        pyramid: geometry of all tokens.
+        start: index of the first token of these levels, which end the sequence.
+        full: for every encoder layer, whether it refines all tokens.
+    """
+
+    pyramid: Pyramid
+    start: int
+    full: tuple[bool, ...]
+
+    @property
+    def indices(self) -> Tensor:
+        positions = torch.arange(self.start, self.pyramid.num_tokens, device=self.pyramid.device)
+        return positions.expand(self.pyramid.batch_size, -1)
+
+    @property
+    def counts(self) -> Tensor:
+        return self.valid.sum(-1)
+
+    @property
+    def keep(self) -> Tensor:
+        fine, coarse = self.pyramid.padding_mask[:, : self.start], self.valid
+        return torch.cat([torch.zeros_like(fine), coarse], 1)
+
+    @property
+    def valid(self) -> Tensor:
+        return ~self.pyramid.padding_mask[:, self.start :]
+
+    @property
+    def any_valid(self) -> Tensor | None:
+        return None
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.start :]
+
+    def scatter(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat([tokens[:, : self.start], rows], 1)
+
+    def at_layer(self, layer: int) -> TokenSelection:
+        return AllTokens(self.pyramid) if self.full[layer] else self
+
+    def check_layers(self, number: int) -> None:
+        if len(self.full) != number:
+            raise ValueError(
+                f"the level selector is for {len(self.full)} encoder layers, but the encoder has {number}; "
+                "give both the same number of layers"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +238,30 @@ class CascadedTokens(TopKTokens):
             )
 
 
+@dataclass(frozen=True, eq=False)
+class PolledTokens(TopKTokens):
+    """The best tokens, with some further tokens that are means of all the others (PnP-DETR, section 3.2).
+
+    Args:
+        pooling: (B, S, N), weight of every token of the image in each of S pooled tokens. The weights of a pooled token
+            sum to 1, and are 0 on kept tokens and padding; all are 0 where every token is kept.
+    """
+
+    pooling: Tensor = field(kw_only=True)
+
+    @staticmethod
+    def polled(tokens: TopKTokens, pooling: Tensor) -> PolledTokens:
+        """Add pooled tokens to a selection."""
+        return PolledTokens(
+            indices=tokens.indices,
+            counts=tokens.counts,
+            num_tokens=tokens.num_tokens,
+            valid=tokens.valid,
+            any_valid=tokens.any_valid,
+            pooling=pooling,
+        )
+
+
 def top_tokens(scores: Tensor, counts: Tensor, rows: int, *, exact: bool = True) -> TopKTokens:
     """Choose the tokens with the highest scores; surplus rows hold the next best tokens.
 
@@ -197,3 +280,15 @@ def top_token_cascade(
     """Choose the tokens with the highest scores for every layer; `counts` and `rows` are one a layer."""
     indices = scores.detach().topk(rows[0], dim=1).indices
     return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1], exact=exact)
+
+
+def full_layers(*, num_layers: int, blocks: int) -> tuple[bool, ...]:
+    """Return for every encoder layer whether it is the last of its block, which refines all tokens.
+
+    Raises:
+        ValueError: the layers cannot be divided into so many blocks.
+    """
+    if blocks < 1 or num_layers % blocks:
+        raise ValueError(f"blocks must divide the {num_layers} encoder layers, got {blocks}")
+    period = num_layers // blocks
+    return tuple((layer + 1) % period == 0 for layer in range(num_layers))

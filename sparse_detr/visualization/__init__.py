@@ -7,6 +7,8 @@ from sparse_detr.visualization.views import (
     heat_page,
     kept_tokens_page,
     overview_page,
+    pooled_tokens_page,
+    pooling_heat,
     sampled_points_page,
     score_heat,
 )
@@ -21,6 +23,8 @@ __all__ = [
     "list_detections",
     "overview_page",
     "sampled_points_page",
+    "pooled_tokens_page",
+    "pooling_heat",
     "score_heat",
     "token_maps",
 ]

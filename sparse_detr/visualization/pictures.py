@@ -19,6 +19,7 @@ from sparse_detr.visualization.views import (
     heat_page,
     kept_tokens_page,
     overview_page,
+    pooled_tokens_page,
     sampled_points_page,
     score_heat,
 )
@@ -33,11 +34,10 @@ def write_files(
     caption: str,
     origin: Mapping[str, Any],
 ) -> None:
-    """Write `<prefix>_detections.png`, `_tokens.png`, `_scores.png`, `_attention.png`, `_points.png`, `_overview.png`
-    and `.json`.
+    """Write the pictures of an image, such as `<prefix>_detections.png` and `<prefix>_overview.png`, and its `.json`.
 
-    Pictures of tokens and scores are left out for a dense encoder, that of attention without an attention map, that of
-    points for models without sparse tokens.
+    The picture of tokens is left out if all are kept and none is scored, that of scores without a scorer, that of
+    attention without an attention map, that of points without sparse tokens, that of pooling without pooled tokens.
 
     Args:
         prefix: path and beginning of the file names.
@@ -56,10 +56,12 @@ def write_files(
         "detections": drawn,
         "overview": overview_page(image, drawn, maps, title=f"{prefix.name}: {objects}"),
     }
-    if maps.scores is not None:
+    if maps.scores is not None or maps.is_selective:
         pictures["tokens"] = kept_tokens_page(image, maps)
     if maps.points:
         pictures["points"] = sampled_points_page(image, maps)
+    if maps.pooling is not None:
+        pictures["pooling"] = pooled_tokens_page(image, maps)
     for name, heat in (("scores", score_heat(image, maps)), ("attention", attention_heat(image, maps))):
         if heat is not None:
             pictures[name] = heat_page(image, heat)

@@ -1,4 +1,4 @@
-"""Maps of the tokens of one image: kept tokens, scores and attention, as arrays for pictures."""
+"""Maps of the tokens of one image: kept tokens, scores, pooling and attention, as arrays for pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparse_detr.analysis.tokens import covered_attention, kept_share
-from sparse_detr.structures import DetectorOutput, Pyramid
+from sparse_detr.structures import DetectorOutput, PolledTokens, Pyramid
 
 LevelMaps = Sequence[np.ndarray]
 
@@ -24,11 +24,13 @@ class TokenMaps:
         kept_shares: share of the kept tokens of every level.
         kept_share: share of the kept tokens of all levels.
         covered_attention: share of the decoder's attention on kept tokens; NaN without an attention map.
-        scores: token scores; None for a dense encoder.
+        scores: token scores; None for an encoder without a scorer.
         attention: decoder attention map; None if it was not computed.
         objects: bool, True on kept tokens that attended to each other; None for an encoder without object tokens.
         points: (S, 2), where decoder layers sampled sparse tokens, by the number of the layer from 0: (x, y) in [0, 1]
             of the image; empty for models without sparse tokens.
+        full_layers: encoder layers, counted from 1, that refine all tokens where others refine the kept ones only.
+        pooling: of every pooled token, the weights of the tokens that it is the mean of; None without pooled tokens.
     """
 
     kept: LevelMaps
@@ -39,6 +41,13 @@ class TokenMaps:
     attention: LevelMaps | None
     objects: LevelMaps | None = None
     points: Mapping[int, np.ndarray] = field(default_factory=dict)
+    full_layers: Sequence[int] = ()
+    pooling: Sequence[LevelMaps] | None = None
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether any token is left out."""
+        return not all(level.all() for level in self.kept)
 
 
 def token_maps(
@@ -68,7 +77,15 @@ def token_maps(
         attention=None if attention is None else _levels(attention.float(), pyramid, image),
         objects=None if objects is None else _levels(objects, pyramid, image),
         points={layer: found[image].float().cpu().numpy() for layer, found in (points or {}).items()},
+        full_layers=[layer for layer, full in enumerate(getattr(output.selection, "full", ()), start=1) if full],
+        pooling=_pooling(output, image),
     )
+
+
+def _pooling(output: DetectorOutput, image: int) -> list[LevelMaps] | None:
+    if not isinstance(output.selection, PolledTokens):
+        return None
+    return [_levels(weights.float(), output.pyramid, image) for weights in output.selection.pooling.unbind(1)]
 
 
 def _levels(values: Tensor, pyramid: Pyramid, image: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pages that show kept tokens, token scores, the attention of the decoder, and all of these together."""
+"""Pages that show kept tokens, token scores, pooling, the attention of the decoder, and all of these together."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _OBJECT_OPACITY = 0.35
 _LONG_SIDE = 1280
 _DIMMED = 0.22
 _HEAT_OPACITY = 0.62
+_SHOWN_POOLED, _POOLED_COLUMNS, _SMALL_SIDE = 30, 6, 320
 
 
 def kept_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
@@ -54,20 +55,51 @@ def heat_page(image: np.ndarray, heat: Heat) -> np.ndarray:
     return compose_page(heat.title, "", [[_fused_panel(image, heat, title="All levels")], levels])
 
 
+def pooled_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
+    """Show what is polled, where the pooled tokens look together, and the weights of every pooled token.
+
+    The most concentrated pooled token, with the highest single weight, comes first; thirty are shown.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        maps: tokens of the image, with pooled tokens.
+    """
+    heat = pooling_heat(image, maps)
+    assert heat is not None
+    assert maps.pooling is not None
+    size = _picture_size(image, _SMALL_SIDE)
+    slots = sorted((_pooling_map(levels, size) for levels in maps.pooling), key=lambda slot: -float(slot.max()))
+    shown = slots[:_SHOWN_POOLED]
+    bar = ColorBar(norm=_square_root_norm(np.stack(shown)), colormap=colormaps["inferno"])
+    sheet = [
+        Panel(_heat_picture(image, slot, bar, long_side=_SMALL_SIDE), str(number), f"up to {slot.max():.1%}")
+        for number, slot in enumerate(shown, 1)
+    ]
+    blank = Panel(np.full_like(sheet[0].picture, 255), "")
+    sheet[0] = replace(sheet[0], bar=bar)
+    sheet += [blank] * (-len(sheet) % _POOLED_COLUMNS)
+    rows = [sheet[i : i + _POOLED_COLUMNS] for i in range(0, len(sheet), _POOLED_COLUMNS)]
+    top = [*_kept_panels(image, maps), _fused_panel(image, heat, title=heat.title)]
+    which = "each pooled token" if len(shown) == len(slots) else f"the {len(shown)} most concentrated pooled tokens"
+    remark = f"{_kept_remark(maps)}. Below: the share of every token in {which}"
+    return compose_page("Polled and pooled tokens", remark, [top, *rows])
+
+
 def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str) -> np.ndarray:
     """Put detections, token scores, the decoder's attention and the kept tokens of every level on one page.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         detections: picture of the detections, of the image's proportions.
-        maps: tokens of the image; without scores, as of a dense encoder, there is nothing to show of its tokens.
+        maps: tokens of the image; those of a dense encoder, without scores and all kept, are not shown.
         title: heading of the page, such as the name of the image.
     """
-    heats = [heat for heat in (score_heat(image, maps), attention_heat(image, maps)) if heat]
+    found = (score_heat(image, maps), pooling_heat(image, maps), attention_heat(image, maps))
+    heats = [heat for heat in found if heat]
     rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
     if maps.points:
         rows.append(_points_panels(image, maps))
-    if maps.scores is None:
+    if maps.scores is None and not maps.is_selective:
         return compose_page(title, "", rows)
     return compose_page(title, _kept_remark(maps), [*rows, _kept_panels(image, maps)], _kept_legend(maps))
 
@@ -94,7 +126,7 @@ class Heat:
 
 
 def score_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
-    """Colour token scores, all levels on one scale, since they compete; None for a dense encoder."""
+    """Colour token scores, all levels on one scale, since they compete; None without a scorer."""
     if maps.scores is None:
         return None
     scores = _flat(maps.scores)
@@ -139,6 +171,24 @@ def _points_picture(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     return picture
 
 
+def pooling_heat(image: np.ndarray, maps: TokenMaps) -> Heat | None:
+    """Colour the mean weight of a token in the pooled tokens, by its square root; None without pooled tokens."""
+    if maps.pooling is None:
+        return None
+    levels = [np.mean(slots, axis=0) for slots in zip(*maps.pooling, strict=True)]
+    fused = _pooling_map(levels, _picture_size(image))
+    bar, fused_bar = (
+        ColorBar(norm=_square_root_norm(values), colormap=colormaps["inferno"]) for values in (_flat(levels), fused)
+    )
+    remark = f"mean of {len(maps.pooling)} pooled tokens"
+    return Heat("Pooling weights", remark, levels=levels, bar=bar, fused=fused, fused_bar=fused_bar)
+
+
+def _pooling_map(levels: LevelMaps, size: tuple[int, int]) -> np.ndarray:
+    """Return the weights on all levels together; those of one level stay cells, with sharp edges to polled tokens."""
+    return levels[0] if len(levels) == 1 else fused_attention(levels, size)
+
+
 def _kept_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
     objects = maps.objects or [np.zeros_like(kept) for kept in maps.kept]
     return [
@@ -161,9 +211,13 @@ def _kept_legend(maps: TokenMaps) -> Legend:
 def _kept_remark(maps: TokenMaps) -> str:
     total, kept = sum(level.size for level in maps.kept), sum(int(level.sum()) for level in maps.kept)
     remark = f"{kept:,} of {total:,} tokens kept ({maps.kept_share:.0%})"
-    if isnan(maps.covered_attention):
-        return remark
-    return f"{remark}, which get {maps.covered_attention:.0%} of the decoder's attention"
+    if maps.pooling is not None:
+        remark += f", the others pooled into {len(maps.pooling)}"
+    if not isnan(maps.covered_attention):
+        remark += f", which get {maps.covered_attention:.0%} of the decoder's attention"
+    if maps.full_layers:
+        remark += f"; all are refined in encoder layer {', '.join(map(str, maps.full_layers))}"
+    return remark
 
 
 def _level_name(level_map: np.ndarray, level: int) -> str:
@@ -192,9 +246,9 @@ def _fused_panel(image: np.ndarray, heat: Heat, *, title: str) -> Panel:
     return Panel(_heat_picture(image, heat.fused, heat.fused_bar), title, heat.remark, heat.fused_bar)
 
 
-def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar) -> np.ndarray:
+def _heat_picture(image: np.ndarray, values: np.ndarray, bar: ColorBar, *, long_side: int = _LONG_SIDE) -> np.ndarray:
     """Blend the colours of (h, w) values over the grey image."""
-    picture = _resized(image)
+    picture = _resized(image, long_side)
     grey = picture.mean(-1, keepdims=True)
     colors = bar.colormap(bar.norm(enlarge(values, picture.shape[:2])), bytes=True)[..., :3]
     return ((1 - _HEAT_OPACITY) * grey + _HEAT_OPACITY * colors).astype(np.uint8)
@@ -210,15 +264,15 @@ def _square_root_norm(values: np.ndarray) -> Normalize:
     return PowerNorm(0.5, vmin=0, vmax=max(float(np.percentile(values, 99.5)), 1e-6))
 
 
-def _picture_size(image: np.ndarray) -> tuple[int, int]:
+def _picture_size(image: np.ndarray, long_side: int = _LONG_SIDE) -> tuple[int, int]:
     """Return the (height, width) that pictures are drawn at."""
     height, width = image.shape[:2]
-    scale = _LONG_SIDE / max(height, width)
+    scale = long_side / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _resized(image: np.ndarray) -> np.ndarray:
-    height, width = _picture_size(image)
+def _resized(image: np.ndarray, long_side: int = _LONG_SIDE) -> np.ndarray:
+    height, width = _picture_size(image, long_side)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 

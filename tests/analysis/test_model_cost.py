@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,18 +13,25 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from torch import nn
 
 from sparse_detr.recipes import (
+    anchor_detr,
+    conditional_detr,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
     deformable_detr_topk,
+    detr,
     dino,
+    efficient_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_dino,
     mobilenet_v2,
+    pnp_detr,
     resnet,
     sparse_detr,
     swin_tiny,
 )
+from sparse_detr.structures import Pyramid, Tokens
 from tests.meta import meta_device
 
 # Measured on the public code, whose heads have 91 classes, with an image of this size.
@@ -39,10 +47,28 @@ PARAMETERS = {
     "topk": (lambda: deformable_detr_topk(num_classes=CLASSES), 40_827_289),
     "sparse": (lambda: sparse_detr(num_classes=CLASSES), 41_714_805),
     "sparse-swin": (lambda: sparse_detr(num_classes=CLASSES, backbone=swin_tiny()), 42_176_153),
+    "pnp": (lambda: pnp_detr(num_classes=CLASSES, num_queries=80), 41_436_799),
     "single-scale": (
         lambda: deformable_detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1), num_levels=1),
         33_844_193,
     ),
+}
+
+# Of the public Lite DINO without its frozen parameters, the row of label_enc that nothing reads, and the query
+# projections that plain attention does not use.
+FROZEN, UNUSED_ROW, UNUSED_QUERIES = 222_400, 256, 789_504
+PARAMETERS |= {
+    f"lite-{name}": (
+        partial(lite_dino, num_classes=CLASSES, shared_heads=True, **options),
+        published - FROZEN - UNUSED_ROW - (UNUSED_QUERIES if "key_aware" in options else 0),
+    )
+    for name, published, options in (
+        ("H3L1-(2+1)x3", 47_684_222, {}),
+        ("H2L2-(2+1)x3", 47_684_222, {"high_levels": 2}),
+        ("H3L1-(6+1)x1", 47_420_030, {"blocks": 1}),
+        ("wide", 47_287_934, {"narrow_ffn": False}),
+        ("plain", 48_078_974, {"key_aware": "off"}),
+    )
 }
 
 # All parameters, in millions, counted on the public code: 91 classes in that of the authors, 80 in that of detrex.
@@ -50,6 +76,10 @@ MILLIONS = {
     "dino-official": (lambda: dino(num_classes=91, shared_heads=True), 46.89),
     "dino-detrex": (dino, 47.65),
     "focus-detrex": (focus_detr, 49.34),
+    "anchor-official": (lambda: anchor_detr(num_classes=91), 37.04),
+    "anchor-detrex": (anchor_detr, 37.04),
+    "pnp-official": (lambda: pnp_detr(num_classes=91), 41.66),
+    "pnp-detrex": (pnp_detr, 41.66),
     "dab-official": (lambda: dab_detr(num_classes=91), 43.67),
     "dab-detrex": (dab_detr, 43.67),
     "dab-deformable-official": (lambda: dab_deformable_detr(num_classes=91), 47.41),
@@ -85,6 +115,20 @@ GIGAFLOPS = [
 ]
 
 
+# Published: means over the first 100 images of COCO val2017, which are of about this size.
+PUBLISHED_GIGAFLOPS = {
+    "detr": (lambda: detr(num_classes=CLASSES), 86),
+    "detr-dc5": (lambda: detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1, dilation=True)), 187),
+    "detr-r101": (lambda: detr(num_classes=CLASSES, backbone=resnet(101, num_maps=1)), 152),
+    "detr-r101-dc5": (lambda: detr(num_classes=CLASSES, backbone=resnet(101, num_maps=1, dilation=True)), 253),
+    "conditional": (lambda: conditional_detr(num_classes=CLASSES), 90),
+    "conditional-dc5": (
+        lambda: conditional_detr(num_classes=CLASSES, backbone=resnet(50, num_maps=1, dilation=True)),
+        195,
+    ),
+}
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_trainable_parameters_are_those_of_the_public_implementation(name):
     recipe, expected = PARAMETERS[name]
@@ -103,6 +147,15 @@ def test_the_family_has_as_many_parameters_as_the_public_implementations(name):
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(expected, abs=0.006)
 
 
+@pytest.mark.parametrize(("encoder_layers", "millions"), [(3, 32.74), (6, 35.01)])
+def test_efficient_detr_has_its_published_parameters(encoder_layers, millions):
+    """32 million are published for three encoder layers, to the million."""
+    config = efficient_detr(num_classes=CLASSES, encoder_layers=encoder_layers)
+    with meta_device():
+        model = instantiate(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
 @pytest.mark.parametrize("name", ALL_PARAMETERS)
 def test_the_model_has_exactly_as_many_parameters_as_the_public_implementation(name):
     recipe, expected = ALL_PARAMETERS[name]
@@ -117,11 +170,73 @@ def test_flops_are_those_of_the_public_implementation(recipe, expected):
     assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "-" in name else ()) for name in PUBLISHED_GIGAFLOPS]
+)
+def test_flops_are_near_the_published_means(name):
+    recipe, expected = PUBLISHED_GIGAFLOPS[name]
+    assert flops(instantiate(recipe()), HEIGHT, WIDTH) / 1e9 == pytest.approx(expected, rel=0.05)
+
+
+# Giga multiply-adds of the encoder for 800 x 1333 pixels, computed by hand for the specification, without norms.
+LITE_ENCODERS = {"blocks=1": 56.7, "blocks=2": 62.6, "blocks=3": 68.5, "high_levels=2": 40.9}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [(partial(lite_dino, **{o.split("=")[0]: int(o[-1])}), expected) for o, expected in LITE_ENCODERS.items()]
+    + [(dino, 173.1)],
+    ids=[*LITE_ENCODERS, "dense"],
+)
+def test_the_encoder_of_lite_dino_costs_what_its_layers_and_levels_say(recipe, expected):
+    """The counter counts norms, and the samples of key-aware attention twice, for it reads them twice: 2 % more."""
+    model = recipe()
+    with meta_device():
+        built = instantiate(model)
+        encoder = Encoder(built.selector, built.encoder)
+    content = torch.empty(1, 22223, 256, device="meta")
+    counted = FlopCountAnalysis(encoder.eval(), (content, content)).unsupported_ops_warnings(False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert counted.total() / 1e9 == pytest.approx(expected, rel=0.025)
+
+
+class Encoder(nn.Module):
+    """The encoder and its selector on the pyramid of an image of 800 x 1333 pixels."""
+
+    def __init__(self, selector: nn.Module, encoder: nn.Module):
+        super().__init__()
+        self.selector, self.encoder = selector, encoder
+
+    def forward(self, content: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        shapes = ((100, 167), (50, 84), (25, 42), (13, 21))
+        tokens = Tokens(content=content, position=position, pyramid=Pyramid.unpadded(shapes, 1, device=content.device))
+        return self.encoder(tokens, self.selector(tokens, None).selection, None).memory
+
+
+@pytest.mark.slow
+def test_polling_a_third_of_the_tokens_saves_as_much_as_published():
+    """Published for another set of images: 86 GFLOPs for DETR, 79 with a third of the tokens."""
+    dense, sampled = (flops(instantiate(recipe(num_classes=CLASSES)), 800, 1066) for recipe in (detr, pnp_detr))
+    assert sampled / dense == pytest.approx(79 / 86, abs=0.005)
+
+
 def test_decoder_self_attention_is_counted_in_eval():
     queries, channels, layers = 20, 64, 2
     model = instantiate(small(deformable_detr, embed_dim=channels, num_queries=queries, decoder_layers=layers))
     attention = count(model, 64, 64).by_operator()["scaled_dot_product_attention"]
     assert attention == layers * 2 * queries * queries * channels
+
+
+def test_row_column_attention_is_counted_by_its_formula():
+    """Attention to h w cells: two similarities, the sum over the longer axis, then over the shorter one."""
+    (height, width), channels, points = (4, 6), 64, 10
+    config = small(
+        anchor_detr, backbone=mobilenet_v2(strides=(16,)), embed_dim=channels, num_queries=points, num_patterns=2
+    )
+    queries = height * width + 2 * points  # those of the encoder and those of the decoder
+    counted = count(instantiate(config), 16 * height, 16 * width).by_operator()
+    assert counted["matmul"] == queries * channels * (width + height + height * width + min(height, width))
 
 
 def test_a_lower_keep_ratio_costs_less():

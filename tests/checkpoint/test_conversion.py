@@ -203,11 +203,15 @@ def test_tied_heads_mean_no_box_refinement():
     assert refined["box_refinement"] is True
 
 
-def test_imagenet_resnet_becomes_a_backbone():
+@pytest.mark.parametrize("depth", [18, 34, 50, 152])
+def test_imagenet_resnet_becomes_a_backbone(depth):
     from torchvision import models
 
-    converted = convert_checkpoint(models.resnet50().state_dict())
-    assert (converted.source, converted.description.backbone) == ("torchvision_resnet", "resnet(50)")
+    with torch.device("meta"):
+        weights = getattr(models, f"resnet{depth}")().state_dict()
+    weights = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in weights.items()}
+    converted = convert_checkpoint(weights)
+    assert (converted.source, converted.description.backbone) == ("torchvision_resnet", f"resnet({depth})")
     assert converted.description.recipe is None
     assert converted.unknown == ()
     assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(converted.dropped)

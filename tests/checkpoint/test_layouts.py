@@ -61,6 +61,19 @@ def fits(converted):
         ("dab_detr", "decoder", "ca_qpos_sine_proj", "cross_attn.query_spatial_proj"),
         ("dab_detr", "decoder", "ca_kpos_proj", "cross_attn.key_pos_proj"),
         ("dab_detr", "decoder", "cross_attn.out_proj", "cross_attn.out_proj"),
+        ("detr", "decoder", "multihead_attn.in_proj", "cross_attn.in_proj"),
+        ("detr", "decoder", "norm2", "cross_attn_norm"),
+        ("conditional_detr", "decoder", "sa_kcontent_proj", "self_attn.key_content_proj"),
+        ("conditional_detr", "decoder", "norm1", "self_attn_norm"),
+        ("detrex_detr", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
+        ("detrex_detr", "decoder", "attentions.1.attn.out_proj", "cross_attn.out_proj"),
+        ("detrex_conditional_detr", "decoder", "attentions.1.key_pos_proj", "cross_attn.key_pos_proj"),
+        ("lite_dino", "encoder", "self_attn.query_proj", "self_attn.query_proj"),
+        ("lite_dino", "encoder", "linear12", "fine_ffn.linear1"),
+        ("lite_dino", "encoder", "linear22", "fine_ffn.linear2"),
+        ("lite_dino", "encoder", "norm22", "fine_ffn_norm"),
+        ("lite_dino", "encoder", "linear2", "ffn.linear2"),
+        ("lite_dino", "decoder", "norm2", "self_attn_norm"),
         ("detrex_dino", "encoder", "attentions.0.value_proj", "self_attn.value_proj"),
         ("detrex_dino", "encoder", "norms.1", "ffn_norm"),
         ("detrex_dino", "decoder", "attentions.0.attn.out_proj", "self_attn.out_proj"),
@@ -96,6 +109,16 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
         ("dab_detr", "transformer.decoder.layers.1.activation.weight", "decoder.layers.1.ffn.activation.weight"),
         ("dab_detr", "transformer.patterns.weight", "queries.patterns.weight"),
         ("dab_detr", "refpoint_embed.weight", "queries.anchors.logits"),
+        ("detr", "query_embed.weight", "queries.embedding.weight"),
+        ("detr", "class_embed.bias", "decoder_heads.0.class_embed.bias"),
+        (
+            *("conditional_detr", "transformer.decoder.ref_point_head.layers.1.bias"),
+            "queries.reference_points.layers.1.bias",
+        ),
+        (
+            *("detrex_conditional_detr", "transformer.decoder.query_scale.layers.1.bias"),
+            "decoder.query_position.scale.layers.1.bias",
+        ),
         (
             "imfa_dab_detr",
             "transformer.encoder.layers.1.sa_v_proj.bias",
@@ -110,6 +133,9 @@ def test_a_part_of_a_layer_gets_its_name(layout, stack, public, ours):
         ("imfa_dab_detr", "transformer.level_embed", "decoder.encoder.sampler.level_embed"),
         ("imfa_dab_detr", "transformer.dynamic_norm1.bias", "decoder.encoder.sampler.mixing.hidden_norm.bias"),
         ("imfa_dab_detr", "transformer.class_embed.bias", "decoder_heads.0.class_embed.bias"),
+        ("pnp_detr", "transformer.sampler.score_pred_net.2.weight", "selector.scorer.mlp.layers.1.weight"),
+        ("detrex_pnp_detr", "transformer.sampler.k_proj.bias", "selector.pool.weight_proj.bias"),
+        ("detrex_pnp_detr", "transformer.sampler.v_proj.bias", "selector.pool.value_proj.bias"),
         ("detrex_dino", "label_enc.weight", "denoising.label_embed.weight"),
         ("detrex_dino", "backbone.layers.0.blocks.0.attn.qkv.bias", "backbone.layers.0.blocks.0.attn.qkv.bias"),
         ("detrex_focus_detr", "transformer.alpha", "selector.scorer.alpha"),
@@ -140,14 +166,82 @@ def test_levels_beyond_the_backbones_follow_its_own():
         ("detrex_dab_deformable_detr_r50", "detrex_dab_deformable_detr", "dab_deformable_detr", 36),
         ("official_dino_r50", "dino", "dino", 48),
         ("official_dab_detr_r50", "dab_detr", "dab_detr", 6),
+        ("official_anchor_detr_r50", "anchor_detr", "anchor_detr", 0),
+        ("detrex_anchor_detr_r50", "detrex_anchor_detr", "anchor_detr", 0),
+        ("official_detr_r50", "detr", "detr", 0),
+        ("detrex_detr_r50", "detrex_detr", "detr", 0),
+        ("official_conditional_detr_r50", "conditional_detr", "conditional_detr", 0),
+        ("detrex_conditional_detr_r50", "detrex_conditional_detr", "conditional_detr", 0),
         ("official_imfa_r50", "imfa_dab_detr", "imfa_dab_detr", 8),
+        ("official_pnp_detr", "pnp_detr", "pnp_detr", 0),
+        ("detrex_pnp_detr_r50", "detrex_pnp_detr", "pnp_detr", 0),
     ],
 )
 def test_every_entry_of_a_public_file_is_known_and_fills_its_recipe(case, source, recipe, aliases):
     converted = convert_checkpoint({"model": file_of(case)})
     assert (converted.source, converted.description.recipe) == (source, recipe)
-    assert (converted.num_aliases, converted.unknown, converted.dropped) == (aliases, (), ())
+    assert (converted.num_aliases, converted.unknown) == (aliases, ())
+    assert set(converted.dropped) <= {"criterion.empty_weight"}
     assert fits(converted)
+
+
+LITE = {"high_levels": 3, "blocks": 3, "key_aware": "everywhere", "narrow_ffn": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "dropped", "expected"),
+    [("lite_dino_r50", 0, LITE), ("lite_dino_h2l2_r50", 24, LITE | {"key_aware": "off"})],
+)
+def test_a_file_of_lite_dino_fills_its_recipe_without_the_projections_that_it_does_not_use(case, dropped, expected):
+    converted = convert_checkpoint({"model": file_of(case)})
+    assert (converted.source, converted.description.recipe) == ("lite_dino", "lite_dino")
+    assert (converted.unknown, len(converted.dropped)) == ((), dropped)
+    assert all("query_proj" in name for name in converted.dropped)
+    assert converted.description.arguments.items() >= expected.items()
+    assert "the number of coarse levels is not in the file" in str(converted)
+    assert fits(converted)
+
+
+def test_the_coarse_levels_of_lite_dino_are_in_the_saved_arguments_only():
+    file = {"model": file_of("lite_dino_h2l2_r50"), "args": Namespace(enc_scale=2, num_expansion=3)}
+    converted = convert_checkpoint(file)
+    assert converted.description.arguments["high_levels"] == 2
+    assert "coarse levels" not in str(converted)
+
+
+@pytest.mark.parametrize(("kept", "blocks"), [((5,), 1), ((2, 5), 2)])
+def test_the_layers_with_a_narrow_network_tell_the_number_of_blocks(kept, blocks):
+    parts = ("linear12", "linear22", "norm22")
+    shapes = {"linear12": (256, 256), "linear22": (256, 256), "norm22": (256,)}
+    file = {n: v for n, v in file_of("lite_dino_r50").items() if not any(f".{part}." in n for part in parts)}
+    file |= {
+        f"transformer.encoder.layers.{i}.{part}.{kind}": constant(part, *(shape if kind == "weight" else (256,)))
+        for i in kept
+        for part, shape in shapes.items()
+        for kind in ("weight", "bias")
+    }
+    converted = convert_checkpoint(file)
+    assert converted.description.arguments["blocks"] == blocks
+    assert fits(converted)
+
+
+def test_a_file_of_lite_dino_without_a_narrow_network_does_not_tell_its_blocks():
+    parts = ("linear12", "linear22", "norm22")
+    weights = {n: v for n, v in file_of("lite_dino_r50").items() if not any(f".{part}." in n for part in parts)}
+    told, untold = (
+        convert_checkpoint({"model": weights, **more}) for more in ({"args": Namespace(num_expansion=1)}, {})
+    )
+    assert told.description.arguments.items() >= {"blocks": 1, "narrow_ffn": False}.items()
+    assert "the number of blocks" not in str(told)
+    assert untold.description.arguments["blocks"] == 3
+    assert "the number of blocks is not in the file" in str(untold)
+    assert fits(untold)
+
+
+def test_keys_with_a_projection_of_their_own_are_named_as_not_supported():
+    key = {"transformer.encoder.layers.0.self_attn.key_proj.bias": constant("k", 256)}
+    converted = convert_checkpoint(file_of("lite_dino_r50") | key)
+    assert "its keys have a projection of their own (proj_key), which is not supported" in str(converted)
 
 
 def test_a_two_stage_dab_deformable_file_fills_its_recipe():
@@ -221,6 +315,17 @@ def test_saved_arguments_show_a_dilated_stage():
     assert not any("DC5" in remark or "temperature" in remark for remark in description.remarks)
 
 
+def test_a_file_that_does_not_show_a_dilated_stage_asks_and_takes_the_answer():
+    file = {"model": file_of("official_dab_detr_r50")}
+    asked = convert_checkpoint(file).description
+    assert asked.backbone == "resnet(50, num_maps=1)"
+    assert any("give --dilated or --not-dilated" in remark for remark in asked.remarks)
+    for dilated, call in ((True, "resnet(50, num_maps=1, dilation=True)"), (False, "resnet(50, num_maps=1)")):
+        told = convert_checkpoint(file, dilated=dilated).description
+        assert told.backbone == call
+        assert not any("DC5" in remark for remark in told.remarks)
+
+
 def test_a_scalar_query_scale_is_an_argument():
     file = file_of("official_dab_detr_r50")
     file |= {
@@ -228,6 +333,62 @@ def test_a_scalar_query_scale_is_an_argument():
         "transformer.decoder.query_scale.layers.1.bias": constant("b", 1),
     }
     assert convert_checkpoint(file).description.arguments["query_scale"] == "scalar"
+
+
+@pytest.mark.parametrize("model", ["detr", "conditional_detr"])
+def test_the_layout_tells_whose_weights_the_files_of_detr_hold(model):
+    official, detrex = (convert_checkpoint(file_of(f"{origin}_{model}_r50")) for origin in ("official", "detrex"))
+    assert "origin" not in official.description.arguments
+    assert "origin='detrex'" in str(detrex)
+    assert (official.description.backbone, detrex.description.backbone) == (
+        "resnet(50, num_maps=1)",
+        "resnet(50, freeze_at=1, num_maps=1)",
+    )
+    assert any("dilated (DC5), and here it is not" in remark for remark in official.description.remarks)
+    dilated = {"model": file_of(f"official_{model}_r50"), "args": Namespace(dilation=True)}
+    assert convert_checkpoint(dilated).description.backbone == "resnet(50, num_maps=1, dilation=True)"
+
+
+def counted_rows(case, num_classes=None):
+    """Convert a file of DETR whose class rows hold their own number; return the rows of weight and bias."""
+    file = file_of(case)
+    rows = torch.arange(float(len(file["class_embed.bias"])))
+    file |= {"class_embed.bias": rows, "class_embed.weight": rows[:, None].expand(-1, 256)}
+    converted = convert_checkpoint(file, num_classes=num_classes)
+    heads = [(name, value) for name, value in converted.state_dict.items() if "class_embed" in name]
+    assert len(heads) == 12
+    weight, bias = (value for name, value in heads if name.startswith("decoder_heads.5."))
+    return converted.description.arguments["num_classes"], weight[:, 0].tolist(), bias.tolist()
+
+
+def test_the_last_row_of_detrs_class_head_is_no_object_and_not_a_class():
+    rows = [float(row) for row in range(92)]
+    assert counted_rows("official_detr_r50") == (91, rows, rows)
+    kept = [float(row) for row in (*COCO_IDS, 91)]
+    assert counted_rows("official_detr_r50", num_classes=80) == (80, kept, kept)
+
+
+def test_80_classes_of_detr_become_91_with_rows_that_are_never_chosen():
+    num_classes, weight, bias = counted_rows("detrex_detr_r50", num_classes=91)
+    moved = [*COCO_IDS, 91]
+    unused = [row for row in range(92) if row not in moved]
+    assert num_classes == 91
+    assert [weight[row] for row in moved] == [bias[row] for row in moved] == list(range(81))
+    assert {weight[row] for row in unused} == {0.0}
+    assert {bias[row] for row in unused} == {-1e4}
+    assert torch.tensor(bias).half().softmax(-1)[unused].max() == 0
+
+
+def test_classes_of_a_sigmoid_model_cannot_become_91():
+    with pytest.raises(UserError, match="the file has 80 classes and 91 were asked for"):
+        convert_checkpoint(file_of("detrex_conditional_detr_r50"), num_classes=91)
+
+
+@pytest.mark.parametrize("case", ["official_detr_r50", "detrex_dab_detr_r50"])
+def test_a_converted_file_of_one_map_is_not_converted_again(case):
+    converted = convert_checkpoint(file_of(case))
+    with pytest.raises(UserError, match="already has the names of this project"):
+        convert_checkpoint(converted.state_dict)
 
 
 def test_dab_detrs_one_head_serves_every_layer():
@@ -288,7 +449,10 @@ class TestPosition:
             ("detrex_dab_deformable_detr_r50", (10_000, -0.5)),
             ("official_dino_r50", (20, 0)),
             ("official_dab_detr_r50", (20, 0)),
+            ("official_detr_r50", (10_000, 0)),
+            ("detrex_conditional_detr_r50", (10_000, 0)),
             ("official_imfa_r50", (20, -0.5)),
+            ("lite_dino_r50", (20, 0)),
             ("deformable_detr_r50", (10_000, -0.5)),
         ],
     )

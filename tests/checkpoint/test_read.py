@@ -194,7 +194,7 @@ def test_a_flipped_bit_in_the_weights_is_found(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>404</html>", "is a web page, so the download has failed"),
         (b"\x1f\x8b\x08\x00 packed", "is packed with gzip"),
-        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"w": {}}      ', "is a safetensors file"),
+        (b'\x10\x00\x00\x00\x00\x00\x00\x00{"w": {}}      ', "is truncated or no checkpoint"),
     ],
 )
 def test_the_error_names_the_kind_of_a_file_that_is_no_checkpoint(tmp_path, content, words):

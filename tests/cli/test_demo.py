@@ -91,6 +91,15 @@ def test_a_dense_detector_has_no_token_pictures_and_the_demo_says_so_once(folder
     assert capsys.readouterr().out.count("dense encoder") == 1
 
 
+def test_pooled_tokens_get_a_page_of_their_own(folder):
+    text = (folder / "sparse.py").read_text().replace("sparse_detr(", "pnp_detr(").replace("num_levels=3,", "")
+    (folder / "pnp.py").write_text(text.replace("mobilenet_v2()", "mobilenet_v2(strides=(16,))"))
+    torch.save({"model": instantiate(load_config("pnp.py").model).state_dict()}, folder / "pnp.pth")
+    assert demo("pnp", "--keep-ratio", "0.5", images="images/wide.png") == 0
+    assert written(folder, "wide") == KINDS - {"attention"} | {"pooling"}
+    assert json.loads((folder / "out" / "wide.json").read_text())["kept_share"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_an_unreadable_image_is_named_skipped_and_counted(folder, capsys):
     (folder / "images" / "broken.png").write_bytes(b"no image")
     assert demo("sparse") == 0

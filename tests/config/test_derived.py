@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from sparse_detr.config import add_detr_config, load_config
 from sparse_detr.config.derived import output_dir_of
-from sparse_detr.recipes import mobilenet_v2, resnet, swin, swin_tiny
+from sparse_detr.recipes import dat, mobilenet_v2, resnet, swin, swin_tiny
 
 ROOT = Path(__file__).parents[2]
 LAZY = sorted(ROOT.glob("projects/*/configs/*.py"))
@@ -30,6 +30,9 @@ def test_a_lazy_config_is_complete_for_detectron2s_own_loader(path):
         expected = {""}
     elif "stages" in backbone:
         expected = {resnet(backbone.stages.depth).weights}
+    elif "image_size" in backbone:
+        size = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base"}[backbone.embed_dim, len(backbone.blocks[2])]
+        expected = {dat(size, image_size=backbone.image_size).weights}
     else:  # of one size and image size, from whatever images
         size = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
         same = {"size": size[backbone.embed_dim, backbone.depths[2]], "image_size": backbone.pretrain_img_size}
@@ -78,6 +81,7 @@ def test_a_dumped_yaml_config_keeps_its_folder_and_weights(yaml):
         (["MODEL.BACKBONE.NAME", "build_swin_tiny_backbone"], swin_tiny().weights),
         ([*SWIN, "small"], "swin_small_imagenet.pth"),
         ([*SWIN, "large", "MODEL.SWIN.IMAGE_SIZE", "384"], "swin_large_384_imagenet22k.pth"),
+        (["MODEL.BACKBONE.NAME", "build_dat_backbone", "MODEL.DAT.SIZE", "small"], "dat_small_imagenet.pth"),
         ([*SWIN, "tiny", "MODEL.SWIN.PRETRAINING", "imagenet22kto1k"], "swin_tiny_imagenet22kto1k.pth"),
     ],
 )

@@ -70,10 +70,13 @@ def test_both_configs_of_a_name_describe_the_same_training(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_both_configs_of_a_name_drop_the_learning_rate_after_the_same_iteration(path):
+    """In a training of millions, some iterations earlier: fvcore adds a millionth to the share that is done."""
     lazy, yaml = twins(path)
     max_iter, (drop,) = yaml.SOLVER.MAX_ITER, yaml.SOLVER.STEPS
+    early = max_iter // 10**6
     schedule = make_run(lazy).build_schedule(None)
-    multipliers = [schedule(iteration / max_iter) for iteration in (0, drop - 1, drop, max_iter - 1)]
+    iterations = (0, drop - 1 - (early + 1 if early else 0), drop, max_iter - 1)
+    multipliers = [schedule(iteration / max_iter) for iteration in iterations]
     assert multipliers == pytest.approx([1, 1, 0.1, 0.1])
 
 
@@ -105,7 +108,16 @@ def settings(module):
     return {name: value for name, value in plain.items() if isinstance(value, bool | int | float | str | tuple | dict)}
 
 
-EPOCHS = {"dino_r50_4scale_24ep": (24, 20), "dino_swin_l_384_5scale_36ep": (36, 30), "dab_detr_r50": (50, 40)}
+EPOCHS = {
+    "detr_r50": (500, 400),
+    "detr_r50_300ep": (300, 200),
+    "conditional_detr_r101": (50, 40),
+    "efficient_detr_r50": (36, 24),
+    "dino_r50_4scale_24ep": (24, 20),
+    "dino_swin_l_384_5scale_36ep": (36, 30),
+    "dab_detr_r50": (50, 40),
+}
+EPOCHS_OF_14786 = {"detr_r101_dc5": (500, 400), "conditional_detr_r50_dc5": (50, 40), "anchor_detr_r101": (50, 40)}
 EPOCHS_OF_7500 = {
     "focus_detr_r50_36ep": (36, 20),
     "focus_detr_swin_b_384_36ep": (36, 30),
@@ -113,10 +125,15 @@ EPOCHS_OF_7500 = {
 }
 
 
-@pytest.mark.parametrize("name", [*EPOCHS, *EPOCHS_OF_7500])
-def test_schedules_are_the_papers(name):
-    epochs, drop = {**EPOCHS, **EPOCHS_OF_7500}[name]
-    length = 7500 if name in EPOCHS_OF_7500 else 7393
+SCHEDULES = [
+    (name, length, *epochs)
+    for length, of_length in ((7393, EPOCHS), (7500, EPOCHS_OF_7500), (14786, EPOCHS_OF_14786))
+    for name, epochs in of_length.items()
+]
+
+
+@pytest.mark.parametrize(("name", "length", "epochs", "drop"), SCHEDULES, ids=[name for name, *_ in SCHEDULES])
+def test_schedules_are_the_papers(name, length, epochs, drop):
     (path,) = [path for path in CONFIGS if path.stem == name]
     lazy, solver = twins(path)[0], twins(path)[1].SOLVER
     assert lazy.train.max_iter == epochs * length

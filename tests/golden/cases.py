@@ -131,10 +131,11 @@ class GoldenCase:
     def state_dict(self) -> dict[str, Tensor]:
         """Make the public checkpoint, in float32."""
         rows = self._json("checkpoint_keys")
-        return {name: self._entry(shape, source, *fixed) for name, shape, source, *fixed in rows if source != CONSTANT}
+        return {name: self.entry(shape, source, *fixed) for name, shape, source, *fixed in rows if source != CONSTANT}
 
     @staticmethod
-    def _entry(shape: list[int], source: str, fixed: Any = None) -> Tensor:
+    def entry(shape: list[int], source: str, fixed: Any = None) -> Tensor:
+        """Make the values of an entry of a file: of the name `source`, or the `fixed` ones."""
         if source == FIXED:
             return torch.tensor(fixed)
         return torch.from_numpy(np.asarray(weight(source, tuple(shape)), dtype=np.float32))

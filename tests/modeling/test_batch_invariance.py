@@ -11,8 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from sparse_detr.backbones import MobileNetV2
+from sparse_detr.modeling.classification import SoftmaxNoObject
 from sparse_detr.recipes import mobilenet_v2
-from tests.modeling.tiny import build, picture
+from tests.modeling.tiny import SIZES, build, picture
 
 MODELS = [
     ("one_stage", {}),
@@ -23,18 +24,27 @@ MODELS = [
     ("sparse", {"keep_ratio": 0.3}),
     ("sparse", {"keep_ratio": 1.0}),
     ("objectness", {"keep_ratio": 0.3}),
+    ("efficient", {}),
     ("dino", {"denoising_queries": 0}),
     ("sparse_dino", {"denoising_queries": 0}),
     ("focus", {"denoising_queries": 0}),
     ("focus", {"denoising_queries": 0, "keep_ratio": 0.2, "num_levels": 5, "encoder_layers": 5}),
     ("focus_two_stage", {}),
     ("focus_one_stage", {"keep_ratio": 1.0}),
+    ("detr", {}),
+    ("conditional", {}),
+    ("pnp", {}),
+    ("pnp", {"keep_ratio": 1.0, "training_keep_ratios": (1.0, 1.0)}),
     ("dab", {}),
     ("dab", {"num_patterns": 2, "activation": "relu"}),
     # All queries of the last picture, which is one token, have equal classes, so that rounding would choose among them.
     ("imfa", {"sampling_share": 1.0}),
+    ("anchor", {"num_patterns": 2}),
+    ("anchor", {"anchor_points": "grid", "num_queries": 9}),
     ("dab_deformable", {"num_patterns": 2}),
     ("sparse_dab_deformable", {}),
+    ("lite", {"high_levels": 3}),
+    ("lite_dino", {"denoising_queries": 0}),
 ]
 # The last one has one token a level, fewer tokens than queries.
 PICTURES = [
@@ -82,12 +92,16 @@ def test_noise_in_padding_changes_no_score_selection_or_prediction(name, options
 
 @every_model
 def test_noise_in_padding_changes_no_memory_of_a_valid_token(name, options):
-    model, memory = build(name, **options), []
-    model.encoder.register_forward_hook(lambda _, __, output: memory.append(output.memory))
-    batched = run(model, PICTURES)
+    model, encoded = build(name, **options), []
+    model.encoder.register_forward_hook(
+        lambda _, inputs, output: encoded.append((output.memory, ~inputs[0].padding_mask))
+    )
+    run(model, PICTURES)
+    memory, valid = encoded[0]
     for image, picture_alone in enumerate(PICTURES):
         run(model, [picture_alone])
-        close(memory[0][image][~batched.pyramid.padding_mask[image]], memory[-1][0])
+        alone, valid_alone = encoded[-1]
+        close(memory[image][valid[image]], alone[0][valid_alone[0]])
 
 
 @every_model
@@ -125,7 +139,7 @@ def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
 
 @every_model
 def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, options):
-    """Weighted by true boxes; losses of token scores by valid tokens or foreground tokens."""
+    """Weighted by true boxes; losses of token scores by valid or foreground tokens; a softmax by its class weights."""
     model = build(name, **options)
     model.backbone.image_sizes = [tuple(image["image"].shape[-2:]) for image in PICTURES]
     batched = model.losses(PICTURES)
@@ -134,11 +148,17 @@ def test_losses_of_a_batch_are_the_weighted_mean_of_the_losses_alone(name, optio
     boxes = [len(image["instances"]) for image in PICTURES]
     outputs = [model.outputs([image]) for image in PICTURES]
     shares = {"loss_token_score": [output.pyramid.num_tokens for output in outputs]}
+    shares["loss_polled_scores"] = [int(output.selection.counts) for output in outputs]
     if "loss_foreground" in batched:
         true = [[target.boxes] for target in model.targets(PICTURES)]
         foreground = [model.supervision.labels(o.pyramid, b, o.image_sizes) for o, b in zip(outputs, true, strict=True)]
         shares["loss_foreground"] = [int(labels.sum()) for labels in foreground]
         assert all(shares["loss_foreground"])
+    classification = model.criterion.classification
+    if isinstance(classification, SoftmaxNoObject):
+        queries, weight = SIZES["num_queries"], classification.no_object_weight
+        of_class = [count + weight * (queries - count) for count in boxes]
+        shares |= {key: of_class for key in batched if key.startswith("loss_class")}
     for key, loss in batched.items():
         share = shares.get(key, boxes)
         expected = sum(weight * losses[key] for weight, losses in zip(share, alone, strict=True)) / sum(share)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_detr.layers import FeedForward, SelfAttention, attention_mask, inverse_sigmoid
+from sparse_detr.layers import MLP, FeedForward, SelfAttention, attention_mask, inverse_sigmoid
 from sparse_detr.modeling.decoder.conditional import (
     ConditionalCrossAttention,
     ConditionalSelfAttention,
@@ -174,7 +174,7 @@ def make_encoder(count=2):
         )
         for _ in range(count)
     ]
-    encoder = FullAttentionEncoder(layers=layers, embed_dim=DIM).double()
+    encoder = FullAttentionEncoder(layers=layers, position_scale=MLP(sizes=(DIM, DIM, DIM))).double()
     shake(encoder)
     return encoder
 

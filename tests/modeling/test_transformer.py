@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from sparse_detr.modeling.selection import CascadedBudget, EvenBudget
 from sparse_detr.modeling.transformer import DetectionTransformer
-from sparse_detr.recipes import BackboneSpec, dab_detr
+from sparse_detr.recipes import BackboneSpec
 from tests.modeling.tiny import MODELS, SIZES, build, picture, shake
 
-EXPORTED = ("sparse", "focus", "dino", "dab", "imfa")
+EXPORTED = ("sparse", "focus", "dino", "dab", "detr", "conditional", "anchor", "pnp", "imfa", "lite_dino")
 FEW_LAYERS = {"encoder_layers": 2, "decoder_layers": 1}
 
 
@@ -34,12 +34,9 @@ def flow(name, **options):
     """Build the transformer of a small model."""
     backbone = BackboneSpec(LazyCall(StridedBackbone)(), ("map16",), (8,), (16,))
     recipe, defaults = MODELS[name]
-    recipe = dab_detr if name == "dab" else recipe
     sizes = {**SIZES, "num_levels": 2}
-    if name in ("dab", "imfa"):
+    if name == "imfa":
         del sizes["num_levels"]
-    if name == "dab":
-        del sizes["num_points"]
     torch.manual_seed(0)
     model = instantiate(recipe(backbone=backbone, **{**sizes, **defaults, **FEW_LAYERS, **options})).double()
     shake(model)
@@ -58,6 +55,10 @@ def batch(count=2, height=96, width=160, *, seed=0):
 
 def equal(first, second):
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def near(first, second):
+    return all(torch.allclose(a, b, atol=1e-12, rtol=0) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "random"])
@@ -186,7 +187,9 @@ def test_an_export_with_dynamic_batch_height_and_width_predicts_the_same_at_any_
             program = torch.export.load(tmp_path / "flow.pt2")
         exported = program.module()
         for inputs in (batch(1, 66, 101), batch(3, 131, 97), batch(2, 256, 333)):
-            assert equal(exported(*inputs), transformer(*inputs))
+            result, expected = exported(*inputs), transformer(*inputs)
+            # row-column attention sums the longer axis first, but always the columns in an export
+            assert near(result, expected) if name == "anchor" else equal(result, expected)
 
 
 @pytest.mark.parametrize("name", EXPORTED)

@@ -9,14 +9,21 @@ from torch import nn
 
 from sparse_detr.recipes import (
     BackboneSpec,
+    anchor_detr,
+    conditional_detr,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
     deformable_detr_topk,
+    detr,
     dino,
+    efficient_detr,
     focus_deformable_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_deformable_detr,
+    lite_dino,
+    pnp_detr,
     sparse_dab_deformable_detr,
     sparse_detr,
     sparse_dino,
@@ -40,11 +47,16 @@ CHANNELS = (6, 8, 10)
 STRIDES = (8, 16, 32)
 
 
-def single_scale_dab_detr(*, backbone, num_points, **options):
-    """Return the LazyCall of DAB-DETR on the coarsest map of the stub, without `num_points`."""
-    backbone.config.num_maps = 1
-    coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:4]))
-    return dab_detr(backbone=coarse, **options)
+def on_one_map(recipe):
+    """Return a recipe with full attention that reads the coarsest map of the stub and drops options of deformable."""
+
+    def single_scale(*, backbone, num_points, num_levels=1, **options):
+        if len(backbone.in_features) > 1:
+            backbone.config.num_maps = 1
+        coarse = BackboneSpec(backbone.config, *(facts[-1:] for facts in backbone[1:4]))
+        return recipe(backbone=coarse, **options)
+
+    return single_scale
 
 
 def tiny_imfa(*, encoder_layers, decoder_layers, **options):
@@ -62,14 +74,21 @@ MODELS = {
     "sparse_without_auxiliary_loss": (sparse_detr, {"keep_ratio": 0.3, "encoder_auxiliary_loss": False}),
     "objectness": (sparse_detr, {"keep_ratio": 0.3, "scorer": "objectness"}),
     "random": (sparse_detr, {"keep_ratio": 0.3, "scorer": "random"}),
+    "efficient": (efficient_detr, {"first_num_queries": 30, "falling_steps": 100}),
     "dino": (dino, {}),
     "sparse_dino": (sparse_dino, {"keep_ratio": 0.3, "shared_heads": True}),
     "focus": (focus_detr, {"num_objects": 9}),
     "focus_two_stage": (focus_deformable_detr, {"num_objects": 9}),
-    "dab": (single_scale_dab_detr, {}),
+    "detr": (on_one_map(detr), {}),
+    "conditional": (on_one_map(conditional_detr), {}),
+    "dab": (on_one_map(dab_detr), {}),
     "imfa": (tiny_imfa, {"num_detections": 12}),
+    "anchor": (on_one_map(anchor_detr), {"num_patterns": 1}),
+    "pnp": (on_one_map(pnp_detr), {"keep_ratio": 0.3, "training_keep_ratios": (0.3, 0.3), "num_pooled": 4}),
     "dab_deformable": (dab_deformable_detr, {}),
     "sparse_dab_deformable": (sparse_dab_deformable_detr, {"keep_ratio": 0.3}),
+    "lite": (lite_deformable_detr, {"high_levels": 1, "blocks": 1, "encoder_auxiliary_loss": True}),
+    "lite_dino": (lite_dino, {"high_levels": 1, "blocks": 1}),
     "focus_one_stage": (focus_deformable_detr, {"num_objects": 9, "two_stage": "off", "box_refinement": False}),
 }
 

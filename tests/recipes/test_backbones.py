@@ -1,5 +1,6 @@
 """Backbones: their description, frozen parts and weights."""
 
+import contextlib
 import re
 
 import pytest
@@ -7,21 +8,26 @@ import torch
 from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import SwinTransformer as D2SwinTransformer
 from detectron2.modeling import build_backbone
+from torch import nn
 from torch.export import Dim, export
 from torch.testing import assert_close
+from torchvision import models
 from torchvision.models import resnet50
 
 from sparse_detr.backbones import SwinTransformer
+from sparse_detr.checkpoint import convert_checkpoint, match_report
 from sparse_detr.config import add_detr_config
-from sparse_detr.recipes.backbones import SWIN_SIZES, from_module, resnet, swin, swin_tiny
+from sparse_detr.recipes.backbones import DAT_SIZES, SWIN_SIZES, dat, from_module, resnet, swin, swin_tiny
 from tests.meta import meta_device
 
 DESCRIBED = {
     **{f"resnet_{count}_maps": resnet(50, num_maps=count) for count in (1, 3, 4)},
-    "resnet101": resnet(101),
+    **{f"resnet{depth}": resnet(depth) for depth in (18, 34, 101, 152)},
     "dilated": resnet(50, num_maps=1, dilation=True),
     **{f"swin_{size}": swin(size, image_size=384) for size in SWIN_SIZES},
     "swin_4_maps": swin("large", num_maps=4),
+    **{f"dat_{size}": dat(size) for size in DAT_SIZES},
+    "dat_4_maps": dat("base", image_size=384, num_maps=4),
 }
 
 
@@ -100,9 +106,12 @@ def test_sparse_detrs_swin_drops_more_paths_than_dinos():
     [
         (resnet(101), "detectron2://ImageNetPretrained/torchvision/R-101.pkl"),
         (resnet(50, num_maps=1, dilation=True), "detectron2://ImageNetPretrained/torchvision/R-50.pkl"),
+        (resnet(18), "resnet18_imagenet.pth"),
         (swin_tiny(), "swin_tiny_imagenet.pth"),
         (swin("large", image_size=384), "swin_large_384_imagenet22k.pth"),
         (swin("small", pretraining="imagenet22kto1k"), "swin_small_imagenet22kto1k.pth"),
+        (dat(), "dat_tiny_imagenet.pth"),
+        (dat("base", image_size=384), "dat_base_384_imagenet.pth"),
     ],
 )
 def test_a_backbone_names_its_imagenet_weights(backbone, weights):
@@ -116,6 +125,13 @@ def test_unknown_sizes_are_refused_with_the_known_ones():
         ValueError, match="no Swin with pretraining 'coco'; choose one of imagenet, imagenet22k, imagenet22kto1k"
     ):
         swin(pretraining="coco")
+    for size, image_size in (("huge", 224), ("tiny", 384)):
+        with pytest.raises(
+            ValueError, match=f"no DAT '{size}' for images of {image_size}; sizes are tiny, small, base"
+        ):
+            dat(size, image_size=image_size)
+    with pytest.raises(ValueError, match="convention must be '2022' or '2023', got 2021"):
+        dat(convention=2021)
     with pytest.raises(ValueError, match="num_maps must be 1 to 4, got 5"):
         resnet(50, num_maps=5)
 
@@ -135,6 +151,41 @@ def test_a_dilated_resnet_is_that_of_torchvision():
         assert_close(ours(image)["res5"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("depth", [18, 34, 152])
+def test_a_converted_resnet_of_torchvision_fills_the_recipe_and_gives_its_maps(depth):
+    """The numbers are compared for one depth; the others have the same blocks."""
+    torch.manual_seed(0)
+    compared = depth == 18
+    with contextlib.nullcontext() if compared else torch.device("meta"):
+        theirs = getattr(models, f"resnet{depth}")(weights=None).eval()
+        ours = instantiate(resnet(depth).config).eval()
+    file = theirs.state_dict() if compared else {n: constant(n, v) for n, v in theirs.state_dict().items()}
+    converted = convert_checkpoint(file).state_dict
+    report = match_report(nn.ModuleDict({"backbone": ours}), converted)
+    assert (report.missing, report.unexpected, report.misshapen) == ((), (), {})
+    if compared:
+        nn.ModuleDict({"backbone": ours}).load_state_dict(converted)
+        image = torch.rand(1, 3, 70, 97)
+        with torch.no_grad():
+            assert_close(ours(image)["res5"], nn.Sequential(*list(theirs.children())[:-2])(image), rtol=1e-4, atol=1e-4)
+
+
+def constant(name, value):
+    """Return an expanded tensor of the shape and dtype of `value`, which takes no memory."""
+    return torch.tensor(1.0).to(value.dtype).expand(value.shape)
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_basic_blocks_cannot_be_dilated(depth):
+    with pytest.raises(ValueError, match=f"ResNet-{depth} has basic blocks, .* give dilation=False, or depth 50"):
+        resnet(depth, dilation=True)
+
+
+def test_an_unknown_depth_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no ResNet of depth 20; choose one of 18, 34, 50, 101, 152"):
+        resnet(20)
+
+
 def ours_name(name):
     """Return Detectron2's name of a tensor of torchvision's ResNet."""
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
@@ -151,9 +202,18 @@ def ours_name(name):
             swin("base", image_size=384),
         ),
         (("BACKBONE.NAME", "build_swin_backbone", "SWIN.NUM_MAPS", 4), swin(num_maps=4)),
+        (
+            ("RESNETS.DEPTH", 18, "RESNETS.RES2_OUT_CHANNELS", 64, "RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+            resnet(18, freeze_at=0),
+        ),
+        (
+            ("BACKBONE.NAME", "build_dat_backbone", "DAT.SIZE", "base", "DAT.IMAGE_SIZE", 384, "DAT.NUM_MAPS", 4),
+            dat("base", image_size=384, num_maps=4),
+        ),
+        (("BACKBONE.NAME", "build_dat_backbone", "DAT.CONVENTION", "2023"), dat(convention="2023")),
         (("BACKBONE.NAME", "build_resnet_dc5_backbone"), resnet(50, freeze_at=0, num_maps=1, dilation=True)),
     ],
-    ids=["swin_base_384", "swin_4_maps", "dc5"],
+    ids=["swin_base_384", "swin_4_maps", "resnet18", "dat_base_384", "dat_2023", "dc5"],
 )
 def test_a_backbone_from_yaml_keys_is_that_of_the_recipe(keys, backbone):
     cfg = get_cfg()
@@ -165,4 +225,7 @@ def test_a_backbone_from_yaml_keys_is_that_of_the_recipe(keys, backbone):
     expected = on_meta(backbone)
     assert from_module(module)[1:4] == backbone[1:4]
     assert str(module) == str(expected)
+    assert [getattr(part, "convention", "") for part in module.modules()] == [
+        getattr(part, "convention", "") for part in expected.modules()
+    ]
     assert [p.requires_grad for p in module.parameters()] == [p.requires_grad for p in expected.parameters()]

@@ -10,14 +10,21 @@ from sparse_detr.config import add_detr_config
 from sparse_detr.errors import UserError
 from sparse_detr.recipes import (
     RECIPES,
+    anchor_detr,
+    conditional_detr,
     dab_deformable_detr,
     dab_detr,
     deformable_detr,
+    detr,
     dino,
+    efficient_detr,
     focus_deformable_detr,
     focus_detr,
     imfa_dab_detr,
+    lite_deformable_detr,
+    lite_dino,
     mobilenet_v2,
+    pnp_detr,
     resnet,
     sparse_dab_deformable_detr,
     sparse_detr,
@@ -33,12 +40,15 @@ TWINS = {
     "sparse": ("SparseDETR", sparse_detr, {"keep_ratio": 0.2, "inference_keep_ratio": 0.4}),
     "objectness": ("SparseDETR", sparse_detr, {"scorer": "objectness", "encoder_auxiliary_loss": False}),
     "more_logits": ("SparseDETR", sparse_detr, {"class_channels": [0, 2, 4]}),
+    "efficient": ("EfficientDETR", efficient_detr, {"first_num_queries": 20, "falling_steps": 9, "share_heads": False}),
     "dino": ("DINO", dino, {"shared_heads": True, "denoising_queries": 6, "position_temperature": 10000.0}),
     "sparse_dino": ("SparseDINO", sparse_dino, {"keep_ratio": 0.2, "behavior": "released"}),
     "dab_deformable": ("DABDeformableDETR", dab_deformable_detr, {"num_patterns": 2, "freeze_centers": True}),
     "sparse_dab": ("SparseDABDeformableDETR", sparse_dab_deformable_detr, {"keep_ratio": 0.2}),
     "focus": ("FocusDETR", focus_detr, {"keep_ratio": 0.6, "num_objects": 5, "schedule": [1.0, 0.5, 0.1]}),
     "focus_deformable": ("FocusDeformableDETR", focus_deformable_detr, {"two_stage": "off"}),
+    "lite_dino": ("LiteDINO", lite_dino, {"high_levels": 2, "blocks": 1, "behavior": "released"}),
+    "lite_deformable": ("LiteDeformableDETR", lite_deformable_detr, {"blocks": 1, "key_aware": "off"}),
 }
 BATCH = [picture(64, 96, boxes=((0.1, 0.2, 0.5, 0.7),)), picture(64, 64, boxes=())]
 
@@ -105,12 +115,22 @@ def test_a_resnet_from_the_keys_of_detectron2_is_that_of_the_recipe():
     assert torch.equal(first.logits, second.logits)
 
 
-def test_dab_detr_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet():
-    options = {name: value for name, value in SIZES.items() if name != "num_points"} | {"num_patterns": 2}
-    cfg = make_cfg("DABDETR", **options)
+@pytest.mark.parametrize(
+    ("meta_architecture", "recipe", "options"),
+    [
+        ("AnchorDETR", anchor_detr, {"anchor_points": "grid", "num_queries": 9, "num_patterns": 2}),
+        ("DABDETR", dab_detr, {"num_patterns": 2}),
+        ("DETR", detr, {"behavior": "released", "origin": "detrex"}),
+        ("PnPDETR", pnp_detr, {"keep_ratio": 0.4, "training_keep_ratios": [0.5, 0.9], "num_pooled": 7}),
+        ("ConditionalDETR", conditional_detr, {"behavior": "released", "origin": "detrex", "num_detections": 7}),
+    ],
+)
+def test_full_attention_from_yaml_is_the_recipe_on_the_last_map_of_a_resnet(meta_architecture, recipe, options):
+    options = {name: value for name, value in SIZES.items() if name != "num_points"} | options
+    cfg = make_cfg(meta_architecture, **options)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_dc5_backbone"
     yaml = seeded(lambda: build_model(cfg))
-    lazy = seeded(lambda: instantiate(dab_detr(backbone=resnet(50, num_maps=1, dilation=True), **options)))
+    lazy = seeded(lambda: instantiate(recipe(backbone=resnet(50, num_maps=1, dilation=True), **options)))
     assert_same_model(yaml, lazy)
 
 

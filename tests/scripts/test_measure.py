@@ -72,3 +72,15 @@ def test_a_plot_is_drawn_again_from_its_numbers(script, tmp_path):
     (tmp_path / "some.json").write_text(json.dumps({"results": RESULTS, "costs": COSTS}))
     script.redraw(tmp_path / "some.json")
     assert (tmp_path / "some.png").stat().st_size > 1000
+
+
+def test_a_later_call_takes_over_the_scores_of_runs_with_the_same_settings(script, tmp_path):
+    record = script.Record(tmp_path / "some.json", ["--train-json", "a.json", "optimizer.lr=1e-3"])
+    record.add("dense", {"seed": 1, "iterations": 499, "AP": 51.0})
+    record.add("dense", {"seed": 0, "iterations": 499, "AP": 50.0})
+    later = script.Record(tmp_path / "some.json", ["--train-json", "elsewhere/a.json", "optimizer.lr=1e-3"])
+    assert later.run("dense", 0, 500)["AP"] == 50.0
+    assert [run["seed"] for run in later.results["dense"]] == [0, 1]
+    assert later.run("dense", 0, 900) == later.run("dense", 2, 500) == later.run("rho10", 0, 500) == {}
+    other = script.Record(tmp_path / "some.json", ["optimizer.lr=1e-4"])
+    assert other.run("dense", 0, 500) == {}

@@ -1,9 +1,11 @@
 """A made-up output of a detector, on two levels with padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sparse_detr.structures import AllTokens, DetectorOutput, PredictionGroup, Pyramid, TopKTokens
+from sparse_detr.structures import AllTokens, DetectorOutput, PolledTokens, PredictionGroup, Pyramid, TopKTokens
 
 # Level 0: 4 x 6 cells, of which 3 x 4 are valid; level 1: 2 x 3, of which 2 x 2 are valid.
 SHAPES, VALID_SHAPES = ((4, 6), (2, 3)), ((3, 4), (2, 2))
@@ -19,6 +21,14 @@ def sparse_output() -> DetectorOutput:
 @pytest.fixture
 def dense_output() -> DetectorOutput:
     return make_output(kept=None)
+
+
+@pytest.fixture
+def pooled_output(sparse_output) -> DetectorOutput:
+    """Make an output with two pooled tokens: one is token 7 alone, the other is the mean of tokens 0 and 24."""
+    pooling = torch.zeros(1, 2, NUM_TOKENS)
+    pooling[0, 0, 7], pooling[0, 1, 0], pooling[0, 1, 24] = 1.0, 0.5, 0.5
+    return replace(sparse_output, selection=PolledTokens.polled(sparse_output.selection, pooling))
 
 
 def make_output(*, kept: list[int] | None) -> DetectorOutput:

@@ -23,6 +23,14 @@ def test_kept_tokens_lie_in_their_cells_and_kept_shares_are_of_valid_tokens(spar
     assert maps.covered_attention == pytest.approx(2 / 16)
 
 
+def test_pooling_weights_lie_in_the_cells_of_their_tokens(sparse_output, pooled_output):
+    first, second = token_maps(pooled_output).pooling
+    assert first[0].tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert not first[1].any()
+    assert (second[0][0, 0], second[1][0, 0]) == (0.5, 0.5)
+    assert token_maps(sparse_output).pooling is None
+
+
 def test_a_dense_encoder_keeps_everything_and_has_no_scores(dense_output):
     maps = token_maps(dense_output)
     assert maps.scores is None

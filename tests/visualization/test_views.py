@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from sparse_detr.structures import CoarseTokens, PolledTokens
 from sparse_detr.visualization import (
     attention_heat,
     heat_page,
     kept_tokens_page,
     overview_page,
+    pooled_tokens_page,
+    pooling_heat,
     sampled_points_page,
     score_heat,
     token_maps,
 )
-from sparse_detr.visualization.views import _kept_picture, _points_picture
+from sparse_detr.visualization.views import _kept_picture, _kept_remark, _points_picture
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
 
@@ -69,6 +72,36 @@ def test_every_page_of_a_sparse_detector_can_be_drawn(sparse_output):
     assert is_page(heat_page(IMAGE, score_heat(IMAGE, maps)))
     assert is_page(heat_page(IMAGE, attention_heat(IMAGE, maps)))
     assert is_page(overview_page(IMAGE, IMAGE, maps, title="image"))
+
+
+def test_a_detector_that_selects_levels_shows_them_and_no_scores(dense_output):
+    output = replace(dense_output, selection=CoarseTokens(dense_output.pyramid, 24, (False, True, False, True)))
+    maps = token_maps(output)
+    assert (list(maps.kept_shares), list(maps.full_layers)) == ([0.0, 1.0], [2, 4])
+    assert _kept_remark(maps).endswith("; all are refined in encoder layer 2, 4")
+    assert score_heat(IMAGE, maps) is None
+    assert is_page(kept_tokens_page(IMAGE, maps))
+    levels, dense = (overview_page(IMAGE, IMAGE, m, title="image") for m in (maps, token_maps(dense_output)))
+    assert levels.shape[0] > dense.shape[0]
+
+
+@pytest.mark.parametrize("number", [1, 2, 6, 40])
+def test_any_number_of_pooled_tokens_can_be_drawn(pooled_output, number):
+    """A row has six; of more than thirty pooled tokens thirty are shown."""
+    pooling = pooled_output.selection.pooling.repeat(1, -(-number // 2), 1)[:, :number]
+    output = replace(pooled_output, selection=PolledTokens.polled(pooled_output.selection, pooling))
+    page = pooled_tokens_page(IMAGE, token_maps(output))
+    assert is_page(page)
+    row = 36 + 242 * 3 // 4 + 20  # title, picture of 320 x 240 in a sixth of the width, gap
+    empty = pooled_tokens_page(IMAGE, token_maps(pooled_output)).shape[0]
+    assert abs(page.shape[0] - empty - (min(-(-number // 6), 5) - 1) * row) < 12
+
+
+def test_the_pooling_heat_is_the_mean_weight_of_the_pooled_tokens(pooled_output, sparse_output):
+    fine, coarse = pooling_heat(IMAGE, token_maps(pooled_output)).levels
+    assert (fine[0, 0], fine[1, 1], coarse[0, 0]) == (0.25, 0.5, 0.25)
+    assert pooling_heat(IMAGE, token_maps(sparse_output)) is None
+    assert is_page(overview_page(IMAGE, IMAGE, token_maps(pooled_output), title="image"))
 
 
 def test_a_dense_detector_has_no_scores_to_show_but_an_overview(dense_output):

@@ -17,23 +17,28 @@ from sparse_detr.modeling.decoder.deformable import (
     NoRefinement,
     QueryPosition,
 )
+from sparse_detr.modeling.decoder.full import FullAttentionDecoderLayer
 from sparse_detr.modeling.decoder.query_position import (
     BoxPosition,
+    ConditionalPosition,
     ContentScale,
     LayerScale,
     ModulatedBoxPosition,
 )
+from sparse_detr.modeling.decoder.row_column import RowColumnDecoderLayer
 
 __all__ = [
     "BoxPosition",
     "BoxRefinement",
     "ConditionalDecoderLayer",
+    "ConditionalPosition",
     "ConditionalSelfAttention",
     "ContentScale",
     "Decoder",
     "DecoderAttentionMap",
     "DecoderOutput",
     "DeformableDecoderLayer",
+    "FullAttentionDecoderLayer",
     "FixedMemory",
     "GivenPosition",
     "LayerScale",
@@ -42,5 +47,6 @@ __all__ = [
     "NoAttentionMap",
     "NoRefinement",
     "QueryPosition",
+    "RowColumnDecoderLayer",
     "conditional_layers",
 ]

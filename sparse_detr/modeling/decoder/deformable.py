@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparse_detr.layers import (
     AttentionSamples,
+    DeformableAttention,
     FeedForward,
-    MultiScaleDeformableAttention,
     SelfAttention,
     attention_mask,
     inverse_sigmoid,
@@ -97,7 +97,7 @@ class DeformableDecoderLayer(nn.Module):
         self,
         *,
         self_attn: SelfAttention,
-        cross_attn: MultiScaleDeformableAttention,
+        cross_attn: DeformableAttention,
         ffn: FeedForward,
         embed_dim: int,
         dropout: float,
@@ -133,11 +133,10 @@ class DeformableDecoderLayer(nn.Module):
         content = self.self_attn_norm(content + self.dropout(attended))
         query = content + query_position.position
         points = on_padded_levels(query_position.reference_points, memory.pyramid)
+        samples = None
         if need_samples:
-            samples = self.cross_attn.sample(query, points, memory.pyramid)
-            attended = self.cross_attn.read(memory.content, samples, memory.pyramid)
+            attended, samples = self.cross_attn.attend_with_samples(query, points, memory.content, memory.pyramid)
         else:
-            samples = None
             attended = self.cross_attn(query, points, memory.content, memory.pyramid)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples

@@ -1,4 +1,4 @@
-"""Position embeddings of decoder queries, made from their boxes (DAB-DETR, section 4)."""
+"""Position embeddings of decoder queries, made from their points or boxes (Conditional DETR; DAB-DETR, section 4)."""
 
 from __future__ import annotations
 
@@ -39,6 +39,31 @@ class LayerScale(nn.Module):
     def forward(self, content: Tensor, layer: int) -> Tensor:
         """Return the (C,) factors of a layer; see `ContentScale`."""
         return self.weight[layer]
+
+
+class ConditionalPosition(nn.Module):
+    """Learned positions, and for full attention the sine embedding of the reference point (Conditional DETR, 3.2).
+
+    The embedding is multiplied by factors from the content; Meng et al., ICCV 2021.
+
+    Args:
+        scale: (content, layer) -> the factors, such as `ContentScale`; None for no factors.
+    """
+
+    def __init__(self, *, scale: nn.Module | None):
+        super().__init__()
+        self.scale = scale
+
+    def forward(
+        self, queries: Queries, reference_points: Tensor, content: Tensor, pyramid: Pyramid, *, layer: int
+    ) -> QueryPosition:
+        """Return the position of queries at the points (B, Q, 2) of one layer; see `GivenPosition`."""
+        position = queries.position
+        assert position is not None
+        spatial = embed_boxes(reference_points.flip(-1), position.shape[-1] // 2, dtype=position.dtype)
+        if self.scale is not None:
+            spatial = spatial * self.scale(content, layer)
+        return QueryPosition(position=position, reference_points=reference_points, spatial=spatial)
 
 
 class BoxPosition(nn.Module):

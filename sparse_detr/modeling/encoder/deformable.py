@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.layers import DeformableAttention, FeedForward
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import Pyramid, Tokens, TokenSelection
 
@@ -33,7 +33,8 @@ class TokenRows:
     Args:
         content: (B, K, C).
         position: (B, K, C), added to the content of a token that attends.
-        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level.
+        reference_points: (B, K, L, 2), the tokens' centres as (x, y) in [0, 1] of each padded level; without meaning
+            for tokens that are no cells.
         valid: (B, K) bool, False on rows that only fill the batch.
         scores: (B, K), the scores that ranked the tokens; None for selectors without scores.
         any_valid: (K,) bool, True on rows that are valid in some image; None if all rows are.
@@ -57,7 +58,7 @@ class DeformableEncoderLayer(nn.Module):
         dropout: probability, on the output of the attention.
     """
 
-    def __init__(self, *, self_attn: MultiScaleDeformableAttention, ffn: FeedForward, embed_dim: int, dropout: float):
+    def __init__(self, *, self_attn: DeformableAttention, ffn: FeedForward, embed_dim: int, dropout: float):
         super().__init__()
         self.self_attn, self.ffn = self_attn, ffn
         self.self_attn_norm, self.ffn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
@@ -75,9 +76,13 @@ class DeformableEncoderLayer(nn.Module):
         Returns:
             (B, K, C).
         """
-        attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
-        content = self.self_attn_norm(rows.content + self.dropout(attended))
+        content = self.attend(rows, source, pyramid)
         return self.ffn_norm(content + self.ffn(content))
+
+    def attend(self, rows: TokenRows, source: Tensor, pyramid: Pyramid) -> Tensor:
+        """Return (B, K, C), the content after the attention and its normalisation."""
+        attended = self.self_attn(rows.content + rows.position, rows.reference_points, source, pyramid)
+        return self.self_attn_norm(rows.content + self.dropout(attended))
 
 
 class DeformableEncoder(nn.Module):
@@ -112,8 +117,13 @@ class DeformableEncoder(nn.Module):
             scores: (B, N), the scores that ranked the tokens; None for selectors without scores.
 
         Raises:
-            ValueError: the selection is for another number of layers.
+            ValueError: the selection is for another number of layers, or the tokens are not the cells of maps.
         """
+        if tokens.mask is not None:
+            raise ValueError(
+                "deformable attention reads maps, but this selector hands the encoder tokens that are no cells of one; "
+                "choose a model with full attention"
+            )
         selection.check_layers(len(self.layers))
         memory, outputs = tokens.content, []
         previous = rows = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from sparse_detr.layers import MLP, FeedForward, token_mask
+from sparse_detr.layers import FeedForward, token_mask
 from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, take_rows
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import AllTokens, Tokens, TokenSelection
@@ -36,17 +36,18 @@ class FullAttentionEncoderLayer(nn.Module):
 
 
 class FullAttentionEncoder(nn.Module):
-    """Layers of full attention; an MLP of the content, shared by all layers, scales the positions of every layer.
+    """Layers of full attention.
 
     Args:
         layers: the layers, first to last.
-        embed_dim: C.
+        position_scale: content (B, N, C) -> factors (B, N, C) of the positions, the same module in every layer, as in
+            DAB-DETR; None to use the positions as they are, as in DETR.
     """
 
-    def __init__(self, *, layers: list[nn.Module], embed_dim: int):
+    def __init__(self, *, layers: list[nn.Module], position_scale: nn.Module | None = None):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.position_scale = MLP(sizes=(embed_dim, embed_dim, embed_dim))
+        self.position_scale = position_scale
 
     def forward(
         self,
@@ -61,15 +62,21 @@ class FullAttentionEncoder(nn.Module):
         Raises:
             ValueError: the selection leaves some tokens out.
         """
-        if not isinstance(selection, AllTokens):
-            raise ValueError(
-                f"full attention refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
-                "or choose a model with a deformable encoder"
-            )
+        check_all_tokens(selection, "full attention")
         mask = token_mask(tokens)
         rows, outputs = take_rows(tokens, selection, scores), []
         for layer in self.layers:
-            scaled = replace(rows, position=tokens.position * self.position_scale(rows.content))
-            rows = replace(rows, content=layer(scaled, mask))
+            if self.position_scale is not None:
+                rows = replace(rows, position=tokens.position * self.position_scale(rows.content))
+            rows = replace(rows, content=layer(rows, mask))
             outputs.append(rows.content)
         return EncoderOutput(memory=rows.content, layers=tuple(outputs))
+
+
+def check_all_tokens(selection: TokenSelection, attention: str) -> None:
+    """Raise `ValueError` if the selection leaves some tokens out; `attention` names the kind that refines them all."""
+    if not isinstance(selection, AllTokens):
+        raise ValueError(
+            f"{attention} refines every token, but {type(selection).__name__} leaves some out; keep all tokens "
+            "or choose a model with a deformable encoder"
+        )

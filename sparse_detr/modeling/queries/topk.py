@@ -24,6 +24,7 @@ class TopKQueries(nn.Module):
         start: makes the content and position of the chosen queries.
         class_agnostic: rank tokens by the first logit and train it as "an object", instead of by the best class.
         supervise: train the proposals of `all` tokens, or of the `chosen` ones only.
+        training_number: returns the number of queries in training mode; None for `num_queries`.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class TopKQueries(nn.Module):
         start: nn.Module,
         class_agnostic: bool = False,
         supervise: Literal["all", "chosen"] = "all",
+        training_number: nn.Module | None = None,
     ):
         super().__init__()
         self.num_queries, self.class_agnostic, self.supervise = num_queries, class_agnostic, supervise
-        self.start = start
+        self.start, self.training_number = start, training_number
 
     def forward(self, memory: Tensor, proposals: Proposals) -> Queries:
         """Score every token and turn the best tokens into queries.
@@ -69,7 +71,10 @@ class TopKQueries(nn.Module):
         score = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach()
         if keep is not None:
             score = score.masked_fill(~keep, float("-inf"))
-        return score.topk(at_most(self.num_queries, score.shape[1]), dim=1).indices
+        number = self.num_queries
+        if self.training and self.training_number is not None:
+            number = self.training_number()
+        return score.topk(at_most(number, score.shape[1]), dim=1).indices
 
 
 class BoxEmbeddingProjection(nn.Module):
@@ -112,14 +117,16 @@ class MemoryStart(nn.Module):
 
     Args:
         embed_dim: C.
+        detach: pass no gradient from the queries' content to the encoder.
     """
 
-    def __init__(self, *, embed_dim: int):
+    def __init__(self, *, embed_dim: int, detach: bool = False):
         super().__init__()
+        self.detach = detach
         self.position_projection = BoxEmbeddingProjection(embed_dim=embed_dim, out_dim=embed_dim)
 
     def forward(self, memory: Tensor, projected: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
-        return memory, self.position_projection(boxes)
+        return memory.detach() if self.detach else memory, self.position_projection(boxes)
 
 
 class ProjectedStart(nn.Module):

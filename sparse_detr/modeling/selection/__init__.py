@@ -1,7 +1,15 @@
 """Which tokens the encoder refines: scorers, budgets and the selector."""
 
-from sparse_detr.modeling.selection.budgets import BatchCascadedBudget, CascadedBudget, layer_shares
-from sparse_detr.modeling.selection.scorers import ObjectnessScorer, RandomScorer
+from sparse_detr.modeling.selection.budgets import (
+    BatchCascadedBudget,
+    CascadedBudget,
+    RandomBudget,
+    RoundedDownBudget,
+    layer_shares,
+)
+from sparse_detr.modeling.selection.levels import LevelSelector
+from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
+from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
     Budget,
     EvenBudget,
@@ -21,10 +29,16 @@ __all__ = [
     "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
+    "LevelSelector",
+    "MLPScorer",
     "ObjectnessScorer",
+    "PollAndPool",
+    "RandomBudget",
     "RandomScorer",
+    "RoundedDownBudget",
     "ScoringNetwork",
     "Selected",
+    "TokenPool",
     "TokenScores",
     "TopDownScorer",
     "TopKSelector",

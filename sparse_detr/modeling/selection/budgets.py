@@ -1,4 +1,4 @@
-"""Budgets with fewer tokens from layer to layer (the cascade of Focus-DETR, section 3.1)."""
+"""Further budgets: rounded down, random in training (PnP-DETR), and a cascade over layers (Focus-DETR, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,93 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sparse_detr.modeling.selection.selector import check_keep_ratio, count_valid_tokens, share_of
-from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade
+from sparse_detr.modeling.selection.selector import Budget, check_keep_ratio, count_valid_tokens, share_of
+from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade, top_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedDownBudget:
+    """The same tokens in every layer: max(int(n * keep_ratio), 1) of an image with n valid tokens.
+
+    Images with a product below 1 keep one token, where the public code of PnP-DETR keeps none.
+
+    Args:
+        keep_ratio: share of the tokens, above 0 and at most 1.
+
+    Raises:
+        ValueError: the ratio is out of range.
+    """
+
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        return self.keep_ratio
+
+    def with_keep_ratio(self, keep_ratio: float) -> RoundedDownBudget:
+        return replace(self, keep_ratio=keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        if pyramid.valid_counts is None:
+            most = _at_least_one(torch.sym_int(pyramid.num_tokens * self.keep_ratio))
+            return top_tokens(ranking, self._counts(count_valid_tokens(pyramid)), most, exact=False)
+        counts = self._counts(torch.tensor(pyramid.valid_counts))
+        return top_tokens(ranking, counts.to(ranking.device), int(counts.max()))
+
+    def _counts(self, valid_counts: Tensor) -> Tensor:
+        """Return (B,) kept tokens of images with (B,) valid tokens."""
+        return (valid_counts.double() * self.keep_ratio).long().clamp(min=1)
+
+
+def _at_least_one(number: int) -> int:
+    """Return the number, or 1 if it is 0: symbolic in an export; constant in a trace of torch.jit."""
+    return max(int(number), 1) if torch.jit.is_tracing() else torch.sym_max(number, 1)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomBudget:
+    """A budget whose share is drawn anew in every call, from a uniform distribution.
+
+    The share comes from PyTorch's global CPU generator, so every process of a training draws its own, and a resumed
+    training goes on with the same shares.
+
+    Args:
+        budget: how many tokens a share is; its own share is not used.
+        low, high: ends of the range of the share, above 0 and at most 1.
+
+    Raises:
+        ValueError: an end is out of range, or `low` is above `high`.
+    """
+
+    budget: Budget
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.low)
+        check_keep_ratio(self.high)
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}; give the lower end of the range as low")
+
+    @property
+    def keep_ratio(self) -> float:
+        """The mean share."""
+        return (self.low + self.high) / 2
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        return self.with_keep_ratio(self.keep_ratio).mean_keep_ratio
+
+    def with_keep_ratio(self, keep_ratio: float) -> Budget:
+        """Return the budget with this share, which is no longer random."""
+        return self.budget.with_keep_ratio(keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        drawn = self.low + (self.high - self.low) * torch.rand(()).item()
+        return self.with_keep_ratio(min(drawn, self.high)).select(ranking, pyramid)
 
 
 @dataclass(frozen=True, kw_only=True)

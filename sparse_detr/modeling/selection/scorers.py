@@ -1,10 +1,11 @@
-"""Scorers that the scoring network is compared with (Sparse DETR, section 4.3)."""
+"""Further scorers: those that Sparse DETR is compared with (its section 4.3), and that of PnP-DETR."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from sparse_detr.layers import MLP
 from sparse_detr.modeling.heads import PredictionHead, Proposals
 from sparse_detr.modeling.selection.selector import TokenScores
 from sparse_detr.structures import PredictionGroup, Tokens, geometry_dtype
@@ -36,6 +37,25 @@ class ObjectnessScorer(nn.Module):
         )
         score = predictions.logits[..., 0] if self.class_agnostic else predictions.logits.amax(-1)
         return TokenScores(score.detach(), group)
+
+
+class MLPScorer(nn.Module):
+    """An MLP of a token's content, which knows neither its position nor the other tokens (PnP-DETR, section 3.2).
+
+    No loss names the right scores: the selector must use them in a way that has a gradient.
+
+    Args:
+        embed_dim: C, of the input and the hidden layer.
+    """
+
+    def __init__(self, *, embed_dim: int):
+        super().__init__()
+        self.mlp = MLP(sizes=(embed_dim, embed_dim, 1))
+
+    def forward(self, tokens: Tokens, proposals: Proposals) -> TokenScores:
+        """Score all tokens."""
+        with torch.autocast(tokens.content.device.type, enabled=False):  # half precision would give many equal scores
+            return TokenScores(self.mlp(tokens.content.to(self.mlp.dtype)).squeeze(-1))
 
 
 class RandomScorer(nn.Module):

@@ -160,6 +160,11 @@ class Selected:
     predictions: PredictionGroup | None = None
     tokens: Tokens | None = None
 
+    @property
+    def refined(self) -> TokenSelection:
+        """The rows of the encoder's input that it refines: all of `tokens`, where the selector gives them."""
+        return self.selection if self.tokens is None else AllTokens(self.tokens.pyramid, self.tokens.mask)
+
 
 class KeepAllTokens(nn.Module):
     """The selector of dense encoders: it keeps every token and gives no scores."""

@@ -5,7 +5,7 @@ from sparse_detr.modeling.training.criterion import SetCriterion
 from sparse_detr.modeling.training.denoising import ContrastiveDenoising, NoDenoising
 from sparse_detr.modeling.training.foreground import ForegroundLabels, ForegroundSupervision
 from sparse_detr.modeling.training.matching import HungarianMatcher
-from sparse_detr.modeling.training.token_supervision import AttentionMapSupervision, NoSupervision
+from sparse_detr.modeling.training.token_supervision import AttentionMapSupervision, NoSupervision, PolledScorePenalty
 
 __all__ = [
     "AttentionMapSupervision",
@@ -17,5 +17,6 @@ __all__ = [
     "NoAuxiliaryProposals",
     "NoDenoising",
     "NoSupervision",
+    "PolledScorePenalty",
     "SetCriterion",
 ]

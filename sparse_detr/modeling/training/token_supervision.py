@@ -1,4 +1,4 @@
-"""The supervision of token scores by the attention map of the decoder (Sparse DETR, section 3.2)."""
+"""Losses of token scores: the attention map of the decoder (Sparse DETR, section 3.2), and a penalty (PnP-DETR)."""
 
 from __future__ import annotations
 
@@ -59,3 +59,33 @@ class AttentionMapSupervision(nn.Module):
         scores = output.token_scores[valid]
         loss = F.binary_cross_entropy_with_logits(scores, labels[valid].to(scores.dtype), reduction="sum")
         return {"loss_token_score": self.weight * loss / mean_over_processes(valid.sum().to(loss.dtype))}
+
+
+class PolledScorePenalty(nn.Module):
+    """The mean score of the polled tokens, as a loss: a token keeps a high score only where detections need it.
+
+    Args:
+        weight: weight of the loss.
+        rows: `valid`: the mean over the polled tokens of all processes; `all`, as in the public implementation of
+            PnP-DETR: the mean of this process, also over the next best tokens that only fill the batch.
+    """
+
+    needs_attention_map = False
+
+    def __init__(self, *, weight: float = 1e-4, rows: Literal["valid", "all"] = "valid"):
+        super().__init__()
+        self.weight, self.rows = weight, rows
+
+    def forward(self, output: DetectorOutput, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Return the weighted `loss_polled_scores`.
+
+        Raises:
+            ValueError: the model has no token scores.
+        """
+        if output.token_scores is None:
+            raise ValueError("this model has no token scores to keep low; choose a selector with a scorer")
+        scores, valid = output.selection.gather(output.token_scores).sigmoid(), output.selection.valid
+        if self.rows == "all":
+            return {"loss_polled_scores": self.weight * scores.mean()}
+        count = mean_over_processes(valid.sum().to(scores.dtype))
+        return {"loss_polled_scores": self.weight * scores.masked_fill(~valid, 0).sum() / count}

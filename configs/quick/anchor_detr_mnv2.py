@@ -1,0 +1,8 @@
+"""A small Anchor DETR for the sample data."""
+
+from sparse_detr.recipes import anchor_detr, mobilenet_v2
+
+from .trees import ONE_MAP, training
+
+model = anchor_detr(backbone=mobilenet_v2(strides=(16,)), num_classes=1, **ONE_MAP)
+dataloader, lr_multiplier, optimizer, train = training(__file__)

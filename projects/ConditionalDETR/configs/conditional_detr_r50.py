@@ -1,0 +1,9 @@
+"""Conditional DETR with ResNet-50: the official settings."""
+
+from sparse_detr.recipes import conditional_detr, resnet
+
+from ....configs.common.detr import training
+
+backbone = resnet(50, num_maps=1)
+model = conditional_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=50, drop=40)

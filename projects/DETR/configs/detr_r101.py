@@ -1,0 +1,9 @@
+"""DETR with ResNet-101 for 500 epochs, as the published weights."""
+
+from sparse_detr.recipes import detr, resnet
+
+from ....configs.common.detr import training
+
+backbone = resnet(101, num_maps=1)
+model = detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=500, drop=400)

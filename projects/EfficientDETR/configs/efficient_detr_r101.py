@@ -1,0 +1,9 @@
+"""Efficient DETR with ResNet-101."""
+
+from sparse_detr.recipes import efficient_detr, resnet
+
+from ....configs.common.efficient_detr import training
+
+backbone = resnet(101)
+model = efficient_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone)

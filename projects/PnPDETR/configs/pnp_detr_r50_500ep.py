@@ -1,0 +1,9 @@
+"""PnP-DETR with ResNet-50 for 500 epochs, as in the paper."""
+
+from sparse_detr.recipes import pnp_detr, resnet
+
+from ....configs.common.detr import training
+
+backbone = resnet(50, num_maps=1)
+model = pnp_detr(backbone=backbone)
+dataloader, lr_multiplier, optimizer, train = training(__file__, backbone, epochs=500, drop=400)
