@@ -162,12 +162,12 @@ def _points_panels(image: np.ndarray, maps: TokenMaps) -> list[Panel]:
 
 
 def _points_picture(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Dim the image, and draw a square of four by four pixels at every point."""
+    """Dim the image, and draw a square of ten by ten pixels at every point."""
     picture = (_resized(image) * 0.5).astype(np.uint8)
     height, width = picture.shape[:2]
     inside = points[((points >= 0) & (points < 1)).all(-1)]
     for column, row in (inside * [width, height]).astype(int).tolist():
-        picture[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = _KEPT_COLOR
+        picture[max(row - 5, 0) : row + 5, max(column - 5, 0) : column + 5] = _KEPT_COLOR
     return picture
 
 

@@ -60,7 +60,7 @@ def test_sampled_points_are_squares_where_they_lie_and_those_outside_are_left_ou
     points = torch.tensor([[[0.5, 0.25], [1.2, 0.5], [0.0, -0.1]]])
     maps = token_maps(dense_output, points={1: points, 2: points})
     marked = (_points_picture(np.zeros((320, 640, 3), np.uint8), maps.points[1]) == (255, 205, 40)).all(-1)
-    assert np.argwhere(marked).tolist() == [[row, column] for row in range(158, 162) for column in range(638, 642)]
+    assert np.argwhere(marked).tolist() == [[row, column] for row in range(155, 165) for column in range(635, 645)]
     assert is_page(sampled_points_page(IMAGE, maps))
     overviews = [overview_page(IMAGE, IMAGE, one, title="image") for one in (token_maps(dense_output), maps)]
     assert overviews[1].shape[0] > overviews[0].shape[0]
