@@ -41,6 +41,8 @@ def read_case(name):
     ],
 )
 def test_a_file_gives_the_same_outputs(name, source, expected, tolerance):
+    if not (FOLDER / f"{name}.npz").is_file():
+        pytest.skip("the outputs of MMDetection are not stored yet")
     file, images, outputs = read_case(name)
     converted = convert_checkpoint(file)
     assert (converted.source, converted.unknown) == (source, ())
