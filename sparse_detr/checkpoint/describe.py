@@ -260,7 +260,8 @@ def _overrides(evidence: Evidence) -> Iterator[tuple[str, Any]]:
 def _never_refined(evidence: Evidence) -> bool:
     """Return whether layers have separate heads but refine no box, as in one-stage files of Sparse DETR."""
     return (
-        evidence.start == "embedding"
+        evidence.layout.origin == "official"
+        and evidence.start == "embedding"
         and not evidence.heads_are_tied
         and not any("decoder.bbox_embed" in name for name in evidence.public_names)
     )
