@@ -197,9 +197,9 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     **dict.fromkeys(("encoder_layers", "decoder_layers", "feedforward_dim", "num_detections", "num_objects"), SOME),
     **dict.fromkeys(("num_anchors", "count", "num_layers", "normalized_shape", "num_maps"), SOME),
     **dict.fromkeys(("num_sampling_queries", "mixing_dim"), SOME),
-    **dict.fromkeys(("share_heads", "proposals_tied", "detach_content", "detach"), FLAG),
-    **dict.fromkeys(("first_num_queries", "first", "last"), SOME),
-    **dict.fromkeys(("falling_steps", "steps"), optional(SOME)),
+    **dict.fromkeys(("share_heads", "proposals_tied", "detach_content"), FLAG),
+    **dict.fromkeys(("first_num_queries", "first_number", "last_number"), SOME),
+    "falling_steps": optional(SOME),
     **dict.fromkeys(("high_levels", "blocks"), SOME),
     **dict.fromkeys(("num_patterns", "denoising_queries", "size_divisibility", "freeze_at"), whole(0)),
     **dict.fromkeys(("box_refinement", "shared_heads", "encoder_auxiliary_loss", "freeze_centers"), FLAG),
@@ -212,7 +212,7 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     **dict.fromkeys(("keep_ratio", "sampling_share"), SOME_SHARE),
     "inference_keep_ratio": optional(SOME_SHARE),
     "training_keep_ratios": listed(SOME_SHARE, 2),
-    **dict.fromkeys(("low", "high"), SOME_SHARE),
+    **dict.fromkeys(("min_keep_ratio", "max_keep_ratio"), SOME_SHARE),
     "num_pooled": SOME,
     "class_channels": optional(listed(whole(0))),
     "pixel_mean": listed(number(-math.inf)),
@@ -220,7 +220,7 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "behavior": one_of("exact", "released"),
     "origin": one_of("official", "detrex"),
     "box_start": one_of("reference", "anywhere"),
-    "no_object_weight": number(0),
+    "no_object_weight": POSITIVE,
 }
 # Settings of MODEL_SETTINGS that may be 0 in these parts of a lazy model.
 LAZY_EXCEPTIONS = {"num_queries": ("denoising",), "encoder_layers": ("heads",)}

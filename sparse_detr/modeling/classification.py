@@ -93,10 +93,18 @@ class SoftmaxNoObject:
     """Exclusive classes with a softmax; the last logit means "no object" (DETR, section 3.1).
 
     Args:
-        no_object_weight: weight of background in the loss.
+        no_object_weight: weight of background in the loss, above 0: a batch without true boxes is divided by
+            these weights only.
+
+    Raises:
+        ValueError: the weight is not above 0.
     """
 
     no_object_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.no_object_weight > 0:
+            raise ValueError(f"no_object_weight must be above 0, got {self.no_object_weight}; DETR has 0.1")
 
     def num_logits(self, num_classes: int) -> int:
         """Return `num_classes` and one for "no object"."""

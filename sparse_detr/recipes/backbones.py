@@ -287,8 +287,13 @@ def mobilenet_v2(*, freeze_at: int = 2, strides: Sequence[int] = (8, 16, 32)) ->
     Args:
         freeze_at: see `MobileNetV2`; 2 freezes everything up to stride 4.
         strides: strides of its maps; one for models with full attention.
+
+    Raises:
+        ValueError: it has no map of such a stride.
     """
     names = tuple(f"stride{stride}" for stride in strides)
+    if unknown := set(names) - set(MobileNetV2.stages):
+        raise ValueError(f"MobileNetV2 has no {', '.join(sorted(unknown))}; choose of {', '.join(MobileNetV2.stages)}")
     config = L(MobileNetV2)(out_features=list(names), freeze_at=freeze_at)
     return BackboneSpec(config, names, tuple(MobileNetV2.stages[name][1] for name in names), tuple(strides))
 

@@ -48,8 +48,11 @@ def efficient_detr(
         **options,
     )
     model.heads.tied = model.heads.proposals_tied = share_heads
-    model.queries.start.detach = detach_content
+    model.queries.start.detach_content = detach_content
     model.queries.training_number = L(FallingNumber)(
-        first=first_num_queries, last="${..num_queries}", steps=falling_steps, iteration=L(TrainingIteration)()
+        first_number=first_num_queries,
+        last_number="${..num_queries}",
+        falling_steps=falling_steps,
+        iteration=L(TrainingIteration)(),
     )
     return model

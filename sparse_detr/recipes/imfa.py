@@ -37,7 +37,12 @@ def imfa_dab_detr(
         sampling_share: share of the queries that sample features for the next layers.
         num_points: points that each of these queries samples.
         options: options of `dab_detr`, except `encoder_layers`.
+
+    Raises:
+        ValueError: the share is out of range.
     """
+    if not 0 < sampling_share <= 1:
+        raise ValueError(f"sampling_share must be above 0 and at most 1, got {sampling_share}")
     backbone = backbone or resnet(50, num_maps=4)
     model = dab_detr(
         backbone=backbone.coarsest(),

@@ -32,17 +32,24 @@ def pnp_detr(
         num_pooled: number of pooled tokens; None takes 100 for maps of stride 16 or less (DC5), else 30.
         behavior: `exact`, or `released` for models with the weights of the public implementation.
         options: options of `detr`.
+
+    Raises:
+        ValueError: the backbone has several maps, or `training_keep_ratios` are not two.
     """
     backbone = backbone or resnet(50, num_maps=1)
     model = detr(backbone=backbone, behavior=behavior, **options)
     embed_dim = model.tokenizer.embed_dim
     if num_pooled is None:
         num_pooled = 100 if model.tokenizer.stride <= 16 else 30
-    low, high = training_keep_ratios
+    if len(training_keep_ratios) != 2:
+        raise ValueError(f"training_keep_ratios must be the two ends of a range, got {tuple(training_keep_ratios)}")
+    smallest, largest = training_keep_ratios
     model.selector = L(PollAndPool)(
         scorer=L(MLPScorer)(embed_dim=embed_dim),
         pool=L(TokenPool)(embed_dim=embed_dim, num_pooled=num_pooled),
-        budget=L(RandomBudget)(budget=L(RoundedDownBudget)(keep_ratio=keep_ratio), low=low, high=high),
+        budget=L(RandomBudget)(
+            budget=L(RoundedDownBudget)(keep_ratio=keep_ratio), min_keep_ratio=smallest, max_keep_ratio=largest
+        ),
         inference_keep_ratio="${.budget.budget.keep_ratio}",
     )
     model.supervision = L(PolledScorePenalty)(weight=1e-4, rows="all" if behavior == "released" else "valid")

@@ -36,19 +36,19 @@ def one_layer(**options):
 
 @pytest.mark.parametrize(("done", "number"), [(0, 300), (1, 298), (50, 200), (99, 102), (100, 100), (1000, 100)])
 def test_the_number_falls_by_two_an_iteration_from_300_to_100_in_100(done, number):
-    assert FallingNumber(first=300, last=100, steps=100, iteration=lambda: done)() == number
+    assert FallingNumber(first_number=300, last_number=100, falling_steps=100, iteration=lambda: done)() == number
 
 
 def test_without_steps_the_number_is_the_last_one():
-    assert FallingNumber(first=300, last=100, steps=None, iteration=lambda: 0)() == 100
+    assert FallingNumber(first_number=300, last_number=100, falling_steps=None, iteration=lambda: 0)() == 100
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"first": 100, "last": 300, "steps": 5}, "cannot fall from 100 to 300"),
-        ({"first": 100, "last": 0, "steps": 5}, "cannot fall from 100 to 0"),
-        ({"first": 300, "last": 100, "steps": 0}, "cannot fall in 0 steps"),
+        ({"first_number": 100, "last_number": 300, "falling_steps": 5}, "cannot fall from 100 to 300"),
+        ({"first_number": 100, "last_number": 0, "falling_steps": 5}, "cannot fall from 100 to 0"),
+        ({"first_number": 300, "last_number": 100, "falling_steps": 0}, "cannot fall in 0 steps"),
     ],
 )
 def test_a_number_that_cannot_fall_is_refused(options, words):
@@ -108,14 +108,14 @@ def test_nothing_of_the_fall_is_in_the_weights_so_an_old_file_starts_a_new_fall(
 
 def test_the_length_is_that_of_the_training_in_a_config_of_either_kind():
     config = OmegaConf.create({"model": efficient_detr(), "train": {"max_iter": 70}}, flags={"allow_objects": True})
-    assert config.model.queries.training_number.steps == 70
+    assert config.model.queries.training_number.falling_steps == 70
     lazy = load_config("configs/quick/efficient_detr_mnv2.py", ["train.max_iter=50"])
-    assert make_run(lazy).build_model().queries.training_number.steps == 50
-    assert efficient_detr(falling_steps=TRAINING_LENGTH).queries.training_number.steps is None
+    assert make_run(lazy).build_model().queries.training_number.falling_steps == 50
+    assert efficient_detr(falling_steps=TRAINING_LENGTH).queries.training_number.falling_steps is None
     overrides = ["SOLVER.MAX_ITER", "40", "SOLVER.STEPS", "(30,)", "MODEL.DEVICE", "cpu"]
     yaml = make_run(load_config("projects/EfficientDETR/configs/efficient_detr_r50.yaml", overrides)).build_model()
     fall = yaml.queries.training_number
-    assert (fall.first, fall.last, fall.steps) == (300, 100, 40)
+    assert (fall.first_number, fall.last_number, fall.falling_steps) == (300, 100, 40)
 
 
 def test_one_head_serves_proposals_and_decoder_and_counts_once():
@@ -172,9 +172,9 @@ def test_the_head_gets_the_same_gradient_under_ddp(tmp_path):
 @pytest.mark.parametrize("detach", [True, False])
 def test_content_passes_a_gradient_to_the_encoder_on_request_only(detach):
     memory = torch.randn(1, 3, 64, requires_grad=True)
-    content, _ = MemoryStart(embed_dim=64, detach=detach)(memory, memory, torch.rand(1, 3, 4))
+    content, _ = MemoryStart(embed_dim=64, detach_content=detach)(memory, memory, torch.rand(1, 3, 4))
     assert content.requires_grad is not detach
-    assert one_layer(detach_content=detach).queries.start.detach is detach
+    assert one_layer(detach_content=detach).queries.start.detach_content is detach
 
 
 class NoDecoder(nn.Module):

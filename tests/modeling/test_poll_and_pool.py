@@ -152,7 +152,7 @@ def test_counts_on_the_device_are_those_on_the_host(keep_ratio):
 
 
 def test_a_random_budget_draws_from_its_range_and_repeats_with_the_seed():
-    budget = RandomBudget(budget=RoundedDownBudget(keep_ratio=0.5), low=0.2, high=0.6)
+    budget = RandomBudget(budget=RoundedDownBudget(keep_ratio=0.5), min_keep_ratio=0.2, max_keep_ratio=0.6)
     scores, pyramid = torch.rand(1, 1000), make_pyramid(((20, 50),))
 
     def draw():
@@ -168,7 +168,7 @@ def test_a_random_budget_draws_from_its_range_and_repeats_with_the_seed():
 
 def test_a_random_budget_is_for_training_and_a_share_of_a_call_overrides_it():
     model = sampler(inference_keep_ratio=0.25)
-    model.training_budget = RandomBudget(budget=model.training_budget, low=0.5, high=1.0)
+    model.training_budget = RandomBudget(budget=model.training_budget, min_keep_ratio=0.5, max_keep_ratio=1.0)
     tokens = tokens_of(make_pyramid(SHAPES))
     counts = {model(tokens, None).selection.counts.item() for _ in range(40)}
     assert min(counts) >= 10
@@ -179,8 +179,8 @@ def test_a_random_budget_is_for_training_and_a_share_of_a_call_overrides_it():
 
 @pytest.mark.parametrize("ends", [(0.0, 0.5), (0.5, 1.1), (0.6, 0.5)])
 def test_a_range_that_cannot_be_used_is_refused(ends):
-    with pytest.raises(ValueError, match=r"keep_ratio must be|lower end"):
-        RandomBudget(budget=EvenBudget(keep_ratio=0.5), low=ends[0], high=ends[1])
+    with pytest.raises(ValueError, match=r"keep_ratio must be|smaller end"):
+        RandomBudget(budget=EvenBudget(keep_ratio=0.5), min_keep_ratio=ends[0], max_keep_ratio=ends[1])
 
 
 def test_a_cascade_is_refused():

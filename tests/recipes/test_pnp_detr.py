@@ -23,7 +23,7 @@ def test_a_dilated_backbone_has_more_pooled_tokens(dilation, count):
 
 def test_the_share_is_random_in_training_and_fixed_at_inference():
     selector = small().selector
-    assert (selector.budget.low, selector.budget.high) == (1 / 3, 0.8)
+    assert (selector.budget.min_keep_ratio, selector.budget.max_keep_ratio) == (1 / 3, 0.8)
     assert selector.eval().keep_ratio == 1 / 3
     selector = small(keep_ratio=0.5, training_keep_ratios=(0.6, 0.6)).selector
     assert selector.keep_ratio == 0.6

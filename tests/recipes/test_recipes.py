@@ -2,10 +2,23 @@
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 
+from sparse_detr.modeling.classification import SoftmaxNoObject
 from sparse_detr.modeling.selection import KeepAllTokens, ObjectnessScorer, RandomScorer, TopKSelector
-from sparse_detr.recipes import deformable_detr, deformable_detr_topk, mobilenet_v2, resnet, sparse_detr, swin_tiny
+from sparse_detr.recipes import (
+    anchor_detr,
+    deformable_detr,
+    deformable_detr_topk,
+    efficient_detr,
+    imfa_dab_detr,
+    mobilenet_v2,
+    pnp_detr,
+    resnet,
+    sparse_detr,
+    swin_tiny,
+)
 from sparse_detr.recipes.backbones import from_module
 from sparse_detr.structures import AllTokens
 from tests.modeling.tiny import MODELS, SIZES, make_pyramid, make_tokens, patch_backbone
@@ -156,3 +169,22 @@ def test_early_stages_are_frozen_and_batch_norm_everywhere():
     frozen = {name for name, p in model.backbone.named_parameters() if not p.requires_grad}
     assert {name.split(".")[0] for name in frozen} == {"stem", "res2"}
     assert not [name for name, _ in model.backbone.named_parameters() if "norm" in name]
+
+
+ONE_MAP = {"backbone": mobilenet_v2(strides=(32,)), "embed_dim": 32, "feedforward_dim": 16}
+REFUSED = [
+    (lambda: anchor_detr(num_patterns=0, **ONE_MAP), "num_patterns must be at least 1, got 0"),
+    (lambda: pnp_detr(num_pooled=0, **ONE_MAP), "num_pooled must be at least 1, got 0"),
+    (lambda: pnp_detr(training_keep_ratios=(0.1, 0.2, 0.3)), "training_keep_ratios must be the two ends of a range"),
+    (lambda: pnp_detr(training_keep_ratios=(0.8, 0.2), **ONE_MAP), "from 0.8 to 0.2; give the smaller end first"),
+    (lambda: imfa_dab_detr(sampling_share=1.5), "sampling_share must be above 0 and at most 1, got 1.5"),
+    (lambda: tiny(efficient_detr, num_queries=500), "from 300 to 500; give a larger first number .first_num_queries"),
+    (lambda: mobilenet_v2(strides=(7,)), "MobileNetV2 has no stride7; choose of stride2, stride4"),
+    (lambda: L(SoftmaxNoObject)(no_object_weight=0.0), "no_object_weight must be above 0, got 0"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), REFUSED, ids=[words.split()[0] for _, words in REFUSED])
+def test_an_option_that_cannot_be_is_refused_with_its_value(make, words):
+    with pytest.raises(ValueError, match=words):
+        instantiate(make())

@@ -8,32 +8,38 @@ from torch import nn
 
 
 class FallingNumber(nn.Module):
-    """A number that falls linearly from `first` to `last` during `steps` iterations, and then stays.
+    """A number that falls linearly from `first_number` to `last_number` in `falling_steps` iterations, then stays.
 
     It keeps no state: it asks for the iteration whenever it is called, so a resumed training goes on where it was, a
-    new training from old weights starts at `first`, and all processes have the same number.
+    new training from old weights starts at `first_number`, and all processes have the same number.
 
     Args:
-        first: number in iteration 0.
-        last: number from iteration `steps` on.
-        steps: length of the fall; None for no fall, `last` from the start.
+        first_number: in iteration 0.
+        last_number: from iteration `falling_steps` on.
+        falling_steps: length of the fall; None for no fall, `last_number` from the start.
         iteration: returns the number of optimiser steps that the training has taken.
 
     Raises:
         ValueError: the number would rise, or would not be above 0, or the fall has no length.
     """
 
-    def __init__(self, *, first: int, last: int, steps: int | None, iteration: Callable[[], int]):
+    def __init__(self, *, first_number: int, last_number: int, falling_steps: int | None, iteration: Callable[[], int]):
         super().__init__()
-        if not 0 < last <= first:
-            raise ValueError(f"the number of queries cannot fall from {first} to {last}; give first >= last > 0")
-        if steps is not None and steps < 1:
-            raise ValueError(f"the number of queries cannot fall in {steps} steps; give 1 or more, or None for no fall")
-        self.first, self.last, self.steps, self.iteration = first, last, steps, iteration
+        if not 0 < last_number <= first_number:
+            raise ValueError(
+                f"the number of queries cannot fall from {first_number} to {last_number}; give a larger first number "
+                "(first_num_queries of a recipe), or a smaller last one (num_queries), above 0"
+            )
+        if falling_steps is not None and falling_steps < 1:
+            raise ValueError(
+                f"the number of queries cannot fall in {falling_steps} steps; give 1 or more, or None for no fall"
+            )
+        self.first_number, self.last_number = first_number, last_number
+        self.falling_steps, self.iteration = falling_steps, iteration
 
     def forward(self) -> int:
         """Return the number of the current iteration."""
-        if self.steps is None:
-            return self.last
-        done = min(self.iteration() / self.steps, 1.0)
-        return round(self.first + (self.last - self.first) * done)
+        if self.falling_steps is None:
+            return self.last_number
+        done = min(self.iteration() / self.falling_steps, 1.0)
+        return round(self.first_number + (self.last_number - self.first_number) * done)

@@ -61,10 +61,15 @@ class PatternQueries(nn.Module):
         points: module that returns (A, 2) points.
         embed_dim: C.
         num_patterns: number of patterns; n patterns give n A queries, first all points with the first pattern.
+
+    Raises:
+        ValueError: there are no patterns.
     """
 
     def __init__(self, *, points: nn.Module, embed_dim: int, num_patterns: int):
         super().__init__()
+        if num_patterns < 1:
+            raise ValueError(f"num_patterns must be at least 1, got {num_patterns}; patterns are the queries' content")
         self.points = points
         self.patterns = nn.Embedding(num_patterns, embed_dim)
         self.position = CoordinateEmbedding(embed_dim=embed_dim, num_coordinates=2)

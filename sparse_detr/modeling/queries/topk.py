@@ -117,16 +117,16 @@ class MemoryStart(nn.Module):
 
     Args:
         embed_dim: C.
-        detach: pass no gradient from the queries' content to the encoder.
+        detach_content: pass no gradient from the queries' content to the encoder.
     """
 
-    def __init__(self, *, embed_dim: int, detach: bool = False):
+    def __init__(self, *, embed_dim: int, detach_content: bool = False):
         super().__init__()
-        self.detach = detach
+        self.detach_content = detach_content
         self.position_projection = BoxEmbeddingProjection(embed_dim=embed_dim, out_dim=embed_dim)
 
     def forward(self, memory: Tensor, projected: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
-        return memory.detach() if self.detach else memory, self.position_projection(boxes)
+        return memory.detach() if self.detach_content else memory, self.position_projection(boxes)
 
 
 class ProjectedStart(nn.Module):

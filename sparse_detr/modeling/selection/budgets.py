@@ -63,26 +63,28 @@ class RandomBudget:
 
     Args:
         budget: how many tokens a share is; its own share is not used.
-        low, high: ends of the range of the share, above 0 and at most 1.
+        min_keep_ratio, max_keep_ratio: ends of the range of the share, above 0 and at most 1.
 
     Raises:
-        ValueError: an end is out of range, or `low` is above `high`.
+        ValueError: an end is out of range, or the smaller one is the larger.
     """
 
     budget: Budget
-    low: float
-    high: float
+    min_keep_ratio: float
+    max_keep_ratio: float
 
     def __post_init__(self) -> None:
-        check_keep_ratio(self.low)
-        check_keep_ratio(self.high)
-        if self.low > self.high:
-            raise ValueError(f"low is {self.low} and high is {self.high}; give the lower end of the range as low")
+        check_keep_ratio(self.min_keep_ratio)
+        check_keep_ratio(self.max_keep_ratio)
+        if self.min_keep_ratio > self.max_keep_ratio:
+            raise ValueError(
+                f"there is no share from {self.min_keep_ratio} to {self.max_keep_ratio}; give the smaller end first"
+            )
 
     @property
     def keep_ratio(self) -> float:
         """The mean share."""
-        return (self.low + self.high) / 2
+        return (self.min_keep_ratio + self.max_keep_ratio) / 2
 
     @property
     def mean_keep_ratio(self) -> float:
@@ -93,8 +95,8 @@ class RandomBudget:
         return self.budget.with_keep_ratio(keep_ratio)
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        drawn = self.low + (self.high - self.low) * torch.rand(()).item()
-        return self.with_keep_ratio(min(drawn, self.high)).select(ranking, pyramid)
+        drawn = self.min_keep_ratio + (self.max_keep_ratio - self.min_keep_ratio) * torch.rand(()).item()
+        return self.with_keep_ratio(min(drawn, self.max_keep_ratio)).select(ranking, pyramid)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,15 @@ class TokenPool(nn.Module):
     Args:
         embed_dim: C.
         num_pooled: S, number of pooled tokens.
+
+    Raises:
+        ValueError: there are no pooled tokens.
     """
 
     def __init__(self, *, embed_dim: int, num_pooled: int):
         super().__init__()
+        if num_pooled < 1:
+            raise ValueError(f"num_pooled must be at least 1, got {num_pooled}; the paper has 30")
         self.weight_proj = nn.Linear(embed_dim, num_pooled)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
 
