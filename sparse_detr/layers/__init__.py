@@ -5,6 +5,7 @@ from sparse_detr.layers.attention import (
     PackedAttention,
     SelfAttention,
     attention_mask,
+    check_heads,
     multi_head_attention,
     token_mask,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureSampler",
     "SparseFeatures",
     "attention_mask",
+    "check_heads",
     "copies",
     "embed_boxes",
     "embed_tokens",

@@ -30,6 +30,12 @@ def token_mask(tokens: Tokens) -> Tensor | None:
     return attention_mask(~tokens.padding_mask if tokens.has_padding else None)
 
 
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise `ValueError` unless the channels can be divided among the heads of an attention."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+
+
 def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, *, num_heads: int, mask: Tensor | None, dropout: float
 ) -> Tensor:
@@ -67,8 +73,7 @@ class PackedAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.dropout = num_heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.layers.attention import check_heads
 from sparse_detr.ops import fused_deformable_attention, locate_samples, multi_scale_deformable_attention
 from sparse_detr.structures import Pyramid
 
@@ -40,8 +41,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
         self.sampling_offsets = nn.Linear(embed_dim, samples * 2)

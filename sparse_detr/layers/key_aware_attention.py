@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sparse_detr.layers.attention import check_heads
 from sparse_detr.layers.deformable_attention import (
     AttentionSamples,
     MultiScaleDeformableAttention,
@@ -45,8 +46,7 @@ class KeyAwareDeformableAttention(nn.Module):
         outside: Literal["excluded", "zero"] = "excluded",
     ):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.num_levels, self.num_points, self.outside = num_heads, num_levels, num_points, outside
         self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_levels * num_points * 2)
         self.query_proj = nn.Linear(embed_dim, embed_dim)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparse_detr.layers.attention import check_heads
 from sparse_detr.structures import Tokens, map_size
 
 
@@ -28,8 +29,7 @@ class RowColumnAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, mean_over: Literal["valid", "all"] = "valid"):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.mean_over = num_heads, mean_over
         # of the query for columns, the query for rows, the key of a column, the key of a row, the value
         self.in_proj_weight = nn.Parameter(torch.empty(5 * embed_dim, embed_dim))

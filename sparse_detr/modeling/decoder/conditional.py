@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.layers import AttentionSamples, FeedForward, multi_head_attention, token_mask
-from sparse_detr.modeling.decoder.deformable import QueryPosition
+from sparse_detr.layers import AttentionSamples, FeedForward, check_heads, multi_head_attention, token_mask
+from sparse_detr.modeling.decoder.deformable import DecoderLayer, QueryPosition
 from sparse_detr.structures import Tokens
 
 
@@ -27,7 +27,7 @@ class ConditionalSelfAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float):
         super().__init__()
-        _check_heads(embed_dim, num_heads)
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.dropout = num_heads, dropout
         self.query_content_proj, self.query_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         self.key_content_proj, self.key_pos_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
@@ -71,7 +71,7 @@ class ConditionalCrossAttention(nn.Module):
         memory_padding: Literal["hidden", "visible"] = "hidden",
     ):
         super().__init__()
-        _check_heads(embed_dim, num_heads)
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.dropout, self.memory_padding = num_heads, dropout, memory_padding
         self.query_content_proj = nn.Linear(embed_dim, embed_dim)
         self.query_pos_proj = nn.Linear(embed_dim, embed_dim) if first else None
@@ -102,47 +102,14 @@ class ConditionalCrossAttention(nn.Module):
         return torch.cat([x.unflatten(-1, (self.num_heads, -1)) for x in (content, spatial)], -1).flatten(-2)
 
 
-class ConditionalDecoderLayer(nn.Module):
-    """Self-attention among queries, full attention to the memory, a feed-forward network; post-norm.
+class ConditionalDecoderLayer(DecoderLayer):
+    """`DecoderLayer` with full attention to the memory by content and position."""
 
-    Args:
-        self_attn: attention of the queries to each other.
-        cross_attn: attention of the queries to the memory.
-        ffn: the feed-forward branch.
-        embed_dim: C.
-        dropout: probability, on the outputs of both attentions.
-    """
-
-    def __init__(
-        self,
-        *,
-        self_attn: ConditionalSelfAttention,
-        cross_attn: ConditionalCrossAttention,
-        ffn: FeedForward,
-        embed_dim: int,
-        dropout: float,
-    ):
-        super().__init__()
-        self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
-        self.self_attn_norm, self.cross_attn_norm = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
-        self.ffn_norm = nn.LayerNorm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        content: Tensor,
-        query_position: QueryPosition,
-        memory: Tokens,
-        mask: Tensor | None,
-        *,
-        need_samples: bool = False,
+    def read(
+        self, content: Tensor, query_position: QueryPosition, memory: Tokens, *, need_samples: bool
     ) -> tuple[Tensor, AttentionSamples | None]:
-        """Update the content (B, Q, C) of queries; see `DeformableDecoderLayer`. There are no samples: None."""
-        attended = self.self_attn(content, query_position.position, mask)
-        content = self.self_attn_norm(content + self.dropout(attended))
-        attended = self.cross_attn(content, query_position, memory)
-        content = self.cross_attn_norm(content + self.dropout(attended))
-        return self.ffn_norm(content + self.ffn(content)), None
+        """Attend to the memory; see `DecoderLayer`. There are no samples: None."""
+        return self.cross_attn(content, query_position, memory), None
 
 
 def conditional_layers(
@@ -171,8 +138,3 @@ def conditional_layers(
         )
         for i in range(count)
     ]
-
-
-def _check_heads(embed_dim: int, num_heads: int) -> None:
-    if embed_dim % num_heads:
-        raise ValueError(f"embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")

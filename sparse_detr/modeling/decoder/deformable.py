@@ -14,7 +14,6 @@ from sparse_detr.layers import (
     AttentionSamples,
     DeformableAttention,
     FeedForward,
-    SelfAttention,
     attention_mask,
     inverse_sigmoid,
 )
@@ -82,25 +81,21 @@ class GivenPosition(nn.Module):
         return QueryPosition(position=queries.position, reference_points=reference_points)
 
 
-class DeformableDecoderLayer(nn.Module):
-    """Self-attention among queries, deformable cross-attention to the memory, a feed-forward network; post-norm.
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, attention to the memory, a feed-forward network; post-norm.
+
+    A subclass says in `read` how queries attend to the memory.
 
     Args:
-        self_attn: attention of the queries to each other.
-        cross_attn: deformable attention of the queries to the memory.
+        self_attn: attention of the queries to each other: (content, position, mask) -> content.
+        cross_attn: attention of the queries to the memory.
         ffn: the feed-forward branch.
         embed_dim: C.
         dropout: probability, on the outputs of both attentions.
     """
 
     def __init__(
-        self,
-        *,
-        self_attn: SelfAttention,
-        cross_attn: DeformableAttention,
-        ffn: FeedForward,
-        embed_dim: int,
-        dropout: float,
+        self, *, self_attn: nn.Module, cross_attn: nn.Module, ffn: FeedForward, embed_dim: int, dropout: float
     ):
         super().__init__()
         self.self_attn, self.cross_attn, self.ffn = self_attn, cross_attn, ffn
@@ -131,15 +126,31 @@ class DeformableDecoderLayer(nn.Module):
         """
         attended = self.self_attn(content, query_position.position, mask)
         content = self.self_attn_norm(content + self.dropout(attended))
-        query = content + query_position.position
-        points = on_padded_levels(query_position.reference_points, memory.pyramid)
-        samples = None
-        if need_samples:
-            attended, samples = self.cross_attn.attend_with_samples(query, points, memory.content, memory.pyramid)
-        else:
-            attended = self.cross_attn(query, points, memory.content, memory.pyramid)
+        attended, samples = self.read(content, query_position, memory, need_samples=need_samples)
         content = self.cross_attn_norm(content + self.dropout(attended))
         return self.ffn_norm(content + self.ffn(content)), samples
+
+    def read(
+        self, content: Tensor, query_position: QueryPosition, memory: Tokens, *, need_samples: bool
+    ) -> tuple[Tensor, AttentionSamples | None]:
+        """Return (B, Q, C), what queries with this content (B, Q, C) read, and the samples; None for full attention."""
+        raise NotImplementedError
+
+
+class DeformableDecoderLayer(DecoderLayer):
+    """`DecoderLayer` with deformable attention to the memory."""
+
+    cross_attn: DeformableAttention
+
+    def read(
+        self, content: Tensor, query_position: QueryPosition, memory: Tokens, *, need_samples: bool
+    ) -> tuple[Tensor, AttentionSamples | None]:
+        """Attend around the reference points; see `DecoderLayer`."""
+        query = content + query_position.position
+        points = on_padded_levels(query_position.reference_points, memory.pyramid)
+        if need_samples:
+            return self.cross_attn.attend_with_samples(query, points, memory.content, memory.pyramid)
+        return self.cross_attn(query, points, memory.content, memory.pyramid), None
 
 
 class NoRefinement(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.modeling.tokenizers.multi_scale import level_geometry
+from sparse_detr.modeling.tokenizers.multi_scale import map_geometry
 from sparse_detr.modeling.tokenizers.single_scale import SingleScaleTokenizer
-from sparse_detr.structures import FeatureMaps, ImageSizes, Tokens, map_size
+from sparse_detr.structures import FeatureMaps, ImageSizes, Tokens
 
 
 class CoarsestMapTokenizer(SingleScaleTokenizer):
@@ -36,13 +36,5 @@ class CoarsestMapTokenizer(SingleScaleTokenizer):
         projected = [
             project(x).flatten(2).transpose(1, 2) for project, x in zip(self.fine_projections, fine, strict=True)
         ]
-        pyramid = level_geometry(
-            [map_size(x) for x in features],
-            self.strides,
-            image_sizes,
-            padded_size,
-            padding=self.padding,
-            batch_size=coarsest.shape[0],
-            device=coarsest.device,
-        )
+        pyramid = map_geometry(features, self.strides, image_sizes, padded_size, padding=self.padding)
         return replace(tokens, maps=FeatureMaps(torch.cat([*projected, tokens.content], 1), pyramid))

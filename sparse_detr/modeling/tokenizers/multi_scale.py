@@ -138,6 +138,22 @@ class MultiScaleTokenizer(nn.Module):
         return levels
 
 
+def map_geometry(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    image_sizes: ImageSizes,
+    padded_size: tuple[int, int],
+    *,
+    padding: Padding,
+) -> Pyramid:
+    """Return the geometry of the maps (B, C_l, h_l, w_l) themselves; for the other arguments see `level_geometry`."""
+    shapes, first = [map_size(x) for x in features], features[0]
+    batch_size, device = first.shape[0], first.device
+    return level_geometry(
+        shapes, strides, image_sizes, padded_size, padding=padding, batch_size=batch_size, device=device
+    )
+
+
 def level_geometry(
     shapes: Sequence[tuple[int, int]],
     strides: Sequence[int],

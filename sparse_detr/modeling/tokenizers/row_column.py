@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers import CoordinateEmbedding
-from sparse_detr.modeling.tokenizers.multi_scale import LevelProjection, Padding, level_geometry
-from sparse_detr.structures import AxisPositions, ImageSizes, Pyramid, Tokens, geometry_dtype, map_size
+from sparse_detr.modeling.tokenizers.multi_scale import LevelProjection, Padding, map_geometry
+from sparse_detr.structures import AxisPositions, ImageSizes, Pyramid, Tokens, geometry_dtype
 
 
 class RowColumnTokenizer(nn.Module):
@@ -34,15 +34,7 @@ class RowColumnTokenizer(nn.Module):
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch; see `MultiScaleTokenizer`. `features` holds one map."""
         (source,) = features
-        pyramid = level_geometry(
-            [map_size(source)],
-            [self.stride],
-            image_sizes,
-            padded_size,
-            padding=self.padding,
-            batch_size=source.shape[0],
-            device=source.device,
-        )
+        pyramid = map_geometry(features, [self.stride], image_sizes, padded_size, padding=self.padding)
         masked = self.padding == "exact" and pyramid.has_padding
         valid = ~pyramid.padding_mask.unflatten(1, pyramid.spatial_shapes[0]) if masked else None
         content = self.projection(source, valid).flatten(2).transpose(1, 2)

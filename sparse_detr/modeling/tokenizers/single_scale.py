@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr.layers.position_encoding import sine_embedding
-from sparse_detr.modeling.tokenizers.multi_scale import Padding, level_geometry
-from sparse_detr.structures import ImageSizes, Pyramid, Tokens, geometry_dtype, map_size
+from sparse_detr.modeling.tokenizers.multi_scale import Padding, map_geometry
+from sparse_detr.structures import ImageSizes, Pyramid, Tokens, geometry_dtype
 
 
 class SingleScaleTokenizer(nn.Module):
@@ -47,22 +47,14 @@ class SingleScaleTokenizer(nn.Module):
 
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch; see `MultiScaleTokenizer`. `features` holds one map."""
+        (source,) = features
         pyramid = self.pyramid(features, image_sizes, padded_size)
-        content = self.projection(features[0]).flatten(2).transpose(1, 2)
+        content = self.projection(source).flatten(2).transpose(1, 2)
         return Tokens(content=content, position=self._position(pyramid), pyramid=pyramid)
 
     def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
         """Return the geometry of the one level made of `features`."""
-        (x,) = features
-        return level_geometry(
-            [map_size(x)],
-            [self.stride],
-            image_sizes,
-            padded_size,
-            padding=self.padding,
-            batch_size=x.shape[0],
-            device=x.device,
-        )
+        return map_geometry(features, [self.stride], image_sizes, padded_size, padding=self.padding)
 
     def _position(self, pyramid: Pyramid) -> Tensor:
         """Return the (B, N, C) sine embedding of row and column: valid cells up to the token in its column and row.
