@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling.backbone import Backbone as D2Backbone
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
 
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.anchor_detr import anchor_detr
-from sparse_detr.recipes.backbones import BackboneSpec, from_module, mobilenet_v2, swin_tiny
+from sparse_detr.recipes.backbones import BackboneSpec, from_module
 from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
@@ -137,18 +135,6 @@ def _meta_architecture(name: str) -> Callable[[CfgNode], nn.Module]:
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"Build {name} from yaml."
     return build
-
-
-@BACKBONE_REGISTRY.register()
-def build_swin_tiny_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """Build Swin-T from yaml, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
-    return instantiate(swin_tiny(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
-
-
-@BACKBONE_REGISTRY.register()
-def build_mobilenet_v2_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Backbone:
-    """Build MobileNetV2 from yaml, frozen up to `MODEL.BACKBONE.FREEZE_AT`."""
-    return instantiate(mobilenet_v2(freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT).config)
 
 
 for _name in RECIPES:
