@@ -117,10 +117,12 @@ class Evidence:
         """Return whether the last stage of the ResNet is dilated (DC5); None if the file does not show it.
 
         The arguments of the training say it, or the caller. In detrex only the dilated ResNet is torchvision's, in a
-        wrapper; but in its Anchor DETR every ResNet is.
+        wrapper; but in its Anchor DETR every ResNet is. The authors' PnP-DETR has 30 pooled tokens, with DC5 100.
         """
         if "dilation" in self.trained_with:
             return bool(self.trained_with["dilation"])
+        if self.layout.name == "pnp_detr":
+            return {30: False, 100: True}.get(self.rows("selector.pool.weight_proj.bias") or 0)
         if self.layout.origin == "detrex":
             return None if self.layout.name == "detrex_anchor_detr" else self._is_torchvisions
         return None

@@ -14,9 +14,15 @@ from sparse_detr.modeling.initialization import OwnInitialValues
 from sparse_detr.modeling.queries import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.tokenizers import RowColumnTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.deformable_detr import Behavior, Origin, check_choice, deformable_detr
-from sparse_detr.recipes.detr import DETREX_IOU_EPS, check_single_map
-from sparse_detr.recipes.dino import LOGIT_EPS
+from sparse_detr.recipes.deformable_detr import (
+    Behavior,
+    Origin,
+    check_choice,
+    deformable_detr,
+    is_of_detrex,
+    use_detrex_eps,
+)
+from sparse_detr.recipes.full_attention import check_single_map
 
 AnchorPoints = Literal["learned", "grid"]
 
@@ -56,7 +62,6 @@ def anchor_detr(
     backbone = backbone or resnet(50, num_maps=1, dilation=True)
     check_single_map(backbone, "row-column attention")
     check_choice("anchor_points", anchor_points, get_args(AnchorPoints))
-    check_choice("origin", origin, get_args(Origin))
     model = deformable_detr(
         backbone=backbone,
         num_classes=num_classes,
@@ -86,7 +91,6 @@ def anchor_detr(
     model.queries = L(PatternQueries)(points=points, embed_dim=embed_dim, num_patterns=num_patterns)
     model.decoder.layers = L(copies)(module=decoder_layer, count=decoder_layers)
     model.attention_map, model.initialize = L(NoAttentionMap)(), L(OwnInitialValues)()
-    if behavior == "released" and origin == "detrex":
-        model.decoder.logit_eps = LOGIT_EPS
-        model.criterion.iou_eps = model.criterion.matcher.iou_eps = DETREX_IOU_EPS
+    if is_of_detrex(behavior, origin):
+        use_detrex_eps(model)
     return model

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from detectron2.config import LazyCall as L
 
 from sparse_detr.layers import MLP
 from sparse_detr.modeling.decoder import ConditionalPosition, ContentScale, conditional_layers
 from sparse_detr.modeling.queries import LearnedPositions
-from sparse_detr.recipes.deformable_detr import Behavior, Origin, check_choice
-from sparse_detr.recipes.detr import DETREX_IOU_EPS, full_attention_detr
-
-DETREX_LOGIT_EPS = 1e-3
+from sparse_detr.recipes.deformable_detr import Behavior, Origin, is_of_detrex, use_detrex_eps
+from sparse_detr.recipes.full_attention import full_attention_detr
 
 
 def conditional_detr(
@@ -35,7 +33,6 @@ def conditional_detr(
         num_detections: largest number of detections of an image; 300 in detrex.
         options: options of `full_attention_detr`.
     """
-    check_choice("origin", origin, get_args(Origin))
     sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
     model = full_attention_detr(decoder_layers=decoder_layers, behavior=behavior, **sizes, **options)
     model.queries = L(LearnedPositions)(
@@ -47,8 +44,7 @@ def conditional_detr(
     scale = L(ContentScale)(sizes=(embed_dim, embed_dim, embed_dim)) if decoder_layers > 1 else None
     model.decoder.query_position = L(ConditionalPosition)(scale=scale)
     model.postprocess.num_detections = num_detections
-    if behavior == "released" and origin == "detrex":
+    if is_of_detrex(behavior, origin):
         model.decoder.layers.memory_padding = "visible"
-        model.decoder.logit_eps = DETREX_LOGIT_EPS
-        model.criterion.iou_eps = model.criterion.matcher.iou_eps = DETREX_IOU_EPS
+        use_detrex_eps(model)
     return model

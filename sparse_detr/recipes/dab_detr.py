@@ -20,8 +20,8 @@ from sparse_detr.modeling.queries import Anchors, FixedCenterAnchors, LearnedAnc
 from sparse_detr.modeling.queries.anchors import Start
 from sparse_detr.recipes.backbones import BackboneSpec
 from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
-from sparse_detr.recipes.detr import Activation, full_attention_detr
 from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
+from sparse_detr.recipes.full_attention import Activation, full_attention_detr
 from sparse_detr.recipes.sparse_detr import sparse_detr
 
 QueryScale = Literal["elementwise", "scalar", "fixed"]

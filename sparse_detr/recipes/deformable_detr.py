@@ -36,6 +36,8 @@ Behavior = Literal["exact", "released"]
 Origin = Literal["official", "detrex"]
 """Whose weights a model with `behavior="released"` loads: those of the authors or of detrex, where they differ."""
 
+DETREX_IOU_EPS, DETREX_LOGIT_EPS = 1e-6, 1e-3
+
 TwoStage = Literal["off", "projected", "memory"]
 
 
@@ -175,3 +177,15 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         hint = "; quote it in yaml, where off without quotes is False" if value is False else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def is_of_detrex(behavior: Behavior, origin: Origin) -> bool:
+    """Return whether a model has weights of detrex; raise `ValueError` for an unknown origin."""
+    check_choice("origin", origin, get_args(Origin))
+    return behavior == "released" and origin == "detrex"
+
+
+def use_detrex_eps(model: Any) -> None:
+    """Set the smallest share in the logit of a reference point, and what is added to the denominators of the IoU."""
+    model.decoder.logit_eps = DETREX_LOGIT_EPS
+    model.criterion.iou_eps = model.criterion.matcher.iou_eps = DETREX_IOU_EPS

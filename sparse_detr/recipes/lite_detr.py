@@ -64,10 +64,9 @@ def lite(
         raise ValueError("Lite DETR needs a dense deformable encoder; use dino or deformable_detr as the base")
     layers, outside = model.encoder.layers, "zero" if behavior == "released" else "excluded"
     if key_aware != "off":
-        layers.module.self_attn = _key_aware(layers.module.self_attn, outside)
+        _make_key_aware(layers.module.self_attn, outside)
     if key_aware == "everywhere":
-        layer = model.decoder.layers.module
-        layer.cross_attn = _key_aware(layer.cross_attn, outside)
+        _make_key_aware(model.decoder.layers.module.cross_attn, outside)
     model.selector = L(LevelSelector)(
         num_levels="${..tokenizer.num_levels}",
         num_layers="${..encoder.layers.count}",
@@ -86,7 +85,5 @@ def lite(
     return model
 
 
-def _key_aware(attention: Any, outside: str) -> Any:
-    return L(KeyAwareDeformableAttention)(
-        **{name: value for name, value in attention.items() if name != "_target_"}, outside=outside
-    )
+def _make_key_aware(attention: Any, outside: str) -> None:
+    attention._target_, attention.outside = KeyAwareDeformableAttention, outside

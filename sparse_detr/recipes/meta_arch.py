@@ -20,10 +20,11 @@ from sparse_detr.recipes.backbones import BackboneSpec, from_module
 from sparse_detr.recipes.conditional_detr import conditional_detr
 from sparse_detr.recipes.dab_detr import dab_deformable_detr, dab_detr, sparse_dab_deformable_detr
 from sparse_detr.recipes.deformable_detr import deformable_detr
-from sparse_detr.recipes.detr import detr, full_attention_detr
+from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
+from sparse_detr.recipes.full_attention import full_attention_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
 from sparse_detr.recipes.pnp_detr import pnp_detr

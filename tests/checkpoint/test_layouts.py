@@ -326,6 +326,17 @@ def test_a_file_that_does_not_show_a_dilated_stage_asks_and_takes_the_answer():
         assert not any("DC5" in remark for remark in told.remarks)
 
 
+def test_the_number_of_pooled_tokens_shows_a_dilated_stage():
+    file, key = file_of("official_pnp_detr"), "transformer.sampler.k_proj"
+    calls = []
+    for count in (30, 100, 7):
+        pool = {f"{key}.weight": constant("w", count, 256), f"{key}.bias": constant("b", count)}
+        description = convert_checkpoint(file | pool).description
+        calls.append((description.backbone, any("DC5" in remark for remark in description.remarks)))
+    plain = "resnet(50, num_maps=1)"
+    assert calls == [(plain, False), ("resnet(50, num_maps=1, dilation=True)", False), (plain, True)]
+
+
 def test_a_scalar_query_scale_is_an_argument():
     file = file_of("official_dab_detr_r50")
     file |= {
