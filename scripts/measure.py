@@ -9,9 +9,9 @@
 
 The last command draws a plot again from its JSON file. Arguments after `--` go to `train_net.py`. A finished run is not
 repeated: its scores go into `results/` beside the README at once, and a later call, on another machine too, goes on
-from there; with `--picture` also the detections and tokens of the first
-seed's models in that image, and their training logs. `--costs` adds FLOPs, times (all models in turn on the same
-images), the AP50 after non-maximum suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
+from there. With `--picture`, the detections and tokens of the first seed's models in that image and their training logs
+go there too. `--costs` adds FLOPs, times (all models in turn on the same images), the AP50 after non-maximum
+suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
 """
 
 import argparse
