@@ -133,11 +133,12 @@ def test_an_image_of_one_token_a_level_trains_and_is_searched(name):
 def yaml_backbones(monkeypatch):
     """Register the stub for yaml: with all its maps, and with the coarsest alone."""
     for stub, count in NUM_MAPS.items():
-        monkeypatch.setitem(
-            BACKBONE_REGISTRY._obj_map,
-            f"build_{stub}_stub",
-            lambda cfg, shape, count=count: PatchBackbone(num_maps=count),
-        )
+        make = partial(make_stub, num_maps=count)
+        monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, f"build_{stub}_stub", make)
+
+
+def make_stub(cfg, input_shape, *, num_maps):
+    return PatchBackbone(num_maps=num_maps)
 
 
 @every_recipe
