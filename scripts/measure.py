@@ -79,6 +79,8 @@ VARIANTS = {
     "plain_rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3", NO_ENCODER_LOSS]),
     "plain_focus": ("Focus-DETR, 50 % to 10 %", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
     "plain_dino": ("DINO", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
+    "plain_lite": ("Lite DETR, H2L1-(1+1)x1", "configs/quick/lite_deformable_detr_mnv2.py", [NO_ENCODER_LOSS]),
+    "plain_pnp": ("PnP-DETR, a third polled", "configs/quick/pnp_detr_mnv2.py", []),
 }
 SCORES = ("AP", "AP50", "AP75")
 ROUNDS = 24  # timed images and batches of every model, after one for warm-up
