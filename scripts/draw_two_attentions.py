@@ -36,8 +36,10 @@ CONFIG = ROOT / "configs/quick/deformable_detr_dat.py"
 IMAGE = ROOT / "datasets/sample/val/2019_YELL_2_541000_4977000_image_crop_x0416_y0345.png"
 SIDE = 256
 """Pixels of the square that is cut out of the image."""
-QUERY = (0.45, 0.5)
-"""Where the query is, (x, y) in [0, 1] of the square."""
+QUERY = (14.5 / 32, 16.5 / 32)
+"""Where the query is, (x, y) in [0, 1] of the square: the centre of a cell of stride 8."""
+GROUP_COLORS = ("black", "magenta", "yellow", "cyan")
+"""Of the groups of heads of a DAT; other colours than those of the heads above them."""
 STAR = {"marker": "*", "s": 330, "c": "white", "edgecolors": "black", "linewidths": 1.2, "zorder": 5}
 
 
@@ -142,8 +144,8 @@ def draw_points(image: np.ndarray, seen: Attentions, label: str) -> Any:
     figure.suptitle(
         f"Above: Deformable DETR. ONE query (star) has its own {total} points; another query has others.\n"
         f"Below: DAT. ALL queries share the same {seen.points.grid[..., 0].numel()} points of the image."
-        f"   ({label})",
-        fontsize=19,
+        f"\n({label})",
+        fontsize=17,
     )
     marks = [
         Line2D([], [], marker="o", ls="", ms=9, color=plt.get_cmap("tab10")(m), label=f"head {m}") for m in range(heads)
@@ -155,7 +157,7 @@ def draw_points(image: np.ndarray, seen: Attentions, label: str) -> Any:
 def show(axis: Axes, image: np.ndarray) -> Axes:
     """Show the image, paler than it is."""
     axis.imshow(image // 2 + 110, extent=(0, 1, 1, 0))
-    axis.set(xlim=(-0.03, 1.03), ylim=(1.03, -0.03))
+    axis.set(xlim=(-0.09, 1.09), ylim=(1.09, -0.09))
     return axis
 
 
@@ -173,19 +175,18 @@ def draw_group(axis: Axes, seen: Attentions, group: int) -> None:
     grid, moved = seen.places(seen.points.grid), seen.places(seen.points.moved[group])
     axis.scatter(*grid.T, s=10, c="white", edgecolors="black", linewidths=0.4)
     arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.004, "headwidth": 3.5, "headlength": 4}
-    axis.quiver(*grid.T, *(moved - grid).T, color=plt.get_cmap("tab10")(group + 1), **arrow)
+    axis.quiver(*grid.T, *(moved - grid).T, color=GROUP_COLORS[group], **arrow)
     axis.set_title(f"group {group} of heads: grid and moved points", fontsize=14)
 
 
 def draw_weights(axis: Axes, seen: Attentions) -> None:
-    """Draw all points of all groups: area is how much the query attends to them."""
+    """Draw all points of all groups: the area is the weight that the query gives to a point."""
     for group, weights in enumerate(seen.weights.chunk(len(seen.points.moved))):
         places = seen.places(seen.points.moved[group])
         share = weights.mean(0)
-        color = plt.get_cmap("tab10")(group + 1)
-        axis.scatter(*places.T, s=6000 * share, color=color, edgecolors="black", lw=0.4, alpha=0.75)
+        axis.scatter(*places.T, s=6000 * share, color=GROUP_COLORS[group], edgecolors="white", lw=0.4)
     axis.scatter(*QUERY, **STAR)
-    axis.set_title("what one query takes from all points", fontsize=14)
+    axis.set_title("weights that one query (star) gives to all points", fontsize=14)
 
 
 SIZES = (128, 224, 320, 480, 640, 800)
@@ -246,7 +247,7 @@ class Scattered(nn.Module):
 def draw_cost(cost: dict[str, list[float]]) -> Any:
     """Draw GFLOPs against the side of a square image."""
     figure, axis = plt.subplots(figsize=(8.5, 5.4), layout="constrained")
-    styles = ("k:", "C3-", "C3--", "C0-")
+    styles = ("k:", "C3-", "C1--", "C0-.")
     for (name, values), style in zip(cost.items(), styles, strict=True):
         axis.plot(SIZES, values, style, marker="o", lw=2.2, label=name)
     axis.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel="GFLOPs of one attention layer")
@@ -254,7 +255,7 @@ def draw_cost(cost: dict[str, list[float]]) -> Any:
     axis.set_xticks([], minor=True)
     axis.grid(alpha=0.4)
     axis.set_title("One map of stride 16, 384 channels, 12 heads: counted, projections included")
-    axis.legend()
+    axis.legend(handlelength=4)
     return figure
 
 

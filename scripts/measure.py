@@ -9,9 +9,9 @@
 
 The last command draws a plot again from its JSON file. Arguments after `--` go to `train_net.py`. A finished run is not
 repeated: its scores go into `results/` beside the README at once, and a later call, on another machine too, goes on
-from there; with `--picture` also the detections and tokens of the first
-seed's models in that image, and their training logs. `--costs` adds FLOPs, times (all models in turn on the same
-images), the AP50 after non-maximum suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
+from there. With `--picture`, the detections and tokens of the first seed's models in that image and their training logs
+go there too. `--costs` adds FLOPs, times (all models in turn on the same images), the AP50 after non-maximum
+suppression (the loss by duplicates) and a plot of AP50 over FLOPs.
 """
 
 import argparse
@@ -79,6 +79,8 @@ VARIANTS = {
     "plain_rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3", NO_ENCODER_LOSS]),
     "plain_focus": ("Focus-DETR, 50 % to 10 %", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
     "plain_dino": ("DINO", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
+    "plain_lite": ("Lite DETR, H2L1-(1+1)x1", "configs/quick/lite_deformable_detr_mnv2.py", [NO_ENCODER_LOSS]),
+    "plain_pnp": ("PnP-DETR, a third polled", "configs/quick/pnp_detr_mnv2.py", []),
 }
 SCORES = ("AP", "AP50", "AP75")
 ROUNDS = 24  # timed images and batches of every model, after one for warm-up

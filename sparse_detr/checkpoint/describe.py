@@ -304,11 +304,11 @@ def _level_remarks(evidence: Evidence) -> Iterator[str]:
     """Say what a file of Lite DETR does not hold about the levels that its encoder refines."""
     if "enc_scale" not in evidence.trained_with:
         yield (
-            "the number of coarse levels is not in the file, and a wrong one loads all the same; 3, as stated, for "
-            "H3L1 (s3 in the file's name), high_levels=2 for H2L2 (s2)"
+            "the number of coarse levels is not in the file, and a wrong one loads without an error; high_levels=3 is "
+            "right for H3L1 (s3 in the file's name), for H2L2 (s2) give high_levels=2"
         )
     if not evidence.narrow_layers and "num_expansion" not in evidence.trained_with:
-        yield "the number of blocks is not in the file, and a wrong one loads all the same; see its name (ex)"
+        yield "the number of blocks is not in the file, and a wrong one loads without an error; see its name (ex)"
     if any(".key_proj." in name for name in evidence.public_names):
         yield "its keys have a projection of their own (proj_key), which is not supported: results will be wrong"
 

@@ -26,7 +26,7 @@ def detr(
     origin: Origin = "official",
     **options: Any,
 ) -> Any:
-    """Return the LazyCall of DETR: learned queries, a softmax with "no object", and boxes relative to nothing.
+    """Return the LazyCall of DETR: learned queries, a softmax with "no object", and boxes without a reference.
 
     Args:
         behavior: `exact`, or `released` for models with the weights of the public implementation.

@@ -288,7 +288,7 @@ def test_one_key_cell_is_refused_where_the_convention_divides_by_zero():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"blocks": ("ND", "ND", "ND", "DD")}, "there are no blocks N; L, S and D are there"),
+        ({"blocks": ("ND", "ND", "ND", "DD")}, "blocks must be L, S or D, got N"),
         ({"num_groups": (1, 2)}, "num_groups must have 4 values, one a stage"),
         ({"convention": "2024"}, "convention must be"),
     ],

@@ -66,7 +66,7 @@ class DAT(Backbone):
             if len(values) != len(STRIDES):
                 raise ValueError(f"{name} must have {len(STRIDES)} values, one a stage, got {values!r}")
         if unknown := sorted(set("".join(blocks)) - set("LSD")):
-            raise ValueError(f"there are no blocks {', '.join(unknown)}; L, S and D are there (those of DAT++ are not)")
+            raise ValueError(f"blocks must be L, S or D, got {', '.join(unknown)} (those of DAT++ are not here)")
         self.channels = tuple(embed_dim * 2**i for i in range(len(STRIDES)))
         self.patch_proj = _Downsampling(nn.Conv2d(3, embed_dim, 4, 4), ChannelNorm(embed_dim))
         depth = sum(map(len, blocks))

@@ -38,7 +38,7 @@ class LearnedPositions(nn.Module):
         num_queries: Q.
         embed_dim: C.
         reference_points: positions (Q, C) -> logits (Q, 2) of reference points, as in Conditional DETR; None puts every
-            reference point on the centre of the image, whose logit is 0: the boxes of DETR are relative to nothing.
+            reference point on the centre of the image, whose logit is 0: boxes of DETR have no reference.
     """
 
     def __init__(self, *, num_queries: int, embed_dim: int, reference_points: nn.Module | None = None):

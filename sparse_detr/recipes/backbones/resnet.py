@@ -51,8 +51,7 @@ def resnet(depth: int = 50, *, freeze_at: int = 2, num_maps: int = 3, dilation: 
         raise ValueError(f"no ResNet of depth {depth}; choose one of {', '.join(map(str, RESNET_SIZES))}")
     if dilation and not RESNET_SIZES[depth].bottleneck:
         raise ValueError(
-            f"ResNet-{depth} has basic blocks, which are not made for dilation (nor in torchvision); give "
-            "dilation=False, or depth 50, 101 or 152"
+            f"ResNet-{depth} has basic blocks, which cannot be dilated; give dilation=False, or depth 50, 101 or 152"
         )
     strides = (4, 8, 16, 16 if dilation else 32)
     maps = last_maps(("res2", "res3", "res4", "res5"), RESNET_SIZES[depth].channels, strides, num_maps)
