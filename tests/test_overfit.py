@@ -45,16 +45,16 @@ class Row(NamedTuple):
 
 MODELS = {
     "sparse_detr": Row("sparse_detr_mnv2", SMALL_TREES, ["train.max_iter=150", "dataloader.train.total_batch_size=2"]),
-    "detr": Row("detr_mnv2", LARGE_TREES, [*ONE_MAP, *SOFTMAX, "train.max_iter=250", "model.queries.num_queries=12"]),
+    "detr": Row("detr_mnv2", LARGE_TREES, [*ONE_MAP, *SOFTMAX, "train.max_iter=300", "model.queries.num_queries=12"]),
     "pnp_detr": Row(
         "pnp_detr_mnv2",
         LARGE_TREES,
-        [*ONE_MAP, *SOFTMAX, *PNP_RATIOS, "train.max_iter=250", "model.queries.num_queries=12"],
+        [*ONE_MAP, *SOFTMAX, *PNP_RATIOS, "train.max_iter=300", "model.queries.num_queries=12"],
     ),
     "conditional_detr": Row(
         "conditional_detr_mnv2",
         LARGE_TREES,
-        [*ONE_MAP, "train.max_iter=250", "model.queries.num_queries=50", "model.criterion.matcher.class_weight=0.5"],
+        [*ONE_MAP, "train.max_iter=400", "model.queries.num_queries=50", "model.criterion.matcher.class_weight=0.5"],
     ),
     "anchor_detr": Row(
         "anchor_detr_mnv2",
@@ -67,7 +67,7 @@ MODELS = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SAMPLE / "train.json").is_file(), reason="needs the sample data: make sample-data")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("model", MODELS)
 def test_training_on_four_tiles_finds_their_trees_again(model, tmp_path):
     row = MODELS[model]
