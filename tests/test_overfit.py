@@ -24,7 +24,7 @@ ONE_MAP = [
 ]
 # So that "no object" is learned as fast as the boxes; with the usual weights every query still says "tree" at the end.
 SOFTMAX = ["model.criterion.class_weight=5", "model.criterion.classification.no_object_weight=0.5"]
-PNP_RATIOS = [f"model.selector.budget.{key}=0.34" for key in ("low", "high", "budget.keep_ratio")]
+PNP_RATIOS = [f"model.selector.budget.{key}=0.34" for key in ("min_keep_ratio", "max_keep_ratio", "budget.keep_ratio")]
 
 
 class Tiles(NamedTuple):
