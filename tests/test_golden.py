@@ -422,8 +422,8 @@ def test_denoising_queries_predict_the_same(run):
 
 
 def backbones_that_the_converter_names():
-    for depth in RESNETS.values():
-        for freeze, maps, dilation in product((None, 1), (None, 1, 2, 4), (None, True)):
+    for (_, bottlenecks), depth in RESNETS.items():
+        for freeze, maps, dilation in product((None, 1), (None, 1, 2, 4), (None, True) if bottlenecks else (None,)):
             options = {"freeze_at": freeze, "num_maps": maps, "dilation": dilation}
             yield backbone_call("resnet", depth, {key: value for key, value in options.items() if value is not None})
     for size in SWINS.values():

@@ -80,7 +80,8 @@ def convert_checkpoint(
         The renamed weights with a record of what became of every entry.
 
     Raises:
-        UserError: the layout is unknown, names of one weight hold different values, or the classes cannot be mapped.
+        UserError: the layout is unknown, names of one weight hold different values, the classes cannot be mapped, or
+            the backbone cannot be dilated.
     """
     if state_dict.get("matching_heuristics"):
         raise UserError(
@@ -100,6 +101,8 @@ def convert_checkpoint(
         weights |= _absent_biases(weights)
     told = {} if dilated is None else {"dilation": dilated}
     evidence = Evidence(weights, frozenset(file.weights), file.arguments | told, layout, file.others)
+    if dilated and not evidence.can_be_dilated:
+        raise UserError("only a ResNet-50, 101 or 152 can be dilated, and this file has another backbone; leave it out")
     weights = _with_classes(weights, num_classes, evidence)
     return ConvertedCheckpoint(
         state_dict=weights,

@@ -139,6 +139,11 @@ class Evidence:
         return RESNETS.get((blocks, self.has("backbone.res4.0.conv3.")))
 
     @property
+    def can_be_dilated(self) -> bool:
+        """Return whether the backbone is a ResNet of bottlenecks."""
+        return self.depth is not None and self.has("backbone.res4.0.conv3.")
+
+    @property
     def backbone(self) -> str | None:
         """Return the backbone as a call of a function of `sparse_detr.recipes`; None if it is unknown."""
         if (patches := self.rows("backbone.patch_embed.proj.weight")) is not None:
@@ -153,7 +158,7 @@ class Evidence:
             options["freeze_at"] = 1
         if self._num_maps not in (3, None):
             options["num_maps"] = self._num_maps
-        if self.is_dilated:
+        if self.is_dilated and self.can_be_dilated:
             options["dilation"] = True
         return backbone_call("resnet", depth, options)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
+from torchvision.models import resnet18, resnet34
 
 from sparse_detr import recipes
 from sparse_detr.checkpoint import convert_checkpoint, match_report
@@ -324,6 +325,16 @@ def test_a_file_that_does_not_show_a_dilated_stage_asks_and_takes_the_answer():
         told = convert_checkpoint(file, dilated=dilated).description
         assert told.backbone == call
         assert not any("DC5" in remark for remark in told.remarks)
+
+
+@pytest.mark.parametrize("model", [resnet18, resnet34])
+def test_a_resnet_of_basic_blocks_is_never_dilated(model):
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in model().state_dict().items()}
+    file = {name: constant(name, *shape) for name, shape in shapes.items()}
+    assert "dilation" not in convert_checkpoint(file).description.backbone
+    with pytest.raises(UserError, match="only a ResNet-50, 101 or 152 can be dilated"):
+        convert_checkpoint(file, dilated=True)
 
 
 def test_the_number_of_pooled_tokens_shows_a_dilated_stage():
