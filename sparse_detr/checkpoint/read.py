@@ -31,6 +31,7 @@ PRETRAINED = (
     f"model.safetensors{INDEX}",
     f"pytorch_model.bin{INDEX}",
 )
+SUFFIXES = (".pth", ".safetensors", ".bin", INDEX)  # of checkpoints, as a message names them
 # what a file starts with -> what it is
 TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP = b"PK\x03\x04"
@@ -107,7 +108,8 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
 def existing_file(path: Path) -> Path:
     """Return the path if it is a file; else raise a `UserError`."""
     if path.is_dir():
-        inside = ", ".join(sorted(file.name for file in path.glob("*.pth"))[:5])
+        found = (file.name for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        inside = ", ".join(sorted(found)[:5])
         raise UserError(f"{path} is a folder; give a checkpoint in it{f', such as {inside}' if inside else ''}")
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; check the path")

@@ -203,9 +203,11 @@ def test_the_error_names_the_kind_of_a_file_that_is_no_checkpoint(tmp_path, cont
         load_file(tmp_path / "a.pth")
 
 
-def test_a_folder_is_refused_with_the_checkpoints_in_it(tmp_path):
-    (tmp_path / "model_final.pth").touch()
-    with pytest.raises(UserError, match=r"is a folder; give a checkpoint in it, such as model_final\.pth"):
+@pytest.mark.parametrize("name", ["model_final.pth", "weights.safetensors", "weights.bin", "a.safetensors.index.json"])
+def test_a_folder_is_refused_with_the_checkpoints_in_it(tmp_path, name):
+    for file in (name, "metrics.json"):
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=rf"is a folder; give a checkpoint in it, such as {name}$"):
         load_file(tmp_path)
 
 
