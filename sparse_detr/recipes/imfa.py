@@ -13,7 +13,7 @@ from sparse_detr.modeling.queries.anchors import Start
 from sparse_detr.modeling.tokenizers import CoarsestMapTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
 from sparse_detr.recipes.dab_detr import dab_detr
-from sparse_detr.recipes.deformable_detr import Behavior
+from sparse_detr.recipes.shared import Behavior
 
 
 def imfa_dab_detr(

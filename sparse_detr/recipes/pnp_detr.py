@@ -10,8 +10,8 @@ from detectron2.config import LazyCall as L
 from sparse_detr.modeling.selection import MLPScorer, PollAndPool, RandomBudget, RoundedDownBudget, TokenPool
 from sparse_detr.modeling.training import PolledScorePenalty
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.deformable_detr import Behavior
 from sparse_detr.recipes.detr import detr
+from sparse_detr.recipes.shared import Behavior
 
 
 def pnp_detr(
