@@ -44,13 +44,16 @@ def pnp_detr(
     if len(training_keep_ratios) != 2:
         raise ValueError(f"training_keep_ratios must be the two ends of a range, got {tuple(training_keep_ratios)}")
     smallest, largest = training_keep_ratios
+    released = behavior == "released"
     model.selector = L(PollAndPool)(
         scorer=L(MLPScorer)(embed_dim=embed_dim),
         pool=L(TokenPool)(embed_dim=embed_dim, num_pooled=num_pooled),
         budget=L(RandomBudget)(
-            budget=L(RoundedDownBudget)(keep_ratio=keep_ratio), min_keep_ratio=smallest, max_keep_ratio=largest
+            budget=L(RoundedDownBudget)(keep_ratio=keep_ratio, precision="single" if released else "double"),
+            min_keep_ratio=smallest,
+            max_keep_ratio=largest,
         ),
         inference_keep_ratio="${.budget.budget.keep_ratio}",
     )
-    model.supervision = L(PolledScorePenalty)(weight=1e-4, rows="all" if behavior == "released" else "valid")
+    model.supervision = L(PolledScorePenalty)(weight=1e-4, rows="all" if released else "valid")
     return model
