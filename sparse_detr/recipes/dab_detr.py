@@ -16,7 +16,7 @@ from sparse_detr.modeling.decoder import (
     conditional_layers,
 )
 from sparse_detr.modeling.queries import Anchors, FixedCenterAnchors, LearnedAnchors, ProjectedStart, TopKQueries
-from sparse_detr.modeling.queries.anchors import Start
+from sparse_detr.modeling.queries.anchors import AnchorStart
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
 from sparse_detr.recipes.full_attention import Activation, full_attention_detr
@@ -35,7 +35,7 @@ def dab_detr(
     activation: Activation = "prelu",
     num_queries: int = 300,
     num_patterns: int = 0,
-    anchor_start: Start = "normal",
+    anchor_start: AnchorStart = "normal",
     freeze_centers: bool = False,
     query_scale: QueryScale = "elementwise",
     position_temperature: float = 20.0,
@@ -84,7 +84,7 @@ def dab_deformable_detr(
     dropout: float = 0.0,
     num_queries: int = 300,
     num_patterns: int = 0,
-    anchor_start: Start = "uniform",
+    anchor_start: AnchorStart = "uniform",
     freeze_centers: bool = False,
     two_stage: bool = False,
     behavior: Behavior = "exact",
@@ -136,10 +136,10 @@ def sparse_dab_deformable_detr(**options: Any) -> Any:
 
 
 def learned_anchors(
-    num_queries: int, num_patterns: int, anchor_start: Start, freeze_centers: bool, embed_dim: int
+    num_queries: int, num_patterns: int, anchor_start: AnchorStart, freeze_centers: bool, embed_dim: int
 ) -> Any:
     """Return the LazyCall of learned boxes as queries."""
-    check_choice("anchor_start", anchor_start, get_args(Start))
+    check_choice("anchor_start", anchor_start, get_args(AnchorStart))
     anchors = L(FixedCenterAnchors if freeze_centers else Anchors)(num_anchors=num_queries, start=anchor_start)
     return L(LearnedAnchors)(anchors=anchors, embed_dim=embed_dim, content="zeros", num_patterns=num_patterns)
 
