@@ -33,7 +33,7 @@ def imfa_dab_detr(
 
     Args:
         backbone: any number of maps, of which the coarsest becomes tokens; C2 to C5 of ResNet-50 if None.
-        decoder_layers: number of decoder layers, and of encoder layers.
+        decoder_layers: number of decoder layers, and of encoder layers; at least 2.
         sampling_share: share of the queries that sample features for the next layers.
         num_points: points that each of these queries samples.
         options: options of `dab_detr`, except `encoder_layers`.
