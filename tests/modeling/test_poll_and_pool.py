@@ -152,7 +152,7 @@ def test_a_count_in_double_precision_is_that_of_python(keep_ratio):
 
 @pytest.mark.parametrize(("count", "keep_ratio", "double", "single"), [(180, 0.65, 117, 116), (90, 0.7, 62, 63)])
 def test_a_count_in_single_precision_is_that_of_the_public_code(count, keep_ratio, double, single):
-    """0.65 in single precision is below 0.65, and 0.7 in double precision is below 0.7."""
+    """The product 0.65 x 180 is rounded below 117 in single precision only, 0.7 x 90 below 63 in double only."""
     image, unknown = make_pyramid(((1, count),)), Pyramid.of(((1, count),), torch.tensor([[[1, count]]]))
     for precision, expected in (("double", double), ("single", single)):
         budget = RoundedDownBudget(keep_ratio=keep_ratio, precision=precision)
