@@ -294,9 +294,10 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
+        default = ", but by default it is in the authors' code" if evidence.layout.name == "anchor_detr" else ""
         yield (
-            "the weights do not show whether the last stage is dilated (DC5), and here it is not; see the file's name, "
-            "and give --dilated or --not-dilated (in Python dilated=True or False)"
+            f"the weights do not show whether the last stage is dilated (DC5), and here it is not{default}; see the "
+            "file's name, and give --dilated or --not-dilated (in Python dilated=True or False)"
         )
 
 
