@@ -36,6 +36,7 @@ def read_case(name):
         ("refine", "mmdet_deformable_detr", {"two_stage": "off", "box_refinement": True}, 1e-5),
         ("two_stage", "mmdet_deformable_detr", {"two_stage": "projected", "num_queries": 7}, 1e-5),
         ("detr", "mmdet_detr", {"num_queries": 7, "num_classes": 5}, 1e-6),
+        ("conditional", "mmdet_conditional_detr", {"num_queries": 7, "num_classes": 5}, 1e-6),
         ("dino", "mmdet_dino", {"shared_heads": False, "position_temperature": 20.0, "num_classes": 5}, 1e-5),
     ],
 )
