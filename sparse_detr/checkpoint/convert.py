@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.coco_classes import coco_80_to_91, coco_91_to_80, without_unused_labels
+from sparse_detr.checkpoint.coco_classes import (
+    check_class_rows,
+    coco_80_to_91,
+    coco_91_to_80,
+    without_unused_labels,
+)
 from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
@@ -80,8 +85,8 @@ def convert_checkpoint(
         The renamed weights with a record of what became of every entry.
 
     Raises:
-        UserError: the layout is unknown, names of one weight hold different values, the classes cannot be mapped, or
-            the backbone cannot be dilated.
+        UserError: the layout is unknown, names of one weight hold different values, class heads differ in their rows,
+            the classes cannot be mapped, or the backbone cannot be dilated.
     """
     if state_dict.get("matching_heuristics"):
         raise UserError(
@@ -97,6 +102,7 @@ def convert_checkpoint(
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(_as_linear_layers(join_parts(weights))))
+    check_class_rows(weights)
     if layout.origin == "mmdetection":
         weights |= _absent_biases(weights)
     told = {} if dilated is None else {"dilation": dilated}
@@ -132,7 +138,7 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
         raise UserError("this checkpoint already has the names of this project; there is nothing to convert")
     raise UserError(
         f"unknown kind of checkpoint: {len(weights)} entries, such as {', '.join(list(weights)[:3])}; "
-        f"known kinds: {', '.join(LAYOUTS)}"
+        f"if it is one of these, give --source (in Python source): {', '.join(LAYOUTS)}"
     )
 
 
