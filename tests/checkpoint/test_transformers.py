@@ -7,8 +7,8 @@ import torch
 from detectron2.config import instantiate
 
 from sparse_detr.checkpoint import convert_checkpoint, load_file
-from sparse_detr.config import model_config
 from sparse_detr.checkpoint.transformers_names import training_arguments
+from sparse_detr.config import model_config
 from sparse_detr.errors import UserError
 from tests.modeling.tiny import shake
 
