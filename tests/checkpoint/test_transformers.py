@@ -155,10 +155,12 @@ def test_a_damaged_config_in_a_folder_is_named(tmp_path):
         ({"w": "../other.bin"}, "names a file outside its folder"),
         ({"w": "a.bin", "v": "b.bin"}, "names b.bin, which is not beside it; fetch that file as well"),
         ({"w": "a.bin", "v": "a.bin"}, "names 1 entries that its files do not hold, such as v"),
+        ({"w": "list.bin"}, "names 1 entries that its files do not hold, such as w"),
     ],
 )
 def test_a_wrong_index_is_named(tmp_path, weight_map, words):
     torch.save({"w": torch.ones(1)}, tmp_path / "a.bin")
+    torch.save([torch.ones(1)], tmp_path / "list.bin")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=words):
         load_file(tmp_path / "model.safetensors.index.json")
