@@ -86,7 +86,8 @@ def convert_checkpoint(
 
     Raises:
         UserError: the layout is unknown, names of one weight hold different values, class heads differ in their rows,
-            the classes cannot be mapped, or the backbone cannot be dilated.
+            a layer lacks an entry that all others have, the classes cannot be mapped, or the backbone cannot be
+            dilated.
     """
     if state_dict.get("matching_heuristics"):
         raise UserError(
@@ -103,6 +104,7 @@ def convert_checkpoint(
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(_as_linear_layers(join_parts(weights))))
     check_class_rows(weights)
+    _check_layers(weights)
     if layout.origin == "mmdetection":
         weights |= _absent_biases(weights)
     told = {} if dilated is None else {"dilation": dilated}
@@ -180,6 +182,21 @@ def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for layer in range(1, num_layers):
                 result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
     return result
+
+
+def _check_layers(weights: Mapping[str, Tensor]) -> None:
+    """Check that no layer lacks an entry that all others of at least three have."""
+    layers_with: dict[tuple[str, str], set[int]] = {}
+    for name in weights:
+        if match := re.match(r"((?:en|de)coder\.layers)\.(\d+)\.(.+)", name):
+            layers_with.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (stack, entry), having in layers_with.items():
+        layers = {layer for (other, _), found in layers_with.items() if other == stack for layer in found}
+        if len(layers) > 2 and len(absent := layers - having) == 1:
+            raise UserError(
+                f"{stack}.{absent.pop()} lacks {entry}, which all other layers have: the file was edited or is "
+                "damaged; fetch it again"
+            )
 
 
 def _absent_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -265,6 +265,14 @@ def test_class_heads_of_different_sizes_are_refused(bias):
         convert_checkpoint(tiny_file(**{"class_embed.0.bias": bias}))
 
 
+def test_a_layer_that_lacks_an_entry_of_all_others_is_refused():
+    norms = {f"transformer.encoder.layers.{i}.norm1.bias": torch.zeros(2) for i in range(3)}
+    assert convert_checkpoint(tiny_file(**norms)).unknown == ()
+    norms["transformer.encoder.layers.1.norm1.bias_new"] = norms.pop("transformer.encoder.layers.1.norm1.bias")
+    with pytest.raises(UserError, match=r"encoder\.layers\.1 lacks self_attn_norm\.bias, which all other layers have"):
+        convert_checkpoint(tiny_file(**norms))
+
+
 def test_numbers_that_are_not_finite_are_noted():
     norm = {"transformer.decoder.layers.0.norm1.weight": torch.tensor([1.0, float("nan")])}
     noted = str(convert_checkpoint(tiny_file(**norm)).description)
