@@ -22,7 +22,8 @@ ALLOWED = {
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
     "checkpoint": ("recipes", "errors"),  # a public file names its recipe
     "data": ("errors", "files", "_detectron2"),
-    "config": ("recipes", "data", "solver", "errors"),
+    "evaluation": ("errors",),
+    "config": ("recipes", "data", "evaluation", "solver", "errors"),
     "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
     "analysis": ("structures", "errors", "files"),
     "visualization": ("analysis", "structures", "files", "errors"),
