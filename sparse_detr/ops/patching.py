@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -242,18 +243,22 @@ def _transformers() -> Iterator[_Change]:
     if found is None or not found.submodule_search_locations:
         yield _Change("transformers", reason="it is not installed; install it: pip install transformers")
         return
-    for path in sorted(Path(found.submodule_search_locations[0], "models").glob("*/modeling_*.py")):
-        if _defines_attention(path.read_bytes()):
-            name = f"transformers.models.{path.parent.name}.{path.stem}"
-            module, problem = _import(name)
-            if module is None:
-                yield _Change(name, reason=problem)
-            else:
-                yield from _changes_of_model(module)
+    for name in _models_with_attention(found.submodule_search_locations[0]):
+        module, problem = _import(name)
+        if module is None:
+            yield _Change(name, reason=problem)
+        else:
+            yield from _changes_of_model(module)
 
 
-def _defines_attention(source: bytes) -> bool:
-    return b"class MultiScaleDeformableAttention(" in source or b"def multi_scale_deformable_attention" in source
+@cache
+def _models_with_attention(folder: str) -> tuple[str, ...]:
+    """Return the modules of transformers whose source defines the attention; the others need not be imported."""
+    defining = (b"class MultiScaleDeformableAttention(", b"def multi_scale_deformable_attention")
+    paths = sorted(Path(folder, "models").glob("*/modeling_*.py"))
+    contents = ((path, path.read_bytes()) for path in paths)
+    found = [path for path, content in contents if any(words in content for words in defining)]
+    return tuple(f"transformers.models.{path.parent.name}.{path.stem}" for path in found)
 
 
 def _changes_of_model(module: ModuleType) -> Iterator[_Change]:
