@@ -18,6 +18,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -58,12 +59,11 @@ def make(folder: Path, repo_id: str) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; name a new folder")
-    files = kernel_files()
-    write(folder / "torch-ext" / NAME, files)
+    write(folder / "torch-ext" / NAME, kernel_files(f"_{NAME}_{digest(sources())}"))
     for backend in BACKENDS:
+        record = metadata(backend)
         variant = folder / "build" / f"torch-{backend}"
-        write(variant, files)
-        (variant / "metadata.json").write_text(json.dumps(metadata(backend, files), indent=2) + "\n")
+        write(variant, {**kernel_files(record["id"]), "metadata.json": json.dumps(record, indent=2) + "\n"})
     for name in ("build.toml", "README.md"):
         (folder / name).write_text((HERE / name).read_text().replace("{repo_id}", repo_id))
     shutil.copy(ROOT / "LICENSE", folder)
@@ -75,18 +75,22 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(content)
 
 
-def kernel_files() -> dict[str, str]:
-    """Return the Python files by name: imports are relative, and the ops have a namespace of their own.
+def sources() -> dict[str, str]:
+    """Return the Python files as they are in the tree, by name."""
+    own = {path.name: path.read_text() for path in sorted((HERE / "torch_ext").glob("*.py"))}
+    return {**{f"{name}.py": (SOURCES / f"{name}.py").read_text() for name in MODULES}, **own}
 
-    So the kernel runs from any path, beside an installed sparse_detr and beside another version of itself.
+
+def kernel_files(namespace: str) -> dict[str, str]:
+    """Return the Python files of a kernel by name: imports are relative, and the ops are in the namespace.
+
+    So a kernel runs from any path, beside an installed sparse_detr and beside another version of itself.
     """
-    sources = {f"{name}.py": (SOURCES / f"{name}.py").read_text() for name in MODULES}
-    namespace = f"_{NAME}_{digest(sources)}"
-    files = {name: with_own_namespace(with_relative_imports(text), namespace) for name, text in sources.items()}
+    files = {name: with_own_namespace(with_relative_imports(text), namespace) for name, text in sources().items()}
     left = [name for name, text in files.items() if re.search(r"^\s*(from|import) sparse_detr", text, re.MULTILINE)]
     if left:
         raise RuntimeError(f"{', '.join(left)} imports sparse_detr in a form that this script does not know")
-    return {**files, **{path.name: path.read_text() for path in sorted((HERE / "torch_ext").glob("*.py"))}}
+    return files
 
 
 def with_relative_imports(source: str) -> str:
@@ -98,10 +102,11 @@ def with_own_namespace(source: str, namespace: str) -> str:
     return source.replace('"sparse_detr_triton"', f'"{namespace}_triton"').replace('"sparse_detr"', f'"{namespace}"')
 
 
-def metadata(backend: str, files: dict[str, str]) -> dict[str, object]:
+def metadata(backend: str) -> dict[str, Any]:
+    """Return what the hub keeps about a variant. Its id names the ops' namespace too, so it changes with them."""
     return {
         "name": NAME.replace("_", "-"),
-        "id": f"_{NAME}_{backend}_{digest(files)}",
+        "id": f"_{NAME}_{backend}_{digest(sources())}",
         "version": VERSION,
         "license": "MIT",
         "python-depends": [],

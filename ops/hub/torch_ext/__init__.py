@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention for the kernels hub: the public functions, and layers that replace others' forward."""
+"""Multi-scale deformable attention for the kernels hub: functions, and layers that replace those of other packages."""
 
 from . import layers
 from .backends import available_backends, choose_backend
