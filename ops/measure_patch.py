@@ -27,8 +27,7 @@ from benchmark import machine, transformers_models  # noqa: E402
 from benchmark.timing import thread_time  # noqa: E402
 
 from sparse_detr import ops  # noqa: E402
-
-START, END = "<!-- table patch -->", "<!-- end table patch -->"
+from sparse_detr.analysis.tables import fill_readme, markdown_table  # noqa: E402
 
 
 def main() -> None:
@@ -41,13 +40,13 @@ def main() -> None:
     record = {"machine": machine.machine_record("cpu"), "image": args.image, "models": {}}
     for name in args.models:
         record["models"][name] = time_model(name, *args.image, args.repetitions)
-        print(rows(name, record["models"][name]), file=sys.stderr, flush=True)
+        print(*cells(name, record["models"][name]), sep=" | ", file=sys.stderr, flush=True)
     text = report(record)
     print(text)
     if args.output:
         args.output.write_text(json.dumps(record, indent=1) + "\n")
     if args.readme:
-        args.readme.write_text(with_table(args.readme.read_text(), text))
+        fill_readme(args.readme, "patch", text)
 
 
 def parse() -> argparse.Namespace:
@@ -58,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=7, help="after one that warms up")
     parser.add_argument("--system-allocator", action="store_true")
     parser.add_argument("--output", type=Path, help="JSON file")
-    parser.add_argument("--readme", type=Path, help=f"file whose part between {START} and its end is replaced")
+    parser.add_argument("--readme", type=Path, help="fill its marks `table patch`")
     return parser.parse_args()
 
 
@@ -85,7 +84,8 @@ def time_model(name: str, height: int, width: int, repetitions: int) -> dict[str
 def report(record: dict[str, Any]) -> str:
     """Return the table with what it was taken with."""
     facts, (height, width) = record["machine"], record["image"]
-    head = ["|  | as it is, ms | patched, ms | times faster (quartiles) | difference |", "|---|---|---|---|---|"]
+    head = ["", "as it is, ms", "patched, ms", "times faster (quartiles)", "difference"]
+    table = markdown_table(head, (cells(name, one) for name, one in record["models"].items()))
     allocator = "clean" if facts["allocator"] == machine.CLEAN_ALLOCATOR else "as the system has it"
     note = (
         f"{facts['cpu']}, one thread, thread CPU time, medians of "
@@ -94,26 +94,20 @@ def report(record: dict[str, Any]) -> str:
         f"{facts['load_average_before']}; torch {facts['torch']}, transformers {facts['peers']['transformers']}; "
         f"commit {facts['commit']}, {facts['date']}. Difference: of the first output, relative to its largest number."
     )
-    return "\n".join([*head, *(rows(name, one) for name, one in record["models"].items()), "", note])
+    return f"{table}\n\n{note}"
 
 
-def rows(name: str, result: dict[str, Any]) -> str:
+def cells(name: str, result: dict[str, Any]) -> list[str]:
     before, after = result["milliseconds"]["as it is"], result["milliseconds"]["patched"]
     ratios = [old / new for old, new in zip(before, after, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return (
-        f"| {name} | {statistics.median(before):.0f} | {statistics.median(after):.0f} | "
-        f"{statistics.median(ratios):.2f}x ({low:.2f} to {high:.2f}) | {result['relative_difference']:.0e} |"
-    )
-
-
-def with_table(text: str, table: str) -> str:
-    """Return a text with the part between the marks replaced."""
-    before, _, rest = text.partition(START)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"the file has no part between {START} and {END}")
-    return f"{before}{START}\n{table}\n{END}{after}"
+    return [
+        name,
+        f"{statistics.median(before):.0f}",
+        f"{statistics.median(after):.0f}",
+        f"{statistics.median(ratios):.2f}x ({low:.2f} to {high:.2f})",
+        f"{result['relative_difference']:.0e}",
+    ]
 
 
 if __name__ == "__main__":

@@ -70,11 +70,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         others = set(self._tasks or self._tasks_from_predictions(detections)) - {"bbox"}
         if others:
             return f"hotcoco is used for boxes only, not for {', '.join(sorted(others))}"
-        images = self._coco_api.dataset["images"]
-        odd = next((image["id"] for image in images if not isinstance(image["id"], int)), None)
-        if odd is not None:
-            return f"hotcoco needs whole numbers as ids of images, got {odd!r}"
-        return _why_not_importable()
+        return _why_not_scored_alike(self._coco_api.dataset) or _why_not_importable()
 
     def _use_category_ids_of_data_set(self, detections: list[dict[str, Any]]) -> None:
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -130,7 +126,7 @@ def score_boxes(
     """Return COCO's scores of boxes.
 
     Args:
-        truth: content of a COCO file; ids of images are whole numbers.
+        truth: content of a COCO file. Ids of images are whole numbers; those of annotations too, none of them 0.
         detections: at least one COCO result: `image_id`, `category_id`, `bbox` as x, y, width, height, `score`.
         max_detections: how many detections of a class in an image count: three limits, the last one for the precision.
         image_ids: images that count; all if None.
@@ -169,6 +165,16 @@ def _mean(
         values = values[thresholds == iou]
     values = values[values > -1]
     return float(np.mean(values)) if values.size else -1.0
+
+
+def _why_not_scored_alike(truth: dict[str, Any]) -> str | None:
+    """Return what in a COCO file hotcoco refuses or scores otherwise than pycocotools; None if there is nothing."""
+    odd = next((image["id"] for image in truth["images"] if not isinstance(image["id"], int)), None)
+    if odd is not None:
+        return f"hotcoco needs whole numbers as ids of images, got {odd!r}"
+    if any(annotation["id"] == 0 for annotation in truth.get("annotations", [])):
+        return "an annotation has the id 0, whose matches pycocotools does not count, but hotcoco does"
+    return None
 
 
 def _why_not_importable() -> str | None:
