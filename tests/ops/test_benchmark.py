@@ -215,6 +215,15 @@ def test_peak_memory_counts_only_memory_that_the_call_maps():
     assert memory.resident_peak(lambda: there.sum()) < 1
 
 
+def test_the_heads_of_a_case_are_those_of_its_inputs():
+    cases = load("benchmark.cases")
+    case = next(case for case in cases.HEAD_CASES if case.name == "M 16, D 8")
+    inputs = cases.make_inputs(case.tiny(), seed=0)
+    assert inputs.value.shape == (1, 128, 16, 8)
+    assert inputs.locations.shape == (1, 38, 16, 4, 4, 2)
+    assert inputs.grad_output.shape == (1, 38, 128)
+
+
 def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table benchmark cpu -->\n<!-- end benchmark cpu -->\n")
