@@ -66,7 +66,7 @@ def assert_same_scores(truth, detections, **arguments):
 @pytest.mark.parametrize("name", HARD)
 def test_scores_equal_those_of_pycocotools_to_the_last_digit(name, seed):
     truth, detections = make_case(seed, **HARD[name])
-    assert len(detections) > 5
+    assert detections
     assert_same_scores(truth, detections)
 
 

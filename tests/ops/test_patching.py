@@ -90,7 +90,8 @@ def test_a_patched_model_of_transformers_has_equal_outputs_and_gradients(name, m
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for key, gradient in gradients.items():
         error = float((patched_gradients[key] - gradient).abs().max())
-        assert error < 1e-4 * max(float(gradient.abs().max()), 1e-3 * largest), key
+        # A gradient can be zero but for rounding, as that of a bias before a normalisation is.
+        assert error < max(1e-4 * float(gradient.abs().max()), 3e-6 * largest), key
 
 
 @needs_transformers
