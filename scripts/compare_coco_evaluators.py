@@ -1,7 +1,7 @@
 """Compare evaluators of COCO's scores on generated detections: time, memory, and equality with pycocotools.
 
     pip install hotcoco faster-coco-eval vernier    # those that are missing are named
-    python scripts/compare_coco_evaluators.py --images 5000 --detections 100
+    python scripts/compare_coco_evaluators.py --images 5000 --detections 100 --readme docs/evaluation.md
 
 Every evaluator runs in a process of its own with one thread; the process's CPU seconds count, from the content of the
 COCO file and a list of results to the twelve scores.
@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from sparse_detr.analysis.tables import fill_readme, markdown_table  # noqa: E402
 
 # Name -> the module that it is imported as.
 EVALUATORS = {
@@ -46,13 +49,17 @@ def main() -> None:
         for path, content in zip(paths, make_data(args.images, args.detections), strict=True):
             path.write_text(json.dumps(content))
         results = {name: in_fresh_process(name, paths) for name in EVALUATORS if is_installed(name)}
-    print(table(results))
+    text = f"{args.images} images, {args.images * args.detections} detections, one thread:\n\n{table(results)}"
+    print(text)
+    if args.readme:
+        fill_readme(args.readme, "evaluators", text)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=100, help="of an image, as the model returns them")
+    parser.add_argument("--readme", type=Path, help="file whose marks `table evaluators` are filled")
     parser.add_argument("--one", choices=EVALUATORS, help=argparse.SUPPRESS)
     parser.add_argument("--data", nargs=2, type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -172,8 +179,6 @@ SCORE = {
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    from sparse_detr.analysis.tables import markdown_table
-
     expected = results["pycocotools"]["stats"]
     rows = (
         [name, f"{one['seconds']:.2f}", f"{one['mib']:.0f}", f"{np.abs(np.subtract(one['stats'], expected)).max():.0e}"]
