@@ -59,39 +59,64 @@ def samples(*, points=4, batch=2, queries=7, heads=2, dtype=torch.float32):
     return value, locations, weights
 
 
-def outputs_and_gradients(model, inputs):
-    """The floating-point outputs of a model, and the gradients of a sum of them with random shares."""
-    model.zero_grad(set_to_none=True)
+def redraw(model):
+    """Draw weights anew that keep the size of their input, in float64: the usual small ones fade in a tiny model.
+
+    Offsets are moved off the whole pixels of their start, where the derivative by a location jumps.
+    """
+    numbers = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=(2 / weight[0].numel()) ** 0.5, generator=numbers)
+            elif "sampling_offsets" in name:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=numbers))
+    return model.double()
+
+
+def outputs_of(model, inputs):
+    """The floating-point outputs of a model that has been trained for detection or segmentation."""
     result = model(**inputs)
-    names = [
-        name for name in ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits") if name in result
-    ]
-    outputs = [result[name].masked_fill(result[name].isinf(), 0) for name in names]
+    names = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+    return [result[name].masked_fill(result[name].isinf(), 0) for name in names if name in result]
+
+
+def outputs_and_gradients(model, inputs):
+    """The outputs of a model, and the gradients of a sum of them with random shares."""
+    model.zero_grad(set_to_none=True)
+    outputs = outputs_of(model, inputs)
     torch.manual_seed(1)
     sum((output * torch.randn_like(output)).sum() for output in outputs).backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    return outputs, gradients
+    return [output.detach() for output in outputs], gradients
 
 
 @needs_transformers
 @pytest.mark.parametrize("name", NAMES)
-def test_a_patched_model_of_transformers_has_equal_outputs_and_gradients(name, models, calls):
-    """Also a model that was built before. The 64x96 image is no multiple of all window sizes."""
+def test_a_patched_model_of_transformers_has_equal_outputs_and_gradients(name, models, calls, monkeypatch):
+    """Also a model that was built before."""
     model, inputs = models.build(name, height=64, width=96, tiny=True)
+    model = redraw(model)
+    inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
     outputs, gradients = outputs_and_gradients(model, inputs)
     assert not calls
     with ops.patch("transformers", strict=True):
         patched_outputs, patched_gradients = outputs_and_gradients(model, inputs)
-    assert calls
-    for output, expected in zip(patched_outputs, outputs, strict=True):
-        assert relative_error(output, expected) < 1e-5
+        assert calls
+        exact = patching.multi_scale_deformable_attention
+        monkeypatch.setattr(patching, "multi_scale_deformable_attention", lambda *inputs: 1.01 * exact(*inputs))
+        with torch.no_grad():
+            wrong_outputs = outputs_of(model, inputs)
+    errors = [relative_error(*pair) for pair in zip(patched_outputs, outputs, strict=True)]
+    assert max(errors) < 1e-9
+    assert max(relative_error(*pair) for pair in zip(wrong_outputs, outputs, strict=True)) > 1e-5  # the op matters
     assert patched_gradients.keys() == gradients.keys()
     assert any("sampling_offsets" in key and gradient.any() for key, gradient in gradients.items())
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for key, gradient in gradients.items():
         error = float((patched_gradients[key] - gradient).abs().max())
         # A gradient can be zero but for rounding, as that of a bias before a normalisation is.
-        assert error < max(1e-4 * float(gradient.abs().max()), 3e-6 * largest), key
+        assert error < max(1e-7 * float(gradient.abs().max()), 1e-12 * largest), key
 
 
 @needs_transformers
@@ -169,7 +194,7 @@ def test_the_dtype_is_that_of_the_original():
         with ops.patch("transformers"):
             result = module.multi_scale_deformable_attention(*arguments)
         assert result.dtype == expected.dtype
-        assert relative_error(result, expected) < 0.02
+        assert relative_error(result, expected) < (0.1 if torch.bfloat16 in dtypes else 1e-6)
 
 
 @needs_transformers
@@ -294,9 +319,9 @@ class OnlyTorch(PathFinder):
 sys.meta_path[:] = [BuiltinImporter, FrozenImporter, OnlyTorch]
 import torch
 from sparse_detr import ops
-value = torch.arange(12.0).view(1, 6, 1, 2)
-centers = torch.tensor([[0.5 / 3, 0.25], [2.5 / 3, 0.75]]).view(1, 2, 1, 1, 1, 2)
-print(ops.multi_scale_deformable_attention(value, [(2, 3)], centers, torch.ones(1, 2, 1, 1, 1)).tolist())
+value = torch.arange(16.0).view(1, 8, 1, 2)
+centers = torch.tensor([[0.125, 0.25], [0.875, 0.75]]).view(1, 2, 1, 1, 1, 2)
+print(ops.multi_scale_deformable_attention(value, [(2, 4)], centers, torch.ones(1, 2, 1, 1, 1)).tolist())
 others = {name.partition(".")[0] for name in sys.modules} & {"numpy", "detectron2", "fvcore", "transformers", "scipy"}
 print(sorted(others))
 """
@@ -307,4 +332,4 @@ def test_the_op_needs_torch_alone():
     command = [sys.executable, "-W", "ignore", "-c", ONLY_TORCH]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["[[[0.0, 1.0], [10.0, 11.0]]]", "[]"]
+    assert result.stdout.splitlines() == ["[[[0.0, 1.0], [14.0, 15.0]]]", "[]"]
