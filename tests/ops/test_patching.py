@@ -94,10 +94,16 @@ def outputs_and_gradients(model, inputs):
 @needs_transformers
 @pytest.mark.parametrize("name", NAMES)
 def test_a_patched_model_of_transformers_has_equal_outputs_and_gradients(name, models, calls, monkeypatch):
-    """Also a model that was built before."""
+    """Also a model that was built before.
+
+    Two images: with one, `batch_norm` of PyTorch 2.14.1 has wrong gradients in eval mode for some strides of the
+    gradient it is given, (C, 1, W * C, C), whatever op they come from.
+    """
     model, inputs = models.build(name, height=64, width=96, tiny=True)
     model = redraw(model)
-    inputs = {key: x.double() if x.is_floating_point() else x for key, x in inputs.items()}
+    inputs = {
+        key: torch.cat([x, 1 - x]).double() if x.is_floating_point() else x.repeat(2, 1) for key, x in inputs.items()
+    }
     outputs, gradients = outputs_and_gradients(model, inputs)
     assert not calls
     with ops.patch("transformers", strict=True):
@@ -108,8 +114,8 @@ def test_a_patched_model_of_transformers_has_equal_outputs_and_gradients(name, m
         with torch.no_grad():
             wrong_outputs = outputs_of(model, inputs)
     errors = [relative_error(*pair) for pair in zip(patched_outputs, outputs, strict=True)]
-    assert max(errors) < 1e-9
-    assert max(relative_error(*pair) for pair in zip(wrong_outputs, outputs, strict=True)) > 1e-5  # the op matters
+    assert max(errors) < 1e-11
+    assert max(relative_error(*pair) for pair in zip(wrong_outputs, outputs, strict=True)) > 1e-8  # the op matters
     assert patched_gradients.keys() == gradients.keys()
     assert any("sampling_offsets" in key and gradient.any() for key, gradient in gradients.items())
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
