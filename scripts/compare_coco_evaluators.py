@@ -27,8 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from sparse_detr.analysis.tables import fill_readme, markdown_table  # noqa: E402
-
 # Name -> the module that it is imported as.
 EVALUATORS = {
     "pycocotools": "pycocotools",
@@ -44,6 +42,8 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, *(json.loads(path.read_text()) for path in args.data))))
         return
+    from sparse_detr.analysis.tables import fill_readme  # it imports torch, which the measured processes shall not
+
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch, name) for name in ("truth.json", "detections.json")]
         for path, content in zip(paths, make_data(args.images, args.detections), strict=True):
@@ -179,6 +179,8 @@ SCORE = {
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
+    from sparse_detr.analysis.tables import markdown_table
+
     expected = results["pycocotools"]["stats"]
     rows = (
         [name, f"{one['seconds']:.2f}", f"{one['mib']:.0f}", f"{np.abs(np.subtract(one['stats'], expected)).max():.0e}"]
