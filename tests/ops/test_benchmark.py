@@ -224,6 +224,12 @@ def test_the_heads_of_a_case_are_those_of_its_inputs():
     assert inputs.grad_output.shape == (1, 38, 128)
 
 
+def test_the_gain_of_a_patch_is_the_median_of_paired_ratios():
+    times = {"as it is": [10.0, 30.0, 20.0], "patched": [5.0, 10.0, 20.0]}
+    row = load("measure_patch").cells("a model", {"milliseconds": times, "relative_difference": 1e-7})
+    assert row == ["a model", "20", "10", "2.00x (1.50 to 2.50)", "1e-07"]
+
+
 def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table benchmark cpu -->\n<!-- end benchmark cpu -->\n")
