@@ -1,4 +1,4 @@
-"""Compare evaluators of COCO's scores on generated detections: time, memory, and equality with pycocotools.
+"""Compare evaluators of COCO's scores on generated detections: time, and equality with pycocotools.
 
     pip install hotcoco faster-coco-eval vernier    # those that are missing are named
     python scripts/compare_coco_evaluators.py --images 5000 --detections 100 --readme docs/evaluation.md
@@ -13,7 +13,6 @@ import importlib
 import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -119,16 +118,12 @@ def in_fresh_process(name: str, data: list[Path]) -> dict[str, Any]:
 
 
 def measure(name: str, truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the CPU seconds, the peak memory in MiB and the scores of an evaluator."""
+    """Return the CPU seconds and the scores of an evaluator."""
     importlib.import_module(EVALUATORS[name])
-    before, start = resident_peak(), time.process_time()
+    start = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         stats = SCORE[name](truth, detections)
-    return {"seconds": time.process_time() - start, "mib": resident_peak() - before, "stats": list(map(float, stats))}
-
-
-def resident_peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": time.process_time() - start, "stats": list(map(float, stats))}
 
 
 def with_pycocotools_interface(coco: Any, evaluator: Any, truth: dict[str, Any], detections: list) -> Any:
@@ -183,10 +178,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
     expected = results["pycocotools"]["stats"]
     rows = (
-        [name, f"{one['seconds']:.2f}", f"{one['mib']:.0f}", f"{np.abs(np.subtract(one['stats'], expected)).max():.0e}"]
+        [name, f"{one['seconds']:.2f}", f"{np.abs(np.subtract(one['stats'], expected)).max():.0e}"]
         for name, one in results.items()
     )
-    return markdown_table(["", "CPU seconds", "peak MiB", "largest difference of the twelve scores"], rows)
+    return markdown_table(["", "CPU seconds", "largest difference of the twelve scores"], rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,6 @@ def test_two_evaluators_give_the_same_scores_of_the_generated_data(script):
 
 
 def test_the_table_names_the_largest_difference(script):
-    one = {"seconds": 1, "mib": 2, "stats": [0.5, 0.25]}
-    table = script.table({"pycocotools": one, "other": {"seconds": 0.5, "mib": 1, "stats": [0.5, 0.125]}})
-    assert table.splitlines()[-1] == "| other | 0.50 | 1 | 1e-01 |"
+    one = {"seconds": 1, "stats": [0.5, 0.25]}
+    table = script.table({"pycocotools": one, "other": {"seconds": 0.5, "stats": [0.5, 0.125]}})
+    assert table.splitlines()[-1] == "| other | 0.50 | 1e-01 |"
