@@ -40,7 +40,7 @@ def pretend(monkeypatch, **unavailable):
 
 
 def test_every_backend_is_listed_and_the_reference_always_runs():
-    assert list(available_backends()) == ["reference", "cpu", "triton", "cuda"]
+    assert list(available_backends()) == ["reference", "gather", "cpu", "triton", "cuda"]
     assert available_backends()["reference"] is None
 
 
@@ -75,7 +75,7 @@ def test_the_argument_comes_before_the_environment_and_that_before_the_automatic
 
 
 def test_an_unknown_name_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="the argument backend must be one of reference, cpu, .* got 'gpu'"):
+    with pytest.raises(ValueError, match="the argument backend must be one of reference, gather, cpu, .* got 'gpu'"):
         choose_backend(VALUE, "gpu")
     monkeypatch.setenv("SPARSE_DETR_BACKEND", "fast")
     with pytest.raises(ValueError, match="SPARSE_DETR_BACKEND must be one of .* got 'fast'"):
