@@ -46,7 +46,7 @@ def export_model(
         model: a `GeneralizedDETR` on the CPU, in float32; it is put into eval mode.
         output: the file to write.
         metadata: what the file says of itself; `fixed_size` there makes height and width constants.
-        inputs: images as the model takes them, on which the file must detect what the model does, alone and in one batch.
+        inputs: images as the model takes them, on which the file must detect what the model does, alone and in a batch.
             If all have one size, parts of them give several.
         file_format: "onnx", "pt2" or "torchscript"; None for that of the suffix.
         budget: share of the tokens that the encoder refines; None for the model's own.
