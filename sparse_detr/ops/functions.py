@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from sparse_detr.ops import argument_checks, gather, library, products, referenc
 from sparse_detr.ops.argument_checks import Shapes
 from sparse_detr.ops.backends import NAMESPACES, PLAIN, choose_backend
 
-MODULES = {"reference": reference, "gather": gather}
+MODULES: dict[str, ModuleType] = {"reference": reference, "gather": gather}
 
 
 def multi_scale_deformable_attention(
@@ -192,6 +194,6 @@ def _attend(
     name = choose_backend(value, backend)
     if name in PLAIN:
         tensors = library.autocast_dtypes(value, points, weights, reference_points)
-        return MODULES[name].deformable_attention(*tensors, padding_mask, shapes)  # type: ignore[arg-type, call-arg]
+        return MODULES[name].deformable_attention(*tensors, padding_mask, shapes)
     attention = library.op(NAMESPACES[name], "deformable_attention")
     return attention(value, points, weights, reference_points, padding_mask, shapes)
