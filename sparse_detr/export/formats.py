@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -89,11 +90,27 @@ def onnx_bytes(
             opset_version=opset,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
+            dynamic_shapes=(_axes(metadata), {0: "batch"}),
             custom_translation_table=translations,
         )
     assert written is not None, "without a path, the exporter returns the program"
     written.model.metadata_props[KEY] = metadata.to_json()
+    _name_outputs(written.model.graph.outputs)
     proto = written.model_proto
     if (size := proto.ByteSize()) > MAX_PROTOBUF:
         raise UserError(f"the model has {size / 2**30:.1f} GiB, but an ONNX file holds 2; export to .pt2")
     return proto.SerializeToString()
+
+
+def _axes(metadata: Metadata) -> dict[int, str]:
+    """Return the names of the open axes of the images."""
+    return {0: "batch"} if metadata.fixed_size is not None else {0: "batch", 2: "height", 3: "width"}
+
+
+def _name_outputs(outputs: Sequence[Any]) -> None:
+    """Name the open axes of the outputs, which are formulas of the size of the images."""
+    from onnxscript import ir
+
+    for value in outputs:
+        number = value.shape[1] if isinstance(value.shape[1], int) else "detections"
+        value.shape = ir.Shape(["batch", number, *value.shape[2:]])
