@@ -20,7 +20,10 @@ def make_config(name, **options):
     backbone = BackboneSpec(
         LazyCall(PatchBackbone)(num_maps=2), ("map16", "map32"), (8, 10), (16, 32)
     )  # fine to coarse
-    sizes = {**SIZES, "encoder_layers": 1, "decoder_layers": 1}
+    sizes = {**SIZES, "encoder_layers": 1, "decoder_layers": 1, "num_levels": 2}
+    if name == "imfa":  # its decoder has as many layers as the encoder, and samples between two
+        sizes |= {"encoder_layers": 2}
+        del sizes["num_levels"]
     mapper = LazyCall(DetrDatasetMapper)(is_train=False, augmentations=LazyCall(resize)(short_size=64, max_size=160))
     return OmegaConf.create(
         {
