@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def require_packages(packages: Sequence[str], why: str) -> None:
         raise UserError(f"{why} needs {', '.join(missing)}; install: pip install {names} (or sparse_detr[export])")
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Hide warnings of PyTorch about its own exporters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def pt2_bytes(program: ExportedProgram, metadata: Metadata) -> bytes:
     """Return the file of `torch.export`."""
     file = io.BytesIO()
@@ -61,7 +70,8 @@ def pt2_bytes(program: ExportedProgram, metadata: Metadata) -> bytes:
 def torchscript_bytes(script: torch.jit.ScriptModule, metadata: Metadata) -> bytes:
     """Return the file of TorchScript."""
     file = io.BytesIO()
-    torch.jit.save(script, file, _extra_files={JSON_FILE: metadata.to_json()})
+    with without_warnings():
+        torch.jit.save(script, file, _extra_files={JSON_FILE: metadata.to_json()})
     return file.getvalue()
 
 
@@ -81,8 +91,7 @@ def onnx_bytes(
     Raises:
         UserError: the file would be larger than protobuf allows.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+    with without_warnings():
         written = torch.onnx.export(
             program,
             dynamo=True,

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from sparse_detr.errors import UserError
-from sparse_detr.export.formats import INPUTS, JSON_FILE, OUTPUTS, TO_RUN_ONNX, format_of, require_packages
+from sparse_detr.export.formats import (
+    INPUTS,
+    JSON_FILE,
+    OUTPUTS,
+    TO_RUN_ONNX,
+    format_of,
+    require_packages,
+    without_warnings,
+)
 from sparse_detr.export.metadata import KEY, Metadata
 
 Detections = tuple[Tensor, Tensor, Tensor]
@@ -126,7 +134,8 @@ def _open_torchscript(content: bytes, name: str, device: str) -> tuple[Metadata,
     _require_cpu(name, device)
     extra = {JSON_FILE: ""}
     try:
-        program = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
+        with without_warnings():
+            program = torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
     except Exception as error:
         raise _unreadable(name, error) from error
     return Metadata.from_json(extra[JSON_FILE], name), _without_gradients(program)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -12,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from sparse_detr.errors import UserError
 from sparse_detr.export.detections import DetectionProgram
+from sparse_detr.export.formats import without_warnings
 from sparse_detr.ops.backends import use_backend
 
 MAX_BATCH, MAX_SIDE = 1024, 16384
@@ -44,7 +44,7 @@ def trace_program(
             2: Dim("height", min=min_size, max=MAX_SIDE),
             3: Dim("width", min=min_size, max=MAX_SIDE),
         }
-    with _quiet(), torch.no_grad(), _backend(backend):
+    with without_warnings(), torch.no_grad(), _backend(backend):
         try:
             return torch.export.export(program, example, dynamic_shapes=(shapes, {0: shapes[0]}), strict=False)
         except Exception as error:
@@ -59,7 +59,7 @@ def trace_program(
 
 def trace_script(program: DetectionProgram, *, fixed_size: tuple[int, int]) -> torch.jit.ScriptModule:
     """Trace a detector with TorchScript, whose height and width are constants."""
-    with _quiet(), torch.no_grad(), use_backend("gather"):
+    with without_warnings(), torch.no_grad(), use_backend("gather"):
         return torch.jit.trace(program, example_inputs(program, fixed_size), check_trace=False)
 
 
@@ -75,14 +75,6 @@ def example_inputs(program: DetectionProgram, size: tuple[int, int]) -> tuple[Te
 @contextmanager
 def _backend(name: str | None) -> Iterator[None]:
     with use_backend(name) if name is not None else nullcontext():
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide warnings of PyTorch about its own code, and of values that a trace takes as constants on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         yield
 
 
