@@ -13,6 +13,7 @@ from sparse_detr.errors import UserError
 from sparse_detr.export import ExportedFile, detections, export_model, formats, parity
 from sparse_detr.export.detector import ExportedDetector
 from sparse_detr.ops import available_backends
+from sparse_detr.ops.backends import use_backend
 from tests.export.tiny import IMAGE_SIZES, build, make_inputs, metadata
 
 NEEDS_ONNX = pytest.mark.skipif(
@@ -183,6 +184,22 @@ def test_a_file_that_detects_something_else_is_not_written(tmp_path, monkeypatch
         export_model(build("sparse"), file, metadata=metadata(fixed_size=FIXED), inputs=make_inputs()[:2])
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+EAGER = ("sparse", "topk", "dino", "focus", "detr", "lite_dino", "imfa", "pnp", "anchor")
+
+
+@pytest.mark.parametrize("options", [{}, {"class_channels": [1, 4, 2], "size_divisibility": 48}])
+@pytest.mark.parametrize("name", EAGER)
+def test_what_a_file_computes_is_what_the_detector_detects(name, options):
+    model = build(name)
+    for option, value in options.items():
+        setattr(model, option, value)
+    exported = ExportedDetector(detections.DetectionProgram(model), metadata())
+    with use_backend("gather"):
+        outcome = parity.check_parity(exported, model, make_inputs())
+    assert outcome.detections > 100
+    assert outcome.without_partner == 0, outcome
 
 
 def test_pixels_outside_of_the_image_are_not_read():
