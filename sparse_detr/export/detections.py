@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -56,13 +55,26 @@ class DetectionProgram(nn.Module):
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Return the images as the backbone takes them: normalised, with zeros outside of `sizes`."""
         detector = self.detector
+        images = _divisible(images, detector.size_divisibility)
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < sizes[:, :1]
         columns = torch.arange(width, device=images.device) < sizes[:, 1:]
         inside = (rows[:, :, None] & columns[:, None])[:, None]
-        pixels = torch.where(inside, (images - detector.pixel_mean) / detector.pixel_std, 0)
-        divisor = detector.size_divisibility
-        return F.pad(pixels, (0, -width % divisor, 0, -height % divisor)) if divisor > 1 else pixels
+        return torch.where(inside, (images - detector.pixel_mean) / detector.pixel_std, 0)
+
+
+def _divisible(images: Tensor, divisor: int) -> Tensor:
+    """Return the images with the last row and column repeated until height and width are multiples of a number.
+
+    By index: a padding whose width depends on the size would make the size a constant of an exported file.
+    """
+    if divisor <= 1:
+        return images
+    for axis in (-2, -1):
+        size = images.shape[axis]
+        cells = torch.arange(-(-size // divisor) * divisor, device=images.device)
+        images = images.index_select(axis, cells.clamp(max=size - 1))
+    return images
 
 
 def in_pixels(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def assert_near(found, expected):
 
 
 def test_it_gives_the_detections_of_the_predictor_of_the_config(folder, plain, exported):
-    """`PatchBackbone` does not see where its image ends, so padding to the fixed size changes nothing."""
+    """The backbone does not see where its image ends, so padding to the fixed size changes nothing."""
     assert isinstance(exported, Predictor)
     images = pictures(folder)
     assert_near(exported(images), plain(images))

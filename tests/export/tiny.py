@@ -4,22 +4,33 @@ import numpy as np
 import torch
 from detectron2.config import LazyCall, instantiate
 from omegaconf import OmegaConf
+from torch import nn
 
 from sparse_detr.data.augmentation import test_augmentations as resize
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.export import Metadata
 from sparse_detr.recipes import BackboneSpec
-from tests.modeling.tiny import MODELS, SIZES, PatchBackbone, shake
+from tests.modeling.tiny import MODELS, SIZES, shake
 
 IMAGE_SIZES = ((64, 96), (80, 72), (97, 64), (70, 125), (120, 66))  # of height and width
+
+
+class StridedBackbone(nn.Module):
+    """Maps whose cells read one pixel each, so that a padding changes no cell of the image; any size can be traced."""
+
+    def __init__(self, *, num_maps):
+        super().__init__()
+        sizes = [(8, 16), (10, 32)][-num_maps:]
+        self.levels = nn.ModuleDict({f"map{stride}": nn.Conv2d(3, channels, 1, stride) for channels, stride in sizes})
+
+    def forward(self, x):
+        return {name: level(x) for name, level in self.levels.items()}
 
 
 def make_config(name, **options):
     """Return the config of a small model, whose preprocessing resizes to 64 pixels."""
     recipe, defaults = MODELS[name]
-    backbone = BackboneSpec(
-        LazyCall(PatchBackbone)(num_maps=2), ("map16", "map32"), (8, 10), (16, 32)
-    )  # fine to coarse
+    backbone = BackboneSpec(LazyCall(StridedBackbone)(num_maps=2), ("map16", "map32"), (8, 10), (16, 32))
     sizes = {**SIZES, "encoder_layers": 1, "decoder_layers": 1, "num_levels": 2}
     if name == "imfa":  # its decoder has as many layers as the encoder, and samples between two
         sizes |= {"encoder_layers": 2}
