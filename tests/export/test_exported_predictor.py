@@ -182,6 +182,7 @@ np.save("together.npy", np.stack([np.hstack([boxes, scores[:, None], labels[:, N
 """
 
 
+@pytest.mark.slow
 @NEEDS_ONNX
 def test_the_example_of_the_document_detects_what_the_predictor_does(folder, plain):
     """The command writes the file, the example runs it without this package and without PyTorch."""

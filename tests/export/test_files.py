@@ -89,27 +89,16 @@ def check_file(name, suffix, folder, **facts):
     return file
 
 
+@pytest.mark.slow
 @NEEDS_ONNX
-@pytest.mark.parametrize("name", ["sparse", "detr"])
+@pytest.mark.parametrize("name", ["sparse", "detr", "topk", "dino", "focus", "lite_dino", "imfa"])
 def test_an_onnx_file_detects_the_same_without_the_package(name, tmp_path):
     check_file(name, ".onnx", tmp_path)
 
 
 @pytest.mark.slow
-@NEEDS_ONNX
-@pytest.mark.parametrize("name", ["topk", "dino", "focus", "lite_dino", "imfa"])
-def test_an_onnx_file_of_other_models_detects_the_same_without_the_package(name, tmp_path):
-    check_file(name, ".onnx", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["sparse"])
+@pytest.mark.parametrize("name", ["sparse", "topk", "dino", "focus", "detr"])
 def test_a_pt2_file_detects_the_same_without_the_package(name, tmp_path):
-    check_file(name, ".pt2", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["topk", "dino", "focus", "detr"])
-def test_a_pt2_file_of_other_models_detects_the_same_without_the_package(name, tmp_path):
     check_file(name, ".pt2", tmp_path)
 
 
@@ -118,6 +107,7 @@ def test_a_torchscript_file_detects_the_same_at_its_size_without_the_package(nam
     check_file(name, ".torchscript", tmp_path, fixed_size=FIXED)
 
 
+@pytest.mark.slow
 @NEEDS_ONNX
 def test_an_onnx_file_holds_standard_operators_without_grid_sample_and_names_its_axes(tmp_path):
     import onnx
@@ -136,6 +126,7 @@ def test_an_onnx_file_holds_standard_operators_without_grid_sample_and_names_its
     assert rows[1] in ("detections", 12 * 5)
 
 
+@pytest.mark.slow
 @NEEDS_ONNX
 @pytest.mark.skipif(available_backends()["cpu"] is not None, reason="the CPU library is not built: python ops/build.py")
 def test_tensorrts_plugin_stands_for_every_attention(tmp_path):
@@ -160,6 +151,7 @@ def test_a_pt2_file_can_keep_the_op(tmp_path):
     assert "sparse_detr.deformable_attention.default" in targets
 
 
+@pytest.mark.slow
 @NEEDS_ONNX
 def test_openvino_reads_the_onnx_file(tmp_path):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
