@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sparse_detr.structures import DetectorOutput
 
 CHANNEL_ORDERS = ("RGB", "BGR")
+EXPORTED_SUFFIXES = (".onnx", ".pt2", ".torchscript")
 
 
 class ImageError(UserError):
@@ -101,7 +102,7 @@ class Predictor:
     Args:
         config: a config file of either kind, such as the `config.yaml` of a training; or a name of
             `sparse_detr.model_zoo`; or a loaded config, which is not changed. A config is code: load only configs you
-            trust.
+            trust. Or a file of `sparse-detr export`, which holds the weights too.
         weights: checkpoint of a training or of `sparse-detr convert`; None takes the config's (train.init_checkpoint,
             MODEL.WEIGHTS). It must hold the whole model, not its backbone alone.
         device: the model's device; None takes the config's, or the CPU if that is a GPU and there is none.
@@ -118,6 +119,14 @@ class Predictor:
     Raises:
         UserError: the config, the weights or an option cannot be used.
     """
+
+    def __new__(cls, config: Any, *arguments: Any, **options: Any) -> Predictor:
+        """Return an `ExportedPredictor` for a file of `sparse-detr export`."""
+        if cls is Predictor and _is_exported_file(config):
+            from sparse_detr.exported_predictor import ExportedPredictor
+
+            return super().__new__(ExportedPredictor)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -232,6 +241,18 @@ class Predictor:
             return read_any_image(image, channel_order=channel_order, value_range=value_range, name=name)
         except BadImageError as error:
             raise ImageError(str(error)) from error
+
+    def preprocess(self, image: Any, *, channel_order: str = "RGB") -> dict[str, Any]:
+        """Return the model's input for an image: `image` (3, h, w), and `height` and `width` of the original.
+
+        Args:
+            image: as in a call of the predictor.
+            channel_order: "RGB" or "BGR", of arrays and tensors.
+
+        Raises:
+            ImageError: the image cannot be used; says why.
+        """
+        return self._input(image, 0, self.options.updated({"channel_order": channel_order}))
 
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
         """Return the model's input for an image, as the evaluation's mapper makes it."""
@@ -405,6 +426,10 @@ def _checked_mapper(mapper: Any) -> Any:
             "predictor needs one with `augmentations` and the `image_format` RGB or BGR, such as DetrDatasetMapper"
         )
     return mapper
+
+
+def _is_exported_file(config: Any) -> bool:
+    return isinstance(config, str | os.PathLike) and os.fspath(config).lower().endswith(EXPORTED_SUFFIXES)
 
 
 def _is_one(images: Any) -> bool:

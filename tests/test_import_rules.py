@@ -26,6 +26,7 @@ ALLOWED = {
     "config": ("recipes", "checkpoint", "data", "evaluation", "solver", "errors"),
     "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
     "analysis": ("structures", "errors", "files"),
+    "export": ("modeling", "structures", "ops", "data", "files", "errors"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

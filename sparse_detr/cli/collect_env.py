@@ -95,7 +95,11 @@ def _backends() -> dict[str, str]:
     from sparse_detr.ops.backends import CHECKED
 
     record = native.build_record()
-    described = {"reference": "PyTorch", "triton": f"Triton {_version('triton')}, compiled when first used"}
+    described = {
+        "reference": "PyTorch",
+        "gather": "PyTorch without grid_sample",
+        "triton": f"Triton {_version('triton')}, compiled when first used",
+    }
     for name, library in record.get("libraries", {}).items():
         if library["built"]:
             described[name] = (

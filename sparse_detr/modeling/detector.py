@@ -25,7 +25,7 @@ from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
 from sparse_detr.modeling.selection import Budget
 from sparse_detr.modeling.transformer import DetectionTransformer, Encoded
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Targets, geometry_dtype
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Targets, at_most, geometry_dtype
 
 
 class GeneralizedDETR(DetectionTransformer):
@@ -295,6 +295,21 @@ class TopKDetections(nn.Module):
             for image, size in enumerate(image_sizes)
         ]
 
+    def choose(self, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the detections of a batch, as many of every image, with tensors alone.
+
+        Args:
+            scores: (B, Q, classes).
+            valid: (B, Q) bool, False on queries that only fill the batch; None if every query counts.
+
+        Returns:
+            Scores (B, D), best first, 0 on what only fills the batch; the queries (B, D) and classes (B, D).
+        """
+        scores = _without_surplus(scores, valid)
+        num_classes = scores.shape[-1]
+        best, flat = scores.flatten(1).topk(at_most(self.num_detections, scores.shape[1] * num_classes))
+        return best, torch.div(flat, num_classes, rounding_mode="floor"), flat % num_classes
+
     def _detect(self, scores: Tensor, boxes: Tensor, valid: Tensor | None, size: tuple[int, int]) -> Instances:
         if valid is not None:
             scores, boxes = scores[valid], boxes[valid]
@@ -330,6 +345,16 @@ class BestClassDetections(nn.Module):
             as_instances(size, group.boxes[image, rows[image]], best[image, rows[image]], classes[image, rows[image]])
             for image, size in enumerate(image_sizes)
         ]
+
+    def choose(self, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose the detections of a batch, one a query, in the order of the queries; see `TopKDetections.choose`."""
+        best, classes = _without_surplus(scores, valid).max(-1)
+        return best, torch.arange(scores.shape[1], device=scores.device).expand_as(classes), classes
+
+
+def _without_surplus(scores: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the scores (B, Q, classes) with 0 on queries that only fill the batch."""
+    return scores if valid is None else torch.where(valid[..., None], scores, 0)
 
 
 def as_instances(size: tuple[int, int], boxes: Tensor, scores: Tensor, classes: Tensor) -> Instances:

@@ -1,12 +1,13 @@
 """The choice of the backend: by the device of the tensors and what this machine has, unless the caller names one.
 
     reference  PyTorch, on every device
+    gather     PyTorch without `grid_sample`, on every device, for exported files: `ops/gather.py`
     cpu        native library (`ops/csrc/cpu`)
     triton     Triton kernels for CUDA tensors, compiled at the first call, which needs a C compiler
     cuda       native library (`ops/csrc/cuda`)
 
-The argument `backend` of the public functions comes first, then the environment variable SPARSE_DETR_BACKEND, then
-AUTOMATIC. A named backend that is not available is an error; no other backend replaces it.
+The argument `backend` of the public functions comes first, then `use_backend`, then the environment variable
+SPARSE_DETR_BACKEND, then AUTOMATIC. A named backend that is not available is an error; no other backend replaces it.
 
 GPU kernels are compared with the reference at the first call on a device and dtype, see `self_check`. If they fail,
 there is a warning: the automatic choice then skips them, but a named backend runs.
@@ -16,6 +17,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -26,11 +30,13 @@ from torch import Tensor
 from sparse_detr.ops import library, native, self_check
 
 VARIABLE = "SPARSE_DETR_BACKEND"
-NAMES = ("reference", "cpu", "triton", "cuda")
+NAMES = ("reference", "gather", "cpu", "triton", "cuda")
+PLAIN = ("reference", "gather")  # PyTorch's own operators: available everywhere, with all derivatives
 # By type of device; the first available backend is chosen, `reference` if there is none.
 AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 OLDEST_TRITON_GPU = (7, 0)  # compute capability; the oldest for which torch.compile uses Triton
 CHECKED = ("triton", "cuda")  # backends with a self-check
+_used: ContextVar[str | None] = ContextVar("backend of use_backend", default=None)
 NAMESPACES = {"cpu": "sparse_detr", "cuda": "sparse_detr", "triton": "sparse_detr_triton"}
 
 
@@ -73,7 +79,7 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
     problem = self_check.why_not_trusted(name, NAMESPACES[name], value.device, value.dtype)
     if problem is None:
         return name
-    if backend or os.environ.get(VARIABLE):
+    if backend or _used.get() or os.environ.get(VARIABLE):
         consequence = "it runs all the same because it was named; name no backend to get one that works"
         self_check.warn_once(name, value.device, value.dtype, problem, consequence)
         return name
@@ -81,6 +87,21 @@ def choose_backend(value: Tensor, backend: str | None = None, *, differentiable:
     consequence = f"{instead!r} runs instead, maybe slower ({VARIABLE}={name} forces the kernels)"
     self_check.warn_once(name, value.device, value.dtype, problem, consequence)
     return choose_backend(value, backend, differentiable=differentiable)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Let all calls of this thread in the `with` block that name no backend use this one.
+
+    Raises:
+        ValueError: at a call, there is no backend of that name.
+        RuntimeError: at a call, the backend cannot run.
+    """
+    token = _used.set(name)
+    try:
+        yield
+    finally:
+        _used.reset(token)
 
 
 def check_backend(name: str) -> dict[torch.dtype, str | None]:
@@ -92,6 +113,8 @@ def check_backend(name: str) -> dict[torch.dtype, str | None]:
 
 def _choose(device_type: str, backend: str | None, differentiable: bool) -> str:
     source = "the argument backend"
+    if backend is None:
+        backend, source = _used.get(), "use_backend"
     if backend is None:
         backend, source = os.environ.get(VARIABLE) or None, f"the environment variable {VARIABLE}"
     if backend is None:
@@ -124,7 +147,7 @@ def _choose_automatically(device_type: str) -> str:
 @cache
 def find_backend(name: str) -> Backend:
     """Return the backend of that name, and load it if it can run."""
-    if name == "reference":
+    if name in PLAIN:
         return Backend(name, None, ())
     if name == "triton":
         return _find_triton()

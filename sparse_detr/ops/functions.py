@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from sparse_detr.ops import argument_checks, library, products, reference
+from sparse_detr.ops import argument_checks, gather, library, products, reference
 from sparse_detr.ops.argument_checks import Shapes
-from sparse_detr.ops.backends import NAMESPACES, choose_backend
+from sparse_detr.ops.backends import NAMESPACES, PLAIN, choose_backend
+
+MODULES: dict[str, ModuleType] = {"reference": reference, "gather": gather}
 
 
 def multi_scale_deformable_attention(
@@ -34,7 +38,7 @@ def multi_scale_deformable_attention(
         sampling_locations: (B, Q, M, L, P, 2), as (x, y).
         attention_weights: (B, Q, M, L, P).
         padding_mask: (B, N) bool, True on tokens that read as zero whatever they hold.
-        backend: `reference`, `cpu`, `triton` or `cuda`; see `sparse_detr.ops.backends`.
+        backend: `reference`, `gather`, `cpu`, `triton` or `cuda`; see `sparse_detr.ops.backends`.
 
     Returns:
         (B, Q, M * D), in the dtype of `value`.
@@ -130,8 +134,8 @@ def sample_products(
     name = choose_backend(value, backend)
     value, locations = library.autocast_dtypes(value, locations)  # type: ignore[assignment]
     query = query.to(value.dtype)
-    if name == "reference":
-        return reference.sample_products(value, locations, query, padding_mask, shapes)
+    if name in PLAIN:
+        return MODULES[name].sample_products(value, locations, query, padding_mask, shapes)
     return products.sample_products(NAMESPACES[name], value, locations, query, padding_mask, shapes)
 
 
@@ -173,7 +177,7 @@ def splat_attention(
     weights = argument_checks.geometry("attention_weights", attention_weights, sampling_locations, like)
     differentiable = torch.is_grad_enabled() and (locations.requires_grad or weights.requires_grad)
     name = choose_backend(locations, backend, differentiable=differentiable)
-    if name == "reference":
+    if name in PLAIN:
         return reference.splat_attention(locations, weights, shapes, pixel_offset)
     return library.op(NAMESPACES[name], "splat_attention")(locations, weights, shapes, pixel_offset)
 
@@ -188,8 +192,8 @@ def _attend(
     backend: str | None,
 ) -> Tensor:
     name = choose_backend(value, backend)
-    if name == "reference":
+    if name in PLAIN:
         tensors = library.autocast_dtypes(value, points, weights, reference_points)
-        return reference.deformable_attention(*tensors, padding_mask, shapes)  # type: ignore[arg-type, call-arg]
+        return MODULES[name].deformable_attention(*tensors, padding_mask, shapes)
     attention = library.op(NAMESPACES[name], "deformable_attention")
     return attention(value, points, weights, reference_points, padding_mask, shapes)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sparse_detr.ops import native
-from sparse_detr.ops.backends import find_backend
+from sparse_detr.ops.backends import PLAIN, find_backend
 
 
 def is_usable(library):
@@ -16,16 +16,16 @@ def is_usable(library):
 
 
 # Backends that take CPU tensors. The Triton interpreter is slow, so only test_triton.py runs the kernels in it.
-CPU_BACKENDS = ["reference"]
+CPU_BACKENDS = ["reference", "gather"]
 CPU_BACKENDS += ["cpu"] if is_usable("cpu") else []
 CPU_BACKENDS += ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # (name, device) of every backend, and of those that are ops of torch.library. Only ids of the CPU library contain the
 # word cpu, because `ops/sanitize.py` selects its tests by it.
-KERNELS = [pytest.param((name, "cpu"), id=name) for name in CPU_BACKENDS if name != "reference"]
+KERNELS = [pytest.param((name, "cpu"), id=name) for name in CPU_BACKENDS if name not in PLAIN]
 KERNELS += [pytest.param((name, "cuda"), id=f"{name}-gpu", marks=NEEDS_GPU) for name in ("triton", "cuda")]
-BACKENDS = [pytest.param(("reference", "cpu"), id="reference"), *KERNELS]
+BACKENDS = [*(pytest.param((name, "cpu"), id=name) for name in PLAIN), *KERNELS]
 
 
 def skip_if_absent(name, device):

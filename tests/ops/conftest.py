@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sparse_detr.ops.backends import PLAIN
 from tests.ops.backends import BACKENDS, CPU_BACKENDS, KERNELS, skip_if_absent
 
 
@@ -35,7 +36,7 @@ def cpu_backend(request):
     return request.param
 
 
-@pytest.fixture(params=[name for name in CPU_BACKENDS if name != "reference"] or [None])
+@pytest.fixture(params=[name for name in CPU_BACKENDS if name not in PLAIN] or [None])
 def cpu_kernel(request):
     """Give the name of a backend that is an op of torch.library and takes CPU tensors."""
     if request.param is None:

@@ -3,12 +3,20 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from sparse_detr.ops import available_backends, backends, choose_backend, native, splat_attention
-from tests.ops.reference import random_samples
+from sparse_detr.ops import (
+    available_backends,
+    backends,
+    choose_backend,
+    multi_scale_deformable_attention,
+    native,
+    splat_attention,
+)
+from tests.ops.reference import random_samples, random_value
 
 VALUE = torch.zeros(1)
 
@@ -40,7 +48,7 @@ def pretend(monkeypatch, **unavailable):
 
 
 def test_every_backend_is_listed_and_the_reference_always_runs():
-    assert list(available_backends()) == ["reference", "cpu", "triton", "cuda"]
+    assert list(available_backends()) == ["reference", "gather", "cpu", "triton", "cuda"]
     assert available_backends()["reference"] is None
 
 
@@ -74,8 +82,31 @@ def test_the_argument_comes_before_the_environment_and_that_before_the_automatic
     assert choose_backend(VALUE) == "cpu"
 
 
+def test_use_backend_comes_after_the_argument_and_before_the_environment(monkeypatch):
+    monkeypatch.setenv("SPARSE_DETR_BACKEND", "reference")
+    with backends.use_backend("gather"):
+        assert choose_backend(VALUE) == "gather"
+        assert choose_backend(VALUE, "reference") == "reference"
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(choose_backend, VALUE).result() == "reference"
+    assert choose_backend(VALUE) == "reference"
+    with backends.use_backend("gpu"), pytest.raises(ValueError, match="use_backend must be one of .* got 'gpu'"):
+        choose_backend(VALUE)
+
+
+def test_gather_works_where_grid_sample_is_missing(monkeypatch):
+    shapes = ((2, 3), (1, 2))
+    value, (locations, weights) = random_value(shapes), random_samples(shapes)
+    expected = multi_scale_deformable_attention(value, shapes, locations, weights, backend="reference")
+    monkeypatch.delattr(torch.nn.functional, "grid_sample")
+    found = multi_scale_deformable_attention(value, shapes, locations, weights, backend="gather")
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(AttributeError):
+        multi_scale_deformable_attention(value, shapes, locations, weights, backend="reference")
+
+
 def test_an_unknown_name_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="the argument backend must be one of reference, cpu, .* got 'gpu'"):
+    with pytest.raises(ValueError, match="the argument backend must be one of reference, gather, cpu, .* got 'gpu'"):
         choose_backend(VALUE, "gpu")
     monkeypatch.setenv("SPARSE_DETR_BACKEND", "fast")
     with pytest.raises(ValueError, match="SPARSE_DETR_BACKEND must be one of .* got 'fast'"):

@@ -1,0 +1,162 @@
+"""Write a detector as a file that runs without this package: ONNX, .pt2 (torch.export) or TorchScript."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.errors import UserError
+from sparse_detr.predictor import Predictor, check_share
+
+NUM_IMAGES = 5  # of a folder, on which file and model are compared
+SAMPLE_VARIABLE, SAMPLE = "SPARSE_DETR_SAMPLE", "datasets/sample"
+FORMATS = ("onnx", "pt2", "torchscript")
+CONFIG_IS_CODE = "a config is code: load only configs you trust"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
+    parser.add_argument("--ema", action="store_true", help="export the averaged weights of the checkpoint")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="file to write: NAME.onnx, .pt2 or .torchscript"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format of the file (default: that of its suffix)")
+    parser.add_argument(
+        "--images", nargs="+", metavar="PATH", help="images or folders to compare on (default: the sample data's)"
+    )
+    parser.add_argument(
+        "--keep-ratio", type=float, metavar="R", help="refine this share of the tokens, not the config's"
+    )
+    parser.add_argument(
+        "--fixed-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="make height and width constants: images are padded to this size",
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 18)")
+    parser.add_argument("--plugin", choices=["tensorrt"], help="write deformable attention as this runtime's plugin")
+    parser.add_argument(
+        "--keep-op", action="store_true", help="keep the fast op in a .pt2 file, which then needs this package to run"
+    )
+    parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export the model and say how well the file agrees with it; return 0."""
+    check_options(args)
+    require_detectron2()
+    from sparse_detr.export import export_model
+    from sparse_detr.export.formats import format_of
+    from sparse_detr.export.write import check_choices
+
+    images = find_images(args.images)
+    predictor = load_predictor(args)
+    metadata = describe(predictor, args)
+    choices = {"opset": args.opset, "keep_op": args.keep_op, "plugin": args.plugin}
+    check_choices(format_of(args.output, args.format), metadata, **choices)
+    parity = export_model(
+        predictor.model,
+        args.output,
+        metadata=metadata,
+        inputs=[predictor.preprocess(image) for image in images],
+        file_format=args.format,
+        budget=None if predictor.is_dense else args.keep_ratio,
+        **choices,
+    )
+    print(parity)
+    print(f"wrote {args.output} ({args.output.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be used, before anything is loaded.
+
+    Raises:
+        UserError: names the option, its value and the values that are allowed.
+    """
+    if args.output.exists() and not args.force:
+        raise UserError(f"{args.output} exists; give another name, or --force to overwrite it")
+    if not args.output.parent.is_dir():
+        raise UserError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
+    if args.keep_ratio is not None:
+        check_share("--keep-ratio", args.keep_ratio)
+    if args.fixed_size is not None and min(args.fixed_size) < 1:
+        raise UserError(
+            f"--fixed-size {' '.join(map(str, args.fixed_size))} is no size; give height and width in pixels"
+        )
+
+
+def find_images(given: list[str] | None) -> list[str]:
+    """Return the images to compare on: those that are named, or the first of the sample data.
+
+    Raises:
+        UserError: there is none.
+    """
+    from sparse_detr.cli.demo import find_images as find
+
+    if given is not None:
+        return find(given)[:NUM_IMAGES] if any(map(os.path.isdir, given)) else find(given)
+    folder = os.path.join(os.environ.get(SAMPLE_VARIABLE) or SAMPLE, "val")
+    if not os.path.isdir(folder):
+        raise UserError(
+            f"file and model are compared on images, but there is no sample data ({folder}); give --images PATH, best "
+            "some of your own"
+        )
+    return find([folder])[:NUM_IMAGES]
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """Load the detector that the arguments name, on the CPU."""
+    from sparse_detr.config import load_config
+    from sparse_detr.data.annotations import read_coco_file
+
+    cfg = load_config(args.config_file, args.opts)
+    names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
+    predictor = Predictor(cfg, args.weights, device="cpu", ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
+    if not predictor.class_names:
+        print("the class names are unknown, so the file has none; --train-json FILE gives the names")
+    return predictor
+
+
+def describe(predictor: Predictor, args: argparse.Namespace) -> Any:
+    """Return the metadata of the file."""
+    from sparse_detr import __version__
+    from sparse_detr.config.num_classes import model_classes
+    from sparse_detr.export import Metadata
+    from sparse_detr.export.metadata import resize_of
+
+    mapper, model = predictor._mapper, predictor.model
+    short_size, max_size = resize_of(mapper)
+    if short_size is None:
+        print("the config does more than a resize by the short side, so the file does not say how to preprocess images")
+    value_range = getattr(mapper, "value_range", None)
+    return Metadata(
+        config=os.path.basename(args.config_file),
+        package_version=__version__,
+        class_names=predictor.class_names,
+        num_classes=model_classes(model),
+        channel_order=mapper.image_format,
+        short_size=short_size,
+        max_size=max_size,
+        value_range=None if value_range is None else [float(value) for value in value_range],
+        keep_ratio=_keep_ratio(predictor, args.keep_ratio),
+        fixed_size=args.fixed_size,
+        num_detections=getattr(getattr(model, "postprocess", None), "num_detections", None),
+    )
+
+
+def _keep_ratio(predictor: Predictor, given: float | None) -> float | None:
+    """Return the share of the tokens that is a constant of the file; None for models without one."""
+    if predictor.is_dense or predictor._selects_levels:
+        return None
+    return float(predictor.model.keep_ratio if given is None else given)  # type: ignore[arg-type]
