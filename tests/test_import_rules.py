@@ -25,6 +25,7 @@ ALLOWED = {
     "config": ("recipes", "data", "solver", "errors"),
     "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
     "analysis": ("structures", "errors", "files"),
+    "benchmark": ("analysis", "checkpoint", "config", "engine", "errors", "inference", "modeling", "ops", "structures"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

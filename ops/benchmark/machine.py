@@ -27,6 +27,7 @@ __all__ = ["CLEAN_ALLOCATOR", "allocator", "allocator_name", "copy_bandwidth", "
 
 PEERS = ("torch-ms-deform-attn", "transformers", "deformops", "triton")
 
+
 def machine_record(device: str) -> dict[str, Any]:
     """Return what a reader needs to judge or repeat the numbers."""
     from sparse_detr import ops

@@ -73,7 +73,9 @@ def files_of_evaluation(cfg: Config, number: int) -> list[str]:
     try:
         files = [record["file_name"] for record in DatasetCatalog.get(names[0])]
     except FileNotFoundError as error:
-        raise UserError(f"the evaluation data {names[0]} need {error.filename}, which is not there; {remedy}") from error
+        raise UserError(
+            f"the evaluation data {names[0]} need {error.filename}, which is not there; {remedy}"
+        ) from error
     if not files:
         raise UserError(f"the evaluation data {names[0]} have no image; {remedy}")
     return random.Random(0).sample(files, min(number, len(files)))

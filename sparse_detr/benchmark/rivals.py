@@ -15,7 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from sparse_detr.benchmark.contestants import Batch, Contestant, parts_of, present
+from sparse_detr.benchmark.contestants import Batch, Contestant, parts_of, present, unchanged
 from sparse_detr.checkpoint import invert_conversion
 from sparse_detr.checkpoint.evidence import RESNETS
 from sparse_detr.checkpoint.name_maps import count_indices
@@ -100,7 +100,7 @@ def detectron2_rival(config: str, ours: Reference) -> Contestant:
         "of Detectron2" if weights else "of Detectron2, random weights: few boxes reach its suppression",
         model,
         parts_of(model),
-        prepare=_with_turned_channels if turned else (lambda batch: batch),
+        prepare=_with_turned_channels if turned else unchanged,
     )
 
 
@@ -118,7 +118,10 @@ def _config_file(path: str) -> str:
 def _image_format(cfg: Any) -> str:
     from sparse_detr.config.kinds import kind_of
 
-    return kind_of(cfg).choose(lazy=lambda: "BGR", yacs=lambda: cfg.INPUT.FORMAT)()
+    kind = kind_of(cfg)
+    return kind.choose(
+        lazy=lambda: kind.get("dataloader.test.mapper.image_format") or "BGR", yacs=lambda: cfg.INPUT.FORMAT
+    )()
 
 
 def _with_turned_channels(batch: Batch) -> Batch:
@@ -194,9 +197,7 @@ def transformers_rival(ours: Reference) -> Contestant:
 def _with_our_weights(ours: Reference) -> tuple[TransformersDetector, str, bool]:
     """Return the model, a note with the largest difference to our outputs, and whether it is as trained as ours."""
     public = _build_public(_public_class(ours.model), ours.model)
-    weights = {
-        name: value for name, value in ours.model.state_dict().items() if not name.startswith(TRAINING_ONLY)
-    }
+    weights = {name: value for name, value in ours.model.state_dict().items() if not name.startswith(TRAINING_ONLY)}
     public.load_state_dict(invert_conversion(weights, public.state_dict()), strict=True)
     model = _wrapped(public, ours)
     difference = largest_difference(model, ours)
@@ -333,9 +334,7 @@ class RfDetrDetector(nn.Module):
         best, flat = logits.sigmoid().flatten(1).topk(min(RF_DETECTIONS, logits[0].numel()))
         rows, labels = flat // logits.shape[-1], flat % logits.shape[-1]
         size = (self.side, self.side)
-        return [
-            {"instances": as_instances(size, boxes[i, rows[i]], best[i], labels[i])} for i in range(len(batch))
-        ]
+        return [{"instances": as_instances(size, boxes[i, rows[i]], best[i], labels[i])} for i in range(len(batch))]
 
 
 def rf_detr_rival(name: str, ours: Reference) -> Contestant:
@@ -351,5 +350,5 @@ def rf_detr_rival(name: str, ours: Reference) -> Contestant:
         return model.resize(_with_turned_channels(batch) if turned else batch)
 
     parts = {"backbone": ("public.backbone",), "transformer": ("public.transformer",)}
-    note = f"random weights, time only; its own size {model.side}x{model.side}"
-    return Contestant(name, note, model, present(model, parts), prepare=prepare)
+    note = f"random weights, time only; its own size {model.side}x{model.side}; FLOPs not counted"
+    return Contestant(name, note, model, present(model, parts), prepare=prepare, counts_flops=False)

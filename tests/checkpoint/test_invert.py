@@ -64,7 +64,7 @@ def _tied(ours, public):
 def test_layouts_of_the_papers_are_inverted_too(case):
     rows = json.loads((FOLDER / case / "checkpoint_keys.json").read_text())
     values = {}
-    for name, shape, source in rows:
+    for _, shape, source in rows:
         if source not in values:
             values[source] = torch.randn(shape)
     public = {name: values[source] for name, _, source in rows}
