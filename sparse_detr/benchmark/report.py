@@ -121,9 +121,9 @@ def protocol_text(record: Record) -> str:
         f"weights {record['weights'] or 'random'}. {used} images of {sizes_text(record)} pixels after the config's "
         f"preprocessing, {min(used, protocol['different_images'])} different ones, fresh in every round; "
         f"{protocol['padding_share']:.1%} of the batches is padding. {protocol['rounds']} rounds after one for "
-        "warm-up; in a round all models run in turn on the same batch, in an order that rotates. Wall time from pixels in "
-        "memory to detections; a part's time is its own, so parts sum to the whole in every round; p50 and p90 of the "
-        f"rounds. One multiply-add is one FLOP, of the first image. Other processes used "
+        "warm-up; in a round all models run in turn on the same batch, in an order that rotates. Wall time from pixels "
+        "in memory to detections; a part's time is its own, so parts sum to the whole in every round; p50 and p90 of "
+        f"the rounds. One multiply-add is one FLOP, of the first image. Other processes used "
         f"{record['load']['during']:.2f} CPUs."
     )
 
