@@ -9,8 +9,8 @@ from typing import Any
 from sparse_detr.benchmark.report import names_of, part_ms, parts_in, short, sizes_text, whole_ms
 from sparse_detr.benchmark.timing import percentile
 
-# from dark to light, so that neighbours differ in a gray print too; hatches tell a second cycle from the first
-COLORS = ("#1b2a49", "#2f6690", "#3a9188", "#7fb069", "#c9c46b", "#e8d9a0", "#f2efe6")
+# dark and light in turn, so that neighbours differ in a gray print too; hatches tell a second cycle from the first
+COLORS = ("#1b2a49", "#7fb069", "#2f6690", "#e8d9a0", "#3a8f86", "#f2efe6", "#8c8a3c")
 HATCHES = ("", "////", "....")
 LABEL_SHARE = 0.055  # of the longest bar: narrower parts have no number inside
 
@@ -56,7 +56,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axis.set_xlabel(f"milliseconds a batch of {batch}, median of {record['protocol']['rounds']} rounds")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.set_title(_title(record), fontsize=9, loc="left")
+    figure.suptitle(_title(record), fontsize=9, x=0.01, ha="left")
     figure.legend(loc="outside lower center", ncols=min(4, len(parts)), fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
@@ -78,7 +78,7 @@ def _title(record: dict[str, Any]) -> str:
     machine, protocol = record["machine"], record["protocol"]
     threads = f"{protocol['threads']} thread{'s' * (protocol['threads'] > 1)}"
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {threads}"
-    lines = [f"{sizes_text(record)} pixels; {device}; torch {machine['torch']}"]
+    lines = [f"{sizes_text(record)} pixels; {device}; torch {machine['torch']}; {machine['date']}"]
     if record["disturbance"]:
-        lines.insert(0, textwrap.fill(f"NOT A QUIET MACHINE: {record['disturbance']}", 110))
+        lines.insert(0, textwrap.fill(f"NOT A QUIET MACHINE: {record['disturbance']}", 125))
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def rows(record: Record) -> Iterable[Record]:
                 **_percentiles(whole),
                 "part": WHOLE,
                 "gigaflops": None if flops is None else round(sum(flops.values()), 3),
-                "images_per_second": round(1e3 * batch / percentile(whole, 50), 3),
+                "images_per_second": round(1e3 * batch / percentile(whole, 50), 6),
                 "parameters": contestant["parameters"],
                 "peak_mib": contestant["peak_mib"].get(str(batch)),
                 "AP": (contestant["scores"] or {}).get("AP"),

@@ -96,8 +96,8 @@ def detectron2_rival(config: str, ours: Reference) -> Contestant:
     load_trained_weights(model, weights)
     turned = _image_format(cfg) != ours.image_format
     return Contestant(
-        Path(path).stem,
-        "of Detectron2" if weights else "of Detectron2, random weights: few boxes reach its suppression",
+        f"detectron2 {Path(path).stem}",
+        "" if weights else "random weights: few boxes reach its suppression",
         model,
         parts_of(model),
         prepare=_with_turned_channels if turned else unchanged,

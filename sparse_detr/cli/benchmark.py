@@ -163,8 +163,14 @@ def _prepare(args: argparse.Namespace) -> _Setting:
         device=device,
         images=samples,
     )
-    contestants += [make_rival(rival, ours) for rival in dict.fromkeys(args.rival)]
+    contestants += [make_rival(rival, ours) for rival in args.rival]
+    _check_names([contestant.name for contestant in contestants])
     return _Setting(contestants, ImageStream(files, mapper), samples[0], device, evaluation)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two models would have the name {twice[0]} in the tables; name each once")
 
 
 def _device(cfg: Any) -> str:
@@ -212,6 +218,8 @@ def check_options(args: argparse.Namespace) -> None:
         check_share("--keep-ratio", ratio)
     if args.weights is not None and not args.weights.strip():
         raise UserError("--weights is empty; give a checkpoint, or leave it out for random weights")
+    if args.optimize and len(set(args.optimize)) < len(args.optimize):
+        raise UserError(f"--optimize names a precision twice: {' '.join(args.optimize)}; name each once")
     if args.ema and not args.weights:
         raise UserError("--ema needs a checkpoint; give --weights FILE")
     if args.evaluate and not args.weights:

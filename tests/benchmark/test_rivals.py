@@ -107,7 +107,7 @@ def test_rf_detr_gets_squares_of_its_own_size():
 def test_a_model_of_detectron2_detects_in_our_images():
     ours = reference(sparse_detr(**SIZES))
     rival = make_rival("detectron2:COCO-Detection/retinanet_R_50_FPN_1x.yaml", ours)
-    assert rival.name == "retinanet_R_50_FPN_1x"
+    assert rival.name == "detectron2 retinanet_R_50_FPN_1x"
     assert set(rival.parts) == {"backbone", "head"}
     assert "random weights" in rival.note
     image = ours.images[0]
