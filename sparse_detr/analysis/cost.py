@@ -55,8 +55,9 @@ def part_gigaflops(
     for path in sorted((path for paths in parts.values() for path in paths), key=len, reverse=True):
         inside = sum(count for other, count in own.items() if other.startswith(f"{path}."))
         own[path] = flops.get(path, 0) - inside
-    found = {part: sum(own[path] for path in paths) / 1e9 for part, paths in parts.items()}
-    return {**found, "rest": flops[""] / 1e9 - sum(found.values())}
+    found = {part: sum(own[path] for path in paths) for part, paths in parts.items()}
+    found["rest"] = flops[""] - sum(found.values())
+    return {part: count / 1e9 for part, count in found.items()}
 
 
 def _flops_by_module(model: nn.Module, inputs: Any) -> dict[str, float]:
