@@ -27,13 +27,6 @@ PARTS = {
 }
 """Part -> the paths of its modules, in our models. `selection` holds the proposals, which scorers read."""
 
-PRECISIONS: dict[str, dict[str, Any]] = {
-    "fp32": {"dtype": torch.float32},
-    "bf16": {"dtype": torch.bfloat16},
-    "int8": {"dtype": torch.float32, "int8": True},
-}
-"""Precision of an optimised model -> arguments of `sparse_detr.inference.optimize`."""
-
 
 def unchanged(batch: Batch) -> Batch:
     """Return the batch as it is."""
@@ -134,7 +127,7 @@ def our_contestants(
         name: its name in tables.
         is_trained: it has trained weights.
         keep_ratios: shares of the tokens to refine; () for the model's own budget.
-        precisions: of `PRECISIONS`, one optimised model each.
+        precisions: of `sparse_detr.inference.PRECISIONS`, one optimised model each.
 
     Raises:
         UserError: the model has no inference form, or no share of tokens to choose.
@@ -153,9 +146,9 @@ def our_contestants(
 
 
 def _optimized(plain: Contestant, precision: str) -> Contestant:
-    from sparse_detr.inference import optimize
+    from sparse_detr.inference import optimize_to
 
-    model = optimize(plain.model, **PRECISIONS[precision])
+    model = optimize_to(plain.model, precision)
     return replace(
         plain,
         name=f"{plain.name}, {precision} form",

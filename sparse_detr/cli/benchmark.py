@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sparse_detr.benchmark.contestants import Contestant
     from sparse_detr.benchmark.images import ImageStream
 
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # those of `sparse_detr.inference`
 BUSY = 1  # the exit code if no table is printed
 
 

@@ -17,14 +17,14 @@ from tests.modeling.tiny import MODELS, build, picture
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """A module `sparse_detr.inference` whose `optimize` copies the model and remembers its arguments."""
+    """A module `sparse_detr.inference` whose `optimize_to` copies the model and remembers the precision."""
     module, calls = types.ModuleType("sparse_detr.inference"), []
 
-    def optimize(model, dtype=torch.float32, int8=False):
-        calls.append((dtype, int8))
+    def optimize_to(model, precision):
+        calls.append(precision)
         return copy.deepcopy(model)
 
-    module.optimize = optimize
+    module.optimize_to = optimize_to
     monkeypatch.setitem(sys.modules, "sparse_detr.inference", module)
     return calls
 
@@ -76,7 +76,7 @@ def test_optimised_forms_stand_beside_the_plain_model(stand_in):
         build("sparse", dtype=torch.float32), "s", is_trained=False, precisions=("fp32", "bf16", "int8")
     )
     assert [c.name for c in (plain, fp32, bf16, int8)] == ["s", "s, fp32 form", "s, bf16 form", "s, int8 form"]
-    assert stand_in == [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]
+    assert stand_in == ["fp32", "bf16", "int8"]
     assert fp32.model is not plain.model
     assert fp32.parameters == plain.parameters
     assert fp32.gigaflops(picture(64, 64)) is None
