@@ -46,8 +46,9 @@ def test_transformers_gives_our_outputs_with_our_weights(name):
     times = PartTimer(rival.modules())(lambda: rival.detect(ours.images))
     assert set(times) == {"backbone", "tokenizer", "encoder", "decoder", "rest"}
     assert min(times.values()) > 0
-    flops = rival.gigaflops(ours.images[0])
-    assert min(flops["backbone"], flops["encoder"], flops["decoder"]) > 0
+    if name == "one_stage":
+        flops = rival.gigaflops(ours.images[0])
+        assert min(flops["backbone"], flops["encoder"], flops["decoder"]) > 0
 
 
 def test_a_model_that_transformers_lacks_is_timed_against_its_dense_one():

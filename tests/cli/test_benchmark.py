@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparse_detr.benchmark import machine, measure
+from sparse_detr.benchmark import contestants, machine, measure
 from sparse_detr.cli.main import main
 
 COMMON = Path(__file__).parents[2] / "configs" / "common"
@@ -56,6 +56,12 @@ def folder(tmp_path, monkeypatch):
 def quiet(monkeypatch):
     """Let the machine look quiet, whatever it does."""
     set_load(monkeypatch, before=0.0, during=0.0)
+
+
+@pytest.fixture
+def no_flops(monkeypatch):
+    """Leave out the count of FLOPs, which takes longest here."""
+    monkeypatch.setattr(contestants.Contestant, "gigaflops", lambda self, image: None)
 
 
 def set_load(monkeypatch, *, before, during):
@@ -129,7 +135,9 @@ def test_a_busy_machine_is_refused_before_anything_is_measured(folder, monkeypat
     assert files(folder) == set()
 
 
-def test_a_run_that_was_disturbed_keeps_its_raw_numbers_marked_and_prints_no_table(folder, monkeypatch, capsys):
+def test_a_run_that_was_disturbed_keeps_its_raw_numbers_marked_and_prints_no_table(
+    folder, no_flops, monkeypatch, capsys
+):
     set_load(monkeypatch, before=0, during=0.8)
     assert benchmark("dense.py") == 1
     output = capsys.readouterr().out
@@ -142,7 +150,7 @@ def test_a_run_that_was_disturbed_keeps_its_raw_numbers_marked_and_prints_no_tab
     assert len(record["contestants"][0]["milliseconds"]["1"]) == 2
 
 
-def test_allow_busy_prints_a_table_that_says_so_first(folder, monkeypatch, capsys):
+def test_allow_busy_prints_a_table_that_says_so_first(folder, no_flops, monkeypatch, capsys):
     set_load(monkeypatch, before=1.5, during=0.8)
     assert benchmark("dense.py", "--allow-busy") == 0
     (path,) = (folder / "out").glob("*.md")
@@ -150,7 +158,7 @@ def test_allow_busy_prints_a_table_that_says_so_first(folder, monkeypatch, capsy
     assert path.read_text() in capsys.readouterr().out
 
 
-def test_the_model_that_was_timed_is_evaluated(folder, quiet, monkeypatch):
+def test_the_model_that_was_timed_is_evaluated(folder, quiet, no_flops, monkeypatch):
     from sparse_detr.config import load_config
     from sparse_detr.config.model import build_detector
 
