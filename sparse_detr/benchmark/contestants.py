@@ -95,7 +95,7 @@ def parts_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 def present(model: nn.Module, parts: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Return the parts whose modules the model has; a list of modules, which is never called, becomes its items."""
-    known = dict(model.named_modules())
+    known = dict(model.named_modules(remove_duplicate=False))
     found = {part: [path for path in paths if path in known] for part, paths in parts.items()}
     return {part: tuple(_called(known, paths)) for part, paths in found.items() if paths}
 

@@ -171,9 +171,11 @@ def make_record(
     images: ImageStream,
     gigaflops: dict[str, dict[str, float] | None],
     peaks: dict[str, dict[int, float]],
-    scores: dict[str, dict[str, float]],
 ) -> Record:
-    """Return everything that was measured, with what a reader needs to judge or repeat it, ready for JSON."""
+    """Return everything that was measured, with what a reader needs to judge or repeat it, ready for JSON.
+
+    The `scores` of an evaluation come later.
+    """
     return {
         "format": FORMAT,
         "disturbance": measured.disturbance,
@@ -199,7 +201,7 @@ def make_record(
                 "parameters": contestant.parameters,
                 "gigaflops": gigaflops.get(contestant.name),
                 "peak_mib": {str(size): peak for size, peak in peaks.get(contestant.name, {}).items()},
-                "scores": scores.get(contestant.name),
+                "scores": None,
                 "milliseconds": {
                     str(size): [{part: round(ms, 4) for part, ms in times.items()} for times in turns]
                     for size, turns in measured.times[contestant.name].items()

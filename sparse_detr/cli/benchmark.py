@@ -104,9 +104,12 @@ def run(args: argparse.Namespace) -> int:
         images=setting.images,
         gigaflops=gigaflops,
         peaks=measure_memory(setting.contestants, setting.images, **common) if quiet else {},
-        scores=measure_ap(setting.contestants, setting.run) if quiet and args.evaluate else {},
         **common,
     )
+    save(record, args.output)  # an evaluation is long, and may fail
+    if quiet and args.evaluate:
+        scores = measure_ap(setting.contestants, setting.run)
+        record["contestants"] = [{**entry, "scores": scores.get(entry["name"])} for entry in record["contestants"]]
     return report(record, args.output, allow_busy=args.allow_busy)
 
 
@@ -183,24 +186,32 @@ def _device(cfg: Any) -> str:
     return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
 
 
+def save(record: dict[str, Any], folder: Path) -> Path:
+    """Write the raw numbers as JSON; return the path."""
+    from sparse_detr.benchmark.report import file_stem
+
+    path = folder / f"{file_stem(record)}.json"
+    write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    return path
+
+
 def report(record: dict[str, Any], folder: Path, *, allow_busy: bool) -> int:
     """Save the record, and tables and picture of a quiet machine; print them; return the exit code."""
     from sparse_detr.benchmark.picture import draw
-    from sparse_detr.benchmark.report import as_csv, as_markdown, file_stem
+    from sparse_detr.benchmark.report import as_csv, as_markdown
 
-    stem = folder / file_stem(record)
-    write_text_atomically(stem.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    raw = save(record, folder)
     if record["disturbance"] and not allow_busy:
         print(f"no table: {record['disturbance']}")
-        print(f"the raw numbers are in {stem.with_suffix('.json')}, marked as disturbed")
+        print(f"the raw numbers are in {raw}, marked as disturbed")
         return BUSY
-    picture = stem.with_suffix(".png")
+    picture = raw.with_suffix(".png")
     draw(record, picture)
     text = as_markdown(record, picture.name)
-    write_text_atomically(stem.with_suffix(".md"), text)
-    write_text_atomically(stem.with_suffix(".csv"), as_csv(record))
+    write_text_atomically(raw.with_suffix(".md"), text)
+    write_text_atomically(raw.with_suffix(".csv"), as_csv(record))
     print(text)
-    print(f"saved as {stem} with the ends json, csv, md and png")
+    print(f"saved as {raw.with_suffix('')} with the ends json, csv, md and png")
     return 0
 
 

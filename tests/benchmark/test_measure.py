@@ -82,7 +82,7 @@ def test_padding_is_the_share_of_a_batch_that_is_no_image():
 
 def test_a_busy_run_is_marked_in_the_record(measured):
     result, calls, images, options = measured
-    common = {"config": "configs/tiny.py", "weights": None, "images": images, "peaks": {}, "scores": {}}
+    common = {"config": "configs/tiny.py", "weights": None, "images": images, "peaks": {}}
     flops = {"x": {"layer": 1.0, "rest": 0.0}, "y": None}
     record = make_record(contestants(calls), result, gigaflops=flops, **common, **options)
     assert record["disturbance"].startswith("other processes used 0.25 of ")
