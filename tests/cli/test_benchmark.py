@@ -117,7 +117,7 @@ def test_it_prints_and_saves_protocol_tables_picture_and_raw_numbers(folder, qui
     assert all(float(row["peak_mib"]) > 0 for row in whole)
 
 
-def test_a_model_of_detectron2_alone_is_measured_too(folder, quiet, capsys):
+def test_a_model_of_detectron2_alone_is_measured_too(folder, quiet, no_flops):
     (folder / "retina.yaml").write_text(RETINANET)
     assert benchmark("retina.yaml") == 0
     (path,) = (folder / "out").glob("*.json")
