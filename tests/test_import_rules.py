@@ -27,6 +27,7 @@ ALLOWED = {
     "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
     "analysis": ("structures", "errors", "files"),
     "export": ("modeling", "structures", "ops", "data", "files", "errors"),
+    "benchmark": ("analysis", "checkpoint", "config", "engine", "errors", "inference", "modeling", "ops", "structures"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +14,10 @@ from benchmark import catalog
 from benchmark.cases import CASES, Case, make_inputs
 from benchmark.timing import Task, call
 from benchmark.variants import Variant
+from sparse_detr.analysis import memory
+from sparse_detr.analysis.memory import can_measure, resident_peak
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+__all__ = ["answer", "can_measure", "in_fresh_process", "peak_mib", "resident_peak"]
 
 
 def peak_mib(variant: Variant, task: Task) -> float:
@@ -26,41 +25,7 @@ def peak_mib(variant: Variant, task: Task) -> float:
     call(variant, task, make_inputs(task.case.tiny(), seed=0, device=task.device, dtype=task.torch_dtype))()
     inputs = make_inputs(task.case, seed=1, device=task.device, dtype=task.torch_dtype)
     run = call(variant, task, inputs)
-    gc.collect()
-    return cuda_peak(run) if task.device == "cuda" else resident_peak(run)
-
-
-def cuda_peak(run) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    result = run()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated()
-    del result
-    return (peak - before) / 2**20
-
-
-def resident_peak(run) -> float:
-    """Measure resident memory, after freed memory went back to the system: it would be used again unseen."""
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")  # sets the high-water mark to what is resident now
-    before = resident("VmRSS")
-    result = run()
-    peak = resident("VmHWM")
-    del result
-    return (peak - before) / 2**10
-
-
-def resident(field: str) -> int:
-    """Return a field of the process's status in KiB."""
-    found = re.search(rf"{field}:\s+(\d+)", STATUS.read_text())
-    assert found, field
-    return int(found[1])
-
-
-def can_measure(device: str) -> bool:
-    return device == "cuda" or (CLEAR.exists() and hasattr(ctypes.CDLL(None), "malloc_trim"))
+    return memory.peak_mib(run, task.device)
 
 
 def in_fresh_process(variant: Variant, task: Task, program: Path, environment: dict[str, str]) -> float:

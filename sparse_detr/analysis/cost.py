@@ -30,14 +30,43 @@ def gigaflops(model: nn.Module, image: Tensor, budget: Any = None) -> dict[str, 
     Returns:
         `total`, and those of `PARTS`.
     """
+    flops = _flops_by_module(model, [{"image": image}] if budget is None else ([{"image": image}], budget))
+    parts = {part: sum(flops.get(name, 0) for name in names) / 1e9 for part, names in PARTS.items()}
+    return {"total": flops[""] / 1e9, **parts}
+
+
+@torch.no_grad()
+def part_gigaflops(
+    model: nn.Module, image: dict[str, Any], parts: Mapping[str, Sequence[str]], budget: Any = None
+) -> dict[str, float]:
+    """Count the GFLOPs of one image by part, each FLOP once: they sum to those of the model.
+
+    Args:
+        model: a detector with Detectron2's contract; it is left in eval mode.
+        image: an input of the model, on the CPU or the model's device.
+        parts: part -> the paths of its modules. A module inside a module of another part counts for its own part.
+        budget: as in `gigaflops`.
+
+    Returns:
+        Those of every part, and `rest`.
+    """
+    flops = _flops_by_module(model, [image] if budget is None else ([image], budget))
+    own: dict[str, float] = {}
+    for path in sorted((path for paths in parts.values() for path in paths), key=len, reverse=True):
+        inside = sum(count for other, count in own.items() if other.startswith(f"{path}."))
+        own[path] = flops.get(path, 0) - inside
+    found = {part: sum(own[path] for path in paths) for part, paths in parts.items()}
+    found["rest"] = flops[""] - sum(found.values())
+    return {part: count / 1e9 for part, count in found.items()}
+
+
+def _flops_by_module(model: nn.Module, inputs: Any) -> dict[str, float]:
+    """Return the FLOPs of every module by its path; "" is the model."""
     register_flop_handles()
-    inputs = [{"image": image}] if budget is None else ([{"image": image}], budget)
     # "caller": FLOPs of a module that the encoder calls, such as a prediction head, count for the encoder.
     counted = FlopCountAnalysis(model.eval(), inputs).ancestor_mode("caller")
     counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    flops = {name.removeprefix("model."): count / 1e9 for name, count in counted.by_module().items()}
-    parts = {part: sum(flops.get(name, 0) for name in names) for part, names in PARTS.items()}
-    return {"total": flops[""], **parts}
+    return {name.removeprefix("model."): count for name, count in counted.by_module().items()}
 
 
 def seconds_in_turn(actions: Mapping[str, Callable[[Any], object]], inputs: Sequence[Any]) -> dict[str, float]:

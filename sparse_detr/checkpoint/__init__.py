@@ -2,6 +2,7 @@
 
 from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.convert import ConvertedCheckpoint, convert_checkpoint
+from sparse_detr.checkpoint.invert import invert_conversion
 from sparse_detr.checkpoint.match import MatchReport, load_for_finetuning, match_report
 from sparse_detr.checkpoint.read import load_file
 
@@ -10,6 +11,7 @@ __all__ = [
     "ConvertedCheckpoint",
     "MatchReport",
     "convert_checkpoint",
+    "invert_conversion",
     "load_file",
     "load_for_finetuning",
     "match_report",

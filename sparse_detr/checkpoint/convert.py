@@ -95,7 +95,7 @@ def convert_checkpoint(
             "(lazy) or MODEL.WEIGHTS (yaml)"
         )
     file = unwrap(state_dict, averaged=ema)
-    layout = _layout(source, file.weights)
+    layout = layout_of(source, file.weights)
     tables = layout.tables(list(file.weights))
     renamed = {name: rename(name, tables) for name in file.weights}
     names = {name: ours for name, (ours, _) in renamed.items() if ours is not None}
@@ -128,7 +128,8 @@ def has_our_names(weights: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("tokenizer.") for name in weights)
 
 
-def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
+def layout_of(source: str, weights: Mapping[str, Tensor]) -> Layout:
+    """Return the layout that `source` names, or for "auto" the one that the names show; else raise a `UserError`."""
     if source in LAYOUTS:
         return LAYOUTS[source]
     if source != "auto":
