@@ -23,7 +23,8 @@ ALLOWED = {
     "checkpoint": ("recipes", "errors"),  # a public file names its recipe
     "data": ("errors", "files", "_detectron2"),
     "config": ("recipes", "data", "solver", "errors"),
-    "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
+    "inference": ("modeling", "backbones", "layers", "ops", "structures", "errors", "_detectron2"),
+    "engine": ("config", "checkpoint", "data", "modeling", "inference", "files", "errors"),
     "analysis": ("structures", "errors", "files"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
