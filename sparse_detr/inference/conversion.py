@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,7 @@ def copied(module: nn.Module, as_class: type[Part], convert: Conversion, **insid
     Weights are the same memory, without gradient. `inside` are modules to use in place of those of the same name.
     """
     result = as_class.__new__(as_class)
-    facts = {name: copy.copy(value) if isinstance(value, dict | set) else value for name, value in vars(module).items()}
-    result.__dict__.update(facts)
+    result.__dict__.update({name: _attribute(value, convert) for name, value in vars(module).items()})
     dtype = convert.dtype if convert.cast else None
     for name, parameter in module._parameters.items():
         if parameter is not None:
@@ -110,6 +109,13 @@ def copied(module: nn.Module, as_class: type[Part], convert: Conversion, **insid
     for name, child in module._modules.items():
         result._modules[name] = inside[name] if name in inside else None if child is None else convert(child)
     return result
+
+
+def _attribute(value: Any, convert: Conversion) -> Any:
+    """Return an attribute of a copied module: containers are copied, and lists of modules hold the forms."""
+    if isinstance(value, list | tuple) and any(isinstance(item, nn.Module) for item in value):
+        return type(value)(convert(item) if isinstance(item, nn.Module) else item for item in value)
+    return copy.copy(value) if isinstance(value, dict | set | list) else value
 
 
 def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -100,7 +101,9 @@ def _quantized(weight: Tensor, bias: Tensor | None) -> Any:
     """Return int8 weights, packed: one scale for each output channel, zero at zero."""
     scale = weight.float().abs().amax(1).clamp(min=1e-12).double() / 127
     zero = torch.zeros(len(scale), dtype=torch.long)
-    quantized = torch.quantize_per_channel(weight.float(), scale, zero, 0, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel")  # deprecated
+        quantized = torch.quantize_per_channel(weight.float(), scale, zero, 0, torch.qint8)
     return torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias.float())
 
 
