@@ -56,7 +56,8 @@ class FoldedConv(InferenceForm):
     def forward(self, x: Tensor, added: Tensor | None = None, *, in_place: bool = False) -> Tensor:
         """Return the activation of the convolution of (B, C, h, w) plus `added`, which `in_place` overwrites."""
         x = x.to(self.weight.dtype)
-        if self._packed is None or not runs_eagerly():
+        fused = added is None or self.activation != "relu6"  # oneDNN adds and clamps in two calls
+        if self._packed is None or not fused or not runs_eagerly():
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             y = y if added is None else y + added
             return _activate(y, self.activation)
