@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.inference.conversion import Conversion, InferenceForm, copied
+from sparse_detr.inference.conversion import Conversion, InferenceForm, copied, runs_eagerly
 from sparse_detr.inference.linear import PackedLinear
 from sparse_detr.inference.packing import Packing, padding_of
 from sparse_detr.layers import (
@@ -81,7 +81,9 @@ class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention)
             (R, C).
         """
         offsets, logits = (rows.put(x) for x in self._offsets_and_logits(query))
-        if self.samples_first(rows.shape[0] * rows.shape[1], source.shape[0] * source.shape[1]):
+        # A GPU projects fast, and a graph with open sizes has no numbers to compare.
+        can_count = source.device.type == "cpu" and runs_eagerly()
+        if can_count and self.samples_first(rows.shape[0] * rows.shape[1], source.shape[0] * source.shape[1]):
             sampled = self._sample_first(offsets, logits, reference_points, source, pyramid)
         else:
             sampled = fused_deformable_attention(

@@ -13,7 +13,7 @@ from sparse_detr._detectron2 import require_detectron2
 require_detectron2()
 
 from detectron2.layers import Conv2d
-from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from sparse_detr.backbones import MobileNetV2
@@ -53,9 +53,14 @@ class InferenceStem(InferenceForm, BasicStem):
 
 
 class InferenceResidualBlock(InferenceForm):
-    """Detectron2's block of a ResNet, with ReLU and the addition fused."""
+    """Detectron2's block of a ResNet, with ReLU and the addition fused.
+
+    Attributes:
+        owns_input: nothing else reads the input, so that the result may take its memory.
+    """
 
     convs: tuple[str, ...] = ()
+    owns_input = False
 
     @classmethod
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceResidualBlock | None:
@@ -72,7 +77,7 @@ class InferenceResidualBlock(InferenceForm):
         for conv in first:
             y = conv(y)
         if self.shortcut is None:
-            return last(y, x)
+            return last(y, x, in_place=self.owns_input)
         return last(y, self.shortcut(x), in_place=True)
 
 
@@ -86,6 +91,19 @@ class InferenceBasicBlock(InferenceResidualBlock, BasicBlock):
     """Detectron2's block of two convolutions."""
 
     convs = ("conv1", "conv2")
+
+
+class InferenceResNet(InferenceForm, ResNet):
+    """Detectron2's ResNet. From the second block of a stage on, blocks own their input."""
+
+    @classmethod
+    def of(cls, part: nn.Module, convert: Conversion) -> InferenceResNet:
+        """Return the form of a ResNet."""
+        result = copied(part, cls, convert)
+        for stage in result.stages:
+            for block in list(stage)[1:]:
+                block.owns_input = True
+        return result
 
 
 class InferenceMobileNetV2(InferenceForm, MobileNetV2):
@@ -115,7 +133,7 @@ class InvertedBlock(InferenceForm):
 
     Args:
         convs: the convolutions.
-        residual: add the input.
+        residual: add the input, whose memory the result takes: a map that the backbone returns is never such an input.
     """
 
     def __init__(self, convs: list[FoldedConv], *, residual: bool):
@@ -129,7 +147,7 @@ class InvertedBlock(InferenceForm):
         y = x
         for conv in first:
             y = conv(y)
-        return last(y, x) if self.residual else last(y)
+        return last(y, x, in_place=True) if self.residual else last(y)
 
 
 def _mobile_block(block: nn.Module, convert: Conversion) -> InvertedBlock | None:
@@ -150,6 +168,7 @@ def _mobile_block(block: nn.Module, convert: Conversion) -> InvertedBlock | None
 FORMS: dict[type, type[MakesForm]] = {
     Conv2d: FoldedDetectron2Conv,
     BasicStem: InferenceStem,
+    ResNet: InferenceResNet,
     BottleneckBlock: InferenceBottleneckBlock,
     BasicBlock: InferenceBasicBlock,
     MobileNetV2: InferenceMobileNetV2,
