@@ -3,9 +3,11 @@
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from torch import nn
 from torch.testing import assert_close
 
+from sparse_detr.backbones import DAT
 from sparse_detr.inference.attention import InferenceDeformableAttention
 from sparse_detr.inference.conversion import Conversion
 from sparse_detr.inference.convolution import FoldedConv, InferenceBackbone, can_fold
@@ -15,7 +17,7 @@ from sparse_detr.inference.packing import Packing
 from sparse_detr.inference.tokenizer import InferenceTokenizer
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
 from sparse_detr.modeling.tokenizers import MultiScaleTokenizer
-from sparse_detr.recipes.backbones import mobilenet_v2, resnet
+from sparse_detr.recipes.backbones import mobilenet_v2, resnet, swin, timm
 from tests.modeling.tiny import make_pyramid, shake
 
 SHAPES = ((9, 8), (5, 4))
@@ -139,3 +141,40 @@ def test_positions_by_row_and_column_are_those_of_all_tokens_to_the_last_bit(dty
     form = InferenceTokenizer.of(part, conversion())
     valid = ~pyramid.padding_mask
     assert torch.equal(form.positions(pyramid)[valid], part.positions(pyramid)[valid])
+
+
+def small_swin():
+    config = swin().config
+    config.update(depths=[2, 2, 1, 1], embed_dim=24, drop_path_rate=0.0)
+    return instantiate(config)
+
+
+def small_dat():
+    blocks = ("LS", "LS", "LD", "LD")
+    options = {"embed_dim": 8, "num_heads": (1, 2, 4, 8), "num_groups": (1, 1, 2, 4), "blocks": blocks}
+    return DAT(**options, image_size=64, out_indices=range(4))
+
+
+def small_timm():
+    return instantiate(timm("mobilenetv3_small_050").config)
+
+
+def with_group_norm():
+    return ResNet(BasicStem(norm="GN"), [ResNet.make_stage(BasicBlock, 1, in_channels=64, out_channels=64, norm="GN")])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("make", [small_swin, small_dat, small_timm, with_group_norm])
+def test_a_backbone_without_a_form_gives_the_same_maps(make, dtype):
+    torch.manual_seed(0)
+    backbone = make().eval()
+    images = torch.randn(1, 3, 80, 100)
+    with torch.no_grad():
+        expected, found = (
+            backbone(images),
+            InferenceBackbone(conversion(dtype).casting()(backbone), dtype=dtype)(images),
+        )
+    for name, maps in expected.items():
+        assert found[name].dtype == (dtype or torch.float32)
+        tolerance = (1e-5 if dtype is None else 0.1) * maps.abs().max().item()
+        assert_close(found[name].float(), maps, atol=tolerance, rtol=0)
