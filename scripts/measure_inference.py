@@ -27,31 +27,32 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from detectron2.config import instantiate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.checkpoint import convert_checkpoint, load_file, model_config
+from sparse_detr.config import load_config
+from sparse_detr.config.model import build_detector
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 from sparse_detr.inference import optimize
-from sparse_detr.recipes import deformable_detr, deformable_detr_topk, dino, focus_detr, sparse_detr
 
+PROJECTS = Path(__file__).resolve().parents[1] / "projects"
 CLEAN = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-MODELS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "dense": ("Deformable DETR", lambda: deformable_detr(num_classes=91)),
-    "topk": ("Deformable DETR, two-stage, dense", lambda: deformable_detr_topk(num_classes=91)),
-    "rho10": ("Sparse DETR, 10 %", lambda: sparse_detr(num_classes=91, keep_ratio=0.1)),
-    "rho30": ("Sparse DETR, 30 %", lambda: sparse_detr(num_classes=91, keep_ratio=0.3)),
-    "dino": ("DINO", lambda: dino(num_classes=91)),
-    "focus": ("Focus-DETR", lambda: focus_detr(num_classes=91)),
+MODELS = {
+    "dense": ("Deformable DETR", "DeformableDETR/configs/deformable_detr_r50.py"),
+    "topk": ("Deformable DETR, two-stage, dense", "SparseDETR/configs/deformable_detr_topk_r50.py"),
+    "rho10": ("Sparse DETR, 10 %", "SparseDETR/configs/sparse_detr_r50_rho10.py"),
+    "rho30": ("Sparse DETR, 30 %", "SparseDETR/configs/sparse_detr_r50_rho30.py"),
+    "dino": ("DINO", "DINO/configs/dino_r50_4scale_36ep.py"),
+    "focus": ("Focus-DETR", "FocusDETR/configs/focus_detr_r50_36ep.py"),
 }
-"""Name -> title and recipe; every model has a ResNet-50."""
+"""Name -> title and config in `projects`; every model has a ResNet-50."""
 FORMS: dict[str, dict[str, Any]] = {
     "fp32": {"dtype": torch.float32},
     "bf16": {"dtype": torch.bfloat16},
@@ -160,7 +161,8 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
     for name in models & set(MODELS):
         if name not in plain:
             torch.manual_seed(0)
-            plain[name] = random_weights(instantiate(MODELS[name][1]()).eval()).transformer()
+            cfg = load_config(str(PROJECTS / MODELS[name][1]))
+            plain[name] = random_weights(build_detector(cfg, device="cpu").eval()).transformer()
     actions = {}
     for name, form in cells:
         if name == PEER:
@@ -195,7 +197,9 @@ def transformers_and_ours() -> tuple[nn.Module, nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         public.save_pretrained(folder)
         converted = convert_checkpoint(load_file(folder))
-    ours = instantiate(model_config(converted.description))
+    cfg = load_config(str(PROJECTS / MODELS["dense"][1]))
+    cfg.model = model_config(converted.description)
+    ours = build_detector(cfg, device="cpu")
     ours.load_state_dict(converted.state_dict, strict=True)
     ours = ours.eval().transformer()
     image = torch.randn(1, 3, 96, 128)

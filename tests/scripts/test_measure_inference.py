@@ -28,10 +28,10 @@ def test_the_report_compares_with_the_peer_the_plain_model_and_the_dense_one(scr
     assert lines[-1].startswith("a CPU (AVX512), PyTorch 2.14, one thread, CPU time, clean allocator")
 
 
-def test_every_model_has_a_recipe_and_every_sparse_one_a_dense_one(script):
+def test_every_model_has_a_config_and_every_sparse_one_a_dense_one(script):
     assert set(script.BASE) < set(script.MODELS)
     assert set(script.BASE.values()) < set(script.MODELS)
-    assert all("_target_" in recipe() for _, recipe in script.MODELS.values())
+    assert all((script.PROJECTS / config).is_file() for _, config in script.MODELS.values())
 
 
 def test_rounds_that_were_measured_are_not_measured_again(script, monkeypatch):
