@@ -109,7 +109,7 @@ def _quantized(weight: Tensor, bias: Tensor | None) -> Any:
 
 def _reduces_range() -> bool:
     """Return whether inputs get 7 bits: without VNNI, sums of two products of 8 bits can overflow."""
-    return not torch.cpu._is_vnni_supported()
+    return not onednn.supports("vnni")
 
 
 class InferenceMLP(InferenceForm, MLP):

@@ -5,6 +5,7 @@ A packed weight is an opaque tensor that is neither copied nor saved; it is made
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from functools import cache
 
@@ -25,16 +26,29 @@ def has_operators() -> bool:
 
 
 @cache
-def has_fast_bfloat16() -> bool:
-    """Return whether oneDNN multiplies bfloat16 matrices here, which takes AVX-512 at least."""
+def takes_bfloat16() -> bool:
+    """Return whether oneDNN multiplies bfloat16 matrices here."""
     return has_operators() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16; oneDNN emulates them on others with AVX-512."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return takes_bfloat16() and supports("avx512_bf16")
+    return takes_bfloat16()
+
+
+def supports(instructions: str) -> bool:
+    """Return whether PyTorch says that this x86 CPU has some instructions, such as `vnni`."""
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", bool)())
 
 
 def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN takes a weight of this device and dtype."""
     if weight.device.type != "cpu" or not has_operators():
         return False
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_fast_bfloat16())
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and takes_bfloat16())
 
 
 def pack_linear(weight: Tensor) -> Tensor:

@@ -126,4 +126,4 @@ def _check(model: Any, dtype: torch.dtype | None, int8: bool) -> None:
     if dtype == torch.float16:
         raise ValueError("float16 is slow on a CPU; give torch.bfloat16, or move the model to a GPU first")
     if dtype == torch.bfloat16 and not onednn.has_fast_bfloat16():
-        warnings.warn("this CPU has no AVX-512 for bfloat16, which makes it slower than float32", stacklevel=3)
+        warnings.warn("this CPU has no instructions for bfloat16, which makes it slower than float32", stacklevel=3)

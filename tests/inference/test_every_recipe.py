@@ -30,7 +30,7 @@ def outputs(model, pictures, **options):
 
 def optimized(model, **options):
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "this CPU has no AVX-512")
+        warnings.filterwarnings("ignore", "this CPU has no instructions for bfloat16")
         return optimize(model, **options)
 
 
