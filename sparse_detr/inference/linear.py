@@ -172,5 +172,5 @@ class InferenceFeedForward(InferenceForm, FeedForward):
     def _rows(self, x: Tensor) -> Tensor:
         hidden = self.linear1.multiply(x)
         if not self.linear1.relu:
-            hidden = self.activation(hidden)
+            hidden = self.activation(hidden.to(x.dtype))  # an activation may have weights, of that dtype
         return self.linear2.multiply(hidden).to(x.dtype)

@@ -17,8 +17,9 @@ from tests.modeling.tiny import picture
 from tests.recipes.test_every_recipe import BATCH, build
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
-WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.3}
-"""Largest median distance from the logits of a query, which are about 5, to those of the nearest query."""
+WITHIN = {torch.float32: 1e-4, torch.bfloat16: 0.6}
+"""Largest median distance from the logits of a query, which are about 5, to those of the nearest query; a few queries
+start from other tokens in half precision."""
 BAND = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 """Half the width of the band, as a share of the standard deviation of the scores."""
 
