@@ -57,7 +57,7 @@ class FoldedConv(InferenceForm):
         """Return the activation of the convolution of (B, C, h, w) plus `added`, which `in_place` overwrites."""
         x = x.to(self.weight.dtype)
         fused = added is None or self.activation != "relu6"  # oneDNN adds and clamps in two calls
-        if self._packed is None or not fused or not runs_eagerly():
+        if not runs_eagerly() or self._packed is None or not fused:
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             y = y if added is None else y + added
             return _activate(y, self.activation)

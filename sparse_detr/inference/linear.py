@@ -69,7 +69,7 @@ class PackedLinear(InferenceForm, nn.Linear):
     def multiply(self, x: Tensor) -> Tensor:
         """Return (..., out) of (..., in), in the dtype of the weight."""
         x = x.to(self.weight.dtype)
-        if self._packed is None or not runs_eagerly():
+        if not runs_eagerly() or self._packed is None:
             y = F.linear(x, self.weight, self.bias)
             return F.relu(y) if self.relu else y
         if self.int8:
