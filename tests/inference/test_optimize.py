@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from sparse_detr.inference import optimize
 from sparse_detr.inference.linear import InferenceFeedForward, PackedLinear
 from sparse_detr.modeling.selection import EvenBudget
+from tests.modeling.test_transformer import batch, flow
 from tests.modeling.tiny import MODELS, build, picture
 
 BATCH = [picture(100, 130), picture(64, 96, seed=1)]
@@ -154,12 +156,27 @@ def test_a_part_without_a_form_stays_what_it_is():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sparse", "focus"])
-def test_it_compiles_to_one_graph_for_all_sizes(name):
-    form = optimize(make(name, torch.float64)).transformer()
-    compiled = torch.compile(form, backend="eager", fullgraph=True, dynamic=True)
-    for height, width in ((96, 128), (70, 101)):
-        images, sizes = torch.randn(2, 3, height, width).double(), torch.tensor([[height, width], [50, 60]])
-        with torch.no_grad():
-            for found, expected in zip(compiled(images, sizes), form(images, sizes), strict=True):
+def test_it_compiles_to_one_graph_for_all_sizes():
+    form, graphs = optimize(flow("sparse")), []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a warning of PyTorch about its own code
+        compiled = torch.compile(form, backend=count, fullgraph=True, dynamic=True)
+        for inputs in (batch(4, 96, 160), batch(2, 131, 97)):
+            for found, expected in zip(compiled(*inputs), form(*inputs), strict=True):
                 assert_close(found, expected, atol=1e-9, rtol=0)
+    torch.compiler.reset()
+    assert len(graphs) == 1
+
+
+def test_an_export_of_one_size_predicts_the_same():
+    form, inputs = optimize(flow("focus")), batch()
+    with torch.no_grad():
+        exported = torch.export.export(form, inputs).module()
+        for found, expected in zip(exported(*inputs), form(*inputs), strict=True):
+            assert_close(found, expected, atol=1e-9, rtol=0)
