@@ -44,6 +44,8 @@ class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention)
     attention_weights: PackedLinear
     value_proj: PackedLinear
     output_proj: PackedLinear
+    has_bias: bool
+    """Whether the projection of the value has a bias other than zero."""
 
     @classmethod
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceDeformableAttention | None:
@@ -174,6 +176,11 @@ class InferenceAttention(InferenceForm):
         self.out_proj = PackedLinear.of_weights(part.out_proj.weight, part.out_proj.bias, convert)
         self.training = False
 
+    @property
+    def projections(self) -> list[PackedLinear]:
+        """The layers in front of the product."""
+        return [layer for layer in self.in_projs if isinstance(layer, PackedLinear)]
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         attended = multi_head_attention(query, key, value, num_heads=self.num_heads, mask=mask, dropout=0.0)
         return self.out_proj.multiply(attended).to(dtype)
@@ -190,7 +197,7 @@ class InferenceSelfAttention(InferenceAttention):
 
     def forward(self, content: Tensor, position: Tensor, mask: Tensor | None) -> Tensor:
         """Attend; see `SelfAttention`."""
-        both, values = self.in_projs
+        both, values = self.projections
         query, key = both.multiply(content + position).chunk(2, -1)
         return self._attend(query, key, values.multiply(content), mask, content.dtype)
 
@@ -221,5 +228,5 @@ class InferenceCrossAttention(InferenceAttention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Attend; see `CrossAttention`."""
         dtype = query.dtype
-        query, key, value = (layer.multiply(x) for layer, x in zip(self.in_projs, (query, key, value), strict=True))
+        query, key, value = (layer.multiply(x) for layer, x in zip(self.projections, (query, key, value), strict=True))
         return self._attend(query, key, value, mask, dtype)

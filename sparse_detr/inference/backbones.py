@@ -17,7 +17,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from sparse_detr.backbones import MobileNetV2
-from sparse_detr.inference.conversion import Conversion, InferenceForm, MakesForm, copied
+from sparse_detr.inference.conversion import Conversion, InferenceForm, copied
 from sparse_detr.inference.convolution import Activation, FoldedConv, can_fold
 
 
@@ -41,6 +41,8 @@ def folded_conv(conv: Any, convert: Conversion, activation: Activation = "none")
 class InferenceStem(InferenceForm, BasicStem):
     """Detectron2's first convolution of a ResNet, with ReLU fused."""
 
+    conv1: FoldedConv
+
     @classmethod
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceStem | None:
         """Return the form of a stem; None if its normalisation is not fixed."""
@@ -61,6 +63,7 @@ class InferenceResidualBlock(InferenceForm):
 
     convs: tuple[str, ...] = ()
     owns_input = False
+    shortcut: FoldedConv | None
 
     @classmethod
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceResidualBlock | None:
@@ -100,7 +103,8 @@ class InferenceResNet(InferenceForm, ResNet):
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceResNet:
         """Return the form of a ResNet."""
         result = copied(part, cls, convert)
-        for stage in result.stages:
+        stages: Any = result.stages
+        for stage in stages:
             for block in list(stage)[1:]:
                 block.owns_input = True
         return result
@@ -113,8 +117,9 @@ class InferenceMobileNetV2(InferenceForm, MobileNetV2):
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceMobileNetV2 | None:
         """Return the form of a `MobileNetV2`; None if it has other layers than torchvision's."""
         assert isinstance(part, MobileNetV2)
-        blocks = [_mobile_block(block, convert) for block in part.features]
-        if None in blocks:
+        made = [_mobile_block(block, convert) for block in part.features]
+        blocks = [block for block in made if block is not None]
+        if len(blocks) < len(made):
             return None
         return copied(part, cls, convert, features=nn.ModuleList(blocks))
 
@@ -152,7 +157,7 @@ class InvertedBlock(InferenceForm):
 
 def _mobile_block(block: nn.Module, convert: Conversion) -> InvertedBlock | None:
     """Return the form of a block of torchvision's MobileNetV2; None for any other."""
-    layers = [layer for layer in block.modules() if not list(layer.children())]
+    layers: list[Any] = [layer for layer in block.modules() if not list(layer.children())]
     convs: list[FoldedConv] = []
     while layers:
         conv, norm = layers.pop(0), layers.pop(0) if layers else None
@@ -165,7 +170,7 @@ def _mobile_block(block: nn.Module, convert: Conversion) -> InvertedBlock | None
     return InvertedBlock(convs, residual=isinstance(block, InvertedResidual) and block.use_res_connect)
 
 
-FORMS: dict[type, type[MakesForm]] = {
+FORMS: dict[type, type[InferenceForm]] = {
     Conv2d: FoldedDetectron2Conv,
     BasicStem: InferenceStem,
     ResNet: InferenceResNet,

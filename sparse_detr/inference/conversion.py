@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +42,12 @@ class InferenceForm(nn.Module):
         return super().train(mode)
 
 
-class MakesForm(Protocol):
-    """Makes the form of a part, such as a subclass of `InferenceForm`."""
-
-    def of(self, part: nn.Module, convert: Conversion) -> nn.Module | None:
-        """Return the form, or None; see `InferenceForm.of`."""
-
-
 @dataclass(frozen=True, eq=False)
 class Conversion:
     """How the modules of a model are replaced; a call converts one of them.
 
     Args:
-        forms: class of a part -> what makes its form; subclasses have no form unless they are named too.
+        forms: class of a part -> class of its form, whose `of` makes it; subclasses need a row of their own.
         precise: classes whose weights keep their dtype, with all that is inside.
         dtype: dtype of the large matrix products; None for that of the weights.
         int8: whether linear layers of feed-forward networks and of values have int8 weights.
@@ -62,7 +55,7 @@ class Conversion:
         done: the modules that were converted, so that a module with two places stays one module.
     """
 
-    forms: Mapping[type, MakesForm]
+    forms: Mapping[type, type[InferenceForm]]
     precise: tuple[type, ...]
     dtype: torch.dtype | None
     int8: bool

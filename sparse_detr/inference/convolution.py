@@ -74,7 +74,7 @@ class FoldedConv(InferenceForm):
     def _pack(self) -> None:
         self._packed: Any = None
         if onednn.can_pack(self.weight):
-            where = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+            where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
             self._packed = onednn.pack_convolution(self.weight, **where, groups=self.groups)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FoldedConv:
@@ -99,7 +99,7 @@ def can_fold(conv: nn.Module | None, norm: nn.Module | None) -> bool:
     )
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+def folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of the convolution with the normalisation, which uses fixed means and variances."""
     weight = conv.weight.detach()
     bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach()

@@ -24,7 +24,7 @@ class PredictionsOnDemand:
         reference_logits: see `PredictionHead`.
     """
 
-    def __init__(self, head: PredictionHead, norm: nn.Module, content: Tensor, reference_logits: Tensor):
+    def __init__(self, head: Any, norm: nn.Module, content: Tensor, reference_logits: Tensor):
         self.head, self.norm, self.content, self.reference_logits = head, norm, content, reference_logits
 
     @property
@@ -63,7 +63,7 @@ class InferenceDecoder(InferenceForm, Decoder):
         last: Any = output.predictions[-1]
         return DecoderOutput(predictions=(last.made(),), samples=output.samples)
 
-    def predict(self, head: PredictionHead, content: Tensor, anchor: Tensor) -> Predictions:
+    def predict(self, head: nn.Module, content: Tensor, anchor: Tensor) -> Predictions:
         """Return the predictions of a layer, to be made when they are read."""
         made: Any = PredictionsOnDemand(head, self.norm, content, inverse_sigmoid(anchor, self.logit_eps))
         return made

@@ -35,7 +35,8 @@ class PackedLinear(InferenceForm, nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        own_bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", own_bias)
         self.relu, self.int8 = relu, int8
         self.training = False
         self._pack()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparse_detr.inference import attention, decoder, encoder, linear, onednn, queries, tokenizer
-from sparse_detr.inference.conversion import Conversion, InferenceForm, MakesForm, copied
+from sparse_detr.inference.conversion import Conversion, InferenceForm, copied
 from sparse_detr.inference.convolution import InferenceBackbone, InferenceConv
 from sparse_detr.layers import MLP, CrossAttention, FeedForward, MultiScaleDeformableAttention, SelfAttention
 from sparse_detr.modeling.decoder import Decoder
@@ -26,7 +26,7 @@ from sparse_detr.modeling.transformer import DetectionTransformer
 
 Model = TypeVar("Model", bound=DetectionTransformer)
 
-FORMS: dict[type, type[MakesForm]] = {
+FORMS: dict[type, type[InferenceForm]] = {
     nn.Linear: linear.PackedLinear,
     nn.Conv2d: InferenceConv,
     MLP: linear.InferenceMLP,
@@ -47,7 +47,7 @@ FORMS: dict[type, type[MakesForm]] = {
     DeformableEncoder: encoder.InferenceEncoder,
     Decoder: decoder.InferenceDecoder,
 }
-"""Class of a part -> what makes its inference form. `sparse_detr.inference.backbones` has those of backbones."""
+"""Class of a part -> class of its inference form. `sparse_detr.inference.backbones` has those of backbones."""
 
 PRECISE = (PredictionHead, MLP)
 """Parts that rank tokens or place boxes: their weights keep their dtype in every form."""
@@ -100,7 +100,7 @@ def optimize(model: Model, *, dtype: torch.dtype | None = None, int8: bool = Fal
     )
 
 
-def _backbone_forms() -> dict[type, type[MakesForm]]:
+def _backbone_forms() -> dict[type, type[InferenceForm]]:
     """Return the forms of backbones that need Detectron2; none without it."""
     if find_spec("detectron2") is None:
         return {}

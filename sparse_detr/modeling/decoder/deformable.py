@@ -281,7 +281,7 @@ class Decoder(nn.Module):
                 samples.append(layer_samples)
         return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if samples else None)
 
-    def predict(self, head: PredictionHead, content: Tensor, anchor: Tensor) -> Predictions:
+    def predict(self, head: nn.Module, content: Tensor, anchor: Tensor) -> Predictions:
         """Return the predictions of a layer from its output (B, Q, C), relative to the `anchor` (B, Q, 2|4)."""
         return head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps))
 
