@@ -2,7 +2,7 @@
 
     python scripts/measure_precision.py --config-file output/quick/config.yaml --weights output/quick/model_final.pth
 
-The config names the data, as for `train_net.py --eval-only`; overrides may follow.
+Data are named by the config, or by the options of `train_net.py --eval-only`; overrides may follow.
 """
 
 import argparse
@@ -14,10 +14,12 @@ from sparse_detr.analysis.tables import markdown_table
 from sparse_detr.cli.main import parse_arguments
 from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.load import load_config
+from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import make_run
 from sparse_detr.config.settings import set_output_dir
 from sparse_detr.engine.training import evaluate_only
 from sparse_detr.inference import PRECISIONS
+from sparse_detr.train import add_arguments
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -25,11 +27,10 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_arguments(parser)
     parser.add_argument("--weights", required=True, metavar="FILE")
     precisions = ["fp32", "bf16", "int8"]
     parser.add_argument("--precisions", nargs="+", default=precisions, choices=list(PRECISIONS))
-    parser.add_argument("opts", nargs="*", metavar="override")
     args = parse_arguments(parser, list(sys.argv[1:] if argv is None else argv))
     scores = {str(name): evaluate(args, name) for name in (None, *args.precisions)}
     print(table({"as it is" if name == "None" else name: found for name, found in scores.items()}))
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(args: argparse.Namespace, precision: str | None) -> dict[str, float]:
     """Return the scores of the model in one precision; None for the model as it is."""
     cfg = load_config(args.config_file, args.opts)
+    use_own_data(cfg, {key: getattr(args, key) for key in OWN_DATA_KEYS}, args.opts)
     kind_of(cfg).set("train.init_checkpoint", args.weights)
     with tempfile.TemporaryDirectory() as folder:
         set_output_dir(cfg, folder)
