@@ -19,7 +19,7 @@ from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, Obje
 from sparse_detr.modeling.encoder.levels import LevelFeedForwardLayer
 from sparse_detr.modeling.heads import PredictionHead, ProposalProjection
 from sparse_detr.modeling.queries import TopKQueries
-from sparse_detr.modeling.selection import ObjectnessScorer, ScoringNetwork
+from sparse_detr.modeling.selection import ObjectnessScorer, ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.tokenizers.multi_scale import LevelProjection, MultiScaleTokenizer
 from sparse_detr.modeling.training.auxiliary_proposals import NoAuxiliaryProposals
 from sparse_detr.modeling.transformer import DetectionTransformer
@@ -39,6 +39,7 @@ FORMS: dict[type, type[InferenceForm]] = {
     MultiScaleTokenizer: tokenizer.InferenceTokenizer,
     ProposalProjection: queries.InferenceProjection,
     ScoringNetwork: queries.InferenceScoringNetwork,
+    TopDownScorer: queries.InferenceTopDownScorer,
     ObjectnessScorer: queries.InferenceObjectnessScorer,
     TopKQueries: queries.InferenceTopKQueries,
     DeformableEncoderLayer: encoder.InferenceEncoderLayer,

@@ -10,7 +10,7 @@ from sparse_detr.inference.linear import PackedLinear
 from sparse_detr.inference.packing import Packing, padding_of
 from sparse_detr.modeling.heads import ProposalProjection, Proposals, take_rows
 from sparse_detr.modeling.queries import TopKQueries
-from sparse_detr.modeling.selection import ObjectnessScorer, ScoringNetwork, TokenScores
+from sparse_detr.modeling.selection import ObjectnessScorer, ScoringNetwork, TokenScores, TopDownScorer
 from sparse_detr.structures import Queries, Tokens, geometry_dtype
 
 
@@ -41,7 +41,13 @@ class InferenceProjection(InferenceForm, ProposalProjection):
 
 
 class InferenceScoringNetwork(InferenceForm, ScoringNetwork):
-    """`ScoringNetwork` of the tokens that are no padding; the score of padding is 0. Its MLP keeps its dtype."""
+    """`ScoringNetwork` of the tokens that are no padding; the score of padding is 0. Its MLP keeps its dtype.
+
+    Attributes:
+        scores_padding: padding is scored too, for scorers that read its scores.
+    """
+
+    scores_padding = False
 
     @classmethod
     def of(cls, part: nn.Module, convert: Conversion) -> InferenceScoringNetwork:
@@ -51,9 +57,8 @@ class InferenceScoringNetwork(InferenceForm, ScoringNetwork):
 
     def forward(self, x: Tensor, padding_mask: Tensor, gain: Tensor | None = None) -> Tensor:
         """Score tokens; see `ScoringNetwork`."""
-        if self.mean_over == "all":
-            return super().forward(x, padding_mask, gain)
-        packing = Packing.of(~padding_mask, (x.shape[0], x.shape[1]))
+        every = self.scores_padding or self.mean_over == "all"
+        packing = Packing.of(None if every else ~padding_mask, (x.shape[0], x.shape[1]))
         if packing.rows is None:
             return super().forward(x, padding_mask, gain)
         normed = self.norm(packing.take(x))
@@ -66,6 +71,20 @@ class InferenceScoringNetwork(InferenceForm, ScoringNetwork):
         images = torch.div(packing.rows, packing.shape[1], rounding_mode="floor")
         features = torch.cat([local, means[images]], -1)
         return packing.put(self.mlp(features.to(self.norm.weight.dtype))).squeeze(-1)
+
+
+class InferenceTopDownScorer(InferenceForm, TopDownScorer):
+    """`TopDownScorer`; the public implementation interpolates the scores of padding too."""
+
+    network: InferenceScoringNetwork
+
+    @classmethod
+    def of(cls, part: nn.Module, convert: Conversion) -> InferenceTopDownScorer:
+        """Return the form of a `TopDownScorer`."""
+        assert isinstance(part, TopDownScorer)
+        result = copied(part, cls, convert)
+        result.network.scores_padding = part.modulation == "released"
+        return result
 
 
 class InferenceObjectnessScorer(InferenceForm, ObjectnessScorer):
