@@ -16,9 +16,11 @@ from sparse_detr.inference.optimize import FORMS, PRECISE, _backbone_forms
 from sparse_detr.inference.packing import Packing
 from sparse_detr.inference.tokenizer import InferenceTokenizer
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
+from sparse_detr.modeling.heads import ProposalProjection, Proposals
+from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
 from sparse_detr.modeling.tokenizers import MultiScaleTokenizer
 from sparse_detr.recipes.backbones import mobilenet_v2, resnet, swin, timm
-from tests.modeling.tiny import make_pyramid, shake
+from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((9, 8), (5, 4))
 
@@ -179,3 +181,18 @@ def test_a_backbone_without_a_form_gives_the_same_maps(make, dtype):
         assert found[name].dtype == (dtype or torch.float32)
         tolerance = (1e-5 if dtype is None else 0.1) * maps.abs().max().item()
         assert_close(found[name].float(), maps, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("mean_over", ["real", "all"])
+@pytest.mark.parametrize("modulation", ["exact", "released"])
+def test_a_scorer_from_coarse_to_fine_gives_the_same_scores(modulation, mean_over):
+    torch.manual_seed(0)
+    network = ScoringNetwork(embed_dim=32, mean_over=mean_over)
+    part = TopDownScorer(network=network, num_levels=2, modulation=modulation).double().eval()
+    shake(part, 0.5)
+    pyramid = make_pyramid(SHAPES, SHAPES, ((7, 6), (4, 3)))
+    tokens = make_tokens(pyramid)
+    proposals = Proposals(torch.zeros(2, 92, 4), ~pyramid.padding_mask, None, ProposalProjection(embed_dim=32).double())
+    valid = ~pyramid.padding_mask
+    found, expected = (scorer(tokens, proposals).values for scorer in (conversion()(part), part))
+    assert_close(found[valid], expected[valid], atol=1e-12, rtol=0)
