@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sparse_detr.analysis.tables import fill_readme, markdown_table
-from sparse_detr.checkpoint import convert_checkpoint, load_file, model_config
-from sparse_detr.config import load_config
+from sparse_detr.checkpoint import convert_checkpoint, load_file
+from sparse_detr.config import load_config, model_config
 from sparse_detr.config.model import build_detector
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
