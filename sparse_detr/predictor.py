@@ -108,6 +108,8 @@ class Predictor:
         device: the model's device; None takes the config's, or the CPU if that is a GPU and there is none.
         ema: load the averaged weights of the checkpoint.
         class_names: by class index, in place of those of the config's data set; sets the model's number of classes.
+        optimize: run the model in its inference form, which is faster; see `sparse_detr.inference`. True or "fp32" for
+            the same numbers up to rounding, "bf16", "fp16" (GPU) or "int8" (CPU) for a lower precision.
         options: defaults of a call, see `Options`.
 
     Attributes:
@@ -136,6 +138,7 @@ class Predictor:
         device: str | torch.device | None = None,
         ema: bool = False,
         class_names: Sequence[str] | None = None,
+        optimize: bool | str | None = False,
         **options: Any,
     ) -> None:
         self.options = Options().updated(options)
@@ -143,7 +146,9 @@ class Predictor:
         from sparse_detr.config.model import build_detector, build_test_mapper, class_names_of, set_num_classes
         from sparse_detr.config.num_classes import model_classes
         from sparse_detr.engine.weights import load_trained_weights
+        from sparse_detr.inference import optimize_to, precision_name
 
+        self._precision = precision_name(optimize)
         self._config = cfg = _loaded(config)
         _set_device(cfg, device)
         if class_names is not None:
@@ -155,6 +160,7 @@ class Predictor:
         self._mapper = _checked_mapper(build_test_mapper(cfg))
         self.model: nn.Module = build_detector(cfg).eval()
         load_trained_weights(self.model, self.weights, ema=ema)
+        self.model = optimize_to(self.model, self._precision)
         names = list(class_names or class_names_of(cfg))
         fits = model_classes(self.model) in (None, len(names))
         self.class_names: list[str] = names if fits else []
@@ -309,7 +315,8 @@ class Predictor:
     def __reduce__(self) -> tuple[Any, ...]:
         import cloudpickle  # a config may hold functions that pickle cannot find
 
-        arguments = {"ema": self._ema, "class_names": self.class_names or None, **asdict(self.options)}
+        arguments = {"ema": self._ema, "class_names": self.class_names or None, "optimize": self._precision}
+        arguments |= asdict(self.options)
         return _restore, (cloudpickle.dumps(self._config), self.weights, self._stamp, arguments)
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", required=True, metavar="FILE", help="lazy .py, yacs .yaml or config.yaml of a run"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    add_optimize(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -61,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start the processes and train or evaluate in them; return 0 if all went well."""
+    if args.optimize and not args.eval_only:
+        raise UserError("--optimize is for a finished model, which does not learn; add --eval-only, or leave it out")
     require_detectron2()
     from sparse_detr.engine.launch import start_processes
 
@@ -133,7 +137,8 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
         logging.getLogger(record.name).handle(record)
     options = {"resume_last": args.resume, "ema": args.ema}
     if args.eval_only:
-        scores = evaluate_only(run_description, **options, random_weights=_asks_for_random_weights(args.opts))
+        random_weights = _asks_for_random_weights(args.opts)
+        scores = evaluate_only(run_description, **options, random_weights=random_weights, precision=args.optimize)
     else:
         scores = train(run_description, **options)
     report_results(scores, settings, trained=not args.eval_only)

@@ -524,3 +524,21 @@ def test_a_mapper_that_cannot_be_applied_to_arrays_is_refused(folder):
     del cfg.dataloader.test.mapper
     with pytest.raises(UserError, match="no dataloader.test.mapper"):
         Predictor(cfg, folder / "sparse.pth")
+
+
+@pytest.mark.parametrize("optimize", [True, "fp32", "int8"])
+def test_the_inference_form_detects_the_same(folder, predictor, optimize):
+    form = Predictor(make_config(), folder / "sparse.pth", optimize=optimize)
+    found, expected = (each(folder / "rgb.png") for each in (form, predictor))
+    assert len(found) == len(expected)
+    tolerance = {"atol": 1e-4, "rtol": 0} if optimize != "int8" else {"atol": 0.2, "rtol": 0}
+    torch.testing.assert_close(found.scores, expected.scores, **tolerance)
+    assert form.outputs(folder / "rgb.png").output.attention_map is not None
+    assert_equal(pickle.loads(pickle.dumps(form))(folder / "rgb.png"), found)
+
+
+def test_a_precision_that_the_model_cannot_have_is_named(folder):
+    with pytest.raises(UserError, match="optimize is 'half'; give True, False or one of fp32, bf16, fp16, int8"):
+        Predictor(make_config(), folder / "sparse.pth", optimize="half")
+    with pytest.raises(UserError, match="optimize is fp16, but float16 is slow on a CPU; give torch.bfloat16, or move"):
+        Predictor(make_config(), folder / "sparse.pth", optimize="fp16")

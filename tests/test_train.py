@@ -245,6 +245,12 @@ def test_evaluating_without_weights_is_one_line_and_leaves_the_config_of_the_tra
     assert (tmp_path / "out" / "config.yaml").read_text() == "of a training"
 
 
+def test_the_inference_form_is_evaluated_but_not_trained(data, lazy, capsys):
+    assert main([*lazy, *data, "--optimize"]) == 2
+    assert "--optimize is for a finished model, which does not learn; add --eval-only" in capsys.readouterr().err
+    assert main([*lazy, *data, "--optimize", "--eval-only", "train.init_checkpoint="]) == 0
+
+
 def test_warnings_about_own_data_are_in_the_log_file_and_masks_and_preprocessing_in_the_config(tmp_path, data, lazy):
     file = tmp_path / "own.json"
     coco = json.loads(file.read_text())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder
 from sparse_detr.predictor import ImageError, Predictor, check_score, check_share
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-ratio", type=float, metavar="R", help="refine this share of the tokens, not the config's"
     )
+    add_optimize(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
@@ -103,7 +105,9 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     if any(key in word for word in args.opts for key in DEVICE_KEYS):
         check_device_of(cfg)
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
-    predictor = Predictor(cfg, args.weights, ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
+    predictor = Predictor(
+        cfg, args.weights, ema=args.ema, class_names=names, optimize=args.optimize, keep_ratio=args.keep_ratio
+    )
     if not predictor.class_names:
         print("the class names are unknown, so numbers are shown; --train-json FILE gives the names")
     return predictor

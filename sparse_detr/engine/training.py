@@ -41,6 +41,7 @@ from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
 from sparse_detr.files import CannotWrite, make_folder
+from sparse_detr.inference import optimize_to
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,12 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
 
 
 def evaluate_only(
-    run: Run, *, resume_last: bool = False, ema: bool = False, random_weights: bool = False
+    run: Run,
+    *,
+    resume_last: bool = False,
+    ema: bool = False,
+    random_weights: bool = False,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Return the scores of the checkpoint that the config names, or of the last one in the output folder.
 
@@ -125,9 +131,10 @@ def evaluate_only(
         resume_last: take the last whole checkpoint in the output folder, if there is one.
         ema: evaluate the averaged weights alone.
         random_weights: evaluate an untrained model if no checkpoint is named.
+        precision: evaluate the inference form in this precision; None for the model as it trains.
 
     Raises:
-        UserError: there are no data to evaluate on, or the weights are missing or broken.
+        UserError: there are no data to evaluate on, the weights are missing or broken, or there is no such form.
     """
     if not run.evaluation_sets:
         raise UserError(
@@ -145,8 +152,11 @@ def evaluate_only(
     if not path:
         logger.warning("no checkpoint is named: the scores below are those of RANDOM weights")
     load_trained_weights(model, path, ema=ema)
+    average = None if ema else _average_of(run, model, path)
+    model = optimize_to(model.eval(), precision)
+    average = None if average is None else optimize_to(average.eval(), precision)
     with disk_errors_for_users(run.settings.output_dir):
-        return evaluate_with_average(run, model, None if ema else _average_of(run, model, path))
+        return evaluate_with_average(run, model, average)
 
 
 def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:

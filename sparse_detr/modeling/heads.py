@@ -70,10 +70,15 @@ class PredictionHead(nn.Module):
 
     def forward(self, x: Tensor, reference_logits: Tensor) -> Predictions:
         """Predict from features (B, Q, C) and the logits of reference points (B, Q, 2) or reference boxes (B, Q, 4)."""
+        box_logits = self.box_logits(x, reference_logits)
+        return Predictions(logits=self.class_embed(x), box_logits=box_logits)
+
+    def box_logits(self, x: Tensor, reference_logits: Tensor) -> Tensor:
+        """Return (B, Q, 4), the box logits alone; see `forward`."""
         delta = self.box_embed(x)
         if reference_logits.shape[-1] == 2:
             reference_logits = nn.functional.pad(reference_logits, (0, 2))
-        return Predictions(logits=self.class_embed(x), box_logits=delta + reference_logits)
+        return delta + reference_logits
 
     def class_logits(self, x: Tensor) -> Tensor:
         """Return (B, Q, classes) logits to rank by, in the dtype of the weights: half precision gives many ties."""

@@ -9,11 +9,13 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
+from sparse_detr.cli import _optimize
 from sparse_detr.cli.demo import find_images, unique_stems
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
 from sparse_detr.config.own_data import use_own_data
 from sparse_detr.config.run import make_run
+from sparse_detr.inference import PRECISIONS
 
 COMMON = Path(__file__).parents[2] / "configs" / "common"
 KINDS = {"detections", "tokens", "scores", "attention", "overview"}
@@ -215,3 +217,17 @@ def test_images_are_found_in_folders_by_pattern_and_by_name_once_each(folder):
 
 def test_files_of_the_same_name_do_not_overwrite_each_other():
     assert unique_stems(["a/x.png", "b/x.png", "b/x-2.png", "c/x.jpg"]) == ["x", "x-2", "x-2-2", "x-3"]
+
+
+def test_the_inference_form_draws_the_same_pictures(folder, capsys):
+    assert demo("sparse", "--optimize", images="images/tall.jpg") == 0
+    assert written(folder, "tall") == KINDS
+    found = json.loads((folder / "out" / "tall.json").read_text())
+    assert demo("sparse", images="images/tall.jpg") == 0
+    expected = json.loads((folder / "out" / "tall.json").read_text())
+    assert found["kept_share"] == expected["kept_share"]
+    assert len(found["detections"]) == len(expected["detections"])
+
+
+def test_the_precisions_of_the_command_line_are_those_of_the_inference_form():
+    assert tuple(PRECISIONS) == _optimize.PRECISIONS

@@ -276,10 +276,14 @@ class Decoder(nn.Module):
             memory = self.encoder(memory, queries, reference, content, previous_head, layer=i)
             position = self.query_position(queries, reference, content, memory.pyramid, layer=i)
             content, layer_samples = layer(content, position, memory, mask, need_samples=need_samples)
-            predictions.append(head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps)))
+            predictions.append(self.predict(head, content, anchor))
             if layer_samples is not None:
                 samples.append(layer_samples)
         return DecoderOutput(predictions=tuple(predictions), samples=tuple(samples) if samples else None)
+
+    def predict(self, head: nn.Module, content: Tensor, anchor: Tensor) -> Predictions:
+        """Return the predictions of a layer from its output (B, Q, C), relative to the `anchor` (B, Q, 2|4)."""
+        return head(self.norm(content), inverse_sigmoid(anchor, self.logit_eps))
 
 
 def on_padded_levels(reference_points: Tensor, pyramid: Pyramid) -> Tensor:

@@ -119,12 +119,7 @@ class DeformableEncoder(nn.Module):
         Raises:
             ValueError: the selection is for another number of layers, or the tokens are not the cells of maps.
         """
-        if tokens.mask is not None:
-            raise ValueError(
-                "deformable attention reads maps, but this selector hands the encoder tokens that are no cells of one; "
-                "choose a model with full attention"
-            )
-        selection.check_layers(len(self.layers))
+        self.check(tokens, selection)
         memory, outputs = tokens.content, []
         previous = rows = None
         for i, layer in enumerate(self.layers):
@@ -136,6 +131,15 @@ class DeformableEncoder(nn.Module):
             memory, previous = kept.scatter(memory, rows.content), kept
             outputs.append(rows.content)
         return EncoderOutput(memory=memory, layers=tuple(outputs))
+
+    def check(self, tokens: Tokens, selection: TokenSelection) -> None:
+        """Raise `ValueError` for tokens or a selection that `forward` cannot take."""
+        if tokens.mask is not None:
+            raise ValueError(
+                "deformable attention reads maps, but this selector hands the encoder tokens that are no cells of one; "
+                "choose a model with full attention"
+            )
+        selection.check_layers(len(self.layers))
 
 
 def selected_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:

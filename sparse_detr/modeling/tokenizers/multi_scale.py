@@ -94,18 +94,20 @@ class MultiScaleTokenizer(nn.Module):
         masks = zip(pyramid.split(pyramid.padding_mask), pyramid.spatial_shapes, strict=True)
         valid = [~padding_mask.unflatten(1, shape) for padding_mask, shape in masks]
         content = torch.cat([level.flatten(2).transpose(1, 2) for level in self._project(features, valid, pyramid)], 1)
-        dtype = self.level_embed.dtype
+        return Tokens(content=content, position=self.positions(pyramid), pyramid=pyramid)
+
+    def positions(self, pyramid: Pyramid) -> Tensor:
+        """Return (B, N, C), the sine embedding of every token plus the embedding of its level."""
         position = embed_tokens(
             pyramid,
             self.embed_dim,
-            dtype=dtype,
+            dtype=self.level_embed.dtype,
             temperature=self.position_temperature,
             offset=self.position_offset,
         )
         # Expanded, not indexed: on a GPU the gradient of an index with thousands of equal entries is slow.
         rows = zip(self.level_embed, pyramid.level_sizes, strict=True)
-        level_embed = torch.cat([row.expand(size, -1) for row, size in rows])
-        return Tokens(content=content, position=position + level_embed, pyramid=pyramid)
+        return position + torch.cat([row.expand(size, -1) for row, size in rows])
 
     def pyramid(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Pyramid:
         """Return the geometry of the levels made of `features`."""

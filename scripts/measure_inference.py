@@ -1,0 +1,315 @@
+"""Measure the inference form beside the plain model, and beside `transformers` as shipped with the same weights.
+
+    python scripts/measure_inference.py                                     measure what is missing, print the tables
+    python scripts/measure_inference.py --sizes 480x640 --models dense --rounds 1
+    python scripts/measure_inference.py --report --readme README.md         tables of what was measured, no more
+
+Protocol: one thread, CPU time of that thread, random weights and a fresh random image in every round; all models and
+forms of a size in turn, in an order that rotates. The first round of a process warms up and does not count. Every
+round is saved, so that the command can be stopped and goes on where it was. `clean` names glibc's allocator with
+settings that keep freed memory, `system` the same allocator as it comes; the difference is the time for mapping memory
+anew.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sparse_detr.analysis.tables import fill_readme, markdown_table
+from sparse_detr.checkpoint import convert_checkpoint, load_file
+from sparse_detr.config import load_config, model_config
+from sparse_detr.config.model import build_detector
+from sparse_detr.errors import UserError
+from sparse_detr.files import write_text_atomically
+from sparse_detr.inference import optimize
+
+PROJECTS = Path(__file__).resolve().parents[1] / "projects"
+CLEAN = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+MODELS = {
+    "dense": ("Deformable DETR", "DeformableDETR/configs/deformable_detr_r50.py"),
+    "topk": ("Deformable DETR, two-stage, dense", "SparseDETR/configs/deformable_detr_topk_r50.py"),
+    "rho10": ("Sparse DETR, 10 %", "SparseDETR/configs/sparse_detr_r50_rho10.py"),
+    "rho30": ("Sparse DETR, 30 %", "SparseDETR/configs/sparse_detr_r50_rho30.py"),
+    "dino": ("DINO", "DINO/configs/dino_r50_4scale_36ep.py"),
+    "focus": ("Focus-DETR", "FocusDETR/configs/focus_detr_r50_36ep.py"),
+}
+"""Name -> title and config in `projects`; every model has a ResNet-50."""
+FORMS: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": torch.float32},
+    "bf16": {"dtype": torch.bfloat16},
+    "int8": {"int8": True},
+}
+"""Name -> options of `optimize`; `plain` is the model as it is."""
+BASE = {"rho10": "topk", "rho30": "topk", "focus": "dino"}
+"""Model -> the dense one that it is compared with."""
+PARTS = ("backbone", "tokenizer", "selector", "encoder", "queries", "decoder")
+PEER = "transformers"
+
+Measured = dict[str, list[float]]
+
+
+def main() -> int:
+    """Measure and print."""
+    args = parse_arguments()
+    if args.allocator == "clean" and not args.report and any(os.environ.get(key) != CLEAN[key] for key in CLEAN):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **CLEAN})
+    path = args.output / f"inference_{args.allocator}.json"
+    results = json.loads(path.read_text()) if path.is_file() else {"machine": machine(), "cells": {}}
+    if not args.report:
+        torch.set_num_threads(1)
+        args.output.mkdir(parents=True, exist_ok=True)
+        for size in args.sizes:
+            measure(size, args, results, lambda: write_text_atomically(path, json.dumps(results, indent=1)))
+    text = report(results, args.allocator)
+    print(text)
+    if args.readme:
+        fill_readme(args.readme, f"inference {args.allocator}", text)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("output/inference"), help="folder of the results")
+    parser.add_argument("--sizes", nargs="+", default=["480x640", "800x1066"], metavar="HxW")
+    parser.add_argument("--models", nargs="+", default=[PEER, *MODELS], choices=[PEER, *MODELS])
+    parser.add_argument("--forms", nargs="+", default=["plain", "fp32", "bf16"], choices=["plain", *FORMS])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--allocator", choices=["clean", "system"], default="clean")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--readme", type=Path, help="file with the lines `<!-- table inference clean -->`")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, str]:
+    """Return what the numbers depend on."""
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
+    )
+    return {
+        "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.path.exists(path) else []
+
+
+def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Measure the missing rounds of one image size."""
+    cells = results["cells"]
+    asked = [(PEER, "plain")] * (PEER in args.models)
+    asked += [(name, form) for name in args.models if name in MODELS for form in args.forms]
+    missing = {
+        cell: rounds
+        for cell in asked
+        if (rounds := args.rounds - len(cells.get(key(size, *cell), {}).get("whole", []))) > 0
+    }
+    if not missing:
+        return
+    actions = build(list(missing))
+    height, width = map(int, size.split("x"))
+    generator = torch.Generator().manual_seed(len(json.dumps(cells)))  # other images after a stop
+    for turn in tqdm(range(1 + max(missing.values())), desc=size, unit="round"):
+        image = torch.randn(1, 3, height, width, generator=generator)
+        names = list(actions)
+        for cell in names[turn % len(names) :] + names[: turn % len(names)]:
+            if turn > missing[cell]:
+                continue
+            found = actions[cell](image)
+            if turn > 0:
+                cell_results = cells.setdefault(key(size, *cell), {})
+                for part, seconds in found.items():
+                    cell_results.setdefault(part, []).append(1000 * seconds)
+        save()
+
+
+def key(size: str, model: str, form: str) -> str:
+    """Return the name of a cell in the file of results."""
+    return f"{size} {model} {form}"
+
+
+def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tensor], dict[str, float]]]:
+    """Return for every (model, form) a function from an image to its seconds, whole and by part."""
+    models = {name for name, _ in cells}
+    plain: dict[str, nn.Module] = {}
+    peer = None
+    if PEER in models:
+        peer, plain["dense"] = transformers_and_ours()
+    for name in models & set(MODELS):
+        if name not in plain:
+            torch.manual_seed(0)
+            cfg = load_config(str(PROJECTS / MODELS[name][1]))
+            plain[name] = random_weights(build_detector(cfg, device="cpu").eval()).transformer()
+    actions = {}
+    for name, form in cells:
+        if name == PEER:
+            actions[name, form] = peer_action(peer)
+        else:
+            actions[name, form] = action(plain[name] if form == "plain" else optimize(plain[name], **FORMS[form]))
+    return actions
+
+
+def random_weights(model: nn.Module) -> nn.Module:
+    """Add noise to all parameters, so that no product is one with zeros."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def transformers_and_ours() -> tuple[nn.Module, nn.Module]:
+    """Return Deformable DETR of `transformers` and ours with the same weights, after a check of equal results.
+
+    Raises:
+        UserError: the package is missing, or the results differ.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError("transformers is not installed; install it, or leave it out of --models") from error
+    torch.manual_seed(0)
+    backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
+    config = transformers.DeformableDetrConfig(use_timm_backbone=False, backbone_config=backbone, num_labels=91)
+    public = random_weights(transformers.DeformableDetrForObjectDetection(config)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        public.save_pretrained(folder)
+        converted = convert_checkpoint(load_file(folder))
+    cfg = load_config(str(PROJECTS / MODELS["dense"][1]))
+    cfg.model = model_config(converted.description)
+    ours = build_detector(cfg, device="cpu")
+    ours.load_state_dict(converted.state_dict, strict=True)
+    ours = ours.eval().transformer()
+    image = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        expected, (logits, _) = public(pixel_values=image).logits, ours(image, [(96, 128)])
+    if (logits - expected).abs().max() > 1e-3:
+        raise UserError(f"the models differ by {(logits - expected).abs().max():.1e}; update the converter")
+    return public, ours
+
+
+def peer_action(model: nn.Module) -> Callable[[Tensor], dict[str, float]]:
+    """Return a function from an image to the seconds of a model of `transformers`."""
+
+    @torch.no_grad()
+    def run(image: Tensor) -> dict[str, float]:
+        start = time.thread_time()
+        model(pixel_values=image)
+        return {"whole": time.thread_time() - start}
+
+    return run
+
+
+def action(model: nn.Module) -> Callable[[Tensor], dict[str, float]]:
+    """Return a function from an image to the seconds of a model, whole and by part."""
+
+    @torch.no_grad()
+    def run(image: Tensor) -> dict[str, float]:
+        with timed_parts(model) as seconds:
+            start = time.thread_time()
+            model(image, [tuple(image.shape[-2:])])
+            seconds["whole"] = time.thread_time() - start
+        return seconds
+
+    return run
+
+
+@contextmanager
+def timed_parts(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Add up the seconds of the parts of a model while a block runs."""
+    seconds: dict[str, float] = {}
+    handles = []
+    for name in PARTS:
+        part = getattr(model, name)
+
+        def before(*_: Any, name: str = name) -> None:
+            seconds[name] = seconds.get(name, 0.0) - time.thread_time()
+
+        def after(*_: Any, name: str = name) -> None:
+            seconds[name] += time.thread_time()
+
+        handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def report(results: dict[str, Any], allocator: str) -> str:
+    """Return the tables of everything that was measured."""
+    cells: dict[str, Measured] = results["cells"]
+    facts = results["machine"]
+    blocks = []
+    for size in dict.fromkeys(name.split()[0] for name in cells):
+        rows = [row(cells, size, name) for name in [PEER, *MODELS]]
+        forms = ["plain", *FORMS]
+        head = ["", *(f"{form}, ms" for form in forms), "encoder, ms", "against dense, fp32", "encoder against dense"]
+        blocks.append(f"{size}:\n\n" + markdown_table(head, [cells_of for cells_of in rows if cells_of]))
+    ending = (
+        f"{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, one thread, CPU time, {allocator} "
+        "allocator, medians with quartiles; the encoder of the fp32 form"
+    )
+    return "\n\n".join([*blocks, ending])
+
+
+def row(cells: dict[str, Measured], size: str, name: str) -> list[str]:
+    """Return the cells of a model's row; an empty list if nothing was measured."""
+    found = {form: cells.get(key(size, name, form)) for form in ("plain", *FORMS)}
+    if not any(found.values()):
+        return []
+    title = "`transformers` as shipped" if name == PEER else MODELS[name][0]
+    peer, own = cells.get(key(size, PEER, "plain")), found["plain"]
+    base = cells.get(key(size, BASE.get(name, ""), "fp32"))
+    entries = [title]
+    for form, measured in found.items():
+        text = "" if measured is None else spread(measured["whole"])
+        reference = peer if form == "plain" and name == "dense" else own if form != "plain" else None
+        if measured is not None and reference is not None:
+            text += f", {faster(reference['whole'], measured['whole'])}"
+        entries.append(text)
+    fp32 = found["fp32"]
+    entries.append(spread(fp32["encoder"]) if fp32 else "")
+    both = fp32 is not None and base is not None
+    entries.append(faster(base["whole"], fp32["whole"]) if both else "")
+    entries.append(faster(base["encoder"], fp32["encoder"]) if both else "")
+    return entries
+
+
+def spread(values: list[float]) -> str:
+    """Return the median, with the quartiles if there are enough values."""
+    if len(values) < 4:
+        return f"{statistics.median(values):.0f}"
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def faster(slow: list[float], fast: list[float]) -> str:
+    """Return how many times faster one is than the other, by medians."""
+    return f"{statistics.median(slow) / statistics.median(fast):.2f}x"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
