@@ -40,6 +40,16 @@ class RoundedDownBudget(EvenBudget):
         dtype = torch.float64 if self.precision == "double" else torch.float32
         return (valid.to(dtype) * self.keep_ratio).long().clamp(min=1)
 
+    def most(self, num_tokens: int) -> int:
+        if self.precision == "single":
+            return super().most(num_tokens)
+        return _at_least_one(torch.sym_int(num_tokens * self.keep_ratio))
+
+
+def _at_least_one(number: int) -> int:
+    """Return the number, or 1 if it is 0: symbolic in an export; constant in a trace of torch.jit."""
+    return max(int(number), 1) if torch.jit.is_tracing() else torch.sym_max(number, 1)  # type: ignore[return-value]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomBudget:

@@ -136,14 +136,18 @@ class EvenBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            most = share_of(pyramid.num_tokens, self.keep_ratio)
+            most = self.most(pyramid.num_tokens)
             return top_tokens(ranking, self.count(count_valid_tokens(pyramid)), most, exact=False)
         kept = [self.count(valid) for valid in pyramid.valid_counts]
         return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
 
     def count(self, valid: Count) -> Count:
-        """Return how many of `valid` tokens are kept, at most `share_of`."""
+        """Return how many of `valid` tokens are kept."""
         return share_of(valid, self.keep_ratio)
+
+    def most(self, num_tokens: int) -> int:
+        """Return a number that `count` of at most `num_tokens` tokens does not exceed: symbolic in an export."""
+        return share_of(num_tokens, self.keep_ratio)
 
 
 @dataclass(frozen=True, eq=False)
