@@ -29,6 +29,7 @@ MODULES = (
     "argument_checks",
     "backends",
     "functions",
+    "gather",
     "library",
     "native",
     "products",
