@@ -3,7 +3,7 @@
 Runtimes have indexing in an old and fast form; `grid_sample` many have not, or only a slow one. A corner outside of the
 map is taken at the border with the weight zero. The arguments are those of the schemas in `library.py`.
 
-It is made for inference: gradients at locations that are not finite, and autocast, are those of the other backends only.
+It is made for inference: gradients at locations that are not finite, and autocast, are not supported.
 """
 
 from __future__ import annotations
