@@ -1,6 +1,6 @@
 """Make a folder for the kernels hub of Hugging Face from the sources of `sparse_detr.ops`, and check it.
 
-    python ops/hub/make.py /tmp/sparse-detr-attention --repo-id NAME/sparse-detr-attention
+    python ops/hub/make.py output/sparse-detr-attention --repo-id NAME/sparse-detr-attention
 
 The folder holds `build.toml` and `torch-ext/` for kernel-builder, and `build/torch-cuda` and `build/torch-cpu`, which
 need no building: Triton kernels and PyTorch code. It has no native library. The check loads it with the package
