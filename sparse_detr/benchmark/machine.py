@@ -104,7 +104,7 @@ def busy_limit(cpus: int) -> float:
 
 
 def find_disturbance(load: dict[str, float], reference_ms: Sequence[float] = (), cpus: int | None = None) -> str | None:
-    """Return what disturbed the measurement, with the measured load and the remedy, as a sentence; None if nothing.
+    """Return what disturbed the measurement, with the measured load; None if nothing.
 
     Args:
         load: `before` and `during` the measurement -> the number of CPUs that other processes used.
@@ -124,4 +124,4 @@ def find_disturbance(load: dict[str, float], reference_ms: Sequence[float] = (),
             f"a fixed kernel became {slower:.0%} slower during the measurement (at most {MAX_DRIFT:.0%} is steady), so "
             "the machine is throttled or shared"
         )
-    return f"{' and '.join(found)}; {REMEDY}" if found else None
+    return " and ".join(found) or None

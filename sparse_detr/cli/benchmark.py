@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.cli._optimize import PRECISIONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
 from sparse_detr.predictor import check_share
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sparse_detr.benchmark.contestants import Contestant
     from sparse_detr.benchmark.images import ImageStream
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # those of `sparse_detr.inference`
 BUSY = 1  # the exit code if no table is printed
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     require_detectron2()
     import torch
 
-    from sparse_detr.benchmark.machine import find_disturbance, sample_load
+    from sparse_detr.benchmark.machine import REMEDY, find_disturbance, sample_load
     from sparse_detr.benchmark.measure import make_record, measure_ap, measure_memory, measure_times
 
     if args.threads:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{contestant.name}: {contestant.note or 'as it is'}")
     load = sample_load()
     if (problem := find_disturbance({"before": load})) and not args.allow_busy:
-        print(f"nothing was measured: {problem}")
+        print(f"nothing was measured: {problem}; {REMEDY}")
         return BUSY
     gigaflops = {contestant.name: contestant.gigaflops(setting.first_image) for contestant in setting.contestants}
     common: dict[str, Any] = {"batch_sizes": args.batch_sizes, "device": setting.device}
@@ -197,12 +197,13 @@ def save(record: dict[str, Any], folder: Path) -> Path:
 
 def report(record: dict[str, Any], folder: Path, *, allow_busy: bool) -> int:
     """Save the record, and tables and picture of a quiet machine; print them; return the exit code."""
+    from sparse_detr.benchmark.machine import REMEDY
     from sparse_detr.benchmark.picture import draw
     from sparse_detr.benchmark.report import as_csv, as_markdown
 
     raw = save(record, folder)
     if record["disturbance"] and not allow_busy:
-        print(f"no table: {record['disturbance']}")
+        print(f"no table: {record['disturbance']}; {REMEDY}")
         print(f"the raw numbers are in {raw}, marked as disturbed")
         return BUSY
     picture = raw.with_suffix(".png")

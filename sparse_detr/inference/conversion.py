@@ -42,6 +42,31 @@ class InferenceForm(nn.Module):
         return super().train(mode)
 
 
+class PackedForm(InferenceForm):
+    """A form that also holds its weight packed for the CPU: packed anew where the weight moves, and never pickled."""
+
+    _packed: Any = None
+
+    def _packed_weight(self) -> Any:
+        """Return the packed weight; None where it cannot be packed."""
+        raise NotImplementedError
+
+    def _pack(self) -> None:
+        self._packed = self._packed_weight()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedForm:
+        super()._apply(fn, recurse)
+        self._pack()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_packed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pack()
+
+
 @dataclass(frozen=True, eq=False)
 class Conversion:
     """How the modules of a model are replaced; a call converts one of them.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_detr.inference import onednn
-from sparse_detr.inference.conversion import Conversion, InferenceForm, runs_eagerly
+from sparse_detr.inference.conversion import Conversion, InferenceForm, PackedForm, runs_eagerly
 
 Activation = Literal["none", "relu", "relu6"]
 CLAMPS: dict[Activation, tuple[str, list[float]]] = {
@@ -28,7 +28,7 @@ class InferenceConv(InferenceForm, nn.Conv2d):
         return super().forward(x.to(self.weight.dtype))
 
 
-class FoldedConv(InferenceForm):
+class FoldedConv(PackedForm):
     """A convolution with the normalisation behind it in its weights, an addition, and an activation.
 
     On a CPU the weight is packed for oneDNN, and all is one call; elsewhere, and where a graph is made, it is PyTorch's
@@ -71,23 +71,11 @@ class FoldedConv(InferenceForm):
             return ops._convolution_pointwise_.binary(added, x, self._packed, self.bias, *end)
         return ops._convolution_pointwise.binary(x, added, self._packed, self.bias, *end)
 
-    def _pack(self) -> None:
-        self._packed: Any = None
-        if onednn.can_pack(self.weight):
-            where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-            self._packed = onednn.pack_convolution(self.weight, **where, groups=self.groups)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> FoldedConv:
-        super()._apply(fn, recurse)
-        self._pack()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_packed": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pack()
+    def _packed_weight(self) -> Any:
+        if not onednn.can_pack(self.weight):
+            return None
+        where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return onednn.pack_convolution(self.weight, **where, groups=self.groups)
 
 
 def can_fold(conv: nn.Module | None, norm: nn.Module | None) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_detr.inference import onednn
-from sparse_detr.inference.conversion import Conversion, InferenceForm, copied, runs_eagerly
+from sparse_detr.inference.conversion import Conversion, InferenceForm, PackedForm, copied, runs_eagerly
 from sparse_detr.layers import MLP, FeedForward
 
 HIDDEN_BYTES = 16 * 2**20
@@ -18,7 +18,7 @@ HIDDEN_BYTES = 16 * 2**20
 them anew in every call."""
 
 
-class PackedLinear(InferenceForm, nn.Linear):
+class PackedLinear(PackedForm, nn.Linear):
     """A linear layer in the dtype of its weight; results have the dtype of the input.
 
     On a CPU the weight is packed for oneDNN too, or quantised to int8 for each output channel, with the input quantised
@@ -78,24 +78,10 @@ class PackedLinear(InferenceForm, nn.Linear):
             return multiply(x, self._packed, _reduces_range())
         return onednn.linear(x, self._packed, self.bias, relu=self.relu)
 
-    def _pack(self) -> None:
-        self._packed: Any = None
+    def _packed_weight(self) -> Any:
         if self.int8 and self.weight.device.type == "cpu":
-            self._packed = _quantized(self.weight, self.bias)
-        elif onednn.can_pack(self.weight):
-            self._packed = onednn.pack_linear(self.weight)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
-        super()._apply(fn, recurse)
-        self._pack()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_packed": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pack()
+            return _quantized(self.weight, self.bias)
+        return onednn.pack_linear(self.weight) if onednn.can_pack(self.weight) else None
 
 
 def _quantized(weight: Tensor, bias: Tensor | None) -> Any:
