@@ -59,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
     from sparse_detr.export.formats import format_of
     from sparse_detr.export.write import check_choices
 
-    images = find_images(args.images)
+    file_format = format_of(args.output, args.format)
     predictor = load_predictor(args)
     metadata = describe(predictor, args)
     choices = {"opset": args.opset, "keep_op": args.keep_op, "plugin": args.plugin}
-    check_choices(format_of(args.output, args.format), metadata, **choices)
+    check_choices(file_format, metadata, **choices)
+    images = find_images(args.images)
     parity = export_model(
         predictor.model,
         args.output,

@@ -163,4 +163,7 @@ def _require_cpu(name: str, device: str) -> None:
 
 def _unreadable(name: str, error: Exception) -> UserError:
     lines = str(error).strip().splitlines()
-    return UserError(f"{name} cannot be opened: {lines[0][:300] if lines else type(error).__name__}")
+    reason = lines[0][:300].rstrip(".") if lines else type(error).__name__
+    return UserError(
+        f"{name} cannot be opened: {reason}; it is damaged, or made for another runtime or version: export it again"
+    )
