@@ -22,7 +22,7 @@ ALLOWED = {
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
     "checkpoint": ("errors",),
     "data": ("errors", "files", "_detectron2"),
-    "evaluation": ("errors",),
+    "evaluation": ("errors", "files"),
     "config": ("recipes", "checkpoint", "data", "evaluation", "solver", "errors"),
     "inference": ("modeling", "backbones", "layers", "ops", "structures", "errors", "_detectron2"),
     "engine": ("config", "checkpoint", "data", "modeling", "inference", "files", "errors"),

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from detectron2 import evaluation
-from detectron2.utils.file_io import PathManager
 
 from sparse_detr.errors import UserError
+from sparse_detr.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     def _save(self, detections: list[dict[str, Any]]) -> None:
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            with PathManager.open(path, "w") as file:
-                file.write(json.dumps(detections))
+            write_text_atomically(path, json.dumps(detections))
             logger.info(f"detections saved to {path}")
 
 
