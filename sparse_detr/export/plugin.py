@@ -17,10 +17,10 @@ from torch.export import ExportedProgram
 
 from sparse_detr.errors import UserError
 from sparse_detr.ops import available_backends, gather, locate_samples
-from sparse_detr.ops.argument_checks import as_pairs
 
 PLUGINS = ("tensorrt",)
-NODE, DOMAIN, VERSION = "MultiscaleDeformableAttnPlugin_TRT", "trt.plugins", "1"
+NODE, DOMAIN = "MultiscaleDeformableAttnPlugin_TRT", "trt.plugins"
+ATTRIBUTES = {"plugin_version": "1", "plugin_namespace": ""}
 
 _library = torch.library.Library("sparse_detr_export", "DEF")
 _library.define(
@@ -58,13 +58,23 @@ def with_plugin(program: ExportedProgram) -> ExportedProgram:
 
 def translations() -> dict[Callable, Callable]:
     """Return how the ONNX exporter writes the plugin's op."""
-    from onnxscript.values import Opset
+    from onnx.defs import OpSchema
+    from onnxscript.values import Op, Opset
 
-    operators = Opset(DOMAIN, 1)
+    inputs = {"value": "T", "spatial_shapes": "I", "level_start_index": "I", "locations": "T", "weights": "T"}
+    schema = OpSchema(
+        NODE,
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter(name, kind) for name, kind in inputs.items()],
+        outputs=[OpSchema.FormalParameter("attended", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)"], ""), ("I", ["tensor(int32)"], "")],
+        attributes=[OpSchema.Attribute(name, OpSchema.AttrType.STRING) for name in ATTRIBUTES],
+    )
+    node = Op(Opset(DOMAIN, 1), NODE, schema)
 
     def write(value: Any, shapes: Any, starts: Any, locations: Any, weights: Any) -> Any:
-        node = getattr(operators, NODE)
-        return node(value, shapes, starts, locations, weights, plugin_version=VERSION, plugin_namespace="")
+        return node(value, shapes, starts, locations, weights, **ATTRIBUTES)
 
     return {torch.ops.sparse_detr_export.tensorrt_attention.default: write}
 
@@ -77,18 +87,15 @@ def _as_plugin(
     padding_mask: Tensor | None,
     spatial_shapes: Sequence[int],
 ) -> Tensor:
-    shapes = as_pairs(spatial_shapes)
+    sizes = _sizes(value, spatial_shapes)
     if reference_points is not None:
-        points, weights = locate_samples(reference_points, points, weights, shapes)
+        points, weights = locate_samples(reference_points, points, weights, sizes)
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
-    starts, end = [], 0
-    for height, width in shapes:
-        starts.append(end)
-        end = end + height * width
-    sizes, first = (torch.tensor(x, device=value.device, dtype=torch.int32) for x in (shapes, starts))
+    areas = sizes[:, 0] * sizes[:, 1]
+    first = (areas.cumsum(0) - areas).int()
     attention = torch.ops.sparse_detr_export.tensorrt_attention
-    return attention(value, sizes, first, points, weights).flatten(2)
+    return attention(value, sizes.int(), first, points, weights).flatten(2)
 
 
 def _products(
@@ -102,5 +109,10 @@ def _products(
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     """Return the products of samples and queries, which an inference needs of the op's gradient; no other part."""
-    products = gather.sample_products(value, points, grad_output, padding_mask, spatial_shapes)
+    products = gather.products_at(value, points, grad_output, padding_mask, _sizes(value, spatial_shapes))
     return value.new_empty(0), torch.zeros_like(points), products, points.new_empty(0)
+
+
+def _sizes(value: Tensor, spatial_shapes: Sequence[int]) -> Tensor:
+    """Return (h, w) of every level, (L, 2) long; `torch.tensor` does not work within a decomposition."""
+    return torch.cat([value.new_full((1,), side, dtype=torch.long) for side in spatial_shapes]).unflatten(0, (-1, 2))

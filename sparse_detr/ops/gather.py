@@ -9,7 +9,6 @@ It is made for inference: gradients at locations that are not finite, and autoca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,12 +30,12 @@ def deformable_attention(
     spatial_shapes: Sequence[int],
 ) -> Tensor:
     """Return the weighted bilinear samples of `value`, (B, Q, M * D); the fused form if there are references."""
-    shapes = as_pairs(spatial_shapes)
+    sizes = torch.tensor(as_pairs(spatial_shapes), device=value.device)
     if reference_points is not None:
-        points, weights = locate_samples(reference_points, points, weights, shapes)
+        points, weights = locate_samples(reference_points, points, weights, sizes)
     reads = [
         (weights * shares).flatten(3)[..., None, :] @ rows.flatten(3, 4)
-        for rows, shares in _corners(value, points, padding_mask, shapes)
+        for rows, shares in _corners(value, points, padding_mask, sizes)
     ]
     return _total(reads).squeeze(-2).flatten(2).to(value.dtype)
 
@@ -45,24 +44,30 @@ def sample_products(
     value: Tensor, points: Tensor, query: Tensor, padding_mask: Tensor | None, spatial_shapes: Sequence[int]
 ) -> Tensor:
     """Return the product of every bilinear sample of `value` with its query (B, Q, M * D), (B, Q, M, L, P)."""
+    sizes = torch.tensor(as_pairs(spatial_shapes), device=value.device)
+    return products_at(value, points, query, padding_mask, sizes)
+
+
+def products_at(value: Tensor, points: Tensor, query: Tensor, padding_mask: Tensor | None, sizes: Tensor) -> Tensor:
+    """Return `sample_products`, with the (h, w) of every level as a tensor (L, 2)."""
     by_head = query.to(points.dtype).unflatten(-1, (points.shape[2], -1))[..., None]  # (B, Q, M, D, 1)
     products = [
         (rows.flatten(3, 4) @ by_head).view_as(shares) * shares
-        for rows, shares in _corners(value, points, padding_mask, as_pairs(spatial_shapes))
+        for rows, shares in _corners(value, points, padding_mask, sizes)
     ]
     return _total(products)
 
 
 def _corners(
-    value: Tensor, locations: Tensor, padding_mask: Tensor | None, shapes: Sequence[tuple[int, int]]
+    value: Tensor, locations: Tensor, padding_mask: Tensor | None, sizes: Tensor
 ) -> Iterator[Corner]:
     """Yield one corner of all samples after the other, so that the rows of one are in memory at a time."""
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
     _, num_tokens, num_heads, head_dim = value.shape
     rows = value.to(locations.dtype).reshape(-1, head_dim)  # row (image * N + token) * M + head
-    starts = [0, *accumulate(height * width for height, width in shapes)][:-1]
-    first, sizes = (torch.tensor(numbers, device=value.device) for numbers in (starts, shapes))
+    areas = sizes[:, 0] * sizes[:, 1]
+    first = areas.cumsum(0) - areas
     images = torch.arange(value.shape[0], device=value.device)[:, None, None, None, None] * num_tokens
     heads = torch.arange(num_heads, device=value.device)[:, None, None]
     for columns, shares_x, lines, shares_y in _cells(locations, sizes.flip(-1)[:, None]):

@@ -70,7 +70,7 @@ def sampling_locations(
     offsets = _widen(sampling_offsets)
     centers = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
-        sizes = torch.tensor(spatial_shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
+        sizes = torch.as_tensor(spatial_shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
         scale = 1 / sizes[:, None]
     else:
         scale = reference_points[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
