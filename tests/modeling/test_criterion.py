@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sparse_detr.modeling.classification import SigmoidFocal, SoftmaxNoObject
 from sparse_detr.modeling.training.criterion import SetCriterion
 from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.structures import PredictionGroup, Targets
@@ -139,3 +140,34 @@ def test_denoising_groups_may_have_another_weight_of_the_class_loss():
     assert losses["loss_class"].item() == pytest.approx(2 * losses["loss_class_dn"].item())
     equal = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
     assert equal["loss_class"].item() == equal["loss_class_dn"].item()
+
+
+@pytest.mark.parametrize("classification", [SigmoidFocal(), SoftmaxNoObject()], ids=["focal", "softmax"])
+def test_groups_have_the_losses_and_gradients_together_that_each_has_alone(classification):
+    """Groups of other queries, valid rows, labels, matches and repeats; one image without boxes."""
+    torch.manual_seed(0)
+    targets = make_targets([(0, BOX), (1, (0.3, 0.3, 0.1, 0.2))], [], [(1, BOX)])
+
+    def group(queries, **options):
+        return make_group(torch.randn(3, queries, 3).tolist(), torch.rand(3, queries, 4).tolist(), **options)
+
+    def pairs(*images):
+        return [(torch.tensor(rows), torch.tensor(true)) for rows, true in images]
+
+    none = torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long)
+    given = pairs(([0, 3], [1, 1]), none, ([2], [0]))
+    groups = [
+        group(5, suffix="_0"),
+        group(4, suffix="_1", valid=torch.rand(3, 4) > 0.4, class_agnostic=True),
+        group(5, suffix="_dn", matches=given, repeats=2),
+    ]
+    loss = SetCriterion(matcher=HungarianMatcher(classification=classification), classification=classification)
+    together = loss(groups, targets)
+    sum(together.values()).backward()
+    gradients = [(group.logits.grad.clone(), group.boxes.grad.clone()) for group in groups]
+    for group, expected in zip(groups, gradients, strict=True):
+        group.logits.grad = group.boxes.grad = None
+        alone = loss([group], targets)
+        assert alone == {name: together[name] for name in alone}
+        sum(alone.values()).backward()
+        torch.testing.assert_close((group.logits.grad, group.boxes.grad), expected)
