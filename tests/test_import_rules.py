@@ -23,7 +23,7 @@ ALLOWED = {
     "checkpoint": ("recipes", "errors"),  # a public file names its recipe
     "data": ("errors", "files", "_detectron2"),
     "config": ("recipes", "data", "solver", "errors"),
-    "engine": ("config", "checkpoint", "data", "modeling", "files", "errors"),
+    "engine": ("config", "checkpoint", "data", "modeling", "backbones", "files", "errors", "_threads"),
     "analysis": ("structures", "errors", "files"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }

@@ -94,6 +94,7 @@ SEED = whole(-(2**31))
 MAPPING = SettingRule("a group of settings", lambda value: isinstance(value, dict))
 SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
+CHECKPOINTED = one_of("backbone", "encoder", "decoder")
 
 TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     # Lazy key: yacs key, rule. Settings of one kind of config only follow in LAZY_ONLY and YACS_ONLY.
@@ -105,6 +106,8 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.amp.enabled": ("SOLVER.AMP.ENABLED", FLAG),
     "train.amp.dtype": ("SOLVER.AMP.DTYPE", PRECISION),
     "train.accumulate": ("SOLVER.ACCUMULATE", SOME),
+    "train.fast_backbone": ("SOLVER.FAST_BACKBONE", FLAG),
+    "train.checkpoint_activations": ("SOLVER.CHECKPOINT_ACTIVATIONS", listed(CHECKPOINTED, filled=False)),
     "train.ema.enabled": ("SOLVER.EMA.ENABLED", FLAG),
     "train.ema.decay": ("SOLVER.EMA.DECAY", BETWEEN),
     "train.checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", SOME),

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.modeling import ResNet
 from detectron2.utils import comm
 from torch import nn
 
+from sparse_detr.backbones import MobileNetV2
+from sparse_detr.backbones.folding import fold_frozen_norms, use_channels_last
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
@@ -24,7 +27,9 @@ from sparse_detr.engine.checkpointer import (
     resume,
     start_anew,
 )
+from sparse_detr.engine.checkpoint_activations import checkpoint_activations
 from sparse_detr.engine.config_changes import flat_config, write_config
+from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
 from sparse_detr.engine.evaluate import evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
@@ -69,6 +74,7 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     model = run.build_model()
+    _prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
     trainer = _build_trainer(run, model, optimizer)
     check_num_classes(model, run.train_names)
@@ -156,6 +162,15 @@ def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
     average = copy.deepcopy(model)
     load_trained_weights(average, path, ema=True)
     return average
+
+
+def _prepare_model(model: nn.Module, settings: TrainSettings) -> None:
+    """Change how the parts of a model compute, in place; no weight is renamed, and numbers stay up to rounding."""
+    set_up_cpu(settings.device)
+    if settings.fast_backbone and isinstance(backbone := getattr(model, "backbone", None), ResNet | MobileNetV2):
+        fold_frozen_norms(backbone)
+        use_channels_last(backbone)
+    checkpoint_activations(model, settings.checkpoint_activations)
 
 
 def _check_folders(run: Run) -> None:
