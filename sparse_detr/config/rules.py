@@ -129,6 +129,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "dataloader.train.dataset.filter_empty": ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", FLAG),
     "dataloader.evaluator.max_dets_per_image": ("TEST.DETECTIONS_PER_IMAGE", optional(SOME)),
     "dataloader.train.mapper.image_format": ("INPUT.FORMAT", one_of("RGB", "BGR")),
+    "dataloader.train.mapper.draft_short_side": ("INPUT.DRAFT_SHORT_SIDE", optional(SOME)),
     "dataloader.train.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TRAIN", SOME),
     "dataloader.test.mapper.augmentations.short_size": ("INPUT.MIN_SIZE_TEST", SOME),
     "dataloader.test.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TEST", SOME),

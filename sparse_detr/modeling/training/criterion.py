@@ -74,7 +74,9 @@ class SetCriterion(nn.Module):
         labels = _labels(groups, torch.cat([target.labels for target in targets])[true], counts)
         values = {
             "class": self._class_losses(groups, rows, labels, normalizers),
-            **self._box_losses(groups, rows, torch.cat([target.boxes for target in targets])[true], counts, normalizers),
+            **self._box_losses(
+                groups, rows, torch.cat([target.boxes for target in targets])[true], counts, normalizers
+            ),
         }
         return [{name: of_groups[i] for name, of_groups in values.items()} for i in range(len(groups))]
 
