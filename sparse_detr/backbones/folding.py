@@ -73,8 +73,8 @@ def folded_weight(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Ten
 def use_channels_last(backbone: nn.Module) -> None:
     """Let a backbone of convolutions compute with channels as the last dimension in memory, in place.
 
-    oneDNN and cuDNN compute convolutions so, and else convert every map; tokens, which are read from the maps channel by
-    channel, need no copy then. The weights stay as they are, and what reads the maps sees the same shapes.
+    oneDNN and cuDNN compute convolutions so, and else convert every map. Tokens have their channels last too, so that
+    they need no copy. The weights stay as they are, and what reads the maps sees the same shapes.
     """
     backbone.register_forward_pre_hook(_channels_last)
 

@@ -18,6 +18,7 @@ from sparse_detr.backbones.folding import fold_frozen_norms, use_channels_last
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
+from sparse_detr.engine.checkpoint_activations import checkpoint_activations
 from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
@@ -27,7 +28,6 @@ from sparse_detr.engine.checkpointer import (
     resume,
     start_anew,
 )
-from sparse_detr.engine.checkpoint_activations import checkpoint_activations
 from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
@@ -74,9 +74,9 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     model = run.build_model()
-    _prepare_model(model, settings)
+    prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
-    trainer = _build_trainer(run, model, optimizer)
+    trainer = build_trainer(run, model, optimizer)
     check_num_classes(model, run.train_names)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
@@ -164,7 +164,7 @@ def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
     return average
 
 
-def _prepare_model(model: nn.Module, settings: TrainSettings) -> None:
+def prepare_model(model: nn.Module, settings: TrainSettings) -> None:
     """Change how the parts of a model compute, in place; no weight is renamed, and numbers stay up to rounding."""
     set_up_cpu(settings.device)
     if settings.fast_backbone and isinstance(backbone := getattr(model, "backbone", None), ResNet | MobileNetV2):
@@ -192,7 +192,8 @@ def _say_what_is_saved(folder: str) -> Iterator[None]:
         raise
 
 
-def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:
+def build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:
+    """Return the training loop of a run, without hooks."""
     settings = run.settings
     return Trainer(
         model=wrap_for_ranks(model, torch.device(settings.device), **settings.ddp),

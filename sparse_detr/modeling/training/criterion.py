@@ -72,11 +72,10 @@ class SetCriterion(nn.Module):
         counts = [sum(len(true) for _, true in images) for images in matches]
         normalizers = [normalizer * group.repeats for group in groups]
         labels = _labels(groups, torch.cat([target.labels for target in targets])[true], counts)
+        boxes = torch.cat([target.boxes for target in targets])[true]
         values = {
             "class": self._class_losses(groups, rows, labels, normalizers),
-            **self._box_losses(
-                groups, rows, torch.cat([target.boxes for target in targets])[true], counts, normalizers
-            ),
+            **self._box_losses(groups, rows, boxes, counts, normalizers),
         }
         return [{name: of_groups[i] for name, of_groups in values.items()} for i in range(len(groups))]
 
