@@ -152,10 +152,9 @@ def test_groups_have_the_losses_and_gradients_together_that_each_has_alone(class
         return make_group(torch.randn(3, queries, 3).tolist(), torch.rand(3, queries, 4).tolist(), **options)
 
     def pairs(*images):
-        return [(torch.tensor(rows), torch.tensor(true)) for rows, true in images]
+        return [tuple(torch.tensor(part, dtype=torch.long) for part in pair) for pair in images]
 
-    none = torch.tensor([], dtype=torch.long), torch.tensor([], dtype=torch.long)
-    given = pairs(([0, 3], [1, 1]), none, ([2], [0]))
+    given = pairs(([0, 3], [1, 1]), ([], []), ([2], [0]))
     groups = [
         group(5, suffix="_0"),
         group(4, suffix="_1", valid=torch.rand(3, 4) > 0.4, class_agnostic=True),
