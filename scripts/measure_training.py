@@ -114,9 +114,9 @@ def build(case: str) -> tuple[Any, "Clock"]:
     run = make_run(load_config(config, ["train.device=cpu"]))
     torch.manual_seed(0)
     model = run.build_model().train()
-    prepare = getattr(training, "prepare_model", None)  # missing in a BASE before this script
-    if prepare is not None:
-        prepare(model, run.settings)
+    if hasattr(training, "prepare_model"):  # else a BASE from before this script
+        training.set_up_cpu("cpu")
+        training.prepare_model(model, run.settings)
     if images:
         calm(model)
         object.__setattr__(run, "build_train_loader", lambda: random_batches(images, height, width))

@@ -9,16 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase, hooks
-from detectron2.modeling import ResNet
 from detectron2.utils import comm
 from torch import nn
 
-from sparse_detr.backbones import MobileNetV2
-from sparse_detr.backbones.folding import fold_frozen_norms, use_channels_last
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
-from sparse_detr.engine.checkpoint_activations import checkpoint_activations
 from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
@@ -42,6 +38,7 @@ from sparse_detr.engine.output import (
     what_is_saved,
     worker_error,
 )
+from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
@@ -74,6 +71,7 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     model = run.build_model()
+    set_up_cpu(settings.device)
     prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
     trainer = build_trainer(run, model, optimizer)
@@ -162,15 +160,6 @@ def _average_of(run: Run, model: nn.Module, path: str) -> nn.Module | None:
     average = copy.deepcopy(model)
     load_trained_weights(average, path, ema=True)
     return average
-
-
-def prepare_model(model: nn.Module, settings: TrainSettings) -> None:
-    """Change how the parts of a model compute, in place; no weight is renamed, and numbers stay up to rounding."""
-    set_up_cpu(settings.device)
-    if settings.fast_backbone and isinstance(backbone := getattr(model, "backbone", None), ResNet | MobileNetV2):
-        fold_frozen_norms(backbone)
-        use_channels_last(backbone)
-    checkpoint_activations(model, settings.checkpoint_activations)
 
 
 def _check_folders(run: Run) -> None:
