@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 
 class Classification(Protocol):
@@ -97,12 +96,19 @@ class SigmoidFocal:
         normalizers: Sequence[Tensor],
     ) -> list[Tensor]:
         """Return the focal losses, summed over a group and divided by its normalizer; see `Classification`."""
-        truth = torch.zeros_like(logits)
-        truth[matched] = 1
-        loss = sigmoid_focal_loss(logits, truth, alpha=self.alpha, gamma=self.gamma, reduction="none")
+        loss = self._background_loss(logits)
+        loss[matched] = self._object_loss(logits[matched])
         if valid is not None:
             loss = loss * valid[:, None]
         return [part.sum() / normalizer for part, normalizer in zip(loss.split(sizes), normalizers, strict=True)]
+
+    def _background_loss(self, logits: Tensor) -> Tensor:
+        """Return -(1 - alpha) p^gamma log(1 - p) of every logit. Few logits are matched, so no truth is stored."""
+        return (1 - self.alpha) * (logits.sigmoid() ** self.gamma * _softplus(logits))
+
+    def _object_loss(self, logits: Tensor) -> Tensor:
+        """Return -alpha (1 - p)^gamma log(p) of every logit."""
+        return self.alpha * ((-logits).sigmoid() ** self.gamma * _softplus(-logits))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +166,11 @@ class SoftmaxNoObject:
             truth = truth.masked_fill(~valid, -100)  # the index that cross-entropy ignores
         parts = zip(logits.split(sizes), truth.split(sizes), strict=True)
         return [F.cross_entropy(*part, weights) for part in parts]
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)), exact up to 80; above, where it equals x in every dtype, exp would overflow."""
+    return F.softplus(x, threshold=80)
 
 
 def _columns(x: Tensor, labels: Tensor) -> Tensor:
