@@ -28,7 +28,6 @@ from typing import Any
 
 from same_losses import ROOT, common_environment, unpack
 
-from sparse_detr._threads import SPIN_ROUNDS
 from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.errors import UserError
 
@@ -299,6 +298,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def measure_busy(args: argparse.Namespace) -> dict[str, str]:
     """Return the table of the wall times of a step with two threads, alone and beside a busy program."""
+    from sparse_detr._threads import SPIN_ROUNDS  # not at the top: a BASE may lack it
+
     case = args.cases[0]
     ways = {"GNU's default": GNU_SPIN_ROUNDS, "this package": SPIN_ROUNDS}
     sample = str((ROOT / (os.environ.get("SPARSE_DETR_SAMPLE") or "datasets/sample")).resolve())
