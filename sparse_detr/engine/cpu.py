@@ -38,8 +38,8 @@ def set_up_cpu(device: str) -> None:
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory of the process for its next use; return whether this was set.
 
-    By default it maps every large block anew and returns it when it is freed, so that the system clears the memory of
-    all activations in every iteration. The memory in use does not grow, but it does not shrink after the largest batch.
+    By default it maps every block above 32 MiB anew and returns free memory at its end, so that the system clears the
+    memory of large activations in every iteration. The memory of the process stays at its peak instead.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _ALLOCATOR_VARIABLES):
         return False
