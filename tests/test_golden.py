@@ -29,9 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import box_convert, clip_boxes_to_image, remove_small_boxes
 
 from sparse_detr.analysis.tokens import covered_attention, covered_attention_per_level
-from sparse_detr.checkpoint import convert_checkpoint, model_config
+from sparse_detr.checkpoint import convert_checkpoint
 from sparse_detr.checkpoint.evidence import RESNETS, SWINS, backbone_call
-from sparse_detr.checkpoint.model_config import backbone_spec
+from sparse_detr.config import model_config
+from sparse_detr.config.converted import backbone_spec
 from sparse_detr.modeling.detector import GeneralizedDETR
 from sparse_detr.modeling.encoder import deformable as encoder
 from sparse_detr.modeling.heads import ProposalGenerator

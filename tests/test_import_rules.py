@@ -20,9 +20,9 @@ ALLOWED = {
     "modeling": ("ops", "structures", "layers", "errors", "_detectron2"),
     "backbones": ("structures", "layers", "errors", "_detectron2"),
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
-    "checkpoint": ("recipes", "errors"),  # a public file names its recipe
+    "checkpoint": ("errors",),
     "data": ("errors", "files", "_detectron2"),
-    "config": ("recipes", "data", "solver", "errors"),
+    "config": ("recipes", "checkpoint", "data", "solver", "errors"),
     "engine": ("config", "checkpoint", "data", "modeling", "backbones", "files", "errors", "_threads"),
     "analysis": ("structures", "errors", "files"),
     "visualization": ("analysis", "structures", "files", "errors"),

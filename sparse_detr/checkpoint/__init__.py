@@ -3,7 +3,6 @@
 from sparse_detr.checkpoint.coco_classes import COCO_IDS
 from sparse_detr.checkpoint.convert import ConvertedCheckpoint, convert_checkpoint
 from sparse_detr.checkpoint.match import MatchReport, load_for_finetuning, match_report
-from sparse_detr.checkpoint.model_config import model_config
 from sparse_detr.checkpoint.read import load_file
 
 __all__ = [
@@ -14,5 +13,4 @@ __all__ = [
     "load_file",
     "load_for_finetuning",
     "match_report",
-    "model_config",
 ]

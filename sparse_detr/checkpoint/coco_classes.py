@@ -26,6 +26,23 @@ def count_class_rows(state_dict: Mapping[str, Tensor]) -> int | None:
     return next((len(value) for value in heads), None)
 
 
+def check_class_rows(state_dict: Mapping[str, Tensor]) -> None:
+    """Check that all class heads, and the label embedding, have as many rows.
+
+    Raises:
+        UserError: they differ; names the first entry that does.
+    """
+    rows = {name: len(value) for name, value in state_dict.items() if is_class_rows(name)}
+    expected = count_class_rows(state_dict)
+    if expected is None:
+        return
+    if odd := next((name for name, number in rows.items() if number != expected), None):
+        raise UserError(
+            f"{odd} has {rows[odd]} class rows where the class heads have {expected}: the file was edited or is "
+            "damaged; fetch it again"
+        )
+
+
 def without_unused_labels(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Cut the label embedding of denoising queries to one row a class: official DINO files have an unused last row."""
     result = dict(state_dict)

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sparse_detr.checkpoint.coco_classes import coco_80_to_91, coco_91_to_80, without_unused_labels
+from sparse_detr.checkpoint.coco_classes import (
+    check_class_rows,
+    coco_80_to_91,
+    coco_91_to_80,
+    without_unused_labels,
+)
 from sparse_detr.checkpoint.describe import Description, describe
 from sparse_detr.checkpoint.evidence import Evidence
 from sparse_detr.checkpoint.layouts import LAYOUTS, Layout
@@ -80,8 +85,9 @@ def convert_checkpoint(
         The renamed weights with a record of what became of every entry.
 
     Raises:
-        UserError: the layout is unknown, names of one weight hold different values, the classes cannot be mapped, or
-            the backbone cannot be dilated.
+        UserError: the layout is unknown, names of one weight hold different values, class heads differ in their rows,
+            a layer lacks an entry that all others have, the classes cannot be mapped, or the backbone cannot be
+            dilated.
     """
     if state_dict.get("matching_heuristics"):
         raise UserError(
@@ -97,6 +103,8 @@ def convert_checkpoint(
     if not weights:
         raise UserError(f"no entry of this file is named as in a {layout.name} checkpoint; try --source auto")
     merged, weights = len(weights), without_unused_labels(_one_head_a_layer(_as_linear_layers(join_parts(weights))))
+    check_class_rows(weights)
+    _check_layers(weights)
     if layout.origin == "mmdetection":
         weights |= _absent_biases(weights)
     told = {} if dilated is None else {"dilation": dilated}
@@ -132,7 +140,7 @@ def _layout(source: str, weights: Mapping[str, Tensor]) -> Layout:
         raise UserError("this checkpoint already has the names of this project; there is nothing to convert")
     raise UserError(
         f"unknown kind of checkpoint: {len(weights)} entries, such as {', '.join(list(weights)[:3])}; "
-        f"known kinds: {', '.join(LAYOUTS)}"
+        f"if it is one of these, give --source (in Python source): {', '.join(LAYOUTS)}"
     )
 
 
@@ -174,6 +182,21 @@ def _one_head_a_layer(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for layer in range(1, num_layers):
                 result |= {name.replace(".0.", f".{layer}.", 1): value for name, value in first.items()}
     return result
+
+
+def _check_layers(weights: Mapping[str, Tensor]) -> None:
+    """Check that no layer lacks an entry that all others of at least three have."""
+    layers_with: dict[tuple[str, str], set[int]] = {}
+    for name in weights:
+        if match := re.match(r"((?:en|de)coder\.layers)\.(\d+)\.(.+)", name):
+            layers_with.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (stack, entry), having in layers_with.items():
+        layers = {layer for (other, _), found in layers_with.items() if other == stack for layer in found}
+        if len(layers) > 2 and len(absent := layers - having) == 1:
+            raise UserError(
+                f"{stack}.{absent.pop()} lacks {entry}, which all other layers have: the file was edited or is "
+                "damaged; fetch it again"
+            )
 
 
 def _absent_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -286,17 +286,25 @@ def _remarks(evidence: Evidence) -> Iterator[str]:
     yield from _position_remarks(evidence)
     if _never_refined(evidence):
         yield "every layer has its own head but refines no box: the Sparse DETR repository does so only with two stages"
-    if evidence.also_holds:
+    if evidence.layout.origin == "mmdetection" and "ema_state_dict" in evidence.also_holds:
+        yield "MMDetection saves averaged weights as state_dict; those before averaging (ema_state_dict) are left out"
+    elif evidence.also_holds:
         others = ", ".join(evidence.also_holds)
         yield f"the file also holds other weights ({others}), which are left out; --ema converts averaged ones"
+    if wrong := [name for name, value in evidence.weights.items() if not bool(value.isfinite().all())]:
+        yield (
+            f"{len(wrong)} entries hold NaN or infinite numbers, such as {wrong[0]}: the training has failed, or the "
+            "file is damaged; take an earlier checkpoint, or fetch it again"
+        )
 
 
 def _backbone_remarks(evidence: Evidence) -> Iterator[str]:
     single_scale = evidence.num_levels in (1, None)
     if single_scale and evidence.is_dilated is None and evidence.depth is not None:
+        default = ", but by default it is in the authors' code" if evidence.layout.name == "anchor_detr" else ""
         yield (
-            "the weights do not show whether the last stage is dilated (DC5), and here it is not; see the file's name, "
-            "and give --dilated or --not-dilated (in Python dilated=True or False)"
+            f"the weights do not show whether the last stage is dilated (DC5), and here it is not{default}; see the "
+            "file's name, and give --dilated or --not-dilated (in Python dilated=True or False)"
         )
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from sparse_detr.checkpoint.coco_classes import count_class_rows
 from sparse_detr.checkpoint.layouts import Layout
+from sparse_detr.checkpoint.match import equal_values
 from sparse_detr.checkpoint.name_maps import count_indices
 
 QueryStart = Literal["anchors", "embedding", "learned", "box", "memory", "tokens"]
@@ -110,7 +110,8 @@ class Evidence:
 
     def _equals_first_head(self, name: str) -> bool:
         first = self.weights.get(re.sub(r"^decoder_heads\.\d+", "decoder_heads.0", name))
-        return first is not None and torch.equal(first, self.weights[name])
+        value = self.weights[name]
+        return first is not None and first.shape == value.shape and equal_values(first, value)
 
     @property
     def is_dilated(self) -> bool | None:

@@ -78,21 +78,44 @@ def _weights_in(folder: Path) -> Path:
     found = next((folder / name for name in PRETRAINED if (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{folder} has a {CONFIG} but none of {', '.join(PRETRAINED)}; fetch the weights as well")
+    try:
+        json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error}); fetch it again") from error
     return found
 
 
 def _read_shards(index: Path) -> dict[str, Any]:
     """Read the files that an index names, all in its folder."""
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weights (no weight_map); fetch it again") from error
+    file_of = _weight_map(index)
+    names = sorted(set(file_of.values()))
     if outside := [name for name in names if Path(name).name != name]:
         raise UserError(f"{index} names a file outside its folder: {outside[0]}; fetch it again")
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(f"{index} names {absent[0]}, which is not beside it; fetch that file as well")
     weights: dict[str, Any] = {}
     for name in names:
-        weights |= _read_by_content(existing_file(index.parent / name))
+        shard = _read_by_content(index.parent / name)
+        weights |= shard if isinstance(shard, Mapping) else {}
+    if missing := [entry for entry in file_of if entry not in weights]:
+        raise UserError(
+            f"{index} names {len(missing)} entries that its files do not hold, such as {missing[0]}; "
+            "fetch the index and its files again"
+        )
     return weights
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of every entry that an index names."""
+    try:
+        file_of = json.loads(index.read_text())["weight_map"]
+        if file_of and all(isinstance(name, str) and name for name in file_of.values()):
+            return file_of
+    except OSError as error:
+        raise UserError(f"{index} cannot be read: {error.strerror or error}; check its permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{index} is no index of weights (weight_map: entry to file); fetch it again")
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
@@ -100,7 +123,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     file = path.parent / CONFIG
     try:
         config = json.loads(file.read_text()) if file.is_file() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) and config.get("model_type") in MODEL_TYPES else None
 

@@ -162,7 +162,8 @@ def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"config.json has {name} {config[name]!r}, which makes another network; models here have {value!r}"
             )
-    backbone = config.get("backbone_config") or {}
+    backbone = config.get("backbone_config")
+    backbone = backbone if isinstance(backbone, Mapping) else {}
     arguments = {
         "num_queries": config.get("two_stage_num_proposals" if config.get("two_stage") else "num_queries"),
         "dilation": bool(config.get("dilation")) or backbone.get("output_stride") == 16,

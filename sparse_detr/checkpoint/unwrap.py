@@ -29,6 +29,8 @@ AVERAGED = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", *AVERAGED_AL
 WRAPPERS = (*PLAIN, *AVERAGED_ALONE, "module", "checkpoint")
 # counters in some public files, written by the profiler `thop` and by torch's averaging
 TORCH_AVERAGE = "n_averaged"
+# MMEngine's counter, in a set of weights that it has exchanged with the plain one
+MMENGINE_AVERAGE = "steps"
 COUNTERS = ("total_ops", "total_params", TORCH_AVERAGE)
 # prefixes of DistributedDataParallel and averaging, of torch.compile, and of training frameworks
 PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -68,7 +70,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
         wrapper = _wrapper(entries, averaged and not below_average)
         if wrapper is None:
             break
-        below_average = below_average or wrapper in AVERAGED
+        below_average = below_average or wrapper in AVERAGED or _is_averaged_by_mmengine(entries)
         arguments |= _as_dict(entries.get("args")) | mmdet_names.training_arguments(entries.get("meta"))
         others += [key for key in (*WRAPPERS, *AVERAGED) if key != wrapper and _is_filled(entries.get(key))]
         entries = entries[wrapper]
@@ -93,8 +95,14 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
 
 def _wrapper(entries: Mapping[str, Any], averaged: bool) -> str | None:
     """Return the key of the next wrapper; None if `entries` are the weights."""
-    keys = (*AVERAGED, *WRAPPERS) if averaged else WRAPPERS
+    keys = (*AVERAGED, *WRAPPERS) if averaged and not _is_averaged_by_mmengine(entries) else WRAPPERS
     return next((key for key in keys if _is_filled(entries.get(key))), None)
+
+
+def _is_averaged_by_mmengine(entries: Mapping[str, Any]) -> bool:
+    """Return whether `state_dict` holds the averaged weights, and `ema_state_dict` those before averaging."""
+    others = entries.get("ema_state_dict")
+    return isinstance(others, Mapping) and MMENGINE_AVERAGE in others
 
 
 def _is_filled(value: Any) -> bool:
@@ -134,10 +142,15 @@ def _check_tensor(name: str, value: Tensor) -> None:
         "sparse; to_dense()": not value.is_quantized and value.layout != torch.strided,
         "complex; real numbers": value.is_complex(),
         "without values (meta); real weights": value.is_meta,
+        "of 8-bit numbers, which need a scale; the weights before quantisation": _is_8_bit(value),
     }
     if kind := next((kind for kind, found in kinds.items() if found), None):
         what, remedy = kind.split("; ")
         raise UserError(f"the entry {_shown(name)} is {what}; save {remedy} in its place")
+
+
+def _is_8_bit(value: Tensor) -> bool:
+    return not value.is_quantized and value.dtype != torch.bool and value.element_size() == 1
 
 
 def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -90,10 +90,15 @@ def _is_close_enough(converted: ConvertedCheckpoint, args: argparse.Namespace) -
     if converted.known_share < args.min_match:
         print(
             f"only {converted.known_share:.1%} of the file is known (--min-match {args.min_match:.1%}); "
-            "nothing is written"
+            "nothing is written; a smaller --min-match leaves the unknown entries out"
         )
         return False
     if args.config_file is None:
+        if converted.unknown:
+            print(
+                f"unknown entries that are left out: {len(converted.unknown)}; the model may lack as many; "
+                "give --config-file to see which, or --min-match 1 to refuse such a file"
+            )
         return True
     report = _fit(_model(args.config_file), converted)
     print(f"against {args.config_file}: {report}")

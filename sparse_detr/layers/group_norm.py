@@ -9,7 +9,23 @@ from sparse_detr.structures import geometry_dtype
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """`GroupNorm` with mean and variance over valid cells only, so that padding does not change valid features."""
+    """`GroupNorm` with mean and variance over valid cells only, so that padding does not change valid features.
+
+    Args:
+        num_groups: number of groups of channels.
+        num_channels: C, a multiple of it.
+
+    Raises:
+        ValueError: the channels cannot be divided into so many groups.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int):
+        if num_channels % num_groups:
+            raise ValueError(
+                f"group normalisation divides the channels into {num_groups} groups, but embed_dim is {num_channels}; "
+                f"give a multiple of {num_groups}"
+            )
+        super().__init__(num_groups, num_channels)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Return the normalised map.

@@ -1,4 +1,7 @@
-"""Recipes: which parts make the model of a paper, one file for each paper."""
+"""Recipes: which parts make the model of a paper, one file for each paper.
+
+`shared.py` has the detector around these parts, `full_attention.py` what the models with full attention share.
+"""
 
 # ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2

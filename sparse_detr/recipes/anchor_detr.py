@@ -8,21 +8,21 @@ from typing import Any, Literal, get_args
 from detectron2.config import LazyCall as L
 
 from sparse_detr.layers import FeedForward, RowColumnAttention, SelfAttention, copies
-from sparse_detr.modeling.decoder import NoAttentionMap, RowColumnDecoderLayer
+from sparse_detr.modeling.decoder import Decoder, GivenPosition, NoRefinement, RowColumnDecoderLayer
 from sparse_detr.modeling.encoder import RowColumnEncoder, RowColumnEncoderLayer
 from sparse_detr.modeling.initialization import OwnInitialValues
 from sparse_detr.modeling.queries import GridPoints, LearnedPoints, PatternQueries
 from sparse_detr.modeling.tokenizers import RowColumnTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.deformable_detr import (
+from sparse_detr.recipes.shared import (
     Behavior,
     Origin,
     check_choice,
-    deformable_detr,
+    check_single_map,
+    detector,
     is_of_detrex,
     use_detrex_eps,
 )
-from sparse_detr.recipes.full_attention import check_single_map
 
 AnchorPoints = Literal["learned", "grid"]
 
@@ -62,35 +62,35 @@ def anchor_detr(
     backbone = backbone or resnet(50, num_maps=1, dilation=True)
     check_single_map(backbone, "row-column attention")
     check_choice("anchor_points", anchor_points, get_args(AnchorPoints))
-    model = deformable_detr(
-        backbone=backbone,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        decoder_layers=decoder_layers,
-        behavior=behavior,
-        num_detections=num_detections,
-        class_channels=class_channels,
-    )
     attention = L(RowColumnAttention)(
         embed_dim=embed_dim, num_heads=num_heads, mean_over="all" if behavior == "released" else "valid"
     )
+    self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
     ffn = L(FeedForward)(embed_dim=embed_dim, feedforward_dim=feedforward_dim, dropout=dropout)
     encoder_layer = L(RowColumnEncoderLayer)(self_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
     decoder_layer = L(RowColumnDecoderLayer)(
-        self_attn=L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
-        cross_attn=attention,
-        ffn=ffn,
-        embed_dim=embed_dim,
-        dropout=dropout,
+        self_attn=self_attn, cross_attn=attention, ffn=ffn, embed_dim=embed_dim, dropout=dropout
     )
     points = L(LearnedPoints if anchor_points == "learned" else GridPoints)(num_points=num_queries)
-    model.tokenizer = L(RowColumnTokenizer)(
-        in_channels=backbone.in_channels[0], stride=backbone.strides[0], embed_dim=embed_dim, padding=behavior
+    model = detector(
+        backbone=backbone,
+        tokenizer=L(RowColumnTokenizer)(
+            in_channels=backbone.in_channels[0], stride=backbone.strides[0], embed_dim=embed_dim, padding=behavior
+        ),
+        encoder=L(RowColumnEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers)),
+        queries=L(PatternQueries)(points=points, embed_dim=embed_dim, num_patterns=num_patterns),
+        decoder=L(Decoder)(
+            layers=L(copies)(module=decoder_layer, count=decoder_layers),
+            query_position=L(GivenPosition)(),
+            refinement=L(NoRefinement)(),
+        ),
+        heads={"embed_dim": embed_dim, "decoder_layers": decoder_layers, "tied": True},
+        num_classes=num_classes,
+        behavior=behavior,
+        num_detections=num_detections,
+        class_channels=class_channels,
+        initialize=L(OwnInitialValues)(),
     )
-    model.encoder = L(RowColumnEncoder)(layers=L(copies)(module=encoder_layer, count=encoder_layers))
-    model.queries = L(PatternQueries)(points=points, embed_dim=embed_dim, num_patterns=num_patterns)
-    model.decoder.layers = L(copies)(module=decoder_layer, count=decoder_layers)
-    model.attention_map, model.initialize = L(NoAttentionMap)(), L(OwnInitialValues)()
     if is_of_detrex(behavior, origin):
         use_detrex_eps(model)
     return model

@@ -9,8 +9,8 @@ from detectron2.config import LazyCall as L
 from sparse_detr.layers import MLP
 from sparse_detr.modeling.decoder import ConditionalPosition, ContentScale, conditional_layers
 from sparse_detr.modeling.queries import LearnedPositions
-from sparse_detr.recipes.deformable_detr import Behavior, Origin, is_of_detrex, use_detrex_eps
 from sparse_detr.recipes.full_attention import full_attention_detr
+from sparse_detr.recipes.shared import Behavior, Origin, is_of_detrex, use_detrex_eps
 
 
 def conditional_detr(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from detectron2.config import LazyCall as L
@@ -17,11 +16,11 @@ from sparse_detr.modeling.decoder import (
     conditional_layers,
 )
 from sparse_detr.modeling.queries import Anchors, FixedCenterAnchors, LearnedAnchors, ProjectedStart, TopKQueries
-from sparse_detr.modeling.queries.anchors import Start
-from sparse_detr.recipes.backbones import BackboneSpec
-from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.modeling.queries.anchors import AnchorStart
+from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import LOGIT_EPS, use_dab_losses
 from sparse_detr.recipes.full_attention import Activation, full_attention_detr
+from sparse_detr.recipes.shared import Behavior, check_choice
 from sparse_detr.recipes.sparse_detr import sparse_detr
 
 QueryScale = Literal["elementwise", "scalar", "fixed"]
@@ -29,66 +28,44 @@ QueryScale = Literal["elementwise", "scalar", "fixed"]
 
 def dab_detr(
     *,
-    backbone: BackboneSpec | None = None,
-    num_classes: int = 80,
     embed_dim: int = 256,
     num_heads: int = 8,
-    encoder_layers: int = 6,
     decoder_layers: int = 6,
-    feedforward_dim: int = 2048,
     dropout: float = 0.0,
     activation: Activation = "prelu",
     num_queries: int = 300,
     num_patterns: int = 0,
-    anchor_start: Start = "normal",
+    anchor_start: AnchorStart = "normal",
     freeze_centers: bool = False,
     query_scale: QueryScale = "elementwise",
     position_temperature: float = 20.0,
-    behavior: Behavior = "exact",
     num_detections: int = 300,
-    class_channels: Sequence[int] | None = None,
+    **options: Any,
 ) -> Any:
     """Return the LazyCall of DAB-DETR: full attention to one map, with learned boxes as queries.
 
     Args:
-        backbone: a backbone with one map; C5 of ResNet-50 if None.
-        activation: activation of the feed-forward networks; `prelu` learns its slope, one for every layer.
+        activation, position_temperature: see `full_attention_detr`.
         num_queries: number of anchors.
         num_patterns: see `LearnedAnchors`; n > 0 patterns give n times as many queries.
         anchor_start: see `Anchors`.
         freeze_centers: the centres of anchors do not learn; see `FixedCenterAnchors`.
         query_scale: factors of the spatial queries: `elementwise` or `scalar`, made from the content, one for each
             channel or query; `fixed`, learned for every layer and channel.
-        position_temperature: temperature of the sine embedding of tokens.
-        behavior: `exact`, or `released` for models with the weights of the public implementation.
-        class_channels: see `GeneralizedDETR`.
-
-    Raises:
-        ValueError: the backbone has several maps.
+        options: options of `full_attention_detr`.
     """
+    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
     model = full_attention_detr(
-        backbone=backbone,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        encoder_layers=encoder_layers,
         decoder_layers=decoder_layers,
-        feedforward_dim=feedforward_dim,
-        dropout=dropout,
         activation=activation,
         position_temperature=position_temperature,
-        behavior=behavior,
-        class_channels=class_channels,
+        **sizes,
+        **options,
     )
     model.encoder.position_scale = L(MLP)(sizes=(embed_dim, embed_dim, embed_dim))
     model.queries = learned_anchors(num_queries, num_patterns, anchor_start, freeze_centers, embed_dim)
     model.decoder.layers = L(conditional_layers)(
-        ffn=model.encoder.layers.module.ffn,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        dropout=dropout,
-        count=decoder_layers,
-        memory_padding="hidden",
+        ffn=model.encoder.layers.module.ffn, count=decoder_layers, memory_padding="hidden", **sizes
     )
     model.decoder.query_position = L(ModulatedBoxPosition)(
         embed_dim=embed_dim, scale=position_scale(query_scale, decoder_layers, embed_dim)
@@ -107,7 +84,7 @@ def dab_deformable_detr(
     dropout: float = 0.0,
     num_queries: int = 300,
     num_patterns: int = 0,
-    anchor_start: Start = "uniform",
+    anchor_start: AnchorStart = "uniform",
     freeze_centers: bool = False,
     two_stage: bool = False,
     behavior: Behavior = "exact",
@@ -159,10 +136,10 @@ def sparse_dab_deformable_detr(**options: Any) -> Any:
 
 
 def learned_anchors(
-    num_queries: int, num_patterns: int, anchor_start: Start, freeze_centers: bool, embed_dim: int
+    num_queries: int, num_patterns: int, anchor_start: AnchorStart, freeze_centers: bool, embed_dim: int
 ) -> Any:
     """Return the LazyCall of learned boxes as queries."""
-    check_choice("anchor_start", anchor_start, get_args(Start))
+    check_choice("anchor_start", anchor_start, get_args(AnchorStart))
     anchors = L(FixedCenterAnchors if freeze_centers else Anchors)(num_anchors=num_queries, start=anchor_start)
     return L(LearnedAnchors)(anchors=anchors, embed_dim=embed_dim, content="zeros", num_patterns=num_patterns)
 

@@ -11,8 +11,8 @@ from sparse_detr.modeling.classification import SoftmaxNoObject
 from sparse_detr.modeling.decoder import FullAttentionDecoderLayer
 from sparse_detr.modeling.detector import BestClassDetections
 from sparse_detr.modeling.queries import LearnedPositions
-from sparse_detr.recipes.deformable_detr import DETREX_IOU_EPS, Behavior, Origin, is_of_detrex
 from sparse_detr.recipes.full_attention import full_attention_detr
+from sparse_detr.recipes.shared import DETREX_IOU_EPS, Behavior, Origin, is_of_detrex
 
 
 def detr(

@@ -10,7 +10,8 @@ from torch import nn
 from sparse_detr.modeling.decoder import BoxPosition, LookForwardTwice
 from sparse_detr.modeling.queries import LearnedStart, TopKQueries
 from sparse_detr.modeling.training import ContrastiveDenoising
-from sparse_detr.recipes.deformable_detr import Behavior, deformable_detr
+from sparse_detr.recipes.deformable_detr import deformable_detr
+from sparse_detr.recipes.shared import Behavior
 
 IOU_EPS = 1e-6
 LOGIT_EPS = 1e-3

@@ -18,19 +18,18 @@ from sparse_detr.modeling.selection import (
     layer_shares,
 )
 from sparse_detr.modeling.training import AuxiliaryProposals, ForegroundLabels, ForegroundSupervision
-from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.shared import Behavior, check_choice, split_options
 
 SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 """Shares of the six encoder layers; their mean is 0.6."""
 
-FOCUS_OPTIONS = ("keep_ratio", "inference_keep_ratio", "schedule", "num_objects")
-
 
 def focus_detr(*, base: Callable[..., Any] = dino, **options: Any) -> Any:
     """Return the LazyCall of `base` with the encoder of Focus-DETR; options are those of `focus` and of `base`."""
-    own = {name: options.pop(name) for name in FOCUS_OPTIONS if name in options}
-    return focus(base(**options), behavior=options.get("behavior", "exact"), **own)
+    own, others = split_options(options, focus)
+    return focus(base(**others), **own)
 
 
 def focus_deformable_detr(*, two_stage: str = "projected", box_refinement: bool = True, **options: Any) -> Any:

@@ -9,11 +9,11 @@ from detectron2.config import LazyCall as L
 from torch import nn
 
 from sparse_detr.layers import FeedForward, SelfAttention, copies
-from sparse_detr.modeling.decoder import Decoder, GivenPosition, NoAttentionMap, NoRefinement
+from sparse_detr.modeling.decoder import Decoder, GivenPosition, NoRefinement
 from sparse_detr.modeling.encoder import FullAttentionEncoder, FullAttentionEncoderLayer
 from sparse_detr.modeling.tokenizers import SingleScaleTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.shared import Behavior, check_choice, check_single_map, detector
 
 Activation = Literal["prelu", "relu"]
 
@@ -47,48 +47,35 @@ def full_attention_detr(
     """
     check_choice("activation", activation, get_args(Activation))
     backbone = backbone or resnet(50, num_maps=1)
-    model = deformable_detr(
-        backbone=backbone,
-        num_classes=num_classes,
-        embed_dim=embed_dim,
-        decoder_layers=decoder_layers,
-        behavior=behavior,
-        class_channels=class_channels,
-    )
     check_single_map(backbone, "full attention")
-    model.tokenizer = L(SingleScaleTokenizer)(
+    tokenizer = L(SingleScaleTokenizer)(
         in_channels=backbone.in_channels[0],
         stride=backbone.strides[0],
         embed_dim=embed_dim,
         padding=behavior,
         position_temperature=position_temperature,
     )
-    layer = L(FullAttentionEncoderLayer)(
-        self_attn=L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
-        ffn=L(FeedForward)(
-            embed_dim=embed_dim,
-            feedforward_dim=feedforward_dim,
-            dropout=dropout,
-            activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
-        ),
+    ffn = L(FeedForward)(
         embed_dim=embed_dim,
+        feedforward_dim=feedforward_dim,
         dropout=dropout,
+        activation=L(nn.PReLU)() if activation == "prelu" else L(nn.ReLU)(),
     )
-    model.encoder = L(FullAttentionEncoder)(layers=L(copies)(module=layer, count=encoder_layers))
-    model.queries = None
-    model.decoder = L(Decoder)(
-        layers=None,
-        query_position=L(GivenPosition)(),
-        refinement=L(NoRefinement)(),
-        norm=L(nn.LayerNorm)(normalized_shape=embed_dim),
+    self_attn = L(SelfAttention)(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
+    layer = L(FullAttentionEncoderLayer)(self_attn=self_attn, ffn=ffn, embed_dim=embed_dim, dropout=dropout)
+    return detector(
+        backbone=backbone,
+        tokenizer=tokenizer,
+        encoder=L(FullAttentionEncoder)(layers=L(copies)(module=layer, count=encoder_layers)),
+        queries=None,
+        decoder=L(Decoder)(
+            layers=None,
+            query_position=L(GivenPosition)(),
+            refinement=L(NoRefinement)(),
+            norm=L(nn.LayerNorm)(normalized_shape=embed_dim),
+        ),
+        heads={"embed_dim": embed_dim, "decoder_layers": decoder_layers, "tied": True, "size_bias": 0.0},
+        num_classes=num_classes,
+        behavior=behavior,
+        class_channels=class_channels,
     )
-    model.heads.tied, model.heads.size_bias = True, 0.0
-    model.attention_map = L(NoAttentionMap)()
-    return model
-
-
-def check_single_map(backbone: BackboneSpec, reader: str) -> None:
-    """Raise `ValueError` for a backbone with several maps; `reader` names what reads only one."""
-    if len(backbone.in_features) != 1:
-        names = ", ".join(backbone.in_features)
-        raise ValueError(f"{reader} reads one map, but the backbone gives {names}; keep the last one only")

@@ -9,11 +9,11 @@ from detectron2.config import LazyCall as L
 from sparse_detr.layers import FeatureSampler
 from sparse_detr.modeling.decoder import ConditionalSelfAttention
 from sparse_detr.modeling.encoder import InterleavedEncoder, NoEncoder
-from sparse_detr.modeling.queries.anchors import Start
+from sparse_detr.modeling.queries.anchors import AnchorStart
 from sparse_detr.modeling.tokenizers import CoarsestMapTokenizer
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
 from sparse_detr.recipes.dab_detr import dab_detr
-from sparse_detr.recipes.deformable_detr import Behavior
+from sparse_detr.recipes.shared import Behavior
 
 
 def imfa_dab_detr(
@@ -22,7 +22,7 @@ def imfa_dab_detr(
     embed_dim: int = 256,
     decoder_layers: int = 6,
     num_queries: int = 300,
-    anchor_start: Start = "uniform_centers",
+    anchor_start: AnchorStart = "uniform_centers",
     sampling_share: float = 0.2,
     num_points: int = 8,
     position_temperature: float = 20.0,
@@ -33,7 +33,7 @@ def imfa_dab_detr(
 
     Args:
         backbone: any number of maps, of which the coarsest becomes tokens; C2 to C5 of ResNet-50 if None.
-        decoder_layers: number of decoder layers, and of encoder layers.
+        decoder_layers: number of decoder layers, and of encoder layers; at least 2.
         sampling_share: share of the queries that sample features for the next layers.
         num_points: points that each of these queries samples.
         options: options of `dab_detr`, except `encoder_layers`.

@@ -9,18 +9,17 @@ from detectron2.config import LazyCall as L
 from sparse_detr.layers import KeyAwareDeformableAttention
 from sparse_detr.modeling.encoder import DeformableEncoder, LevelFeedForwardLayer, level_layers
 from sparse_detr.modeling.selection import KeepAllTokens, LevelSelector
-from sparse_detr.recipes.deformable_detr import Behavior, check_choice, deformable_detr
+from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.shared import Behavior, check_choice, split_options
 
 KeyAware = Literal["off", "encoder", "everywhere"]
-
-LITE_OPTIONS = ("high_levels", "blocks", "narrow_ffn")
 
 
 def lite_dino(*, key_aware: KeyAware = "everywhere", **options: Any) -> Any:
     """Return the LazyCall of DINO with the encoder of Lite DETR; options are those of `lite` and of `dino`."""
-    own = {name: options.pop(name) for name in LITE_OPTIONS if name in options}
-    return lite(dino(**options), key_aware=key_aware, behavior=options.get("behavior", "exact"), **own)
+    own, base = split_options(options, lite)
+    return lite(dino(**base), key_aware=key_aware, **own)
 
 
 def lite_deformable_detr(
@@ -30,9 +29,9 @@ def lite_deformable_detr(
 
     Options are those of `lite` and of `deformable_detr`.
     """
-    own = {name: options.pop(name) for name in LITE_OPTIONS if name in options}
-    model = deformable_detr(two_stage=two_stage, box_refinement=box_refinement, **options)
-    return lite(model, key_aware=key_aware, behavior=options.get("behavior", "exact"), **own)
+    own, base = split_options(options, lite)
+    model = deformable_detr(two_stage=two_stage, box_refinement=box_refinement, **base)
+    return lite(model, key_aware=key_aware, **own)
 
 
 def lite(

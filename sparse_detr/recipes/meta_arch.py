@@ -56,12 +56,12 @@ RECIPES: dict[str, Recipe] = {
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
     "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
     "AnchorDETR": Recipe((anchor_detr,)),
-    "DABDETR": Recipe((dab_detr,)),
+    "DABDETR": Recipe((dab_detr, full_attention_detr)),
     "DABDeformableDETR": Recipe((dab_deformable_detr, deformable_detr), fixed=_REFINED),
     "SparseDABDeformableDETR": Recipe(
         (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
     ),
-    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr), fixed=frozenset({"encoder_layers"})),
+    "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr, full_attention_detr), fixed=frozenset({"encoder_layers"})),
     "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
     "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
     "LiteDINO": Recipe((lite_dino, lite, dino, deformable_detr), fixed=_TWO_STAGE),

@@ -10,8 +10,8 @@ from detectron2.config import LazyCall as L
 from sparse_detr.modeling.selection import MLPScorer, PollAndPool, RandomBudget, RoundedDownBudget, TokenPool
 from sparse_detr.modeling.training import PolledScorePenalty
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
-from sparse_detr.recipes.deformable_detr import Behavior
 from sparse_detr.recipes.detr import detr
+from sparse_detr.recipes.shared import Behavior
 
 
 def pnp_detr(
@@ -44,13 +44,16 @@ def pnp_detr(
     if len(training_keep_ratios) != 2:
         raise ValueError(f"training_keep_ratios must be the two ends of a range, got {tuple(training_keep_ratios)}")
     smallest, largest = training_keep_ratios
+    released = behavior == "released"
     model.selector = L(PollAndPool)(
         scorer=L(MLPScorer)(embed_dim=embed_dim),
         pool=L(TokenPool)(embed_dim=embed_dim, num_pooled=num_pooled),
         budget=L(RandomBudget)(
-            budget=L(RoundedDownBudget)(keep_ratio=keep_ratio), min_keep_ratio=smallest, max_keep_ratio=largest
+            budget=L(RoundedDownBudget)(keep_ratio=keep_ratio, precision="single" if released else "double"),
+            min_keep_ratio=smallest,
+            max_keep_ratio=largest,
         ),
         inference_keep_ratio="${.budget.budget.keep_ratio}",
     )
-    model.supervision = L(PolledScorePenalty)(weight=1e-4, rows="all" if behavior == "released" else "valid")
+    model.supervision = L(PolledScorePenalty)(weight=1e-4, rows="all" if released else "valid")
     return model

@@ -259,6 +259,27 @@ def test_unknown_entries_are_listed_and_lower_the_known_share():
     assert "label_enc.weight" in str(converted)
 
 
+@pytest.mark.parametrize("bias", [torch.zeros(90), torch.zeros(92)])
+def test_class_heads_of_different_sizes_are_refused(bias):
+    with pytest.raises(UserError, match=r"class_embed\.bias has 9[02] class rows where the class heads have 91"):
+        convert_checkpoint(tiny_file(**{"class_embed.0.bias": bias}))
+
+
+def test_a_layer_that_lacks_an_entry_of_all_others_is_refused():
+    norms = {f"transformer.encoder.layers.{i}.norm1.bias": torch.zeros(2) for i in range(3)}
+    assert convert_checkpoint(tiny_file(**norms)).unknown == ()
+    norms["transformer.encoder.layers.1.norm1.bias_new"] = norms.pop("transformer.encoder.layers.1.norm1.bias")
+    with pytest.raises(UserError, match=r"encoder\.layers\.1 lacks self_attn_norm\.bias, which all other layers have"):
+        convert_checkpoint(tiny_file(**norms))
+
+
+def test_numbers_that_are_not_finite_are_noted():
+    norm = {"transformer.decoder.layers.0.norm1.weight": torch.tensor([1.0, float("nan")])}
+    noted = str(convert_checkpoint(tiny_file(**norm)).description)
+    assert "1 entries hold NaN or infinite numbers, such as decoder.layers.0.cross_attn_norm.weight" in noted
+    assert "NaN" not in str(convert_checkpoint(tiny_file()).description)
+
+
 def test_a_file_of_another_kind_is_refused_with_its_first_names():
     with pytest.raises(UserError, match=r"2 entries, such as a\.weight, b\.weight"):
         convert_checkpoint({"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)})

@@ -327,6 +327,17 @@ def test_a_file_that_does_not_show_a_dilated_stage_asks_and_takes_the_answer():
         assert not any("DC5" in remark for remark in told.remarks)
 
 
+def test_only_the_file_of_anchor_detr_says_that_the_authors_dilate_by_default():
+    for case, expected in (
+        ("official_anchor_detr_r50", True),
+        ("detrex_anchor_detr_r50", False),
+        ("official_dab_detr_r50", False),
+    ):
+        remarks = convert_checkpoint(file_of(case)).description.remarks
+        (asked,) = (remark for remark in remarks if "--not-dilated" in remark)
+        assert ("by default it is in the authors' code" in asked) == expected
+
+
 @pytest.mark.parametrize("model", [resnet18, resnet34])
 def test_a_resnet_of_basic_blocks_is_never_dilated(model):
     with torch.device("meta"):

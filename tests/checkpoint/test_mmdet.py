@@ -12,8 +12,9 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from sparse_detr.checkpoint import convert_checkpoint, model_config
+from sparse_detr.checkpoint import convert_checkpoint
 from sparse_detr.checkpoint.mmdet_names import training_arguments
+from sparse_detr.config import model_config
 from tests.golden.cases import GoldenCase, image
 
 FOLDER = Path(__file__).parent / "mmdet"
@@ -36,6 +37,7 @@ def read_case(name):
         ("refine", "mmdet_deformable_detr", {"two_stage": "off", "box_refinement": True}, 1e-5),
         ("two_stage", "mmdet_deformable_detr", {"two_stage": "projected", "num_queries": 7}, 1e-5),
         ("detr", "mmdet_detr", {"num_queries": 7, "num_classes": 5}, 1e-6),
+        ("conditional", "mmdet_conditional_detr", {"num_queries": 7, "num_classes": 5}, 1e-6),
         ("dino", "mmdet_dino", {"shared_heads": False, "position_temperature": 20.0, "num_classes": 5}, 1e-5),
     ],
 )
@@ -55,6 +57,13 @@ def test_a_file_gives_the_same_outputs(name, source, expected, tolerance):
         found = model.outputs([{"image": picture} for picture in images], attention_map=False).predictions
     assert (found.logits - outputs["pred_logits"]).abs().max() < tolerance
     assert (found.boxes - outputs["pred_boxes"]).abs().max() < tolerance
+
+
+def test_averaged_weights_are_known_to_be_the_plain_ones():
+    file, _, _ = read_case("detr")
+    before = {f"module.{name}": value for name, value in file["state_dict"].items()}
+    noted = str(convert_checkpoint(file | {"ema_state_dict": {"steps": torch.zeros(1), **before}}))
+    assert "MMDetection saves averaged weights as state_dict; those before averaging" in noted
 
 
 def test_the_configuration_in_a_file_is_read_but_not_run():

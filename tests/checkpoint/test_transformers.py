@@ -6,8 +6,9 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from sparse_detr.checkpoint import convert_checkpoint, load_file, model_config
+from sparse_detr.checkpoint import convert_checkpoint, load_file
 from sparse_detr.checkpoint.transformers_names import training_arguments
+from sparse_detr.config import model_config
 from sparse_detr.errors import UserError
 from tests.modeling.tiny import shake
 
@@ -140,10 +141,28 @@ def test_a_folder_without_weights_is_named(tmp_path):
         load_file(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"weight_map": 3}', '{"weight_map": {"w": "../other.bin"}}'])
-def test_a_wrong_index_is_named(tmp_path, text):
-    (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"index\.json (is no index of weights|names a file outside its folder)"):
+def test_a_damaged_config_in_a_folder_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "detr"')
+    torch.save({"w": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"config\.json is damaged .*; fetch it again"):
+        load_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        *((wrong, "is no index of weights") for wrong in (None, 3, {}, {"w": 3}, {"w": ""}, {"w": {"x": "a.bin"}})),
+        ({"w": "../other.bin"}, "names a file outside its folder"),
+        ({"w": "a.bin", "v": "b.bin"}, "names b.bin, which is not beside it; fetch that file as well"),
+        ({"w": "a.bin", "v": "a.bin"}, "names 1 entries that its files do not hold, such as v"),
+        ({"w": "list.bin"}, "names 1 entries that its files do not hold, such as w"),
+    ],
+)
+def test_a_wrong_index_is_named(tmp_path, weight_map, words):
+    torch.save({"w": torch.ones(1)}, tmp_path / "a.bin")
+    torch.save([torch.ones(1)], tmp_path / "list.bin")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=words):
         load_file(tmp_path / "model.safetensors.index.json")
 
 
@@ -164,3 +183,4 @@ def test_a_setting_that_models_here_cannot_have_is_refused(setting):
 def test_either_way_to_say_dilation_is_read(config):
     assert training_arguments(config)["dilation"] is True
     assert training_arguments({})["dilation"] is False
+    assert training_arguments({"backbone_config": "resnet"})["dilation"] is False

@@ -42,6 +42,8 @@ def test_weights_are_found_under_the_usual_names(checkpoint):
         {"model": WEIGHTS, "ema_model": AVERAGE},
         {"state_dict": WEIGHTS, "state_dict_ema": AVERAGE},
         {"n_averaged": torch.tensor(7), **prefixed("module.", AVERAGE)},
+        # MMEngine has exchanged the two sets
+        {"state_dict": AVERAGE, "ema_state_dict": {"steps": torch.tensor(7), **prefixed("module.", WEIGHTS)}},
     ],
 )
 def test_averaged_weights_are_taken_if_they_are_asked_for(checkpoint):
@@ -96,6 +98,8 @@ def test_a_file_that_contains_itself_is_refused():
         (torch.ones(2).to_sparse(), r"sparse; save to_dense\(\)"),
         (torch.ones(2, dtype=torch.complex64), "complex; save real numbers"),
         (torch.ones(2, device="meta"), "without values"),
+        (torch.ones(2, dtype=torch.int8), "of 8-bit numbers, which need a scale; save the weights before quantisation"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "of 8-bit numbers"),
     ],
 )
 def test_tensors_that_no_layer_can_hold_are_named(value, kind):

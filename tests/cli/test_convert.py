@@ -106,6 +106,7 @@ def test_too_many_unknown_entries_fail_and_write_nothing(public_file, tmp_path, 
     assert "only 83.3% of the file is known" in capsys.readouterr().out
     assert not output.exists()
     assert run(public_file, output, "--min-match", 0.8) == 0
+    assert "unknown entries that are left out: 1; the model may lack as many" in capsys.readouterr().out
 
 
 def test_aliases_that_differ_fail(public_file, tmp_path):

@@ -16,6 +16,11 @@ def norm():
     return norm
 
 
+def test_channels_that_do_not_fill_the_groups_are_refused():
+    with pytest.raises(ValueError, match="32 groups, but embed_dim is 48; give a multiple of 32"):
+        MaskedGroupNorm(32, 48)
+
+
 def padded_maps(dtype=torch.float64):
     """Make two 5x6 maps of which 3x4 and 5x2 cells are valid, with noise a thousand times as large around them."""
     generator = torch.Generator().manual_seed(1)

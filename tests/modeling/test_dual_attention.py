@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
-from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, take_rows
+from sparse_detr.modeling.encoder.deformable import DeformableEncoder, DeformableEncoderLayer, selected_rows
 from sparse_detr.modeling.encoder.dual_attention import DualAttentionLayer, ObjectAttention
 from sparse_detr.modeling.heads import PredictionHead, Proposals
 from sparse_detr.structures import CascadedTokens, TopKTokens
@@ -53,7 +53,7 @@ def rows():
     order = torch.stack([torch.randperm(26, generator=generator) for _ in range(2)])
     selection = TopKTokens.of(order[:, :7], torch.tensor([7, 4]), num_tokens=26)
     scores = torch.randn(2, 26, generator=generator, dtype=torch.float64)
-    return take_rows(tokens, selection, scores)
+    return selected_rows(tokens, selection, scores)
 
 
 def plain(layer, content, rows, source, pyramid):
@@ -104,7 +104,7 @@ def test_raw_logits_put_the_least_likely_tokens_first():
     nn.init.constant_(head.class_embed.bias, -4.6)
     tokens, order = make_tokens(make_pyramid(SHAPES)), torch.arange(26)[None]
     selection = TopKTokens.of(order, torch.tensor([26]), num_tokens=26)
-    some = take_rows(tokens, selection, torch.linspace(3, -3, 26, dtype=torch.float64)[None])
+    some = selected_rows(tokens, selection, torch.linspace(3, -3, 26, dtype=torch.float64)[None])
     assert layer.object_tokens(some, proposed(head)).tolist() == [[0]]
     layer.object_score = "logit_product"
     assert layer.object_tokens(some, proposed(head)).tolist() == [[25]]
@@ -132,7 +132,7 @@ def test_padding_that_is_excluded_from_the_ranking_is_no_object_token(head):
     tokens = make_tokens(make_pyramid(SHAPES))
     selection = TopKTokens.of(torch.arange(26)[None], torch.tensor([20]), num_tokens=26)
     scores = torch.randn(1, 26, dtype=torch.float64).masked_fill(torch.arange(26) >= 20, float("-inf"))
-    assert (layer.object_tokens(take_rows(tokens, selection, scores), proposed(head)) < 20).all()
+    assert (layer.object_tokens(selected_rows(tokens, selection, scores), proposed(head)) < 20).all()
 
 
 def test_released_surplus_rows_may_be_object_tokens(rows, head):

@@ -144,6 +144,11 @@ def test_a_fifth_of_the_queries_sample():
         build("imfa", sampling_share=0.05)
 
 
+def test_a_single_layer_which_reads_no_sparse_tokens_is_refused():
+    with pytest.raises(ValueError, match="decoder_layers must be at least 2, got 1; for one layer choose"):
+        build("imfa", encoder_layers=1)
+
+
 @pytest.mark.parametrize("num_maps", [1, 2])
 def test_any_number_of_maps_will_do(num_maps):
     backbone = patch_backbone()

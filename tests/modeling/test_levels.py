@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from sparse_detr.layers import FeedForward, MultiScaleDeformableAttention
 from sparse_detr.modeling.encoder import DeformableEncoder, DeformableEncoderLayer, LevelFeedForwardLayer, level_layers
-from sparse_detr.modeling.encoder.deformable import take_rows
+from sparse_detr.modeling.encoder.deformable import selected_rows
 from sparse_detr.modeling.selection import EvenBudget, LevelSelector
 from sparse_detr.recipes import dino, lite, lite_deformable_detr, lite_dino, sparse_detr
 from sparse_detr.structures import AllTokens, CoarseTokens, full_layers
@@ -128,7 +128,7 @@ def test_the_encoder_equals_a_loop_in_the_order_of_the_paper():
     pyramid = tokens.pyramid
     selector = LevelSelector(num_levels=3, num_layers=4, high_levels=2, blocks=2)
     found = DeformableEncoder(layers=layers)(tokens, selector(tokens, None).selection, None).memory
-    everything = take_rows(tokens, AllTokens(pyramid), None)
+    everything = selected_rows(tokens, AllTokens(pyramid), None)
     x = tokens.content
     for layer, start in zip(layers, (20, 0, 20, 0), strict=True):
         q, p, reference = x[:, start:], tokens.position[:, start:], everything.reference_points[:, start:]

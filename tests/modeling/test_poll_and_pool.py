@@ -18,7 +18,7 @@ from sparse_detr.modeling.selection import (
     TokenPool,
 )
 from sparse_detr.modeling.training import PolledScorePenalty
-from sparse_detr.structures import DetectorOutput, Tokens, TopKTokens
+from sparse_detr.structures import DetectorOutput, Pyramid, Tokens, TopKTokens
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 DIM, POOLED = 8, 3
@@ -144,11 +144,23 @@ def test_the_share_is_rounded_down_but_one_token_stays(count, keep_ratio, kept):
 
 
 @pytest.mark.parametrize("keep_ratio", [0.1, 1 / 3, 0.5, 0.65, 0.8, 1.0])
-def test_counts_on_the_device_are_those_on_the_host(keep_ratio):
-    budget = RoundedDownBudget(keep_ratio=keep_ratio)
+def test_a_count_in_double_precision_is_that_of_python(keep_ratio):
     counts = torch.arange(1, 5000)
     expected = [max(int(count * keep_ratio), 1) for count in counts.tolist()]
-    assert budget._counts(counts).tolist() == expected
+    assert RoundedDownBudget(keep_ratio=keep_ratio).count(counts).tolist() == expected
+
+
+@pytest.mark.parametrize(("count", "keep_ratio", "double", "single"), [(180, 0.65, 117, 116), (90, 0.7, 62, 63)])
+def test_a_count_in_single_precision_is_that_of_the_public_code(count, keep_ratio, double, single):
+    """The product 0.65 x 180 is rounded below 117 in single precision only, 0.7 x 90 below 63 in double only."""
+    image, unknown = make_pyramid(((1, count),)), Pyramid.of(((1, count),), torch.tensor([[[1, count]]]))
+    for precision, expected in (("double", double), ("single", single)):
+        budget = RoundedDownBudget(keep_ratio=keep_ratio, precision=precision)
+        assert budget.with_keep_ratio(0.5).precision == precision
+        for pyramid in (image, unknown):
+            assert budget.select(torch.rand(1, count), pyramid).counts.tolist() == [expected]
+    public = (torch.tensor(count) * keep_ratio).int().item()
+    assert public == single
 
 
 def test_a_random_budget_draws_from_its_range_and_repeats_with_the_seed():

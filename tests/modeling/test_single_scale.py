@@ -18,6 +18,11 @@ def make_tokenizer(padding="exact", **options):
     return SingleScaleTokenizer(in_channels=6, stride=32, embed_dim=8, padding=padding, **options).double()
 
 
+def test_a_width_that_the_positions_cannot_fill_is_refused():
+    with pytest.raises(ValueError, match="embed_dim must be a multiple of 4, got 6"):
+        SingleScaleTokenizer(in_channels=6, stride=32, embed_dim=6)
+
+
 def random_map(height, width, batch=1):
     return torch.randn(batch, 6, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

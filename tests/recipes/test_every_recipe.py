@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from sparse_detr.config import add_detr_config
 from sparse_detr.modeling.queries import TopKQueries
+from sparse_detr.modeling.tokenizers import MultiScaleTokenizer, RowColumnTokenizer
 from sparse_detr.recipes import RECIPES
 from sparse_detr.recipes.meta_arch import recipe_options
 from tests.modeling.tiny import NUM_CLASSES, SIZES, PatchBackbone, patch_backbone, picture, shake
@@ -32,14 +33,15 @@ def options_of(name):
     return {key: value for key, value in {**SIZES, "denoising_queries": 0}.items() if key in known}
 
 
-def lazy_config(name):
+def lazy_config(name, **options):
     """Return the LazyCall of the recipe on the stub: on all its maps, or on the coarsest if the recipe reads one."""
     recipe, backbone = RECIPES[name].functions[0], patch_backbone()
+    options = options_of(name) | options
     try:
-        return recipe(backbone=backbone, **options_of(name))
+        return recipe(backbone=backbone, **options)
     except ValueError:  # it reads one map
         backbone.config.num_maps = 1
-        return recipe(backbone=backbone.coarsest(), **options_of(name))
+        return recipe(backbone=backbone.coarsest(), **options)
 
 
 def build(name):
@@ -127,6 +129,16 @@ def test_an_image_of_one_token_a_level_trains_and_is_searched(name):
         assert output.predictions.logits.shape[1] == output.pyramid.num_tokens
     assert all(loss.isfinite() for loss in model.train()(batch).values())
     assert len(model.eval()(batch)[0]["instances"]) > 0
+
+
+@every_recipe
+def test_a_width_of_24_channels_works_or_is_refused_with_the_remedy(name):
+    config = lazy_config(name, embed_dim=24)
+    if config.tokenizer._target_ in (MultiScaleTokenizer, RowColumnTokenizer):
+        with pytest.raises(ValueError, match="embed_dim is 24; give a multiple of 32"):
+            instantiate(config)
+    else:
+        assert len(instantiate(config).eval()([picture(64, 96)])[0]["instances"]) > 0
 
 
 @pytest.fixture

@@ -36,6 +36,11 @@ def test_the_behavior_says_which_rows_the_penalty_counts(behavior, rows):
     assert (model.supervision.rows, model.supervision.weight) == (rows, 1e-4)
 
 
+@pytest.mark.parametrize(("behavior", "precision"), [("exact", "double"), ("released", "single")])
+def test_the_behavior_says_how_the_share_of_the_tokens_is_rounded(behavior, precision):
+    assert small(behavior=behavior).selector.inference_budget.precision == precision
+
+
 def test_the_converter_names_the_share_that_the_weights_were_trained_for():
     detrex = convert_checkpoint(file_of("detrex_pnp_detr_r50")).description.arguments
     assert (detrex["origin"], detrex["keep_ratio"], detrex["training_keep_ratios"]) == ("detrex", 0.5, (0.5, 0.5))

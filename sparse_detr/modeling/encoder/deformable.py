@@ -130,7 +130,7 @@ class DeformableEncoder(nn.Module):
         for i, layer in enumerate(self.layers):
             kept = selection.at_layer(i)
             if rows is None or kept is not previous:
-                rows = take_rows(replace(tokens, content=memory), kept, scores)
+                rows = selected_rows(replace(tokens, content=memory), kept, scores)
             source = memory if self.source == "updated" else tokens.content
             rows = replace(rows, content=layer(rows, source, tokens.pyramid, proposals))
             memory, previous = kept.scatter(memory, rows.content), kept
@@ -138,7 +138,7 @@ class DeformableEncoder(nn.Module):
         return EncoderOutput(memory=memory, layers=tuple(outputs))
 
 
-def take_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:
+def selected_rows(tokens: Tokens, selection: TokenSelection, scores: Tensor | None) -> TokenRows:
     """Return the selected tokens, with their scores if there are (B, N) scores."""
     return TokenRows(
         content=selection.gather(tokens.content),

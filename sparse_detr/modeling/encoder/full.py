@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from sparse_detr.layers import FeedForward, token_mask
-from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, take_rows
+from sparse_detr.modeling.encoder.deformable import EncoderOutput, TokenRows, selected_rows
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import AllTokens, Tokens, TokenSelection
 
@@ -64,7 +64,7 @@ class FullAttentionEncoder(nn.Module):
         """
         check_all_tokens(selection, "full attention")
         mask = token_mask(tokens)
-        rows, outputs = take_rows(tokens, selection, scores), []
+        rows, outputs = selected_rows(tokens, selection, scores), []
         for layer in self.layers:
             if self.position_scale is not None:
                 rows = replace(rows, position=tokens.position * self.position_scale(rows.content))

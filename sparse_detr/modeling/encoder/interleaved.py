@@ -72,11 +72,16 @@ class InterleavedEncoder(nn.Module):
         embed_dim: C.
 
     Raises:
-        ValueError: no query gives sparse tokens.
+        ValueError: no query gives sparse tokens, or there is only one layer, which has none.
     """
 
     def __init__(self, *, layers: list[nn.Module], sampler: FeatureSampler, num_sampling_queries: int, embed_dim: int):
         super().__init__()
+        if len(layers) < 2:
+            raise ValueError(
+                "sparse tokens are read from the second layer on, so decoder_layers must be at least 2, got "
+                f"{len(layers)}; for one layer choose a model without them, such as dab_detr"
+            )
         if num_sampling_queries < 1:
             raise ValueError(
                 f"num_sampling_queries must be at least 1, got {num_sampling_queries}; choose a larger share"

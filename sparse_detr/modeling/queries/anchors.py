@@ -11,7 +11,7 @@ from sparse_detr.layers import inverse_sigmoid
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.structures import Queries, geometry_dtype
 
-Start = Literal["normal", "uniform_centers", "uniform"]
+AnchorStart = Literal["normal", "uniform_centers", "uniform"]
 
 
 class Anchors(nn.Module):
@@ -23,7 +23,7 @@ class Anchors(nn.Module):
             image; `uniform`: all four numbers uniform, with logits from -3 to 3.
     """
 
-    def __init__(self, *, num_anchors: int, start: Start = "normal"):
+    def __init__(self, *, num_anchors: int, start: AnchorStart = "normal"):
         super().__init__()
         self.logits = nn.Parameter(initial_logits(num_anchors, start))
 
@@ -44,7 +44,7 @@ class FixedCenterAnchors(nn.Module):
 
     centers: Tensor
 
-    def __init__(self, *, num_anchors: int, start: Start = "uniform_centers"):
+    def __init__(self, *, num_anchors: int, start: AnchorStart = "uniform_centers"):
         super().__init__()
         centers, sizes = initial_logits(num_anchors, start).split(2, -1)
         self.register_buffer("centers", centers)
@@ -62,7 +62,7 @@ def _split_logits(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_
         weights[f"{prefix}centers"], weights[f"{prefix}sizes"] = weights.pop(f"{prefix}logits").split(2, -1)
 
 
-def initial_logits(num_anchors: int, start: Start) -> Tensor:
+def initial_logits(num_anchors: int, start: AnchorStart) -> Tensor:
     """Return initial (A, 4) logits of cxcywh; for `start` see `Anchors`."""
     if start == "uniform":
         return inverse_sigmoid(torch.rand(num_anchors, 4), 1e-3).clamp(-3, 3)

@@ -136,10 +136,14 @@ class EvenBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if pyramid.valid_counts is None:
-            counts, most = count_valid_tokens(pyramid), share_of(pyramid.num_tokens, self.keep_ratio)
-            return top_tokens(ranking, share_of(counts, self.keep_ratio), most, exact=False)
-        kept = [share_of(count, self.keep_ratio) for count in pyramid.valid_counts]
+            most = share_of(pyramid.num_tokens, self.keep_ratio)
+            return top_tokens(ranking, self.count(count_valid_tokens(pyramid)), most, exact=False)
+        kept = [self.count(valid) for valid in pyramid.valid_counts]
         return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
+
+    def count(self, valid: Count) -> Count:
+        """Return how many of `valid` tokens are kept, at most `share_of`."""
+        return share_of(valid, self.keep_ratio)
 
 
 @dataclass(frozen=True, eq=False)

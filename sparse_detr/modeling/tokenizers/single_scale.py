@@ -23,6 +23,9 @@ class SingleScaleTokenizer(nn.Module):
         padding: see `level_geometry`.
         position_temperature: temperature of the sine embedding (DAB-DETR, section 4.5).
         position_offset: see `embed_tokens`.
+
+    Raises:
+        ValueError: the sine embedding cannot fill `embed_dim` channels.
     """
 
     def __init__(
@@ -36,6 +39,11 @@ class SingleScaleTokenizer(nn.Module):
         position_offset: float = 0.0,
     ):
         super().__init__()
+        if embed_dim % 4:
+            raise ValueError(
+                "the position of a token is sine and cosine of its row and of its column, so embed_dim must be a "
+                f"multiple of 4, got {embed_dim}"
+            )
         self.stride, self.padding = stride, padding
         self.position_temperature, self.position_offset = position_temperature, position_offset
         self.projection = nn.Conv2d(in_channels, embed_dim, 1)

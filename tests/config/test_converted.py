@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparse_detr.checkpoint import model_config
 from sparse_detr.checkpoint.describe import Description
+from sparse_detr.config import model_config
 from sparse_detr.errors import UserError
 from tests.modeling.tiny import patch_backbone
 

@@ -1,14 +1,14 @@
-"""Make the model that a converted checkpoint needs."""
+"""The model that a converted checkpoint needs, as a config."""
 
 from __future__ import annotations
 
 import ast
 from typing import TYPE_CHECKING, Any
 
-from sparse_detr.checkpoint.describe import Description
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
+    from sparse_detr.checkpoint.describe import Description
     from sparse_detr.recipes import BackboneSpec
 
 
