@@ -3,11 +3,11 @@
 
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator
 
 from sparse_detr.data.augmentation import test_augmentations, train_augmentations
 from sparse_detr.data.loader import build_test_loader, build_train_loader
 from sparse_detr.data.mapper import DetrDatasetMapper
+from sparse_detr.evaluation import COCOEvaluator
 
 dataloader = dict(
     train=L(build_train_loader)(

@@ -28,6 +28,8 @@ class Case:
         share: part of the tokens that are queries, as in an encoder.
         boxes: number of queries with a box each, as in a decoder; takes the place of `share`.
         shapes: (h, w) of every level.
+        num_heads: M.
+        head_dim: D.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Case:
     share: float = 1.0
     boxes: int = 0
     shapes: tuple[tuple[int, int], ...] = PYRAMID
+    num_heads: int = NUM_HEADS
+    head_dim: int = HEAD_DIM
 
     @property
     def num_tokens(self) -> int:
@@ -51,11 +55,19 @@ class Case:
 
 CASES = (
     Case("Lq = S"),
+    Case("Lq = 50 % S", share=0.5),
     Case("Lq = 30 % S", share=0.3),
     Case("Lq = 10 % S", share=0.1),
     Case("decoder, 300 queries", boxes=300),
     Case("N = 2, Lq = S", batch=2),
 )
+# Other numbers and sizes of heads than the usual ones, in an encoder that keeps 30 % of its tokens.
+HEAD_CASES = tuple(
+    Case(f"M {heads}, D {channels}", share=0.3, num_heads=heads, head_dim=channels)
+    for heads in (4, 8, 16)
+    for channels in (8, 16, 32, 64)
+)
+SUITES = {"usual": CASES, "heads": HEAD_CASES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +114,11 @@ def make_inputs(case: Case, *, seed: int, device: str = "cpu", dtype: torch.dtyp
     generator = torch.Generator(device).manual_seed(seed)
     real = torch.float64 if dtype == torch.float64 else torch.float32
     options = dict(generator=generator, device=device, dtype=real)
-    size = (case.batch, case.num_queries, NUM_HEADS, len(case.shapes), NUM_POINTS)
-    value = torch.randn(case.batch, case.num_tokens, NUM_HEADS, HEAD_DIM, **options).to(dtype)
-    grad_output = torch.randn(case.batch, case.num_queries, NUM_HEADS * HEAD_DIM, **options).to(dtype)
+    size = (case.batch, case.num_queries, case.num_heads, len(case.shapes), NUM_POINTS)
+    value = torch.randn(case.batch, case.num_tokens, case.num_heads, case.head_dim, **options).to(dtype)
+    grad_output = torch.randn(case.batch, case.num_queries, case.num_heads * case.head_dim, **options).to(dtype)
     reference_points = random_boxes(case, options) if case.boxes else kept_cells(case, options)
-    offsets = initial_offsets().to(value.device, real)[:, None] + torch.randn(*size, 2, **options)
+    offsets = initial_offsets(case.num_heads).to(value.device, real)[:, None] + torch.randn(*size, 2, **options)
     logits = torch.randn(*size, **options)
     locations, weights = eager_samples(case.shapes, reference_points, offsets, logits)
     levels = make_levels(case.shapes, device)
@@ -120,9 +132,9 @@ def make_levels(shapes: Sequence[tuple[int, int]], device: str) -> Levels:
     return Levels(tuple(shapes), torch.tensor(shapes, device=device), starts)
 
 
-def initial_offsets() -> Tensor:
+def initial_offsets(num_heads: int = NUM_HEADS) -> Tensor:
     """Return (M, P, 2): point p of head m is p + 1 pixels away in direction m, as the layer starts out."""
-    angle = torch.arange(NUM_HEADS) * (2 * math.pi / NUM_HEADS)
+    angle = torch.arange(num_heads) * (2 * math.pi / num_heads)
     direction = torch.stack([angle.cos(), angle.sin()], -1)
     direction = direction / direction.abs().amax(-1, keepdim=True)
     return direction[:, None] * torch.arange(1, NUM_POINTS + 1)[:, None]

@@ -1,6 +1,7 @@
 """Measure every backend of deformable attention against PyTorch's composite forms and the installable peers.
 
     python ops/benchmark --output ops/results/cpu.json    # CPU: one thread, then all; minutes
+    python ops/benchmark --suite heads --forms plain --output ops/results/cpu_heads.json    # M 4 to 16, D 8 to 64
     python ops/benchmark --device cuda --dtypes float32 bfloat16
     python ops/benchmark --quick                          # a tiny pyramid, seconds: only to see that it works
     python ops/benchmark --from-json ops/results/cpu.json --readme ops/README.md    # only tables and plots
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmark import machine, peak_memory, publish
-from benchmark.cases import CASES, Case
+from benchmark.cases import CASES, SUITES, Case
 from benchmark.catalog import variants_of
 from benchmark.timing import Progress, Task, errors, time_variants
 from benchmark.variants import FORMS, Variant
@@ -60,6 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--threads", nargs="+", type=int, help="default: 1, then all cores; meaningless on cuda")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--suite", choices=SUITES, default="usual", help="heads: other numbers and sizes of heads")
     parser.add_argument("--cases", nargs="+", metavar="PART", help="only cases whose name contains one of these")
     parser.add_argument("--variants", nargs="+", metavar="PART", help="only variants whose name contains one of these")
     parser.add_argument("--repetitions", type=int, default=9, help="three times as many in the decoder's case")
@@ -67,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--allocator", choices=("clean", "default"), default="clean", help=CLEAN_HELP)
     parser.add_argument("--quick", action="store_true", help="a tiny pyramid and two repetitions")
     parser.add_argument("--from-json", type=Path, help="measure nothing")
-    parser.add_argument("--readme", type=Path, help="fill its markers `table benchmark cpu` or `table benchmark cuda`")
+    parser.add_argument("--readme", type=Path, help="fill its marks `table benchmark cpu` (or cuda, heads cpu)")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available() and not args.from_json:
@@ -91,6 +93,7 @@ def measure_all(args: argparse.Namespace) -> Record:
     results: Record = {
         "format": 1,
         "quick": args.quick,
+        "suite": args.suite,
         "repetitions": args.repetitions,
         "allocator": machine.allocator_name(),
         "machine": machine.machine_record(args.device),
@@ -131,7 +134,7 @@ def list_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
-    cases = [case for case in CASES if not args.cases or any(part in case.name for part in args.cases)]
+    cases = [case for case in SUITES[args.suite] if not args.cases or any(part in case.name for part in args.cases)]
     return [case.tiny() for case in cases] if args.quick else cases
 
 
@@ -200,6 +203,7 @@ def write_tables(results: Record, stem: Path, readme: Path | None) -> None:
     plots = publish.plot_tables(results, stem)
     print("Plots:", *plots, file=sys.stderr)
     if readme is not None:
-        name = f"benchmark {'cuda' if results['machine']['gpu'] else 'cpu'}"
+        suite = "heads " if results.get("suite") == "heads" else ""
+        name = f"benchmark {suite}{'cuda' if results['machine']['gpu'] else 'cpu'}"
         picture = f"![Time of every variant]({os.path.relpath(plots[0], readme.parent)})\n\n"
         fill_readme(readme, name, picture + publish.markdown(results, brief=True))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator as Detectron2COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,7 @@ from sparse_detr.config.limits import evaluation_limit
 from sparse_detr.config.model import build_detector, build_test_mapper
 from sparse_detr.config.overrides import accepts
 from sparse_detr.errors import UserError
+from sparse_detr.evaluation import COCOEvaluator
 from sparse_detr.solver import detr_parameter_groups
 
 CHECKPOINTER = {"period": 5000, "max_to_keep": 10}
@@ -173,7 +175,9 @@ def _is_coco_evaluator(evaluator: Any) -> bool:
     """Return whether it is COCO's evaluator for one data set, or a subclass that takes the same limit."""
     target = evaluator.get("_target_") if OmegaConf.is_dict(evaluator) else None
     kind = locate(target) if isinstance(target, str) else target
-    is_coco = isinstance(kind, type) and issubclass(kind, COCOEvaluator) and accepts(kind, "max_dets_per_image")
+    is_coco = (
+        isinstance(kind, type) and issubclass(kind, Detectron2COCOEvaluator) and accepts(kind, "max_dets_per_image")
+    )
     return is_coco and isinstance(evaluator.get("dataset_name"), str)
 
 

@@ -112,7 +112,7 @@ def test_the_brief_report_leaves_out_the_attention_map():
 
 def test_with_all_samples_in_one_place_the_maps_fit_the_first_cache():
     cases = load("benchmark.cases")
-    inputs = cases.make_inputs(cases.CASES[3].tiny(), seed=0)
+    inputs = cases.make_inputs(cases.CASES[4].tiny(), seed=0)
     there = inputs.in_one_spot()
     assert there.levels.shapes == ((4, 4),) * 4
     assert there.value.shape == (1, 64, 8, 32)
@@ -213,6 +213,21 @@ def test_peak_memory_counts_only_memory_that_the_call_maps():
     _ = there + 1, there.sum()  # the first call of an operator maps its code too
     assert memory.resident_peak(lambda: there + 1) == pytest.approx(8, abs=1)
     assert memory.resident_peak(lambda: there.sum()) < 1
+
+
+def test_the_heads_of_a_case_are_those_of_its_inputs():
+    cases = load("benchmark.cases")
+    case = next(case for case in cases.HEAD_CASES if case.name == "M 16, D 8")
+    inputs = cases.make_inputs(case.tiny(), seed=0)
+    assert inputs.value.shape == (1, 128, 16, 8)
+    assert inputs.locations.shape == (1, 38, 16, 4, 4, 2)
+    assert inputs.grad_output.shape == (1, 38, 128)
+
+
+def test_the_gain_of_a_patch_is_the_median_of_paired_ratios():
+    times = {"as it is": [10.0, 30.0, 20.0], "patched": [5.0, 10.0, 20.0]}
+    row = load("measure_patch").cells("a model", {"milliseconds": times, "relative_difference": 1e-7})
+    assert row == ["a model", "20", "10", "2.00x (1.50 to 2.50)", "1e-07"]
 
 
 def test_a_tiny_run_writes_json_tables_and_plots(tmp_path):

@@ -1,4 +1,9 @@
-"""Results do not depend on the number of threads; in PyTorch's deterministic mode, all runs on a GPU agree too."""
+"""Results do not depend on the number of threads; in PyTorch's deterministic mode, all runs on a GPU agree too.
+
+Calls are repeated, also from several threads at once, so that a race shows.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,3 +58,29 @@ def test_the_deterministic_mode_of_torch_gives_the_same_bits_in_every_run(kernel
             assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [50, 1500])
+def test_repeated_calls_give_the_same_bits(kernel, dtype, queries):
+    """On a GPU the output and the map; gradients of the value are sums in any order there."""
+    runs = 2 if kernel == "triton" and not torch.cuda.is_available() else 20  # the interpreter is slow
+    expected = everything(kernel, dtype, queries, 32)
+    counted = len(expected) if not expected[0].is_cuda else 2
+    for _ in range(runs):
+        results = everything(kernel, dtype, queries, 32)
+        assert all(torch.equal(x, y) for x, y in zip(results[:counted], expected[:counted], strict=True))
+
+
+def test_calls_from_several_threads_at_once_give_the_same_bits(cpu_kernel):
+    """Each thread with inputs of another size, so that a buffer that two of them share would show."""
+    if cpu_kernel == "triton":
+        pytest.skip("the interpreter replaces functions of its language while a kernel runs: one thread only")
+    torch.set_num_threads(2)
+    sizes = [1, 50, 300, 1500]
+    expected = [everything(cpu_kernel, torch.float32, queries, 32) for queries in sizes]
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        for _ in range(5):
+            results = list(pool.map(lambda queries: everything(cpu_kernel, torch.float32, queries, 32), sizes))
+            for result, truth in zip(results, expected, strict=True):
+                assert all(torch.equal(x, y) for x, y in zip(result, truth, strict=True))

@@ -1,0 +1,5 @@
+"""Score detections."""
+
+from sparse_detr.evaluation.coco import COCOEvaluator
+
+__all__ = ["COCOEvaluator"]
