@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -59,10 +59,10 @@ class HungarianMatcher(nn.Module):
         costs, valid = self._on_host(groups, targets)
         pairs = [
             [
-                _assign(group.name, image, cost[image, :, : len(target.labels)], counts[image])
+                _assign(group.name, image, cost[image, :, : len(target.labels)], counted[image])
                 for image, target in enumerate(targets)
             ]
-            for group, cost, counts in zip(groups, costs, valid, strict=True)
+            for group, cost, counted in zip(groups, costs, valid, strict=True)
         ]
         return _on_device(pairs, groups[0].boxes.device)
 
@@ -117,10 +117,15 @@ def _assign(name: str, image: int, cost: np.ndarray, valid: np.ndarray) -> tuple
     return rows[predicted], true
 
 
-def _on_device(pairs: Iterable[Iterable[tuple[np.ndarray, np.ndarray]]], device: torch.device) -> list[Matches]:
+def _on_device(pairs: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], device: torch.device) -> list[Matches]:
     """Return arrays (rows, true boxes) of every group and image as long tensors; one copy moves them all."""
-    pairs = [list(images) for images in pairs]
     flat = [np.stack(pair) for images in pairs for pair in images]
     both = torch.from_numpy(np.concatenate(flat, 1).astype(np.int64)).to(device)
     parts = iter(both.split([part.shape[1] for part in flat], 1))
-    return [[tuple(next(parts)) for _ in images] for images in pairs]  # type: ignore[misc]
+    return [[_pair(next(parts)) for _ in images] for images in pairs]
+
+
+def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two rows of a tensor."""
+    rows, true = both
+    return rows, true
