@@ -7,12 +7,16 @@ import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from sparse_detr._threads import let_waiting_threads_sleep
+
 if TYPE_CHECKING:
     from sparse_detr.predictor import Predictor
 
 __all__ = ["Predictor"]
 
 __version__ = "0.1.0"
+
+let_waiting_threads_sleep()  # before anything loads PyTorch
 
 # fvcore and Detectron2 use torch.jit.script when they are imported; a user cannot change that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")

@@ -17,6 +17,7 @@ dataloader = dict(
             augmentations=L(train_augmentations)(),
             image_format="RGB",
             value_range=None,  # [black, white] of gray images of more than 8 bits
+            draft_short_side=None,  # 800: decode JPEGs of 1600 pixels and more at a part of their size, which is faster
         ),
         total_batch_size=16,
         num_workers=4,

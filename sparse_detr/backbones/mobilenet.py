@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
-import torch.nn.functional as F
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import mobilenet_v2
-from torchvision.models.mobilenetv2 import InvertedResidual
+
+from sparse_detr.backbones.folding import fold_frozen_norms
 
 
 class MobileNetV2(Backbone):
-    """MobileNetV2 1.0 with frozen batch norm.
+    """MobileNetV2 1.0 with frozen batch norm, folded into the convolutions.
 
     Parameters have the names of torchvision's `mobilenet_v2().features`.
 
@@ -44,6 +43,7 @@ class MobileNetV2(Backbone):
         for module in self.features.modules():
             if isinstance(module, FrozenBatchNorm2d):
                 module.num_batches_tracked = None
+        fold_frozen_norms(self.features)
         self._ends = {self.stages[name][0]: name for name in out_features}
         self._out_features = list(out_features)
 
@@ -51,7 +51,7 @@ class MobileNetV2(Backbone):
         """Return maps by name of images (B, 3, H, W)."""
         outputs = {}
         for index, block in enumerate(self.features):
-            x = _run_folded(block, x)
+            x = block(x)
             if index in self._ends:
                 outputs[self._ends[index]] = x
         return outputs
@@ -61,23 +61,3 @@ class MobileNetV2(Backbone):
             name: ShapeSpec(channels=self.stages[name][1], stride=int(name.removeprefix("stride")))
             for name in self._out_features
         }
-
-
-def _run_folded(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a block with every frozen batch norm folded into the convolution before it, for speed."""
-    if isinstance(module, InvertedResidual):
-        y = _run_folded(module.conv, x)
-        return x + y if module.use_res_connect else y
-    if not isinstance(module, nn.Sequential):
-        return module(x)
-    children = iter(module)
-    for child in children:
-        x = _fold(child, next(children))(x) if isinstance(child, nn.Conv2d) else _run_folded(child, x)
-    return x
-
-
-def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> Callable[[Tensor], Tensor]:
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    weight = conv.weight * scale[:, None, None, None]
-    bias = norm.bias - norm.running_mean * scale
-    return partial(F.conv2d, weight=weight, bias=bias, stride=conv.stride, padding=conv.padding, groups=conv.groups)

@@ -94,6 +94,7 @@ SEED = whole(-(2**31))
 MAPPING = SettingRule("a group of settings", lambda value: isinstance(value, dict))
 SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
+CHECKPOINTED = one_of("backbone", "encoder", "decoder")
 
 TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     # Lazy key: yacs key, rule. Settings of one kind of config only follow in LAZY_ONLY and YACS_ONLY.
@@ -105,6 +106,8 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.amp.enabled": ("SOLVER.AMP.ENABLED", FLAG),
     "train.amp.dtype": ("SOLVER.AMP.DTYPE", PRECISION),
     "train.accumulate": ("SOLVER.ACCUMULATE", SOME),
+    "train.fast_backbone": ("SOLVER.FAST_BACKBONE", FLAG),
+    "train.checkpoint_activations": ("SOLVER.CHECKPOINT_ACTIVATIONS", listed(CHECKPOINTED, filled=False)),
     "train.ema.enabled": ("SOLVER.EMA.ENABLED", FLAG),
     "train.ema.decay": ("SOLVER.EMA.DECAY", BETWEEN),
     "train.checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", SOME),
@@ -126,6 +129,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "dataloader.train.dataset.filter_empty": ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", FLAG),
     "dataloader.evaluator.max_dets_per_image": ("TEST.DETECTIONS_PER_IMAGE", optional(SOME)),
     "dataloader.train.mapper.image_format": ("INPUT.FORMAT", one_of("RGB", "BGR")),
+    "dataloader.train.mapper.draft_short_side": ("INPUT.DRAFT_SHORT_SIDE", optional(SOME)),
     "dataloader.train.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TRAIN", SOME),
     "dataloader.test.mapper.augmentations.short_size": ("INPUT.MIN_SIZE_TEST", SOME),
     "dataloader.test.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TEST", SOME),

@@ -43,6 +43,8 @@ class TrainSettings:
     clip_grad_norm: float | None = None
     accumulate: int = 1
     ema_decay: float | None = None
+    fast_backbone: bool = True
+    checkpoint_activations: list[str] = field(default_factory=list)
     checkpointer: dict[str, Any] = field(default_factory=lambda: dict(CHECKPOINTER))
     eval_period: int = 5000
     log_period: int = 20
@@ -211,6 +213,8 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         clip_grad_norm=solver.CLIP_GRAD_NORM or None,
         accumulate=solver.ACCUMULATE,
         ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
+        fast_backbone=solver.FAST_BACKBONE,
+        checkpoint_activations=list(solver.CHECKPOINT_ACTIVATIONS),
         checkpointer={"period": solver.CHECKPOINT_PERIOD, "max_to_keep": solver.MAX_TO_KEEP},
         eval_period=cfg.TEST.EVAL_PERIOD,
         best_metric=cfg.TEST.BEST_METRIC,

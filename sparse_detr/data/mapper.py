@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 
 from sparse_detr.data.augmentation import test_augmentations, train_augmentations
 from sparse_detr.data.boxes import annotated_boxes, clip_boxes, find_box_faults, is_crowd
-from sparse_detr.data.images import BadImageError, check_value_range, read_recorded_image
+from sparse_detr.data.images import BadImageError, Draft, check_value_range, read_draft, read_recorded_image
 from sparse_detr.errors import UserError, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ class DetrDatasetMapper:
         image_format: "RGB" or "BGR", as in the model's pixel statistics.
         value_range: the values of black and white of gray images of more than 8 bits, such as (0, 4095) for 12 bits;
             by default 0 and 65535 for 16 bits, 0 and 1 for floats.
+        draft_short_side: decode a JPEG at a half, a quarter or an eighth of its size, as long as its short side keeps
+            this many pixels: at least the largest short side that the augmentations make. It saves time for photographs
+            much larger than that, and changes pixels a little; None decodes all images at full size.
     """
 
     @configurable
@@ -42,6 +45,7 @@ class DetrDatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "RGB",
         value_range: Sequence[float] | None = None,
+        draft_short_side: int | None = None,
     ):
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format is {image_format!r}; give RGB or BGR")
@@ -49,6 +53,7 @@ class DetrDatasetMapper:
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.value_range = check_value_range(value_range)
+        self.draft_short_side = draft_short_side
         self._logged: set[str] = set()
 
     @classmethod
@@ -59,6 +64,7 @@ class DetrDatasetMapper:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "value_range": cfg.INPUT.get("VALUE_RANGE"),  # not among Detectron2's own keys
+            "draft_short_side": cfg.INPUT.get("DRAFT_SHORT_SIDE") if is_train else None,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -68,7 +74,7 @@ class DetrDatasetMapper:
             UserError: the values of black and white of the image are unknown, or an `iscrowd` is neither 0 nor 1.
         """
         try:
-            image = read_recorded_image(record, self.image_format, self.value_range)
+            image, scale = self._read(record)
         except BadImageError as error:
             if error.kind == "value range":
                 raise WorkerError(message=str(error)) from None
@@ -77,13 +83,21 @@ class DetrDatasetMapper:
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         sample = {key: value for key, value in record.items() if key != "annotations"}
-        sample.setdefault("height", image.shape[0])
-        sample.setdefault("width", image.shape[1])
+        height, width = image.shape[0] * scale, image.shape[1] * scale
+        sample.setdefault("height", height)
+        sample.setdefault("width", width)
         sample["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if self.is_train:
-            size = image.shape[:2]
+            size = sample["height"], sample["width"]
+            to_draft = T.ScaleTransform(height, width, image.shape[0], image.shape[1])
+            transforms = T.TransformList([to_draft] if scale > 1 else []) + transforms
             sample["instances"] = _instances(record.get("annotations", []), size, transforms, augmented.image.shape[:2])
         return sample
+
+    def _read(self, record: dict[str, Any]) -> Draft:
+        if self.draft_short_side is None:
+            return Draft(read_recorded_image(record, self.image_format, self.value_range), 1)
+        return read_draft(record, self.draft_short_side, self.image_format, self.value_range)
 
     def _log_once(self, file_name: str, message: str) -> None:
         if file_name not in self._logged:

@@ -22,6 +22,7 @@ _REMEDY = (
 )
 _OF_SCHEDULE = ("lr", "initial_lr")
 _CHANGES_THE_STATE = ("amsgrad",)
+_HOW_IT_IS_COMPUTED = ("foreach", "fused")
 
 
 def names_of_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
@@ -167,7 +168,8 @@ def _log_parameters(old: set[str], new: set[str]) -> None:
 
 def _log_settings(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> None:
     """Log one line for each setting that differs: old -> new, and the number of parameters."""
-    for key in sorted({key for group in new.values() for key in group} - {"params", *_OF_SCHEDULE}):
+    ignored = {"params", *_OF_SCHEDULE, *_HOW_IT_IS_COMPUTED}
+    for key in sorted({key for group in new.values() for key in group} - ignored):
         _log_changes(key, {name: (old[name].get(key), new[name].get(key)) for name in new if key in old.get(name, {})})
     rates = {name: (_base_rate(old[name]), _base_rate(new[name])) for name in new if name in old}
     _log_changes("learning rate", rates)

@@ -19,9 +19,10 @@ from torch import nn
 
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config import load_config
-from sparse_detr.config.model import build_detector
+from sparse_detr.config.run import make_run
 from sparse_detr.engine.nonfinite import find_first_bad_tensor, unpack_batch
 from sparse_detr.engine.precision import Precision
+from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.random_state import set_random_state
 from sparse_detr.errors import UserError
 
@@ -85,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         bundle = load_file(args.bundle)
         _check_bundle(args, bundle)
-        replay = replay_bundle(bundle, build_detector(load_config(args.config_file, args.opts)))
+        run = make_run(load_config(args.config_file, args.opts))
+        model = run.build_model()
+        prepare_model(model, run.settings)
+        replay = replay_bundle(bundle, model)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

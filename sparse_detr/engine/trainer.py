@@ -1,5 +1,6 @@
 """The training loop: Detectron2's SimpleTrainer with precision, clipping, accumulation and a stop before bad steps."""
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -84,7 +85,7 @@ class Trainer(SimpleTrainer):
                     losses = self._backward(batch)
             except torch.OutOfMemoryError as error:
                 raise UserError(out_of_memory_message(batch)) from error
-            totals = {name: totals.get(name, 0.0) + loss.detach() for name, loss in losses.items()}
+            totals = {name: totals.get(name, 0.0) + loss for name, loss in losses.items()}
         self.after_backward()
         self._check_and_clip_gradients(batch)
         self._write_metrics(totals, data_time)
@@ -103,6 +104,7 @@ class Trainer(SimpleTrainer):
         return nullcontext()
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Run forward and backward; return the losses on the host, where one copy brings them all."""
         self._random_state = random_state()
         try:
             losses = self.compute_losses(self.model, batch)
@@ -112,25 +114,31 @@ class Trainer(SimpleTrainer):
             self._stop_if_nonfinite_forward(batch, error)
             raise
         total = sum(losses.values())
-        if largest_of_ranks(int(not torch.isfinite(total)), self.device):
-            bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        *values, host_total = torch.stack([*losses.values(), total]).detach().cpu()
+        on_host = dict(zip(losses, values, strict=True))
+        if largest_of_ranks(int(not torch.isfinite(host_total)), self.device):
+            bad = [name for name, loss in on_host.items() if not torch.isfinite(loss)]
             self._stop(batch, f"loss {', '.join(bad)}" if bad else "")
         self.precision.scaler.scale(total).backward()
-        return losses
+        return on_host
 
     def _check_and_clip_gradients(self, batch: Batch) -> None:
         """Unscale and clip the gradient of the whole model; refuse a non-finite one."""
         self.precision.scaler.unscale_(self.optimizer)
-        limit = float("inf") if self.clip_grad_norm is None else self.clip_grad_norm
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        finite = bool(torch.isfinite(norm))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # One call for all gradients where PyTorch has it; its own choice would be a loop on the CPU.
+        foreach = True if self.device.type == "cpu" else None
+        norm = nn.utils.get_total_norm(gradients, foreach=foreach)
+        on_host = norm.item()
+        finite = math.isfinite(on_host)
         if largest_of_ranks(int(not finite), self.device):
             if self.precision.scaler_copes():
                 return
             self._stop(batch, "" if finite else "gradient")
-        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm, norm, foreach=foreach)
         if comm.is_main_process():
-            self.storage.put_scalar("grad_norm", norm.item())
+            self.storage.put_scalar("grad_norm", on_host)
 
     def _stop_if_nonfinite_forward(self, batch: Batch, error: Exception) -> None:
         failure = self._failure(batch, f"forward pass ({error})")

@@ -25,6 +25,7 @@ from sparse_detr.engine.checkpointer import (
     start_anew,
 )
 from sparse_detr.engine.config_changes import flat_config, write_config
+from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
 from sparse_detr.engine.evaluate import evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
@@ -37,6 +38,7 @@ from sparse_detr.engine.output import (
     what_is_saved,
     worker_error,
 )
+from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
@@ -70,8 +72,10 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     model = run.build_model()
+    set_up_cpu(settings.device)
+    prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
-    trainer = _build_trainer(run, model, optimizer)
+    trainer = build_trainer(run, model, optimizer)
     check_num_classes(model, run.train_names)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
@@ -187,7 +191,8 @@ def _say_what_is_saved(folder: str) -> Iterator[None]:
         raise
 
 
-def _build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:
+def build_trainer(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trainer:
+    """Return the training loop of a run, without hooks."""
     settings = run.settings
     return Trainer(
         model=wrap_for_ranks(model, torch.device(settings.device), **settings.ddp),

@@ -61,21 +61,21 @@ class FoldedConv(PackedForm):
             y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             y = y if added is None else y + added
             return _activate(y, self.activation)
-        ops = torch.ops.mkldnn
+        ops, weight = torch.ops.mkldnn, self._packed.packed_for(x)
         where = self.padding, self.stride, self.dilation, self.groups
         name, numbers = CLAMPS[self.activation]
         if added is None:
-            return ops._convolution_pointwise(x, self._packed, self.bias, *where, name, numbers, "")
+            return ops._convolution_pointwise(x, weight, self.bias, *where, name, numbers, "")
         end = *where, "add", 1.0, None if name == "none" else name, numbers, ""
         if in_place:
-            return ops._convolution_pointwise_.binary(added, x, self._packed, self.bias, *end)
-        return ops._convolution_pointwise.binary(x, added, self._packed, self.bias, *end)
+            return ops._convolution_pointwise_.binary(added, x, weight, self.bias, *end)
+        return ops._convolution_pointwise.binary(x, added, weight, self.bias, *end)
 
     def _packed_weight(self) -> Any:
         if not onednn.can_pack(self.weight):
             return None
         where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        return onednn.pack_convolution(self.weight, **where, groups=self.groups)
+        return onednn.PackedConvolution(self.weight, **where, groups=self.groups)
 
 
 def can_fold(conv: nn.Module | None, norm: nn.Module | None) -> bool:

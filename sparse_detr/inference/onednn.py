@@ -12,11 +12,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-OPERATORS = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise", "_reorder_convolution_weight")
+OPERATORS = (
+    "_linear_pointwise",
+    "_reorder_linear_weight",
+    "_convolution_pointwise",
+    "_reorder_convolution_weight",
+    "_get_mkldnn_serialized_md",
+)
 PACKED_ROWS = 4096
 """Rows that packed weights of linear layers are laid out for; other numbers of rows work too."""
-PACKED_MAP = (100, 128)
-"""(h, w) of the map that packed weights of convolutions are laid out for; other maps work too."""
+MOST_LAYOUTS, MOST_SIZES = 4, 1024
+"""How many packed weights a convolution keeps, and for how many sizes of its input it remembers which one to take."""
+_LAYOUT_FROM = 112
+"""Where a memory descriptor's layout starts; before it come the data type and four bytes of any content."""
 
 
 @cache
@@ -61,11 +69,37 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, *, relu: bool) -> Ten
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "relu" if relu else "none", [], "")
 
 
-def pack_convolution(
-    weight: Tensor, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
-    """Return (out, in / groups, h, w) weights packed."""
-    size = [1, weight.shape[1] * groups, *PACKED_MAP]
-    return torch.ops.mkldnn._reorder_convolution_weight(
-        weight.contiguous(memory_format=torch.channels_last), padding, stride, dilation, groups, size
-    )
+class PackedConvolution:
+    """The weight of a convolution, packed for the sizes of its inputs.
+
+    oneDNN chooses the layout by the size of the map, and converts a weight in another layout in every call, which may
+    take ten times as long as the convolution. So the weight is packed at the first input of a size; sizes with the same
+    layout share it.
+
+    Args:
+        weight: (out, in / groups, h, w).
+        stride, padding, dilation, groups: of the convolution.
+    """
+
+    def __init__(
+        self, weight: Tensor, *, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    ):
+        self.weight, self.where = weight, (padding, stride, dilation, groups)
+        self._by_size: dict[tuple[int, ...], Tensor] = {}
+        self._by_layout: dict[bytes, Tensor] = {}
+
+    def packed_for(self, x: Tensor) -> Tensor:
+        """Return the weight in the layout for inputs of the size of `x`, (B, C, h, w)."""
+        size = tuple(x.shape)
+        packed = self._by_size.get(size)
+        return self._pack(size) if packed is None else packed
+
+    def _pack(self, size: tuple[int, ...]) -> Tensor:
+        weight = self.weight.contiguous(memory_format=torch.channels_last)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.where, size)
+        layout = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed)[_LAYOUT_FROM:].tolist())
+        if len(self._by_layout) >= MOST_LAYOUTS or len(self._by_size) >= MOST_SIZES:
+            self._by_size, self._by_layout = {}, {}
+        packed = self._by_layout.setdefault(layout, packed)
+        self._by_size[size] = packed
+        return packed

@@ -10,7 +10,7 @@ from sparse_detr.layers.attention import (
     token_mask,
 )
 from sparse_detr.layers.blocks import MLP, FeedForward, copies
-from sparse_detr.layers.box_ops import inverse_sigmoid
+from sparse_detr.layers.box_ops import generalized_iou, inverse_sigmoid
 from sparse_detr.layers.deformable_attention import AttentionSamples, MultiScaleDeformableAttention
 from sparse_detr.layers.group_norm import MaskedGroupNorm
 from sparse_detr.layers.key_aware_attention import DeformableAttention, KeyAwareDeformableAttention
@@ -38,6 +38,7 @@ __all__ = [
     "copies",
     "embed_boxes",
     "embed_tokens",
+    "generalized_iou",
     "inverse_sigmoid",
     "multi_head_attention",
     "token_mask",

@@ -6,13 +6,13 @@ One object defines all four, so that heads, matcher, criterion and detections al
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 
 class Classification(Protocol):
@@ -28,19 +28,26 @@ class Classification(Protocol):
         """Return (..., classes) probabilities of (..., logits)."""
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the (Q, T) cost of matching (Q, logits) with (T,) labels."""
+        """Return the (..., Q, T) cost of matching (..., Q, logits) with (..., T) labels."""
 
-    def loss(
-        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
-    ) -> Tensor:
-        """Return the class loss.
+    def losses(
+        self,
+        logits: Tensor,
+        matched: tuple[Tensor, Tensor],
+        valid: Tensor | None,
+        sizes: Sequence[int],
+        normalizers: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return the class losses of groups of predictions.
 
         Args:
-            logits: (B, Q, logits).
-            matched: image and row of every matched prediction, two (n,) long tensors.
-            labels: (n,) long, the true labels of the matched predictions; all other predictions are background.
-            valid: (B, Q) bool, False on rows that only fill the batch; None where every row counts.
-            normalizer: number of true boxes, for losses that are a sum over all predictions divided by it.
+            logits: (R, logits), the predictions of all groups, one group after another.
+            matched: rows and labels of all matched predictions, two (n,) long tensors; all other predictions are
+                background.
+            valid: (R,) bool, False on rows that only fill the batch; None where every row counts.
+            sizes: number of rows of every group, R in all.
+            normalizers: number of true boxes of every group, for losses that are a sum over all predictions divided by
+                it.
         """
 
 
@@ -70,22 +77,38 @@ class SigmoidFocal:
         return logits.sigmoid()
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the (Q, T) focal cost of matching (Q, classes) logits with (T,) labels."""
-        probability = logits[:, labels].sigmoid()
+        """Return the (..., Q, T) focal cost of matching (..., Q, classes) logits with (..., T) labels."""
+        more_boxes_than_classes = labels.shape[-1] > logits.shape[-1]
+        if not more_boxes_than_classes:  # the powers and logarithms of the fewer columns
+            logits = _columns(logits, labels)
+        probability = logits.sigmoid()
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
-        return positive - negative
+        cost = positive - negative
+        return _columns(cost, labels) if more_boxes_than_classes else cost
 
-    def loss(
-        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
-    ) -> Tensor:
-        """Return the focal loss, summed over all predictions and divided by `normalizer`; see `Classification`."""
-        truth = torch.zeros_like(logits)
-        truth[(*matched, labels)] = 1
-        loss = sigmoid_focal_loss(logits, truth, alpha=self.alpha, gamma=self.gamma, reduction="none")
+    def losses(
+        self,
+        logits: Tensor,
+        matched: tuple[Tensor, Tensor],
+        valid: Tensor | None,
+        sizes: Sequence[int],
+        normalizers: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return the focal losses, summed over a group and divided by its normalizer; see `Classification`."""
+        loss = self._background_loss(logits)
+        loss[matched] = self._object_loss(logits[matched])
         if valid is not None:
-            loss = loss * valid[..., None]
-        return loss.sum() / normalizer
+            loss = loss * valid[:, None]
+        return [part.sum() / normalizer for part, normalizer in zip(loss.split(sizes), normalizers, strict=True)]
+
+    def _background_loss(self, logits: Tensor) -> Tensor:
+        """Return -(1 - alpha) p^gamma log(1 - p) of every logit. Few logits are matched, so no truth is stored."""
+        return (1 - self.alpha) * (logits.sigmoid() ** self.gamma * _softplus(logits))
+
+    def _object_loss(self, logits: Tensor) -> Tensor:
+        """Return -alpha (1 - p)^gamma log(p) of every logit."""
+        return self.alpha * ((-logits).sigmoid() ** self.gamma * _softplus(-logits))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +141,38 @@ class SoftmaxNoObject:
         return logits.softmax(-1)[..., :-1]
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the negative probabilities, (Q, T)."""
-        return -logits.softmax(-1)[:, labels]
+        """Return the negative probabilities, (..., Q, T)."""
+        return -_columns(logits.softmax(-1), labels)
 
-    def loss(
-        self, logits: Tensor, matched: tuple[Tensor, Tensor], labels: Tensor, valid: Tensor | None, normalizer: Tensor
-    ) -> Tensor:
-        """Return the mean cross-entropy of all predictions, weighted by class; see `Classification`.
+    def losses(
+        self,
+        logits: Tensor,
+        matched: tuple[Tensor, Tensor],
+        valid: Tensor | None,
+        sizes: Sequence[int],
+        normalizers: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return for every group its mean cross-entropy, weighted by class; see `Classification`.
 
-        The divisor is the sum of the weights in the batch of this process, not the number of true boxes.
+        The divisor is the sum of the weights in the group and batch of this process, not the number of true boxes.
         """
+        rows, labels = matched
         background = logits.shape[-1] - 1
-        truth = logits.new_full(logits.shape[:2], background, dtype=torch.long)
-        truth[matched] = labels
+        truth = logits.new_full(logits.shape[:1], background, dtype=torch.long)
+        truth[rows] = labels
         weights = logits.new_ones(logits.shape[-1])
         weights[background] = self.no_object_weight
         if valid is not None:
             truth = truth.masked_fill(~valid, -100)  # the index that cross-entropy ignores
-        return F.cross_entropy(logits.transpose(1, 2), truth, weights)
+        parts = zip(logits.split(sizes), truth.split(sizes), strict=True)
+        return [F.cross_entropy(*part, weights) for part in parts]
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """Return log(1 + exp(x)), exact up to 80; above, where it equals x in every dtype, exp would overflow."""
+    return F.softplus(x, threshold=80)
+
+
+def _columns(x: Tensor, labels: Tensor) -> Tensor:
+    """Return the columns (..., Q, T) of `x` (..., Q, classes) with the numbers `labels` (..., T)."""
+    return x.gather(-1, labels[..., None, :].expand(*x.shape[:-1], -1))

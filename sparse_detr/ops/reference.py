@@ -51,11 +51,11 @@ def locate_samples(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return locations (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level, and weights (B, Q, M, L, P).
 
-    The arguments are those of `fused_deformable_attention`. Half precision is widened to float32, for a location needs
+    The arguments are those of `fused_deformable_attention`; the shapes may be a tensor (L, 2) too. Half precision is widened to float32, for a location needs
     more than its 8 or 11 bits.
     """
     logits = _widen(attention_logits)
@@ -64,14 +64,14 @@ def locate_samples(
 
 
 def sampling_locations(
-    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]] | Tensor
 ) -> Tensor:
     """Return the locations alone; see `locate_samples`."""
     offsets = _widen(sampling_offsets)
     centers = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
-        sizes = torch.as_tensor(spatial_shapes, device=offsets.device, dtype=offsets.dtype).flip(-1)
-        scale = 1 / sizes[:, None]
+        sizes = spatial_shapes if isinstance(spatial_shapes, Tensor) else torch.tensor(spatial_shapes)
+        scale = 1 / sizes.to(offsets).flip(-1)[:, None]
     else:
         scale = reference_points[:, :, None, :, None, 2:] * (0.5 / offsets.shape[-2])
     return centers + offsets * scale

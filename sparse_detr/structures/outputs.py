@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparse_detr.structures.pyramid import Pyramid
@@ -36,6 +37,13 @@ class PredictionGroup:
     class_agnostic: bool = False
     matches: Sequence[tuple[Tensor, Tensor]] | None = None
     repeats: int = 1
+
+    @property
+    def valid_rows(self) -> Tensor:
+        """(B, Q) bool, True on rows that count."""
+        if self.valid is None:
+            return torch.ones(self.logits.shape[:2], dtype=torch.bool, device=self.logits.device)
+        return self.valid
 
 
 @dataclass(frozen=True, eq=False)

@@ -220,3 +220,54 @@ def test_boxes_in_both_of_detectron2s_formats_are_read(tmp_path):
     record["annotations"][1] |= {"bbox": [1.0, 2.0, 4.0, 6.0], "bbox_mode": BoxMode.XYXY_ABS}
 
     assert make_mapper()(record)["instances"].gt_boxes.tensor.tolist() == [[1.0, 2.0, 4.0, 6.0]] * 2
+
+
+def smooth_picture(width, height):
+    """Return an image of slow colour gradients, which every decoder and resize keeps nearly the same."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return (255 * np.stack([x, y, 1 - x], -1)).astype(np.uint8)
+
+
+def jpeg_record(folder, width, height, *, orientation=None):
+    path = folder / "photo.jpg"
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.fromarray(smooth_picture(width, height)).save(path, quality=95, exif=exif)
+    size = (height, width) if orientation in (6, 8) else (width, height)
+    record = make_record(folder, 1, width=size[0], height=size[1], boxes=[(8.0, 12.0, 20.0, 30.0)])
+    return {**record, "file_name": str(path)}
+
+
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_a_draft_has_nearly_the_pixels_and_boxes_of_the_whole_image(tmp_path, orientation):
+    record = jpeg_record(tmp_path, 161, 123, orientation=orientation)  # sides that 4 does not divide
+    resize = T.Resize((24, 32))
+    drafted = make_mapper(resize, draft_short_side=30)(record)
+    whole = make_mapper(resize)(record)
+    assert (drafted["height"], drafted["width"]) == (whole["height"], whole["width"])
+    torch.testing.assert_close(
+        drafted["instances"].gt_boxes.tensor, whole["instances"].gt_boxes.tensor, atol=0.5, rtol=0
+    )
+    difference = (drafted["image"].float() - whole["image"].float()).abs()
+    assert 0 < difference.mean() < 3
+
+
+@pytest.mark.parametrize(("short_side", "shape"), [(15, (16, 21)), (16, (31, 41)), (31, (62, 81)), (62, (123, 161))])
+def test_a_draft_keeps_the_short_side_and_the_whole_image_stays_below_twice_of_it(tmp_path, short_side, shape):
+    record = jpeg_record(tmp_path, 161, 123)
+    sample = make_mapper(draft_short_side=short_side)(record)
+    assert sample["image"].shape[1:] == shape
+    if shape == (123, 161):
+        assert torch.equal(sample["image"], make_mapper()(record)["image"])
+
+
+def test_other_files_than_jpeg_are_not_drafted(tmp_path):
+    record = make_record(tmp_path, 1, width=40, height=30, boxes=[(4.0, 6.0, 10.0, 12.0)])
+    assert make_mapper(draft_short_side=2)(record)["image"].shape == (3, 30, 40)
+
+
+def test_a_draft_of_another_size_than_recorded_is_skipped(tmp_path, caplog):
+    record = {**jpeg_record(tmp_path, 160, 120), "width": 159}
+    assert make_mapper(draft_short_side=20)(record) is None
+    assert "is 160x120" in caplog.text

@@ -94,6 +94,17 @@ def test_a_new_learning_rate_counts_from_the_first_resumed_iteration_with_its_sc
     assert "learning rate differs from the checkpoint's: 0.1 -> 0.001 (4 parameters)" in listen.text
 
 
+@pytest.mark.parametrize("way", ["fused", "foreach"])
+def test_a_training_goes_on_with_another_way_to_compute_the_same_step(tmp_path, way, listen):
+    """The way to compute is no setting of the optimiser, so the log does not tell of it."""
+    train(run_of(tmp_path / "whole")[0])
+    train_half(tmp_path / "parts")
+    train(run_of(tmp_path / "parts", lambda model: adamw(model, **{way: True}))[0], resume_last=True)
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "parts")[name], value)
+    assert "differ" not in listen.text
+
+
 @pytest.mark.parametrize(("key", "value"), [("weight_decay", 0.5), ("betas", (0.5, 0.9))])
 def test_new_weight_decay_and_betas_are_used_and_logged(tmp_path, key, value, listen):
     train_half(tmp_path)

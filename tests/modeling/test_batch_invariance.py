@@ -129,10 +129,10 @@ def test_every_image_has_the_same_matches_in_a_batch_as_alone(name, options):
     batched = run(model, PICTURES)
     alone = [run(model, [image]) for image in PICTURES]
     for position, group in enumerate(batched.groups):
-        matches = model.criterion.matcher(group, targets)
+        matches = model.criterion.matcher([group], targets)[0]
         for image, (rows, true) in enumerate(matches):
             other = alone[image].groups[position]
-            expected_rows, expected_true = model.criterion.matcher(other, [targets[image]])[0]
+            expected_rows, expected_true = model.criterion.matcher([other], [targets[image]])[0][0]
             close(group.boxes[image][rows[true.argsort()]], other.boxes[0][expected_rows[expected_true.argsort()]])
             assert true.sort().values.tolist() == expected_true.sort().values.tolist()
 

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torchvision.ops import sigmoid_focal_loss
 
+from sparse_detr.modeling.classification import SigmoidFocal, SoftmaxNoObject
 from sparse_detr.modeling.training.criterion import SetCriterion
 from sparse_detr.modeling.training.matching import HungarianMatcher
 from sparse_detr.structures import PredictionGroup, Targets
@@ -139,3 +141,54 @@ def test_denoising_groups_may_have_another_weight_of_the_class_loss():
     assert losses["loss_class"].item() == pytest.approx(2 * losses["loss_class_dn"].item())
     equal = criterion(class_weight=2.0)([given, found], make_targets([(0, BOX)]))
     assert equal["loss_class"].item() == equal["loss_class_dn"].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_the_focal_loss_and_its_gradient_are_those_of_torchvision(dtype, gamma):
+    torch.manual_seed(0)
+    logits = torch.randn(6, 4, dtype=dtype) * 3
+    logits[0] = torch.tensor([-100.0, 100.0, -30.0, 30.0])
+    logits[1] = -logits[0]
+    logits.requires_grad_()
+    rows, labels = torch.tensor([0, 0, 1, 3, 5]), torch.tensor([0, 1, 0, 2, 3])
+    truth = torch.zeros(6, 4, dtype=dtype)
+    truth[rows, labels] = 1
+    count = torch.tensor(5.0, dtype=dtype)
+    loss = SigmoidFocal(alpha=0.3, gamma=gamma)
+    found = torch.stack(loss.losses(logits, (rows, labels), None, [2, 4], [count, count]))
+    expected = sigmoid_focal_loss(logits, truth, alpha=0.3, gamma=gamma).split([2, 4])
+    expected = torch.stack([part.sum() / count for part in expected])
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(x.sum(), logits)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("classification", [SigmoidFocal(), SoftmaxNoObject()], ids=["focal", "softmax"])
+def test_groups_have_the_losses_and_gradients_together_that_each_has_alone(classification):
+    """Groups of other queries, valid rows, labels, matches and repeats; one image without boxes."""
+    torch.manual_seed(0)
+    targets = make_targets([(0, BOX), (1, (0.3, 0.3, 0.1, 0.2))], [], [(1, BOX)])
+
+    def group(queries, **options):
+        return make_group(torch.randn(3, queries, 3).tolist(), torch.rand(3, queries, 4).tolist(), **options)
+
+    def pairs(*images):
+        return [tuple(torch.tensor(part, dtype=torch.long) for part in pair) for pair in images]
+
+    given = pairs(([0, 3], [1, 1]), ([], []), ([2], [0]))
+    groups = [
+        group(5, suffix="_0"),
+        group(4, suffix="_1", valid=torch.rand(3, 4) > 0.4, class_agnostic=True),
+        group(5, suffix="_dn", matches=given, repeats=2),
+    ]
+    loss = SetCriterion(matcher=HungarianMatcher(classification=classification), classification=classification)
+    together = loss(groups, targets)
+    sum(together.values()).backward()
+    gradients = [(group.logits.grad.clone(), group.boxes.grad.clone()) for group in groups]
+    for group, expected in zip(groups, gradients, strict=True):
+        group.logits.grad = group.boxes.grad = None
+        alone = loss([group], targets)
+        assert alone == {name: together[name] for name in alone}
+        sum(alone.values()).backward()
+        torch.testing.assert_close((group.logits.grad, group.boxes.grad), expected)

@@ -40,7 +40,7 @@ def test_focal_loss_sums_over_queries_and_classes():
     )
     targets = [Targets(labels=torch.tensor([0]), boxes=torch.tensor([[0.5, 0.5, 0.2, 0.2]]))]
     criterion = SetCriterion(matcher=HungarianMatcher())
-    losses = criterion.group_losses(group, targets, normalizer=torch.tensor(1.0))
+    losses = criterion.group_losses([group], targets, normalizer=torch.tensor(1.0))[0]
     assert losses["class"].item() == pytest.approx(0.3005851, abs=1e-6)
 
 

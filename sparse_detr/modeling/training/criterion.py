@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from sparse_detr.layers import generalized_iou
 from sparse_detr.modeling.classification import Classification, SigmoidFocal
-from sparse_detr.modeling.training.matching import HungarianMatcher
+from sparse_detr.modeling.training.matching import HungarianMatcher, Matches
 from sparse_detr.modeling.training.normalizer import mean_over_processes
 from sparse_detr.structures import PredictionGroup, Targets
 
@@ -56,26 +57,86 @@ class SetCriterion(nn.Module):
         count = targets[0].boxes.new_tensor(float(sum(len(target.labels) for target in targets)))
         normalizer = mean_over_processes(count)
         losses = {}
-        for group in groups:
+        for group, values in zip(groups, self.group_losses(groups, targets, normalizer), strict=True):
             weights = self.weights if group.matches is None else self.denoising_weights
-            for name, loss in self.group_losses(group, targets, normalizer).items():
+            for name, loss in values.items():
                 losses[f"loss_{name}{group.suffix}"] = weights[name] * loss
         return losses
 
-    def group_losses(self, group: PredictionGroup, targets: Sequence[Targets], normalizer: Tensor) -> dict[str, Tensor]:
-        """Return the unweighted losses of one group."""
-        matches = self.matcher(group, targets) if group.matches is None else group.matches
-        normalizer = normalizer * group.repeats
-        images = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(matches)])
-        rows = torch.cat([rows for rows, _ in matches])
-        labels = torch.cat([target.labels[true] for target, (_, true) in zip(targets, matches, strict=True)])
-        boxes = torch.cat([target.boxes[true] for target, (_, true) in zip(targets, matches, strict=True)])
-        if group.class_agnostic:
-            labels = torch.zeros_like(labels)
-        predicted = group.boxes[images, rows]
-        corners = box_convert(predicted, "cxcywh", "xyxy"), box_convert(boxes, "cxcywh", "xyxy")
-        return {
-            "class": self.classification.loss(group.logits, (images, rows), labels, group.valid, normalizer),
-            "bbox": F.l1_loss(predicted, boxes, reduction="sum") / normalizer,
-            "giou": generalized_box_iou_loss(*corners, reduction="sum", eps=self.iou_eps) / normalizer,
+    def group_losses(
+        self, groups: Sequence[PredictionGroup], targets: Sequence[Targets], normalizer: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """Return the unweighted losses of every group, which are computed together."""
+        matches = self._match(groups, targets)
+        rows, true = _flat_matches(groups, matches, targets)
+        counts = [sum(len(true) for _, true in images) for images in matches]
+        normalizers = [normalizer * group.repeats for group in groups]
+        labels = _labels(groups, torch.cat([target.labels for target in targets])[true], counts)
+        boxes = torch.cat([target.boxes for target in targets])[true]
+        values = {
+            "class": self._class_losses(groups, rows, labels, normalizers),
+            **self._box_losses(groups, rows, boxes, counts, normalizers),
         }
+        return [{name: of_groups[i] for name, of_groups in values.items()} for i in range(len(groups))]
+
+    def _match(self, groups: Sequence[PredictionGroup], targets: Sequence[Targets]) -> list[Matches]:
+        """Return the matches of every group: its own, else those of the matcher."""
+        found = iter(self.matcher([group for group in groups if group.matches is None], targets))
+        return [next(found) if group.matches is None else list(group.matches) for group in groups]
+
+    def _class_losses(
+        self, groups: Sequence[PredictionGroup], rows: Tensor, labels: Tensor, normalizers: Sequence[Tensor]
+    ) -> list[Tensor]:
+        logits = torch.cat([group.logits.flatten(0, 1) for group in groups])
+        sizes = [group.logits.shape[:2].numel() for group in groups]
+        return self.classification.losses(logits, (rows, labels), _valid_rows(groups), sizes, normalizers)
+
+    def _box_losses(
+        self,
+        groups: Sequence[PredictionGroup],
+        rows: Tensor,
+        true_boxes: Tensor,
+        counts: list[int],
+        normalizers: Sequence[Tensor],
+    ) -> dict[str, list[Tensor]]:
+        predicted = torch.cat([group.boxes.flatten(0, 1) for group in groups])[rows]
+        of_pairs = {
+            "bbox": F.l1_loss(predicted, true_boxes, reduction="none"),
+            "giou": 1 - generalized_iou(predicted, true_boxes, self.iou_eps),
+        }
+        return {
+            name: [part.sum() / by for part, by in zip(loss.split(counts), normalizers, strict=True)]
+            for name, loss in of_pairs.items()
+        }
+
+
+def _flat_matches(
+    groups: Sequence[PredictionGroup], matches: Sequence[Matches], targets: Sequence[Targets]
+) -> tuple[Tensor, Tensor]:
+    """Return the matched rows, counted over all groups and images, and true boxes, counted over all images.
+
+    Row q of an image is row `(earlier rows of groups) + image * Q + q`.
+    """
+    sizes = [group.boxes.shape[:2] for group in groups]
+    starts = [0, *accumulate(size.numel() for size in sizes)]
+    firsts = [start + image * size[1] for start, size in zip(starts, sizes, strict=False) for image in range(size[0])]
+    first_true = [0, *accumulate(len(target.labels) for target in targets)][:-1] * len(groups)
+    pairs = [pair for images in matches for pair in images]
+    lengths = torch.tensor([len(rows) for rows, _ in pairs])
+    offsets = torch.tensor([firsts, first_true]).repeat_interleave(lengths, 1)
+    flat = torch.stack([torch.cat([rows for rows, _ in pairs]), torch.cat([true for _, true in pairs])])
+    rows, true = flat + offsets.to(flat.device)
+    return rows, true
+
+
+def _labels(groups: Sequence[PredictionGroup], labels: Tensor, counts: list[int]) -> Tensor:
+    """Return the labels of all matches; those of a class-agnostic group are 0."""
+    parts = zip(groups, labels.split(counts), strict=True)
+    return torch.cat([torch.zeros_like(part) if group.class_agnostic else part for group, part in parts])
+
+
+def _valid_rows(groups: Sequence[PredictionGroup]) -> Tensor | None:
+    """Return (rows of all groups,) bool, False on rows that only fill the batch; None if every row counts."""
+    if all(group.valid is None for group in groups):
+        return None
+    return torch.cat([group.valid_rows.flatten() for group in groups])
