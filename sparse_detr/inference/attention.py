@@ -12,6 +12,8 @@ is over valid cells inside the map. This projects Q M rows instead of N, and rea
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -40,8 +42,8 @@ AVX-512, 14 with AVX2."""
 class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention):
     """`MultiScaleDeformableAttention` that projects before or after it samples, whichever is cheaper."""
 
-    sampling_offsets: PackedLinear
-    attention_weights: PackedLinear
+    sampling: PackedLinear
+    """`sampling_offsets` and `attention_weights` as one layer."""
     value_proj: PackedLinear
     output_proj: PackedLinear
     has_bias: bool
@@ -58,9 +60,14 @@ class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention)
             part,
             cls,
             convert,
+            sampling_offsets=None,
+            attention_weights=None,
             value_proj=PackedLinear.of_weights(value.weight, value.bias, convert, quantize=True),
             output_proj=PackedLinear.of_weights(output.weight, output.bias, convert, quantize=True),
         )
+        both = part.sampling_offsets, part.attention_weights
+        weight, bias = torch.cat([layer.weight for layer in both]), torch.cat([layer.bias for layer in both])
+        result.sampling = PackedLinear.of_weights(weight, bias, convert)
         result.has_bias = bool(value.bias.any())
         return result
 
@@ -83,7 +90,7 @@ class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention)
         Returns:
             (R, C).
         """
-        offsets, logits = (rows.put(x) for x in self._offsets_and_logits(query))
+        offsets, logits = self._split(rows.put(self._sampling_of(query)))
         # A GPU projects fast, and a graph with open sizes has no numbers to compare.
         can_count = source.device.type == "cpu" and runs_eagerly()
         if can_count and self.samples_first(rows.shape[0] * rows.shape[1], source.shape[0] * source.shape[1]):
@@ -125,9 +132,16 @@ class InferenceDeformableAttention(InferenceForm, MultiScaleDeformableAttention)
 
     def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Return offsets (..., M, L, P, 2) and logits (..., M, L, P), in the geometry's dtype."""
-        shape, dtype = (self.num_heads, self.num_levels, self.num_points), geometry_dtype(query.dtype)
-        narrow = query.to(self.sampling_offsets.weight.dtype)
-        offsets, logits = (layer(narrow).to(dtype) for layer in (self.sampling_offsets, self.attention_weights))
+        return self._split(self._sampling_of(query))
+
+    def _sampling_of(self, query: Tensor) -> Tensor:
+        """Return the offsets and logits (..., 3 M L P) of queries (..., C), in the geometry's dtype."""
+        return self.sampling(query.to(self.sampling.weight.dtype)).to(geometry_dtype(query.dtype))
+
+    def _split(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Return offsets and logits as views; the op reads their rows where they are."""
+        shape = (self.num_heads, self.num_levels, self.num_points)
+        offsets, logits = both.tensor_split([2 * math.prod(shape)], -1)
         return offsets.unflatten(-1, (*shape, 2)), logits.unflatten(-1, shape)
 
     def _value_of(self, source: Tensor, pyramid: Pyramid) -> Tensor:

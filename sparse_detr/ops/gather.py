@@ -58,9 +58,7 @@ def products_at(value: Tensor, points: Tensor, query: Tensor, padding_mask: Tens
     return _total(products)
 
 
-def _corners(
-    value: Tensor, locations: Tensor, padding_mask: Tensor | None, sizes: Tensor
-) -> Iterator[Corner]:
+def _corners(value: Tensor, locations: Tensor, padding_mask: Tensor | None, sizes: Tensor) -> Iterator[Corner]:
     """Yield one corner of all samples after the other, so that the rows of one are in memory at a time."""
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)

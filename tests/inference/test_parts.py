@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sparse_detr.backbones import DAT
+from sparse_detr.inference import onednn
 from sparse_detr.inference.attention import InferenceDeformableAttention
 from sparse_detr.inference.conversion import Conversion
 from sparse_detr.inference.convolution import FoldedConv, InferenceBackbone, can_fold
@@ -23,6 +24,7 @@ from sparse_detr.recipes.backbones import mobilenet_v2, resnet, swin, timm
 from tests.modeling.tiny import make_pyramid, make_tokens, shake
 
 SHAPES = ((9, 8), (5, 4))
+NEEDS_ONEDNN = pytest.mark.skipif(not onednn.has_operators(), reason="this PyTorch has no oneDNN")
 
 
 def conversion(dtype=None, *, int8=False):
@@ -100,6 +102,34 @@ def test_a_folded_convolution_adds_and_then_activates(activation, in_place):
     assert_close(found, expected, atol=1e-5, rtol=0)
     if not in_place:
         assert torch.equal(added, kept)
+
+
+@NEEDS_ONEDNN
+def test_a_convolution_is_packed_once_for_every_layout_and_right_at_every_size():
+    """At sizes from one pixel on, whose layouts differ; the number of packed weights has a limit."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 48, 3, stride=2, padding=1)
+    form = FoldedConv(conv, None, conversion())
+    weights = []
+    for height, width in ((1, 1), (2, 3), (9, 14), (25, 34), (25, 34), (60, 80), (9, 14)):
+        x = torch.randn(2, 64, height, width)
+        with torch.no_grad():
+            assert_close(form(x), conv(x), atol=1e-5, rtol=1e-5)
+        weights.append(form._packed.packed_for(x))
+    assert weights[3] is weights[4]
+    assert weights[2] is weights[6]
+    assert 1 <= len({id(weight) for weight in weights}) <= onednn.MOST_LAYOUTS
+
+
+@NEEDS_ONEDNN
+def test_packed_weights_are_forgotten_when_they_become_too_many(monkeypatch):
+    monkeypatch.setattr(onednn, "MOST_SIZES", 3)
+    packing = onednn.PackedConvolution(
+        torch.randn(8, 4, 1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
+    )
+    for width in range(1, 12):
+        packing.packed_for(torch.empty(1, 4, 1, width))
+        assert len(packing._by_size) <= 3
 
 
 def test_a_norm_with_statistics_of_the_image_cannot_be_folded():

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sparse_detr.ops import fused_deformable_attention, locate_samples, multi_scale_deformable_attention
+from sparse_detr.ops import (
+    fused_deformable_attention,
+    locate_samples,
+    multi_scale_deformable_attention,
+    splat_attention,
+)
 from tests.ops.backends import has_second_derivatives
 from tests.ops.reference import (
     TOLERANCES,
@@ -221,3 +226,48 @@ def test_empty_arguments_give_an_empty_output(backend, sizes):
     assert output.shape == (sizes.get("batch", 2), sizes.get("queries", 3), 6)
     output.sum().backward()
     assert all(x.grad.shape == x.shape and not x.grad.any() for x in (value, *predictions))
+
+
+def strided(x, layout):
+    """Return the numbers of `x` (B, Q, M, L, P, ...) in memory of another layout."""
+    if layout == "columns":  # part of the columns of a wider tensor
+        wide = torch.cat([x.flatten(2), torch.full_like(x[:, :, 0].flatten(2), torch.nan)], -1)
+        return wide[..., : x[0, 0].numel()].unflatten(-1, x.shape[2:])
+    if layout == "every_second_query":
+        return x.repeat_interleave(2, 1)[:, ::2]
+    if layout == "heads_first":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert layout == "images_last"
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+@pytest.mark.parametrize("queries", [1, 7])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("layout", ["columns", "every_second_query", "heads_first", "images_last"])
+def test_the_layout_of_the_predictions_in_memory_changes_no_bit(backend, layout, batch, queries):
+    predictions = [x.float() for x in random_predictions(SHAPES, 2, queries=queries, batch=batch)]
+    value = random_value(SHAPES, batch=batch).float()
+
+    def run(*predictions):
+        return fused_deformable_attention(value, SHAPES, *predictions, backend=backend)
+
+    def run_strided(references, offsets, logits):
+        return run(references, strided(offsets, layout), strided(logits, layout))
+
+    expected, _, gradients = with_gradients(run, *predictions)
+    output, _, other_gradients = with_gradients(run_strided, *predictions)
+    assert torch.equal(output, expected)
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        assert torch.equal(gradient, other)
+
+
+@pytest.mark.parametrize("layout", ["columns", "every_second_query", "heads_first", "images_last"])
+def test_the_layout_of_samples_in_memory_changes_no_bit(backend, layout):
+    references, offsets, logits = (x.float() for x in random_predictions(SHAPES, 2))
+    samples = locate_samples(references, offsets, logits, SHAPES)
+    value = random_value(SHAPES).float()
+    plain, other = samples, [strided(x, layout) for x in samples]
+    results = [multi_scale_deformable_attention(value, SHAPES, *x, backend=backend) for x in (plain, other)]
+    maps = [splat_attention(SHAPES, *x, backend=backend) for x in (plain, other)]
+    assert torch.equal(*results)
+    assert torch.equal(*maps)

@@ -179,8 +179,8 @@ template <class Real>
 struct QueryTensors {
   QueryTensors(const Problem& p, const ForwardTensors& t, int64_t n, int64_t q, int64_t m)
       : head(((n * p.queries + q) * p.heads + m)),
-        points(static_cast<const Real*>(t.points) + head * p.levels * p.points * 2),
-        weights(static_cast<const Real*>(t.weights) + head * p.levels * p.points),
+        points(static_cast<const Real*>(t.points) + (n * p.queries + q) * p.point_row + m * p.levels * p.points * 2),
+        weights(static_cast<const Real*>(t.weights) + (n * p.queries + q) * p.weight_row + m * p.levels * p.points),
         references(t.references ? static_cast<const Real*>(t.references) +
                                       (n * p.queries + q) * p.levels * p.reference_dim
                                 : nullptr) {}

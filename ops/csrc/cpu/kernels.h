@@ -10,11 +10,12 @@ namespace sparse_detr {
 
 enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// Sizes of one call; all its tensors are contiguous.
+// Sizes of one call; all its tensors are contiguous, but for the rows of points and weights.
 struct Problem {
   int64_t batch, tokens, heads, head_dim, queries, levels, points;
   int64_t reference_dim;        // 2 or 4 in the fused form, 0 in the plain one
   const int64_t* level_shapes;  // h0, w0, h1, w1, ...
+  int64_t point_row, weight_row;  // numbers between the points, and the weights, of two queries
 };
 
 struct ForwardTensors {

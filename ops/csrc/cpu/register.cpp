@@ -77,19 +77,42 @@ void check_head_size(const Problem& p, const Tensor& value) {
                   " channels a head: the CPU kernels take fewer than 2^31 numbers a head, or float64");
 }
 
-// Contiguous inputs, kept alive for the pointers.
+// A tensor (B, Q, ...) whose numbers of one query lie together, and the distance between two queries.
+struct EvenRows {
+  Tensor tensor;
+  int64_t row;
+};
+
+// The tensor itself if it is so, such as a part of the columns of a linear layer's result; else a contiguous copy.
+EvenRows with_even_rows(const Tensor& tensor) {
+  if (tensor.dim() < 2) return {torch::stable::contiguous(tensor), 0};  // refused by the check that follows
+  int64_t dense = 1;
+  bool even = true;
+  for (int64_t i = tensor.dim() - 1; i >= 2; --i) {
+    even = even && (tensor.size(i) == 1 || tensor.stride(i) == dense);
+    dense *= tensor.size(i);
+  }
+  const int64_t images = tensor.size(0), queries = tensor.size(1);
+  const int64_t row = queries > 1 ? tensor.stride(1) : images > 1 ? tensor.stride(0) : dense;
+  even = even && row >= dense && (images == 1 || queries == 1 || tensor.stride(0) == queries * row);
+  if (even) return {tensor, row};
+  return {torch::stable::contiguous(tensor), dense};
+}
+
+// Inputs as the kernels take them, kept alive for the pointers.
 struct Inputs {
   Inputs(const Tensor& value, const Tensor& points, const Tensor& weights, const std::optional<Tensor>& references,
          const std::optional<Tensor>& padding_mask, const Shapes& spatial_shapes)
       : value(torch::stable::contiguous(value)),
-        points(torch::stable::contiguous(points)),
-        weights(torch::stable::contiguous(weights)),
+        points(with_even_rows(points)),
+        weights(with_even_rows(weights)),
         shapes(spatial_shapes) {
     check_attention(value, points, weights, references, padding_mask, spatial_shapes);
-    problem = {value.size(0),  value.size(1),  value.size(2), value.size(3), points.size(1),
-               points.size(3), points.size(4), 0,             shapes.data()};
+    problem = {value.size(0),  value.size(1), value.size(2), value.size(3),    points.size(1),    points.size(3),
+               points.size(4), 0,             shapes.data(), this->points.row, this->weights.row};
     check_head_size(problem, value);
-    tensors = {this->value.data_ptr(), this->points.data_ptr(), this->weights.data_ptr(), nullptr, nullptr, nullptr};
+    tensors = {this->value.data_ptr(), this->points.tensor.data_ptr(), this->weights.tensor.data_ptr(), nullptr, nullptr,
+               nullptr};
     if (references) {
       this->references = torch::stable::contiguous(*references);
       problem.reference_dim = references->size(3);
@@ -102,7 +125,8 @@ struct Inputs {
   }
   Inputs(const Inputs&) = delete;
 
-  Tensor value, points, weights;
+  Tensor value;
+  EvenRows points, weights;
   std::optional<Tensor> references, padding_mask;
   Shapes shapes;
   Problem problem;
@@ -175,13 +199,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deformable_attention_backward(
 Tensor splat_attention(Tensor locations, Tensor weights, Shapes spatial_shapes, double pixel_offset) {
   check_samples(locations, weights, locations.scalar_type());
   const int64_t tokens = count_tokens(spatial_shapes, locations.size(3));
-  const Problem p{locations.size(0), tokens, locations.size(2),    1, locations.size(1), locations.size(3),
-                  locations.size(4), 0,      spatial_shapes.data()};
+  const EvenRows all_locations = with_even_rows(locations), all_weights = with_even_rows(weights);
+  const Problem p{locations.size(0),     tokens,        locations.size(2), 1, locations.size(1), locations.size(3),
+                  locations.size(4),     0,             spatial_shapes.data(), all_locations.row, all_weights.row};
   STD_TORCH_CHECK(tokens < INT32_MAX, "the CPU kernel takes fewer than 2^31 tokens, got ", tokens);
-  const Tensor all_locations = torch::stable::contiguous(locations), all_weights = torch::stable::contiguous(weights);
   Tensor received = torch::stable::new_empty(locations, {p.batch, tokens});
-  chosen().kernels->splat(dtype_of(locations), p, all_locations.data_ptr(), all_weights.data_ptr(), pixel_offset,
-                          received.data_ptr(), parallel_for);
+  chosen().kernels->splat(dtype_of(locations), p, all_locations.tensor.data_ptr(),
+                          all_weights.tensor.data_ptr(), pixel_offset, received.data_ptr(), parallel_for);
   return received;
 }
 
