@@ -154,7 +154,7 @@ def test_any_mutated_setting_is_used_or_refused_by_a_users_error(path):
         passed += 1
         if passed % 8 == 1:
             assert builds(changed), overrides
-    assert passed > 5
+    assert passed >= 3  # else the mutations are too wild to say anything about settings that are used
 
 
 def builds(cfg):
