@@ -38,6 +38,7 @@ from sparse_detr.analysis.cost import training_step
 from sparse_detr.analysis.machine import use_clean_allocator
 from sparse_detr.analysis.memory import peak_mib
 from sparse_detr.analysis.tables import fill_readme
+from sparse_detr.benchmark.timing import rotated
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
 from sparse_detr.errors import UserError
@@ -190,27 +191,25 @@ def measure(
     missing = {cell: rounds_missing(cell, study, rounds, measured) for cell in (*study.timed, *study.weighed)}
     weighed = {cell for cell in study.weighed if cell not in measured or measured[cell].peak_mib is None}
     todo = [cell for cell, number in missing.items() if number > 0 or cell in weighed]
-    bench = Bench()
-    total = sum((1 + missing[cell] + (cell in weighed)) * cell.pixels for cell in todo)
-    with tqdm(
-        total=total, desc=title, unit="MP", bar_format="{l_bar}{bar}| {n:.1f}/{total:.1f} MP, {remaining}"
-    ) as bar:
+    for cell in todo:
+        measured.setdefault(cell, Measured(asdict(cell)))
+    bench, total = Bench(), sum((1 + missing[cell] + (cell in weighed)) * cell.pixels for cell in todo)
+    with tqdm(total=total, desc=title, bar_format=PROGRESS) as bar:
         for shape in dict.fromkeys(cell.shape for cell in todo):
             group = [cell for cell in todo if cell.shape == shape]
-            images = torch.Generator().manual_seed(sum(len(found.times("whole")) for found in measured.values()))
+            generator = torch.Generator().manual_seed(len(measured[group[0]].times("whole")))  # others after a stop
             for turn in range(1 + max(missing[cell] for cell in group)):
-                batch = torch.randn(shape[0], 3, *shape[1:], generator=images)
-                for cell in group[turn % len(group) :] + group[: turn % len(group)]:
-                    if turn <= missing[cell]:
-                        bar.set_postfix_str(cell.name)
-                        run = bench.time if turn else bench.warm_up
-                        run(cell, batch, measured.setdefault(cell, Measured(asdict(cell))))
-                        bar.update(cell.pixels)
+                images = torch.randn(shape[0], 3, *shape[1:], generator=generator)
+                for cell in rotated([cell for cell in group if turn <= missing[cell]], turn):
+                    bar.set_postfix_str(cell.name)
+                    run = bench.time if turn else bench.warm_up
+                    run(cell, images, measured[cell])
+                    bar.update(cell.pixels)
                 save()
             for cell in group:
                 if cell in weighed:
                     bar.set_postfix_str(f"memory of {cell.name}")
-                    measured[cell].peak_mib = round(peak_mib(bench.call(cell, batch), "cpu"), 1)
+                    measured[cell].peak_mib = round(peak_mib(bench.call(cell, images), "cpu"), 1)
                     bar.update(cell.pixels)
                     save()
 
