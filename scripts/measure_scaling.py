@@ -45,7 +45,11 @@ from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 from sparse_detr.inference import optimize
 
-FIVE_LEVELS = ("MODEL.RESNETS.OUT_FEATURES", "['res2','res3','res4','res5']", "MODEL.DETR.NUM_LEVELS", "5")
+FIVE_LEVELS = (
+    *("MODEL.RESNETS.OUT_FEATURES", "['res2','res3','res4','res5']"),
+    *("MODEL.DETR.NUM_LEVELS", "5"),
+    *("MODEL.BACKBONE.FREEZE_AT", "2"),  # the papers differ here, and a frozen stage saves memory in training
+)
 MODELS: dict[str, tuple[str, Sequence[str]]] = {
     "dense": (inference.MODELS["dense"][1], ()),
     "topk": (inference.MODELS["topk"][1], ()),
@@ -155,9 +159,12 @@ def run(name: str, args: argparse.Namespace) -> None:
             write_text_atomically(path, json.dumps(results, indent=1))
 
         measure(scaled(STUDIES[name](), args.scale), args.rounds, measured, save, name)
-    text = scaling_report.REPORTS[name](list(measured.values()), results["machine"])
+    known = [found for found in measured.values() if found.times("whole") or found.peak_mib]
+    if not known:
+        raise UserError(f"nothing of {name} was measured in {args.output}; leave --report out")
+    text = scaling_report.REPORTS[name](known, results["machine"])
     if name == "curves":
-        text = with_picture(text, list(measured.values()), results["machine"], args)
+        text = with_picture(text, known, results["machine"], args)
     print(text)
     if args.readme:
         fill_readme(args.readme, f"scaling {name}", text)

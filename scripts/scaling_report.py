@@ -135,9 +135,9 @@ def timed(measured: Iterable[Measured], **fields: Any) -> list[Measured]:
     return [found for found in choose(measured, **fields) if found.times("whole")]
 
 
-def twin_of(found: Measured, measured: Iterable[Measured], **fields: Any) -> Measured | None:
-    """Return the dense twin on the same batch, in the same form unless `fields` has another one."""
-    cell = found.cell | {"model": TWINS.get(found.cell["model"], ""), "percent": None} | fields
+def twin_of(found: Measured, measured: Iterable[Measured]) -> Measured | None:
+    """Return the dense twin on the same batch and in the same form; None if it is missing."""
+    cell = found.cell | {"model": TWINS.get(found.cell["model"], ""), "percent": None}
     return next(iter(choose(measured, **cell)), None)
 
 
@@ -337,11 +337,12 @@ def large(measured: Sequence[Measured], facts: dict[str, str]) -> str:
 
 
 def memory_fit(points: Sequence[Measured]) -> Fit | None:
-    """Return the fit of the peak memory to a constant and the megapixels."""
+    """Return the fit of the peak memory to a constant and the megapixels; None if it does not grow with them."""
     known = [(found.key.megapixels, found.peak_mib) for found in points if found.peak_mib]
     if len(known) < MIN_POINTS:
         return None
-    return fit_line(*zip(*known, strict=True))
+    fit = fit_line(*zip(*known, strict=True))
+    return fit if fit.coefficients[1] > 0 else None
 
 
 def what_fits(measured: Sequence[Measured], forms: dict[str, str], limits: Sequence[float], note: str) -> str:
@@ -379,7 +380,8 @@ def largest(fit: Fit, cell: Cell, limit_gib: float) -> str:
         return "none"
     height = math.floor(math.sqrt(1e6 * megapixels * cell.height / cell.width) / STEP) * STEP
     width = math.floor(math.sqrt(1e6 * megapixels * cell.width / cell.height) / STEP) * STEP
-    return f"{height}x{width}, batch {math.floor(1e6 * megapixels / math.prod(BATCH_SIZE))}"
+    batch = math.floor(1e6 * megapixels / math.prod(BATCH_SIZE))
+    return f"{height}x{width}" + (f", batch of {batch}" if batch > 1 else "")
 
 
 # memory
@@ -402,7 +404,7 @@ def protocol(measured: Sequence[Measured], facts: dict[str, str]) -> str:
     """Return how the numbers were taken."""
     rounds = sorted({len(found.times("whole")) for found in measured} - {0})
     spans = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}" if rounds else ""
-    times = f", CPU time, medians of {spans} rounds" if rounds else ""
+    times = f", CPU time, medians of {spans} round{'s' * (rounds[-1] > 1)}" if rounds else ""
     peaks = ", peak memory of a call beyond model and images" * any(found.peak_mib for found in measured)
     return (
         f"{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, float32, ResNet-50, random weights, one "
