@@ -270,22 +270,23 @@ def all_images_fit(measured: Sequence[Measured], form: str) -> Fit | None:
 
 def fits(measured: Sequence[Measured]) -> str:
     """Return the table of the fits."""
-    size, rows = largest_share_size(measured), []
+    size = largest_share_size(measured)
+    rows: list[tuple[str, str, Fit]] = []
     for form, title in FORMS.items():
         if fit := encoder_fit(measured, form):
             a, b = fit.coefficients
-            rows.append([f"encoder, {title}, one image of {size}", f"{a:.0f} ms + {1000 * b:.0f} us a kept token", fit])
+            rows.append((f"encoder, {title}, one image of {size}", f"{a:.0f} ms + {1000 * b:.0f} us a kept token", fit))
     for form, title in FORMS.items():
         if fit := all_images_fit(measured, form):
             a, b, c = fit.coefficients
             text = f"{a:.0f} ms + {1000 * b:.1f} us a token + {1000 * c:.0f} us a kept token"
-            rows.append([f"encoder, {title}, all images, batches and shares", text, fit])
+            rows.append((f"encoder, {title}, all images, batches and shares", text, fit))
     for model, percent in (("topk", None), ("sparse", 10)):
         for form, title in FORMS.items():
             if fit := whole_fit(measured, model, percent, form):
                 a, b = fit.coefficients
                 name = Cell(model, form, 1, 1, 1, percent).title
-                rows.append([f"whole, {name}, {title}", f"{a:.0f} ms + {b:.0f} ms a megapixel", fit])
+                rows.append((f"whole, {name}, {title}", f"{a:.0f} ms + {b:.0f} ms a megapixel", fit))
     head = ["fit of the medians", "", "R2", "largest deviation"]
     cells = [[name, text, f"{fit.r2:.4f}", f"{fit.largest_deviation:.1%}"] for name, text, fit in rows]
     return markdown_table(head, cells) if rows else ""

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from PIL import Image
 
-from sparse_detr.recipes import deformable_detr_topk, sparse_detr
-from tests.modeling.tiny import SIZES
+from tests.modeling.tiny import build as build_tiny
 
 FACTS = {"cpu": "a CPU", "instructions": "AVX2", "torch": "2.14", "python": "3.11"}
 TOKENS_A_MEGAPIXEL, SHARES = 20000, (5, 10, 30, 100)
@@ -157,13 +155,11 @@ def test_every_cell_has_a_model_with_a_config_and_every_sparse_one_its_twin(scri
 
 
 def test_a_tiny_run_measures_counts_and_goes_on_where_it_was(script, monkeypatch):
-    torch.manual_seed(0)
-    recipes = {"topk": deformable_detr_topk, "sparse": sparse_detr}
     built = []
 
     def build(bench, name):
         built.append(name)
-        bench.plain[name] = instantiate(recipes[name](**SIZES)).eval().transformer()
+        bench.plain[name] = build_tiny(name, dtype=torch.float32).eval().transformer()
 
     monkeypatch.setattr(script.Bench, "_build", build)
     cells = [
@@ -185,6 +181,21 @@ def test_a_tiny_run_measures_counts_and_goes_on_where_it_was(script, monkeypatch
     assert len(saved) == before
     script.measure(study, 2, found, lambda: saved.append(len(found)))
     assert all(len(found[cell].times("encoder")) == 2 for cell in cells)
+
+
+def test_the_memory_of_a_training_step_has_its_gradients_in_every_call(script, monkeypatch):
+    model, gradients = build_tiny("sparse", dtype=torch.float32, num_classes=80), []
+    weight = model.encoder.layers[0].ffn.linear1.weight
+    weight.register_post_accumulate_grad_hook(lambda weight: gradients.append(float(weight.grad.abs().sum())))
+    monkeypatch.setattr(script, "training_model", lambda cell: model)
+    cell = script.Cell("sparse", "training", 64, 96, 2, 10)
+    found = {}
+    script.measure(script.Study(weighed=[cell]), 1, found, lambda: None)
+    assert found[cell].peak_mib is not None
+    assert found[cell].ms == {}
+    assert len(gradients) == 2  # to warm up, and the one that is measured
+    assert min(gradients) > 0
+    assert weight.grad is None
 
 
 def test_large_images_have_fewer_rounds(script):
