@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sparse_detr.analysis.machine import cpu_model, use_clean_allocator
 from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.checkpoint import convert_checkpoint, load_file
 from sparse_detr.config import load_config, model_config
@@ -39,11 +40,6 @@ from sparse_detr.files import write_text_atomically
 from sparse_detr.inference import optimize
 
 PROJECTS = Path(__file__).resolve().parents[1] / "projects"
-CLEAN = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 MODELS = {
     "dense": ("Deformable DETR", "DeformableDETR/configs/deformable_detr_r50.py"),
     "topk": ("Deformable DETR, two-stage, dense", "SparseDETR/configs/deformable_detr_topk_r50.py"),
@@ -70,8 +66,8 @@ Measured = dict[str, list[float]]
 def main() -> int:
     """Measure and print."""
     args = parse_arguments()
-    if args.allocator == "clean" and not args.report and any(os.environ.get(key) != CLEAN[key] for key in CLEAN):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **CLEAN})
+    if args.allocator == "clean" and not args.report:
+        use_clean_allocator()
     path = args.output / f"inference_{args.allocator}.json"
     results = json.loads(path.read_text()) if path.is_file() else {"machine": machine(), "cells": {}}
     if not args.report:
@@ -102,19 +98,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def machine() -> dict[str, str]:
     """Return what the numbers depend on."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?"
-    )
     return {
-        "cpu": cpu,
+        "cpu": cpu_model(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
 def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: Callable[[], None]) -> None:
@@ -160,9 +149,7 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
         peer, plain["dense"] = transformers_and_ours()
     for name in models & set(MODELS):
         if name not in plain:
-            torch.manual_seed(0)
-            cfg = load_config(str(PROJECTS / MODELS[name][1]))
-            plain[name] = random_weights(build_detector(cfg, device="cpu").eval()).transformer()
+            plain[name] = random_model(MODELS[name][1])
     actions = {}
     for name, form in cells:
         if name == PEER:
@@ -170,6 +157,13 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
         else:
             actions[name, form] = action(plain[name] if form == "plain" else optimize(plain[name], **FORMS[form]))
     return actions
+
+
+def random_model(config: str, overrides: Sequence[str] = ()) -> nn.Module:
+    """Return the transformer of a config in `projects`, with random weights."""
+    torch.manual_seed(0)
+    cfg = load_config(str(PROJECTS / config), overrides)
+    return random_weights(build_detector(cfg, device="cpu").eval()).transformer()
 
 
 def random_weights(model: nn.Module) -> nn.Module:
@@ -222,14 +216,14 @@ def peer_action(model: nn.Module) -> Callable[[Tensor], dict[str, float]]:
     return run
 
 
-def action(model: nn.Module) -> Callable[[Tensor], dict[str, float]]:
-    """Return a function from an image to the seconds of a model, whole and by part."""
+def action(model: nn.Module, budget: float | None = None) -> Callable[[Tensor], dict[str, float]]:
+    """Return a function from images to the seconds of a model, whole and by part; for `budget` see the model."""
 
     @torch.no_grad()
     def run(image: Tensor) -> dict[str, float]:
         with timed_parts(model) as seconds:
             start = time.thread_time()
-            model(image, [tuple(image.shape[-2:])])
+            model(image, [tuple(image.shape[-2:])] * len(image), budget)
             seconds["whole"] = time.thread_time() - start
         return seconds
 

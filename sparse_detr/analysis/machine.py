@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def allocator_name() -> str:
     if not settings:
         return f"{platform.libc_ver()[0] or 'the C library'}, default settings"
     return "clean" if settings == CLEAN_ALLOCATOR else " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def use_clean_allocator() -> None:
+    """Start this program anew with the clean allocator unless it has it: a process reads the settings at its start."""
+    if any(os.environ.get(name) != value for name, value in CLEAN_ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **CLEAN_ALLOCATOR})
 
 
 def version(package: str) -> str:
