@@ -3,15 +3,20 @@
     python scripts/measure_inference.py                                     measure what is missing, print the tables
     python scripts/measure_inference.py --sizes 480x640 --models dense --rounds 1
     python scripts/measure_inference.py --report --readme README.md         tables of what was measured, no more
+    python scripts/measure_inference.py --compiled --allocator system       another table: torch.compile of Sparse DETR
 
 Protocol: one thread, CPU time of that thread, random weights and a fresh random image in every round; all models and
 forms of a size in turn, in an order that rotates. The first round of a process warms up and does not count. Every
 round is saved, so that the command can be stopped and goes on where it was. `clean` names glibc's allocator with
 settings that keep freed memory, `system` the same allocator as it comes; the difference is the time for mapping memory
 anew.
+
+`--compiled` needs a C++ compiler. It compiles every model with PyTorch's inductor for all image sizes (`dynamic=True`,
+`fullgraph=True`), which takes minutes, and measures it beside the model that it was made of.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -63,6 +68,8 @@ BASE = {"rho10": "topk", "rho30": "topk", "focus": "dino"}
 """Model -> the dense one that it is compared with."""
 PARTS = ("backbone", "tokenizer", "selector", "encoder", "queries", "decoder")
 PEER = "transformers"
+COMPILED = " compiled"
+"""Ends the name of a form that went through `torch.compile`."""
 
 Measured = dict[str, list[float]]
 
@@ -72,17 +79,18 @@ def main() -> int:
     args = parse_arguments()
     if args.allocator == "clean" and not args.report and any(os.environ.get(key) != CLEAN[key] for key in CLEAN):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **CLEAN})
-    path = args.output / f"inference_{args.allocator}.json"
+    table = "inference compiled" if args.compiled else f"inference {args.allocator}"
+    path = args.output / f"inference_{'compiled_' if args.compiled else ''}{args.allocator}.json"
     results = json.loads(path.read_text()) if path.is_file() else {"machine": machine(), "cells": {}}
     if not args.report:
         torch.set_num_threads(1)
         args.output.mkdir(parents=True, exist_ok=True)
         for size in args.sizes:
             measure(size, args, results, lambda: write_text_atomically(path, json.dumps(results, indent=1)))
-    text = report(results, args.allocator)
+    text = report_compiled(results, args.allocator) if args.compiled else report(results, args.allocator)
     print(text)
     if args.readme:
-        fill_readme(args.readme, f"inference {args.allocator}", text)
+        fill_readme(args.readme, table, text)
     return 0
 
 
@@ -90,14 +98,22 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/inference"), help="folder of the results")
-    parser.add_argument("--sizes", nargs="+", default=["480x640", "800x1066"], metavar="HxW")
-    parser.add_argument("--models", nargs="+", default=[PEER, *MODELS], choices=[PEER, *MODELS])
-    parser.add_argument("--forms", nargs="+", default=["plain", "fp32", "bf16"], choices=["plain", *FORMS])
+    parser.add_argument("--sizes", nargs="+", metavar="HxW", help="480x640 800x1066; with --compiled 480x640")
+    parser.add_argument("--models", nargs="+", choices=[PEER, *MODELS], help="all; with --compiled rho10")
+    parser.add_argument(
+        "--forms", nargs="+", choices=["plain", *FORMS], help="plain fp32 bf16; with --compiled plain fp32"
+    )
+    parser.add_argument("--compiled", action="store_true", help="torch.compile of every form beside it; takes minutes")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--allocator", choices=["clean", "system"], default="clean")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--readme", type=Path, help="file with the lines `<!-- table inference clean -->`")
-    return parser.parse_args()
+    args = parser.parse_args()
+    few = args.compiled
+    args.sizes = args.sizes or (["480x640"] if few else ["480x640", "800x1066"])
+    args.models = args.models or (["rho10"] if few else [PEER, *MODELS])
+    args.forms = args.forms or (["plain", "fp32"] if few else ["plain", "fp32", "bf16"])
+    return args
 
 
 def machine() -> dict[str, str]:
@@ -121,7 +137,8 @@ def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: 
     """Measure the missing rounds of one image size."""
     cells = results["cells"]
     asked = [(PEER, "plain")] * (PEER in args.models)
-    asked += [(name, form) for name in args.models if name in MODELS for form in args.forms]
+    endings = ("", COMPILED) if args.compiled else ("",)
+    asked += [(name, form + end) for name in args.models if name in MODELS for form in args.forms for end in endings]
     missing = {
         cell: rounds
         for cell in asked
@@ -139,8 +156,10 @@ def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: 
             if turn > missing[cell]:
                 continue
             found = actions[cell](image)
-            if turn > 0:
-                cell_results = cells.setdefault(key(size, *cell), {})
+            cell_results = cells.setdefault(key(size, *cell), {})
+            if turn == 0:
+                cell_results |= getattr(actions[cell], "facts", {})
+            else:
                 for part, seconds in found.items():
                     cell_results.setdefault(part, []).append(1000 * seconds)
         save()
@@ -168,7 +187,9 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
         if name == PEER:
             actions[name, form] = peer_action(peer)
         else:
-            actions[name, form] = action(plain[name] if form == "plain" else optimize(plain[name], **FORMS[form]))
+            kind = form.removesuffix(COMPILED)
+            model = plain[name] if kind == "plain" else optimize(plain[name], **FORMS[kind])
+            actions[name, form] = Compiled(model) if form.endswith(COMPILED) else action(model)
     return actions
 
 
@@ -236,6 +257,51 @@ def action(model: nn.Module) -> Callable[[Tensor], dict[str, float]]:
     return run
 
 
+class Compiled:
+    """A model through `torch.compile`, from an image to its seconds; the first call compiles.
+
+    Args:
+        model: a detection transformer.
+
+    Attributes:
+        facts: of the first call: seconds that it took, the number of graphs after a second image size, and the largest
+            difference of logits and boxes to the model's, each in a list of one number.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = copy.deepcopy(model)  # the other action hooks its parts
+        self._graphs = 0
+        self._compiled = torch.compile(self._model, backend=self._inductor, dynamic=True, fullgraph=True)
+        self.facts: Measured = {}
+
+    def _inductor(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        self._graphs += 1
+        return compile_fx(graph, inputs)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> dict[str, float]:
+        if not self.facts:
+            self._compile(image)
+        start = time.thread_time()
+        self._compiled(image, [tuple(image.shape[-2:])])
+        return {"whole": time.thread_time() - start}
+
+    def _compile(self, image: Tensor) -> None:
+        start = time.perf_counter()
+        self._compiled(image, [tuple(image.shape[-2:])])
+        seconds = time.perf_counter() - start
+        smaller = image[..., : image.shape[-2] * 3 // 4, : image.shape[-1] // 2].contiguous()
+        differences = [self._difference(each) for each in (image, smaller)]
+        self.facts = {"compile_s": [seconds], "difference": [max(differences)], "graphs": [float(self._graphs)]}
+
+    def _difference(self, image: Tensor) -> float:
+        sizes = [tuple(image.shape[-2:])]
+        pairs = zip(self._compiled(image, sizes), self._model(image, sizes), strict=True)
+        return max(float((found - expected).abs().max()) for found, expected in pairs)
+
+
 @contextmanager
 def timed_parts(model: nn.Module) -> Iterator[dict[str, float]]:
     """Add up the seconds of the parts of a model while a block runs."""
@@ -261,18 +327,43 @@ def timed_parts(model: nn.Module) -> Iterator[dict[str, float]]:
 def report(results: dict[str, Any], allocator: str) -> str:
     """Return the tables of everything that was measured."""
     cells: dict[str, Measured] = results["cells"]
-    facts = results["machine"]
     blocks = []
     for size in dict.fromkeys(name.split()[0] for name in cells):
         rows = [row(cells, size, name) for name in [PEER, *MODELS]]
         forms = ["plain", *FORMS]
         head = ["", *(f"{form}, ms" for form in forms), "encoder, ms", "against dense, fp32", "encoder against dense"]
         blocks.append(f"{size}:\n\n" + markdown_table(head, [cells_of for cells_of in rows if cells_of]))
-    ending = (
+    return "\n\n".join([*blocks, f"{setting(results, allocator)}; the encoder of the fp32 form"])
+
+
+def report_compiled(results: dict[str, Any], allocator: str) -> str:
+    """Return the table of what `torch.compile` changes."""
+    cells: dict[str, Measured] = results["cells"]
+    rows = []
+    for name, compiled in cells.items():
+        eager = cells.get(name.removesuffix(COMPILED), {})
+        if name.endswith(COMPILED) and "whole" in compiled and "whole" in eager:
+            size, model, form = name.removesuffix(COMPILED).split()
+            title = f"{MODELS[model][0]}, {'as it is' if form == 'plain' else f'{form} form'}, {size}"
+            times = [spread(eager["whole"]), spread(compiled["whole"]), faster(eager["whole"], compiled["whole"])]
+            facts = [
+                f"{compiled['compile_s'][0]:.0f}",
+                f"{compiled['graphs'][0]:.0f}",
+                f"{compiled['difference'][0]:.0e}",
+            ]
+            rows.append([title, *times, *facts])
+    head = ["", "eager, ms", "compiled, ms", "gain", "compiling, s", "graphs for two sizes", "largest difference"]
+    how = "inductor, `dynamic=True`, `fullgraph=True`; the largest difference of logits and boxes to the eager model"
+    return f"{markdown_table(head, rows)}\n\n{setting(results, allocator)}; {how}"
+
+
+def setting(results: dict[str, Any], allocator: str) -> str:
+    """Return how the times were taken."""
+    facts = results["machine"]
+    return (
         f"{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, one thread, CPU time, {allocator} "
-        "allocator, medians with quartiles; the encoder of the fp32 form"
+        "allocator, medians with quartiles"
     )
-    return "\n\n".join([*blocks, ending])
 
 
 def row(cells: dict[str, Measured], size: str, name: str) -> list[str]:

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 WHOLE = {"whole": [100.0, 110.0, 90.0, 100.0], "encoder": [50.0, 50.0, 50.0, 50.0]}
 FASTER = {"whole": [50.0, 50.0, 50.0, 50.0], "encoder": [10.0, 10.0, 10.0, 10.0]}
@@ -51,6 +52,59 @@ def test_rounds_that_were_measured_are_not_measured_again(script, monkeypatch):
     assert built == [[("dense", "fp32")]]
     assert results["cells"]["8x8 dense fp32"]["whole"] == [100.0, 100.0]
     assert len(saved) == 3
+
+
+def test_a_compiled_form_stands_beside_the_model_that_it_was_made_of(script):
+    facts = {"compile_s": [123.4], "graphs": [1.0], "difference": [2.3e-6]}
+    cells = {
+        "480x640 rho10 plain": {"whole": [100.0]},
+        "480x640 rho10 plain compiled": {"whole": [80.0], **facts},
+        "480x640 rho10 fp32": {"whole": [50.0]},
+        "480x640 rho10 fp32 compiled": facts,  # it was stopped before the first round that counts
+    }
+    lines = script.report_compiled({"machine": MACHINE, "cells": cells}, "system").splitlines()
+    assert lines[2] == "| Sparse DETR, 10 %, as it is, 480x640 | 100 | 80 | 1.25x | 123 | 1 | 2e-06 |"
+    assert lines[4].startswith("a CPU (AVX512), PyTorch 2.14, one thread, CPU time, system allocator, medians with qu")
+
+
+def test_only_the_option_compiles_and_it_takes_one_model_of_one_size(script, monkeypatch):
+    built = []
+
+    def build(cells):
+        built.append(list(cells))
+        return {cell: lambda image: {"whole": 0.1} for cell in cells}
+
+    monkeypatch.setattr(script, "build", build)
+    monkeypatch.setattr("sys.argv", ["x", "--compiled", "--rounds", "1"])
+    args = script.parse_arguments()
+    assert args.sizes == ["480x640"]
+    script.measure("8x8", args, {"cells": {}}, lambda: None)
+    assert built == [[("rho10", form) for form in ("plain", "plain compiled", "fp32", "fp32 compiled")]]
+
+
+class Means(torch.nn.Module):
+    def forward(self, image, sizes):
+        height, width = sizes[0]
+        return image.mean((2, 3)), image[..., : height // 2, : width // 2].amax((2, 3))
+
+
+def test_the_first_call_compiles_once_for_all_sizes_and_compares_the_results(script, monkeypatch):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return lambda *values: tuple(found + 0.25 for found in graph.forward(*values))
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", backend)
+    torch.compiler.reset()
+    compiled = script.Compiled(Means())
+    assert set(compiled(torch.rand(1, 3, 64, 96))) == {"whole"}
+    compiled(torch.rand(1, 3, 64, 96))
+    torch.compiler.reset()
+    assert len(calls) == 1
+    assert compiled.facts["graphs"] == [1]
+    assert compiled.facts["difference"] == [pytest.approx(0.25)]
+    assert compiled.facts["compile_s"][0] > 0
 
 
 def test_the_table_of_precisions_has_the_loss_of_each(load_script):
