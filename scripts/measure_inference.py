@@ -11,8 +11,9 @@ round is saved, so that the command can be stopped and goes on where it was. `cl
 settings that keep freed memory, `system` the same allocator as it comes; the difference is the time for mapping memory
 anew.
 
-`--compiled` needs a C++ compiler. It compiles every model with PyTorch's inductor for all image sizes (`dynamic=True`,
-`fullgraph=True`), which takes minutes, and measures it beside the model that it was made of.
+`--compiled` needs a C++ compiler. It compiles every model with PyTorch's inductor as one graph and measures it beside
+the model that it was made of. `one` compiles for the image size alone, which takes minutes; `all` for all sizes
+(`dynamic=True`), which takes several times as long.
 """
 
 import argparse
@@ -68,8 +69,8 @@ BASE = {"rho10": "topk", "rho30": "topk", "focus": "dino"}
 """Model -> the dense one that it is compared with."""
 PARTS = ("backbone", "tokenizer", "selector", "encoder", "queries", "decoder")
 PEER = "transformers"
-COMPILED = " compiled"
-"""Ends the name of a form that went through `torch.compile`."""
+COMPILED = {"one": " compiled for one size", "all": " compiled for all sizes"}
+"""Sizes that `torch.compile` was asked for -> ending of the name of a form."""
 
 Measured = dict[str, list[float]]
 
@@ -103,13 +104,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--forms", nargs="+", choices=["plain", *FORMS], help="plain fp32 bf16; with --compiled plain fp32"
     )
-    parser.add_argument("--compiled", action="store_true", help="torch.compile of every form beside it; takes minutes")
+    parser.add_argument(
+        "--compiled", nargs="*", choices=COMPILED, help="torch.compile of every form beside it: one, all, or both (one)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--allocator", choices=["clean", "system"], default="clean")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--readme", type=Path, help="file with the lines `<!-- table inference clean -->`")
     args = parser.parse_args()
-    few = args.compiled
+    few = args.compiled is not None
+    args.compiled = (args.compiled or ["one"]) if few else []
     args.sizes = args.sizes or (["480x640"] if few else ["480x640", "800x1066"])
     args.models = args.models or (["rho10"] if few else [PEER, *MODELS])
     args.forms = args.forms or (["plain", "fp32"] if few else ["plain", "fp32", "bf16"])
@@ -137,7 +141,7 @@ def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: 
     """Measure the missing rounds of one image size."""
     cells = results["cells"]
     asked = [(PEER, "plain")] * (PEER in args.models)
-    endings = ("", COMPILED) if args.compiled else ("",)
+    endings = ["", *(COMPILED[sizes] for sizes in args.compiled)]
     asked += [(name, form + end) for name in args.models if name in MODELS for form in args.forms for end in endings]
     missing = {
         cell: rounds
@@ -187,10 +191,16 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
         if name == PEER:
             actions[name, form] = peer_action(peer)
         else:
-            kind = form.removesuffix(COMPILED)
+            kind, sizes = eager_form(form)
             model = plain[name] if kind == "plain" else optimize(plain[name], **FORMS[kind])
-            actions[name, form] = Compiled(model) if form.endswith(COMPILED) else action(model)
+            actions[name, form] = Compiled(model, sizes) if sizes else action(model)
     return actions
+
+
+def eager_form(name: str) -> tuple[str, str]:
+    """Split the name of a form, or of its cell, into that without `torch.compile` and its sizes, "" for neither."""
+    sizes = next((sizes for sizes, ending in COMPILED.items() if name.endswith(ending)), "")
+    return name.removesuffix(COMPILED.get(sizes, "")), sizes
 
 
 def random_weights(model: nn.Module) -> nn.Module:
@@ -262,16 +272,17 @@ class Compiled:
 
     Args:
         model: a detection transformer.
+        sizes: "one" or "all".
 
     Attributes:
-        facts: of the first call: seconds that it took, the number of graphs after a second image size, and the largest
-            difference of logits and boxes to the model's, each in a list of one number.
+        facts: of the first call: seconds that it took, the number of graphs (for all sizes: after a second one), and
+            the largest difference of logits and boxes to the model's, each in a list of one number.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, sizes: str) -> None:
         self._model = copy.deepcopy(model)  # the other action hooks its parts
-        self._graphs = 0
-        self._compiled = torch.compile(self._model, backend=self._inductor, dynamic=True, fullgraph=True)
+        self._all_sizes, self._graphs = sizes == "all", 0
+        self._compiled = torch.compile(self._model, backend=self._inductor, dynamic=self._all_sizes, fullgraph=True)
         self.facts: Measured = {}
 
     def _inductor(self, graph: Any, inputs: Any) -> Callable[..., Any]:
@@ -293,7 +304,7 @@ class Compiled:
         self._compiled(image, [tuple(image.shape[-2:])])
         seconds = time.perf_counter() - start
         smaller = image[..., : image.shape[-2] * 3 // 4, : image.shape[-1] // 2].contiguous()
-        differences = [self._difference(each) for each in (image, smaller)]
+        differences = [self._difference(each) for each in ((image, smaller) if self._all_sizes else (image,))]
         self.facts = {"compile_s": [seconds], "difference": [max(differences)], "graphs": [float(self._graphs)]}
 
     def _difference(self, image: Tensor) -> float:
@@ -341,9 +352,10 @@ def report_compiled(results: dict[str, Any], allocator: str) -> str:
     cells: dict[str, Measured] = results["cells"]
     rows = []
     for name, compiled in cells.items():
-        eager = cells.get(name.removesuffix(COMPILED), {})
-        if name.endswith(COMPILED) and "whole" in compiled and "whole" in eager:
-            size, model, form = name.removesuffix(COMPILED).split()
+        eager_name, sizes = eager_form(name)
+        eager = cells.get(eager_name, {})
+        if sizes and "whole" in compiled and "whole" in eager:
+            size, model, form = eager_name.split()
             title = f"{MODELS[model][0]}, {'as it is' if form == 'plain' else f'{form} form'}, {size}"
             times = [spread(eager["whole"]), spread(compiled["whole"]), faster(eager["whole"], compiled["whole"])]
             facts = [
@@ -351,9 +363,9 @@ def report_compiled(results: dict[str, Any], allocator: str) -> str:
                 f"{compiled['graphs'][0]:.0f}",
                 f"{compiled['difference'][0]:.0e}",
             ]
-            rows.append([title, *times, *facts])
-    head = ["", "eager, ms", "compiled, ms", "gain", "compiling, s", "graphs for two sizes", "largest difference"]
-    how = "inductor, `dynamic=True`, `fullgraph=True`; the largest difference of logits and boxes to the eager model"
+            rows.append([title, f"{sizes} size" + "s" * (sizes == "all"), *times, *facts])
+    head = ["", "compiled for", "eager, ms", "compiled, ms", "gain", "compiling, s", "graphs", "largest difference"]
+    how = "inductor, `fullgraph=True`; compiling in wall time; the largest difference of logits and boxes to eager"
     return f"{markdown_table(head, rows)}\n\n{setting(results, allocator)}; {how}"
 
 

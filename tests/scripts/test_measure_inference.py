@@ -58,12 +58,12 @@ def test_a_compiled_form_stands_beside_the_model_that_it_was_made_of(script):
     facts = {"compile_s": [123.4], "graphs": [1.0], "difference": [2.3e-6]}
     cells = {
         "480x640 rho10 plain": {"whole": [100.0]},
-        "480x640 rho10 plain compiled": {"whole": [80.0], **facts},
+        "480x640 rho10 plain compiled for all sizes": {"whole": [80.0], **facts},
         "480x640 rho10 fp32": {"whole": [50.0]},
-        "480x640 rho10 fp32 compiled": facts,  # it was stopped before the first round that counts
+        "480x640 rho10 fp32 compiled for one size": facts,  # it was stopped before the first round that counts
     }
     lines = script.report_compiled({"machine": MACHINE, "cells": cells}, "system").splitlines()
-    assert lines[2] == "| Sparse DETR, 10 %, as it is, 480x640 | 100 | 80 | 1.25x | 123 | 1 | 2e-06 |"
+    assert lines[2] == "| Sparse DETR, 10 %, as it is, 480x640 | all sizes | 100 | 80 | 1.25x | 123 | 1 | 2e-06 |"
     assert lines[4].startswith("a CPU (AVX512), PyTorch 2.14, one thread, CPU time, system allocator, medians with qu")
 
 
@@ -75,11 +75,12 @@ def test_only_the_option_compiles_and_it_takes_one_model_of_one_size(script, mon
         return {cell: lambda image: {"whole": 0.1} for cell in cells}
 
     monkeypatch.setattr(script, "build", build)
-    monkeypatch.setattr("sys.argv", ["x", "--compiled", "--rounds", "1"])
+    monkeypatch.setattr("sys.argv", ["x", "--rounds", "1", "--compiled"])
     args = script.parse_arguments()
     assert args.sizes == ["480x640"]
     script.measure("8x8", args, {"cells": {}}, lambda: None)
-    assert built == [[("rho10", form) for form in ("plain", "plain compiled", "fp32", "fp32 compiled")]]
+    forms = ("plain", "plain compiled for one size", "fp32", "fp32 compiled for one size")
+    assert built == [[("rho10", form) for form in forms]]
 
 
 class Means(torch.nn.Module):
@@ -88,7 +89,8 @@ class Means(torch.nn.Module):
         return image.mean((2, 3)), image[..., : height // 2, : width // 2].amax((2, 3))
 
 
-def test_the_first_call_compiles_once_for_all_sizes_and_compares_the_results(script, monkeypatch):
+@pytest.mark.parametrize("sizes", ["one", "all"])
+def test_the_first_call_compiles_once_and_compares_the_results(script, monkeypatch, sizes):
     calls = []
 
     def backend(graph, inputs):
@@ -97,7 +99,7 @@ def test_the_first_call_compiles_once_for_all_sizes_and_compares_the_results(scr
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", backend)
     torch.compiler.reset()
-    compiled = script.Compiled(Means())
+    compiled = script.Compiled(Means(), sizes)
     assert set(compiled(torch.rand(1, 3, 64, 96))) == {"whole"}
     compiled(torch.rand(1, 3, 64, 96))
     torch.compiler.reset()
