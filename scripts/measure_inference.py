@@ -3,15 +3,21 @@
     python scripts/measure_inference.py                                     measure what is missing, print the tables
     python scripts/measure_inference.py --sizes 480x640 --models dense --rounds 1
     python scripts/measure_inference.py --report --readme README.md         tables of what was measured, no more
+    python scripts/measure_inference.py --compiled --allocator system       another table: torch.compile of Sparse DETR
 
 Protocol: one thread, CPU time of that thread, random weights and a fresh random image in every round; all models and
 forms of a size in turn, in an order that rotates. The first round of a process warms up and does not count. Every
 round is saved, so that the command can be stopped and goes on where it was. `clean` names glibc's allocator with
 settings that keep freed memory, `system` the same allocator as it comes; the difference is the time for mapping memory
 anew.
+
+`--compiled` needs a C++ compiler. It compiles every model with PyTorch's inductor as one graph and measures it beside
+the model that it was made of. `one` compiles for the image size alone, which takes minutes; `all` for all sizes
+(`dynamic=True`), which takes several times as long.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -59,6 +65,10 @@ BASE = {"rho10": "topk", "rho30": "topk", "focus": "dino"}
 """Model -> the dense one that it is compared with."""
 PARTS = ("backbone", "tokenizer", "selector", "encoder", "queries", "decoder")
 PEER = "transformers"
+COMPILED = {"one": " compiled for one size", "all": " compiled for all sizes"}
+"""Sizes that `torch.compile` was asked for -> ending of the name of a form."""
+SAME = 1e-3
+"""Largest difference of logits and boxes of a query that is the same."""
 
 Measured = dict[str, list[float]]
 
@@ -68,17 +78,18 @@ def main() -> int:
     args = parse_arguments()
     if args.allocator == "clean" and not args.report:
         use_clean_allocator()
-    path = args.output / f"inference_{args.allocator}.json"
+    table = "inference compiled" if args.compiled else f"inference {args.allocator}"
+    path = args.output / f"inference_{'compiled_' if args.compiled else ''}{args.allocator}.json"
     results = json.loads(path.read_text()) if path.is_file() else {"machine": machine(), "cells": {}}
     if not args.report:
         torch.set_num_threads(1)
         args.output.mkdir(parents=True, exist_ok=True)
         for size in args.sizes:
             measure(size, args, results, lambda: write_text_atomically(path, json.dumps(results, indent=1)))
-    text = report(results, args.allocator)
+    text = report_compiled(results, args.allocator) if args.compiled else report(results, args.allocator)
     print(text)
     if args.readme:
-        fill_readme(args.readme, f"inference {args.allocator}", text)
+        fill_readme(args.readme, table, text)
     return 0
 
 
@@ -86,14 +97,25 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/inference"), help="folder of the results")
-    parser.add_argument("--sizes", nargs="+", default=["480x640", "800x1066"], metavar="HxW")
-    parser.add_argument("--models", nargs="+", default=[PEER, *MODELS], choices=[PEER, *MODELS])
-    parser.add_argument("--forms", nargs="+", default=["plain", "fp32", "bf16"], choices=["plain", *FORMS])
+    parser.add_argument("--sizes", nargs="+", metavar="HxW", help="480x640 800x1066; with --compiled 480x640")
+    parser.add_argument("--models", nargs="+", choices=[PEER, *MODELS], help="all; with --compiled rho10")
+    parser.add_argument(
+        "--forms", nargs="+", choices=["plain", *FORMS], help="plain fp32 bf16; with --compiled plain fp32"
+    )
+    parser.add_argument(
+        "--compiled", nargs="*", choices=COMPILED, help="torch.compile of every form beside it: one, all, or both (one)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--allocator", choices=["clean", "system"], default="clean")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--readme", type=Path, help="file with the lines `<!-- table inference clean -->`")
-    return parser.parse_args()
+    args = parser.parse_args()
+    few = args.compiled is not None
+    args.compiled = (args.compiled or ["one"]) if few else []
+    args.sizes = args.sizes or (["480x640"] if few else ["480x640", "800x1066"])
+    args.models = args.models or (["rho10"] if few else [PEER, *MODELS])
+    args.forms = args.forms or (["plain", "fp32"] if few else ["plain", "fp32", "bf16"])
+    return args
 
 
 def machine() -> dict[str, str]:
@@ -110,7 +132,8 @@ def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: 
     """Measure the missing rounds of one image size."""
     cells = results["cells"]
     asked = [(PEER, "plain")] * (PEER in args.models)
-    asked += [(name, form) for name in args.models if name in MODELS for form in args.forms]
+    endings = ["", *(COMPILED[sizes] for sizes in args.compiled)]
+    asked += [(name, form + end) for name in args.models if name in MODELS for form in args.forms for end in endings]
     missing = {
         cell: rounds
         for cell in asked
@@ -128,8 +151,10 @@ def measure(size: str, args: argparse.Namespace, results: dict[str, Any], save: 
             if turn > missing[cell]:
                 continue
             found = actions[cell](image)
-            if turn > 0:
-                cell_results = cells.setdefault(key(size, *cell), {})
+            cell_results = cells.setdefault(key(size, *cell), {})
+            if turn == 0:
+                cell_results |= getattr(actions[cell], "facts", {})
+            else:
                 for part, seconds in found.items():
                     cell_results.setdefault(part, []).append(1000 * seconds)
         save()
@@ -155,7 +180,9 @@ def build(cells: list[tuple[str, str]]) -> dict[tuple[str, str], Callable[[Tenso
         if name == PEER:
             actions[name, form] = peer_action(peer)
         else:
-            actions[name, form] = action(plain[name] if form == "plain" else optimize(plain[name], **FORMS[form]))
+            kind, sizes = eager_form(form)
+            model = plain[name] if kind == "plain" else optimize(plain[name], **FORMS[kind])
+            actions[name, form] = Compiled(model, sizes) if sizes else action(model)
     return actions
 
 
@@ -164,6 +191,12 @@ def random_model(config: str, overrides: Sequence[str] = ()) -> nn.Module:
     torch.manual_seed(0)
     cfg = load_config(str(PROJECTS / config), overrides)
     return random_weights(build_detector(cfg, device="cpu").eval()).transformer()
+
+
+def eager_form(name: str) -> tuple[str, str]:
+    """Split the name of a form, or of its cell, into that without `torch.compile` and its sizes, "" for neither."""
+    sizes = next((sizes for sizes, ending in COMPILED.items() if name.endswith(ending)), "")
+    return name.removesuffix(COMPILED.get(sizes, "")), sizes
 
 
 def random_weights(model: nn.Module) -> nn.Module:
@@ -230,6 +263,61 @@ def action(model: nn.Module, budget: float | None = None) -> Callable[[Tensor], 
     return run
 
 
+class Compiled:
+    """A model through `torch.compile`, from an image to its seconds; the first call compiles.
+
+    Args:
+        model: a detection transformer.
+        sizes: "one" or "all".
+
+    Attributes:
+        facts: of the first call: seconds that it took, the number of graphs (for all sizes: after a second one), the
+            median difference of a query's logits and boxes to the model's, and the share of queries that are the same,
+            each in a list of one number.
+    """
+
+    def __init__(self, model: nn.Module, sizes: str) -> None:
+        self._model = copy.deepcopy(model)  # the other action hooks its parts
+        self._all_sizes, self._graphs = sizes == "all", 0
+        self._compiled = torch.compile(self._model, backend=self._inductor, dynamic=self._all_sizes, fullgraph=True)
+        self.facts: Measured = {}
+
+    def _inductor(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        self._graphs += 1
+        return compile_fx(graph, inputs)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> dict[str, float]:
+        if not self.facts:
+            self._compile(image)
+        start = time.thread_time()
+        self._compiled(image, [tuple(image.shape[-2:])])
+        return {"whole": time.thread_time() - start}
+
+    def _compile(self, image: Tensor) -> None:
+        start = time.perf_counter()
+        with torch.compiler.config.patch(force_disable_caches=True):  # nothing that an earlier run left
+            self._compiled(image, [tuple(image.shape[-2:])])
+        seconds = time.perf_counter() - start
+        smaller = image[..., : image.shape[-2] * 3 // 4, : image.shape[-1] // 2].contiguous()
+        images = (image, smaller) if self._all_sizes else (image,)
+        distances = torch.cat([self._distances(each) for each in images])
+        self.facts = {
+            "compile_s": [seconds],
+            "graphs": [float(self._graphs)],
+            "difference": [float(distances.median())],
+            "same": [float((distances < SAME).double().mean())],
+        }
+
+    def _distances(self, image: Tensor) -> Tensor:
+        """Return for every query (B * Q,) how far the nearest eager one is: rounding may change order and choice."""
+        sizes = [tuple(image.shape[-2:])]
+        found, expected = (torch.cat(list(run(image, sizes)), -1) for run in (self._compiled, self._model))
+        return torch.cdist(found, expected, p=float("inf")).amin(-1).flatten()
+
+
 @contextmanager
 def timed_parts(model: nn.Module) -> Iterator[dict[str, float]]:
     """Add up the seconds of the parts of a model while a block runs."""
@@ -255,18 +343,47 @@ def timed_parts(model: nn.Module) -> Iterator[dict[str, float]]:
 def report(results: dict[str, Any], allocator: str) -> str:
     """Return the tables of everything that was measured."""
     cells: dict[str, Measured] = results["cells"]
-    facts = results["machine"]
     blocks = []
     for size in dict.fromkeys(name.split()[0] for name in cells):
         rows = [row(cells, size, name) for name in [PEER, *MODELS]]
         forms = ["plain", *FORMS]
-        head = ["", *(f"{form}, ms" for form in forms), "encoder, ms", "against dense, fp32", "encoder against dense"]
+        head = ["", *(f"{form}, ms" for form in forms), f"fp32 against `{PEER}`"]
+        head += ["encoder, ms", "against dense, fp32", "encoder against dense"]
         blocks.append(f"{size}:\n\n" + markdown_table(head, [cells_of for cells_of in rows if cells_of]))
-    ending = (
-        f"{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, one thread, CPU time, {allocator} "
-        "allocator, medians with quartiles; the encoder of the fp32 form"
+        blocks.append(parts_of_forms(cells, size))
+    return "\n\n".join([*blocks, f"{setting(results, allocator)}; the encoder of the fp32 form"])
+
+
+def report_compiled(results: dict[str, Any], allocator: str) -> str:
+    """Return the table of what `torch.compile` changes."""
+    cells: dict[str, Measured] = results["cells"]
+    rows = []
+    for name, compiled in cells.items():
+        eager_name, sizes = eager_form(name)
+        eager = cells.get(eager_name, {})
+        if sizes and "whole" in compiled and "whole" in eager:
+            size, model, form = eager_name.split()
+            title = f"{MODELS[model][0]}, {'as it is' if form == 'plain' else f'{form} form'}, {size}"
+            times = [spread(eager["whole"]), spread(compiled["whole"]), faster(eager["whole"], compiled["whole"])]
+            facts = [f"{compiled['compile_s'][0]:.0f}", f"{compiled['graphs'][0]:.0f}"]
+            facts += [f"{compiled['difference'][0]:.0e}", f"{compiled['same'][0]:.1%}"]
+            rows.append([title, f"{sizes} size" + "s" * (sizes == "all"), *times, *facts])
+    head = ["", "compiled for", "eager, ms", "compiled, ms", "gain", "compiling, s", "graphs", "difference", "same"]
+    how = (
+        "inductor, `fullgraph=True`; compiling in wall time; the median difference of a query's logits and boxes to "
+        f"the eager ones, and the share of queries that differ by less than {SAME}: random weights choose among tokens "
+        "with nearly equal scores, so rounding changes a few"
     )
-    return "\n\n".join([*blocks, ending])
+    return f"{markdown_table(head, rows)}\n\n{setting(results, allocator)}; {how}"
+
+
+def setting(results: dict[str, Any], allocator: str) -> str:
+    """Return how the times were taken."""
+    facts = results["machine"]
+    return (
+        f"{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, one thread, CPU time, {allocator} "
+        "allocator, medians with quartiles"
+    )
 
 
 def row(cells: dict[str, Measured], size: str, name: str) -> list[str]:
@@ -285,11 +402,28 @@ def row(cells: dict[str, Measured], size: str, name: str) -> list[str]:
             text += f", {faster(reference['whole'], measured['whole'])}"
         entries.append(text)
     fp32 = found["fp32"]
+    entries.append(faster(peer["whole"], fp32["whole"]) if fp32 and peer else "")
     entries.append(spread(fp32["encoder"]) if fp32 else "")
     both = fp32 is not None and base is not None
     entries.append(faster(base["whole"], fp32["whole"]) if both else "")
     entries.append(faster(base["encoder"], fp32["encoder"]) if both else "")
     return entries
+
+
+def parts_of_forms(cells: dict[str, Measured], size: str) -> str:
+    """Return a table of the parts of the fp32 forms, and how much faster than dense an encoder without cost would be."""
+    rows = []
+    for name, (title, _) in MODELS.items():
+        found, base = cells.get(key(size, name, "fp32")), cells.get(key(size, BASE.get(name, ""), "fp32"))
+        if found is None:
+            continue
+        whole = statistics.median(found["whole"])
+        medians = {part: statistics.median(found.get(part, [0.0])) for part in PARTS}
+        shares = [f"{milliseconds:.0f} ({milliseconds / whole:.0%})" for milliseconds in medians.values()]
+        bound = "" if base is None else f"{statistics.median(base['whole']) / (whole - medians['encoder']):.2f}x"
+        rows.append([title, *shares, bound])
+    head = ["parts of the fp32 form, ms", *PARTS, "against dense if the encoder took no time"]
+    return markdown_table(head, rows) if rows else ""
 
 
 def spread(values: list[float]) -> str:

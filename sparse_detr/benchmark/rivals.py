@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -75,10 +79,21 @@ def make_rival(name: str, ours: Reference) -> Contestant:
     raise UserError(f"--rival {name} is unknown; give {', '.join(KINDS)}")
 
 
-def require(package: str, option: str) -> None:
-    """Raise a `UserError` if a package is not installed."""
+def require(package: str, option: str) -> ModuleType:
+    """Import the package that a rival needs.
+
+    Raises:
+        UserError: it is not installed, or something that it needs is not.
+    """
     if find_spec(package) is None:
         raise UserError(f"--rival {option} needs the package {package}; install it: pip install {package}")
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"--rival {option}: the package {package} is installed but cannot be imported ({error}); install it with "
+            f"all that it needs: pip install --force-reinstall {package}"
+        ) from error
 
 
 # Detectron2
@@ -307,7 +322,8 @@ class RfDetrDetector(nn.Module):
     """A detector of the package `rfdetr`, which takes squares of one size.
 
     Args:
-        model: its PyTorch module.
+        model: its PyTorch module, or its traced form: pixels (B, 3, side, side) -> a dict with `pred_logits` and
+            `pred_boxes`, or a tuple of boxes and logits.
         side: of the square in pixels.
     """
 
@@ -327,23 +343,35 @@ class RfDetrDetector(nn.Module):
         return [{**image, "image": pixels / 255} for image, pixels in zip(batch, resized, strict=True)]
 
     def forward(self, batch: Batch) -> list[dict[str, Any]]:
-        """Return the detections of every image."""
+        """Return the detections of every image, in the pixels of its `height` and `width`."""
         pixels = torch.stack([image["image"].to(self.mean) for image in batch])
         found = self.public((pixels - self.mean) / self.std)
-        logits, boxes = found["pred_logits"], found["pred_boxes"]
+        logits, boxes = (found["pred_logits"], found["pred_boxes"]) if isinstance(found, dict) else (found[1], found[0])
         best, flat = logits.sigmoid().flatten(1).topk(min(RF_DETECTIONS, logits[0].numel()))
         rows, labels = flat // logits.shape[-1], flat % logits.shape[-1]
-        size = (self.side, self.side)
-        return [{"instances": as_instances(size, boxes[i, rows[i]], best[i], labels[i])} for i in range(len(batch))]
+        sizes = [(image.get("height", self.side), image.get("width", self.side)) for image in batch]
+        return [
+            {"instances": as_instances(size, boxes[i, rows[i]], best[i], labels[i])} for i, size in enumerate(sizes)
+        ]
 
 
-def rf_detr_rival(name: str, ours: Reference) -> Contestant:
-    """Return a model of RF-DETR with random weights, at its own image size."""
-    require("rfdetr", name)
-    import rfdetr
+def rf_detr_rival(name: str, ours: Reference, *, traced: bool = False) -> Contestant:
+    """Return a model of RF-DETR with random weights, at its own image size.
 
-    package_model = getattr(rfdetr, RF_DETR[name])(pretrain_weights=None, device=ours.device)
-    model = RfDetrDetector(package_model.model.model, package_model.model.resolution).to(ours.device).eval()
+    Args:
+        name: of `RF_DETR`.
+        ours: what it is timed beside.
+        traced: take the form that the package makes for inference, a TorchScript trace of one image.
+    """
+    package = require("rfdetr", name)
+    if not hasattr(package, RF_DETR[name]):
+        raise UserError(f"--rival {name}: this rfdetr has no {RF_DETR[name]}; update it: pip install -U rfdetr")
+    with _without_advice("rf-detr"):
+        wrapper = getattr(package, RF_DETR[name])(pretrain_weights=None, device=ours.device)
+        if traced:
+            wrapper.inference(batch_size=1)
+    public = wrapper.model.inference_model if traced else wrapper.model.model
+    model = RfDetrDetector(public, wrapper.model.resolution).to(ours.device).eval()
     turned = ours.image_format == "BGR"
 
     def prepare(batch: Batch) -> Batch:
@@ -351,4 +379,25 @@ def rf_detr_rival(name: str, ours: Reference) -> Contestant:
 
     parts = {"backbone": ("public.backbone",), "transformer": ("public.transformer",)}
     note = f"random weights, time only; its own size {model.side}x{model.side}; FLOPs not counted"
-    return Contestant(name, note, model, present(model, parts), prepare=prepare, counts_flops=False)
+    return Contestant(
+        f"{name}, traced" if traced else name,
+        note,
+        model,
+        {} if traced else present(model, parts),
+        prepare=prepare,
+        counts_flops=False,
+    )
+
+
+@contextmanager
+def _without_advice(logger: str) -> Iterator[None]:
+    """Keep back warnings that ask for pre-trained weights."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)

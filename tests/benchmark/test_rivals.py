@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
-from sparse_detr.benchmark.rivals import RF_DETR, Reference, RfDetrDetector, make_rival, transformers_rival
+from sparse_detr.benchmark.rivals import RF_DETR, Reference, RfDetrDetector, make_rival, require, transformers_rival
 from sparse_detr.benchmark.timing import PartTimer
 from sparse_detr.errors import UserError
 from sparse_detr.recipes import conditional_detr, deformable_detr, detr, resnet, sparse_detr
@@ -84,6 +84,23 @@ def test_a_missing_package_is_named(monkeypatch):
             make_rival(name, ours)
 
 
+def test_a_package_that_cannot_be_imported_is_named_with_the_cause(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'requests'")
+
+    monkeypatch.setattr("sparse_detr.benchmark.rivals.find_spec", lambda name: object())
+    monkeypatch.setattr("sparse_detr.benchmark.rivals.import_module", fail)
+    with pytest.raises(UserError, match=r"cannot be imported \(No module named 'requests'\); install it with all that"):
+        require("rfdetr", "rf-detr-nano")
+
+
+def test_an_old_rfdetr_without_the_model_is_named(monkeypatch):
+    monkeypatch.setattr("sparse_detr.benchmark.rivals.require", lambda package, option: object())
+    ours = Reference("ours", torch.nn.Identity(), "RGB", False, "cpu", [])
+    with pytest.raises(UserError, match="this rfdetr has no RFDETRSmall; update it: pip install -U rfdetr"):
+        make_rival("rf-detr-small", ours)
+
+
 class Squares(torch.nn.Module):
     """Stands for a network of RF-DETR: it answers with the mean of the image's colours."""
 
@@ -102,6 +119,39 @@ def test_rf_detr_gets_squares_of_its_own_size():
     assert found["instances"].scores[0] == pytest.approx(torch.tensor((1 - 0.406) / 0.225).sigmoid().item())
     assert found["instances"].pred_classes[0] == 2
     assert found["instances"].pred_boxes.tensor[0].tolist() == [8, 8, 24, 24]
+
+
+class Traced(Squares):
+    """Stands for the traced form of RF-DETR, which answers with a tuple."""
+
+    def forward(self, pixels):
+        found = super().forward(pixels)
+        return found["pred_boxes"], found["pred_logits"]
+
+
+def test_the_traced_form_of_rf_detr_gives_the_same_detections_in_the_pixels_of_the_image():
+    image = {"image": torch.rand(3, 40, 60) * 255, "height": 400, "width": 600}
+    found = [
+        model(model.resize([image]))[0]["instances"]
+        for model in (RfDetrDetector(Squares(), 32), RfDetrDetector(Traced(), 32))
+    ]
+    assert torch.equal(found[0].scores, found[1].scores)
+    assert found[1].image_size == (400, 600)
+    assert found[1].pred_boxes.tensor[0].tolist() == [150, 100, 450, 300]
+
+
+@pytest.mark.slow
+def test_rf_detr_detects_in_our_images_without_a_download():
+    pytest.importorskip("rfdetr")
+    images = [picture(96, 72), picture(64, 96)]
+    rival = make_rival("rf-detr-nano", Reference("ours", torch.nn.Identity(), "BGR", False, "cpu", images))
+    assert rival.note.startswith("random weights, time only; its own size 384x384")
+    assert set(rival.parts) == {"backbone", "transformer"}
+    prepared = rival.prepare(images)
+    assert [tuple(image["image"].shape) for image in prepared] == [(3, 384, 384)] * 2
+    times = PartTimer(rival.modules())(lambda: rival.detect(prepared))
+    assert min(times.values()) > 0
+    assert [len(result["instances"]) for result in rival.detect(prepared)] == [300, 300]
 
 
 @pytest.mark.slow
