@@ -26,6 +26,7 @@ from sparse_detr.export.metadata import Metadata, coarsest_stride
 from sparse_detr.export.parity import Parity, check_parity, of_several_sizes
 from sparse_detr.export.trace import FIXED_SIZE_REMEDY, trace_program, trace_script
 from sparse_detr.files import write_atomically
+from sparse_detr.inference import optimize as inference_form
 
 
 def export_model(
@@ -39,6 +40,7 @@ def export_model(
     opset: int | None = None,
     keep_op: bool = False,
     plugin: str | None = None,
+    optimize: bool = False,
 ) -> Parity:
     """Write a detector as a file that runs without this package.
 
@@ -53,6 +55,8 @@ def export_model(
         opset: version of ONNX's operators; None for 18.
         keep_op: keep this package's op in a .pt2 file, which is faster and needs the package where the file runs.
         plugin: "tensorrt" writes its plugin for deformable attention into an ONNX file.
+        optimize: write the model in its inference form in float32, which does less work for the same detections; the
+            file is compared with the model as it is.
 
     Returns:
         How well file and model agree. An ONNX file with a plugin is not run: its program is.
@@ -68,7 +72,8 @@ def export_model(
     _check_model(model)
     model.eval()
     metadata = _completed(metadata, model, needs_package=keep_op, plugin=plugin)
-    content, checked = _written(DetectionProgram(model, budget=budget), file_format, metadata, opset)  # type: ignore[arg-type]
+    program = DetectionProgram(inference_form(model) if optimize else model, budget=budget)  # type: ignore[arg-type, type-var]
+    content, checked = _written(program, file_format, metadata, opset)
     exported, chosen = _detector(checked, metadata), {} if budget is None else {"budget": budget}
     parity = check_parity(exported, model, of_several_sizes(inputs), fixed_size=metadata.fixed_size, **chosen)
     write_atomically(output, lambda file: file.write(content))
