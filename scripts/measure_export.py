@@ -158,8 +158,8 @@ def report(results: Results, args: argparse.Namespace) -> str:
         rows.append([runs_as, form, f"{median:.0f}", f"{base / median:.2f}x", *size])
     table = markdown_table(["", "model", "ms", "against PyTorch as it is", "export, s", "MiB"], rows)
     return (
-        f"{table}\n\n{Path(args.config_file).stem}, one image of {args.size}, random weights, {results['machine']}, one "
-        f"thread, CPU time, median of {args.rounds}, allocator: {allocator_name()}; `scripts/measure_export.py`."
+        f"{table}\n\n{Path(args.config_file).stem}, one image of {args.size}, random weights, {results['machine']}, "
+        f"one thread, CPU time, median of {args.rounds}, allocator: {allocator_name()}; `scripts/measure_export.py`."
     )
 
 

@@ -22,11 +22,11 @@ from sparse_detr.export.formats import (
     require_packages,
     torchscript_bytes,
 )
-from sparse_detr.export.metadata import Metadata, coarsest_stride
+from sparse_detr.export.metadata import Metadata, smallest_side
 from sparse_detr.export.parity import Parity, check_parity, of_several_sizes
 from sparse_detr.export.trace import FIXED_SIZE_REMEDY, trace_program, trace_script
 from sparse_detr.files import write_atomically
-from sparse_detr.inference import optimize as inference_form
+from sparse_detr.inference import optimize as inference_form_of
 
 
 def export_model(
@@ -71,8 +71,8 @@ def export_model(
         raise UserError("there is no image to compare file and model on; give one or more")
     _check_model(model)
     model.eval()
-    metadata = _completed(metadata, model, needs_package=keep_op, plugin=plugin)
-    program = DetectionProgram(inference_form(model) if optimize else model, budget=budget)  # type: ignore[arg-type, type-var]
+    metadata = _completed(metadata, model, budget, needs_package=keep_op, plugin=plugin)
+    program = DetectionProgram(_inference_form(model) if optimize else model, budget=budget)  # type: ignore[arg-type]
     content, checked = _written(program, file_format, metadata, opset)
     exported, chosen = _detector(checked, metadata), {} if budget is None else {"budget": budget}
     parity = check_parity(exported, model, of_several_sizes(inputs), fixed_size=metadata.fixed_size, **chosen)
@@ -113,12 +113,18 @@ def _check_model(model: nn.Module) -> None:
         raise UserError(f"the model is on {model.device}; move it to the CPU for the export")
 
 
-def _completed(metadata: Metadata, model: nn.Module, **facts: Any) -> Metadata:
+def _inference_form(model: nn.Module) -> nn.Module:
+    """Return the inference form without the parts in the place of losses, whose properties torch.jit would read."""
+    form = inference_form_of(model)  # type: ignore[type-var]
+    form.criterion = form.supervision = nn.Identity()
+    return form
+
+
+def _completed(metadata: Metadata, model: nn.Module, budget: float | None = None, **facts: Any) -> Metadata:
     """Return the metadata with what only the model knows."""
     if metadata.fixed_size is not None:
         return replace(metadata, min_size=min(metadata.fixed_size), **facts)
-    # Two cells on the coarsest map: PyTorch takes a size of one for a constant.
-    return replace(metadata, min_size=coarsest_stride(model) + 1, **facts)
+    return replace(metadata, min_size=smallest_side(model, budget), **facts)
 
 
 def _written(program: DetectionProgram, file_format: str, metadata: Metadata, opset: int | None) -> tuple[bytes, Any]:

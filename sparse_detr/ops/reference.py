@@ -55,8 +55,8 @@ def locate_samples(
 ) -> tuple[Tensor, Tensor]:
     """Return locations (B, Q, M, L, P, 2), (x, y) in [0, 1] of the padded level, and weights (B, Q, M, L, P).
 
-    The arguments are those of `fused_deformable_attention`; the shapes may be a tensor (L, 2) too. Half precision is widened to float32, for a location needs
-    more than its 8 or 11 bits.
+    The arguments are those of `fused_deformable_attention`; the shapes may be a tensor (L, 2) too. Half
+    precision is widened to float32, for a location needs more than its 8 or 11 bits.
     """
     logits = _widen(attention_logits)
     locations = sampling_locations(reference_points, sampling_offsets, spatial_shapes)

@@ -176,7 +176,7 @@ def map_size(x: Tensor) -> tuple[int, int]:
 
 
 def at_most(number: int, limit: int) -> int:
-    """Return the smaller of two numbers: constant in a trace of torch.jit; in an export, symbolic unless it is known."""
+    """Return the smaller of two numbers: constant in a trace of torch.jit; symbolic in an export, if not known."""
     if torch.jit.is_tracing():
         return min(int(number), int(limit))
     if isinstance(limit, torch.SymInt) and not torch.compiler.is_dynamo_compiling():
