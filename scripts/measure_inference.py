@@ -411,7 +411,7 @@ def row(cells: dict[str, Measured], size: str, name: str) -> list[str]:
 
 
 def parts_of_forms(cells: dict[str, Measured], size: str) -> str:
-    """Return a table of the parts of the fp32 forms, and how much faster than dense an encoder without cost would be."""
+    """Return a table of the parts of the fp32 forms, and the ratio to dense of an encoder that takes no time."""
     rows = []
     for name, (title, _) in MODELS.items():
         found, base = cells.get(key(size, name, "fp32")), cells.get(key(size, BASE.get(name, ""), "fp32"))

@@ -46,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-op", action="store_true", help="keep the fast op in a .pt2 file, which then needs this package to run"
     )
+    parser.add_argument(
+        "--optimize", action="store_true", help="write the model in its inference form in fp32, which does less work"
+    )
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         inputs=[predictor.preprocess(image) for image in images],
         file_format=args.format,
         budget=None if predictor.is_dense else args.keep_ratio,
+        optimize=args.optimize,
         **choices,
     )
     print(parity)

@@ -13,6 +13,7 @@ from sparse_detr.errors import UserError
 
 KEY = "sparse_detr"
 FORMAT_VERSION = 1
+MIN_KEPT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,25 @@ def resize_of(mapper: Any) -> tuple[int | None, int | None]:
     return int(sizes.pop()), int(resize.max_size)
 
 
-def coarsest_stride(detector: nn.Module) -> int:
-    """Return how many pixels of the image a cell of the coarsest map has at one side."""
+def smallest_side(detector: nn.Module, keep_ratio: float | None = None) -> int:
+    """Return the shortest side in pixels of a batch of which a file with open sizes holds.
+
+    PyTorch takes a size of one for a constant. So the coarsest map has two cells a side, and several tokens are kept.
+
+    Args:
+        detector: the model.
+        keep_ratio: share of the tokens that are kept; None for the model's own.
+    """
+    strides = _strides(detector)
+    share = detector.keep_ratio if keep_ratio is None else keep_ratio
+    side = max(strides) + 1
+    while share * sum((-(-side // stride)) ** 2 for stride in strides) < MIN_KEPT:  # type: ignore[operator]
+        side += max(strides)
+    return side
+
+
+def _strides(detector: nn.Module) -> list[int]:
+    """Return how many pixels of the image a cell of every map has at one side."""
     import torch
 
     side = 512
@@ -105,5 +123,4 @@ def coarsest_stride(detector: nn.Module) -> int:
     with torch.no_grad():
         tokens = detector.tokenize(images, [(side, side)])  # type: ignore[operator]
     pyramids = [tokens.pyramid, *([] if tokens.maps is None else [tokens.maps.pyramid])]
-    cells = min(min(shape) for pyramid in pyramids for shape in pyramid.spatial_shapes)
-    return -(-side // cells)
+    return [-(-side // min(shape)) for pyramid in pyramids for shape in pyramid.spatial_shapes]

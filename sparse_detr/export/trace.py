@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def trace_program(
             2: Dim("height", min=min_size, max=MAX_SIDE),
             3: Dim("width", min=min_size, max=MAX_SIDE),
         }
-    with without_warnings(), torch.no_grad(), _backend(backend):
+    with without_warnings(), torch.no_grad(), _backend(backend), _without_shape_cache():
         try:
             return torch.export.export(program, example, dynamic_shapes=(shapes, {0: shapes[0]}), strict=False)
         except Exception as error:
@@ -76,6 +77,14 @@ def example_inputs(program: DetectionProgram, size: tuple[int, int]) -> tuple[Te
 def _backend(name: str | None) -> Iterator[None]:
     with use_backend(name) if name is not None else nullcontext():
         yield
+
+
+def _without_shape_cache() -> AbstractContextManager[Any]:
+    """Let the tracer compute every shape anew: to look up and compare formulas of open sizes takes longer."""
+    from torch._dynamo import config
+
+    name = "fake_tensor_cache_enabled"
+    return config.patch({name: False}) if hasattr(config, name) else nullcontext()
 
 
 def _first_line(error: Exception) -> str:

@@ -22,10 +22,11 @@ from sparse_detr.export.formats import (
     require_packages,
     torchscript_bytes,
 )
-from sparse_detr.export.metadata import Metadata, coarsest_stride
+from sparse_detr.export.metadata import Metadata, smallest_side
 from sparse_detr.export.parity import Parity, check_parity, of_several_sizes
 from sparse_detr.export.trace import FIXED_SIZE_REMEDY, trace_program, trace_script
 from sparse_detr.files import write_atomically
+from sparse_detr.inference import optimize as inference_form_of
 
 
 def export_model(
@@ -39,6 +40,7 @@ def export_model(
     opset: int | None = None,
     keep_op: bool = False,
     plugin: str | None = None,
+    optimize: bool = False,
 ) -> Parity:
     """Write a detector as a file that runs without this package.
 
@@ -53,6 +55,8 @@ def export_model(
         opset: version of ONNX's operators; None for 18.
         keep_op: keep this package's op in a .pt2 file, which is faster and needs the package where the file runs.
         plugin: "tensorrt" writes its plugin for deformable attention into an ONNX file.
+        optimize: write the model in its inference form in float32, which does less work for the same detections; the
+            file is compared with the model as it is.
 
     Returns:
         How well file and model agree. An ONNX file with a plugin is not run: its program is.
@@ -67,8 +71,9 @@ def export_model(
         raise UserError("there is no image to compare file and model on; give one or more")
     _check_model(model)
     model.eval()
-    metadata = _completed(metadata, model, needs_package=keep_op, plugin=plugin)
-    content, checked = _written(DetectionProgram(model, budget=budget), file_format, metadata, opset)  # type: ignore[arg-type]
+    metadata = _completed(metadata, model, budget, needs_package=keep_op, plugin=plugin)
+    program = DetectionProgram(_inference_form(model) if optimize else model, budget=budget)  # type: ignore[arg-type]
+    content, checked = _written(program, file_format, metadata, opset)
     exported, chosen = _detector(checked, metadata), {} if budget is None else {"budget": budget}
     parity = check_parity(exported, model, of_several_sizes(inputs), fixed_size=metadata.fixed_size, **chosen)
     write_atomically(output, lambda file: file.write(content))
@@ -108,12 +113,18 @@ def _check_model(model: nn.Module) -> None:
         raise UserError(f"the model is on {model.device}; move it to the CPU for the export")
 
 
-def _completed(metadata: Metadata, model: nn.Module, **facts: Any) -> Metadata:
+def _inference_form(model: nn.Module) -> nn.Module:
+    """Return the inference form without the parts in the place of losses, whose properties torch.jit would read."""
+    form = inference_form_of(model)  # type: ignore[type-var]
+    form.criterion = form.supervision = nn.Identity()
+    return form
+
+
+def _completed(metadata: Metadata, model: nn.Module, budget: float | None = None, **facts: Any) -> Metadata:
     """Return the metadata with what only the model knows."""
     if metadata.fixed_size is not None:
         return replace(metadata, min_size=min(metadata.fixed_size), **facts)
-    # Two cells on the coarsest map: PyTorch takes a size of one for a constant.
-    return replace(metadata, min_size=coarsest_stride(model) + 1, **facts)
+    return replace(metadata, min_size=smallest_side(model, budget), **facts)
 
 
 def _written(program: DetectionProgram, file_format: str, metadata: Metadata, opset: int | None) -> tuple[bytes, Any]:

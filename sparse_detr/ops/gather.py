@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparse_detr.ops.argument_checks import as_pairs
 from sparse_detr.ops.reference import OUTSIDE, locate_samples
 
 Corner = tuple[Tensor, Tensor]
-"""Of one of the four corners of every sample: the rows of the value (B, Q, M, L, P, D), and their shares of the samples
-(B, Q, M, L, P), which sum to 1 over the corners of a sample inside of the map."""
+"""Of one of the four corners of every sample: the rows of the value (R, S, D), and their shares of the samples (R, S),
+which sum to 1 over the corners of a sample inside of the map. R is B * Q * M, S is L * P: sizes that are open in a file
+are formulas for the tracer, and one product of them is cheaper than three factors in every operation."""
 
 
 def deformable_attention(
@@ -33,11 +35,11 @@ def deformable_attention(
     sizes = torch.tensor(as_pairs(spatial_shapes), device=value.device)
     if reference_points is not None:
         points, weights = locate_samples(reference_points, points, weights, sizes)
+    weights = weights.flatten(0, 2).flatten(1)
     reads = [
-        (weights * shares).flatten(3)[..., None, :] @ rows.flatten(3, 4)
-        for rows, shares in _corners(value, points, padding_mask, sizes)
+        torch.bmm((weights * shares)[:, None], rows) for rows, shares in _corners(value, points, padding_mask, sizes)
     ]
-    return _total(reads).squeeze(-2).flatten(2).to(value.dtype)
+    return _total(reads).reshape(*points.shape[:2], value.shape[2] * value.shape[3]).to(value.dtype)
 
 
 def sample_products(
@@ -50,36 +52,37 @@ def sample_products(
 
 def products_at(value: Tensor, points: Tensor, query: Tensor, padding_mask: Tensor | None, sizes: Tensor) -> Tensor:
     """Return `sample_products`, with the (h, w) of every level as a tensor (L, 2)."""
-    by_head = query.to(points.dtype).unflatten(-1, (points.shape[2], -1))[..., None]  # (B, Q, M, D, 1)
+    by_head = query.to(points.dtype).reshape(-1, value.shape[-1], 1)  # (R, D, 1)
     products = [
-        (rows.flatten(3, 4) @ by_head).view_as(shares) * shares
-        for rows, shares in _corners(value, points, padding_mask, sizes)
+        torch.bmm(rows, by_head)[..., 0] * shares for rows, shares in _corners(value, points, padding_mask, sizes)
     ]
-    return _total(products)
+    return _total(products).reshape(points.shape[:-1])
 
 
 def _corners(value: Tensor, locations: Tensor, padding_mask: Tensor | None, sizes: Tensor) -> Iterator[Corner]:
     """Yield one corner of all samples after the other, so that the rows of one are in memory at a time."""
     if padding_mask is not None:
         value = value.masked_fill(padding_mask[:, :, None, None], 0)
-    _, num_tokens, num_heads, head_dim = value.shape
+    (batch_size, num_tokens, num_heads, head_dim), num_points = value.shape, locations.shape[4]
     rows = value.to(locations.dtype).reshape(-1, head_dim)  # row (image * N + token) * M + head
     areas = sizes[:, 0] * sizes[:, 1]
-    first = areas.cumsum(0) - areas
-    images = torch.arange(value.shape[0], device=value.device)[:, None, None, None, None] * num_tokens
-    heads = torch.arange(num_heads, device=value.device)[:, None, None]
-    for columns, shares_x, lines, shares_y in _cells(locations, sizes.flip(-1)[:, None]):
-        tokens = images + first[:, None] + lines * sizes[:, 1:] + columns
-        index = tokens * num_heads + heads
-        yield rows.index_select(0, index.flatten()).view(*index.shape, head_dim), shares_x * shares_y
+    first = (areas.cumsum(0) - areas).repeat_interleave(num_points, output_size=locations.shape[3] * num_points)
+    images = torch.arange(batch_size, device=value.device)[:, None, None] * (num_tokens * num_heads)
+    heads = images + torch.arange(num_heads, device=value.device)
+    heads = heads.expand(-1, locations.shape[1], -1).flatten()[:, None]  # (R, 1), the image's first row of the head
+    locations = locations.flatten(0, 2).flatten(1, 2)
+    sizes = sizes.repeat_interleave(num_points, 0, output_size=len(first))
+    for columns, shares_x, lines, shares_y in _cells(locations, sizes.flip(-1)):
+        tokens = first + lines * sizes[:, 1] + columns
+        yield F.embedding(tokens * num_heads + heads, rows), shares_x * shares_y
 
 
 def _cells(locations: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield the column and row of every corner, (B, Q, M, L, P) long, each with its share of the sample along its axis.
+    """Yield the column and row of every corner, (R, S) long, each with its share of the sample along its axis.
 
     Args:
-        locations: (B, Q, M, L, P, 2), as (x, y).
-        sizes: (L, 1, 2) long, (w, h) of every level.
+        locations: (R, S, 2), as (x, y).
+        sizes: (S, 2) long, (w, h) of the level of every sample.
     """
     pixels = (locations * sizes.to(locations.dtype) - 0.5).nan_to_num(nan=OUTSIDE, posinf=OUTSIDE, neginf=OUTSIDE)
     low, last = pixels.floor(), (sizes - 1).to(locations.dtype)
@@ -87,10 +90,12 @@ def _cells(locations: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor, T
     ends = []
     for cells, shares in ((low, 1 - high_share), (low + 1, high_share)):
         inside = (cells >= 0) & (cells <= last)
-        ends.append((torch.minimum(cells.clamp(min=0), last).long(), torch.where(inside, shares, 0)))
-    for lines, shares_y in ends:
-        for columns, shares_x in ends:
-            yield columns[..., 0], shares_x[..., 0], lines[..., 1], shares_y[..., 1]
+        columns, lines = torch.minimum(cells.clamp(min=0), last).long().unbind(-1)
+        shares_x, shares_y = torch.where(inside, shares, 0).unbind(-1)
+        ends.append(((columns, shares_x), (lines, shares_y)))
+    for _, line in ends:
+        for column, _ in ends:
+            yield *column, *line
 
 
 def _total(terms: Sequence[Tensor]) -> Tensor:

@@ -176,9 +176,14 @@ def map_size(x: Tensor) -> tuple[int, int]:
 
 
 def at_most(number: int, limit: int) -> int:
-    """Return the smaller of two numbers: symbolic in an export; constant in a trace of torch.jit."""
+    """Return the smaller of two numbers: constant in a trace of torch.jit; symbolic in an export, if not known."""
     if torch.jit.is_tracing():
         return min(int(number), int(limit))
+    if isinstance(limit, torch.SymInt) and not torch.compiler.is_dynamo_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        if statically_known_true(number <= limit):
+            return number
     return torch.sym_min(number, limit)  # type: ignore[return-value]
 
 

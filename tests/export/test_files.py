@@ -12,6 +12,7 @@ import torch
 from sparse_detr.errors import UserError
 from sparse_detr.export import ExportedFile, detections, export_model, formats, parity
 from sparse_detr.export.detector import ExportedDetector
+from sparse_detr.export.metadata import smallest_side
 from sparse_detr.ops import available_backends
 from sparse_detr.ops.backends import use_backend
 from tests.export.tiny import IMAGE_SIZES, build, make_inputs, metadata
@@ -56,7 +57,7 @@ def run_without_the_package(file, batches, folder):
     """Return boxes, scores and labels of every batch, computed in another process."""
     arrays = {f"{name}{i}": x.numpy() for i, batch in enumerate(batches) for name, x in zip(("images", "sizes"), batch)}
     np.savez(folder / "batches.npz", **arrays)
-    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(file), "batches.npz", "results.npz"]
+    command = [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, str(file), "batches.npz", "results.npz"]
     subprocess.run(command, check=True, cwd=folder)
     results = np.load(folder / "results.npz")
     return [
@@ -65,10 +66,13 @@ def run_without_the_package(file, batches, folder):
     ]
 
 
-def check_file(name, suffix, folder, **facts):
-    """Export a small model, and compare its file with it, run in a process without the package."""
+def check_file(name, suffix, folder, *, optimize=False, **facts):
+    """Export a small model, and compare its file with it, run in a process without the package.
+
+    On five images of different sizes, alone and in one batch.
+    """
     model, inputs, file = build(name), make_inputs(), folder / f"{name}{suffix}"
-    written = export_model(model, file, metadata=metadata(**facts), inputs=inputs[:2])
+    written = export_model(model, file, metadata=metadata(**facts), inputs=inputs[:2], optimize=optimize)
     assert written.is_equal
     assert written.detections > 0
     opened = ExportedDetector(None, ExportedFile(file).metadata)
@@ -89,15 +93,21 @@ def check_file(name, suffix, folder, **facts):
     return file
 
 
+@pytest.fixture(scope="module")
+def sparse_onnx(tmp_path_factory):
+    """Return the ONNX file of a small Sparse DETR, which detects the same in a process without the package."""
+    return check_file("sparse", ".onnx", tmp_path_factory.mktemp("onnx"))
+
+
 @pytest.mark.slow
 @NEEDS_ONNX
-@pytest.mark.parametrize("name", ["sparse", "detr"])
+@pytest.mark.parametrize("name", ["dino", "detr"])
 def test_an_onnx_file_detects_the_same_without_the_package(name, tmp_path):
     check_file(name, ".onnx", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sparse"])
+@pytest.mark.parametrize("name", ["sparse", "dino"])
 def test_a_pt2_file_detects_the_same_without_the_package(name, tmp_path):
     check_file(name, ".pt2", tmp_path)
 
@@ -107,15 +117,29 @@ def test_a_torchscript_file_detects_the_same_at_its_size_without_the_package(nam
     check_file(name, ".torchscript", tmp_path, fixed_size=FIXED)
 
 
+@pytest.mark.parametrize("name", ["sparse", "focus"])
+def test_a_file_of_the_inference_form_detects_what_the_model_does(name, tmp_path):
+    plain, optimised = tmp_path / "plain", tmp_path / "optimised"
+    for folder in (plain, optimised):
+        folder.mkdir()
+        check_file(name, ".torchscript", folder, fixed_size=FIXED, optimize=folder == optimised)
+    operators = [count_operators(folder / f"{name}.torchscript") for folder in (plain, optimised)]
+    assert operators[0] != operators[1]  # the file is not that of the model as it is
+
+
+def count_operators(file):
+    """Return how many nodes the graph of a TorchScript file has."""
+    graph = torch.jit.load(file).inlined_graph
+    return sum(node.kind() != "prim::Constant" for node in graph.nodes())
+
+
 @pytest.mark.slow
 @NEEDS_ONNX
-def test_an_onnx_file_holds_standard_operators_without_grid_sample_and_names_its_axes(tmp_path):
+def test_an_onnx_file_holds_standard_operators_without_grid_sample_and_names_its_axes(sparse_onnx):
     import onnx
 
-    file = tmp_path / "model.onnx"
-    export_model(build("sparse"), file, metadata=metadata(), inputs=make_inputs()[:2], opset=20)
-    model = onnx.load(file)
-    assert {(entry.domain, entry.version) for entry in model.opset_import if entry.domain == ""} == {("", 20)}
+    model = onnx.load(sparse_onnx)
+    assert {(entry.domain, entry.version) for entry in model.opset_import if entry.domain == ""} == {("", 18)}
     assert {node.domain for node in model.graph.node} == {""}
     assert "GridSample" not in {node.op_type for node in model.graph.node}
     shapes = {x.name: [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in model.graph.input}
@@ -153,10 +177,9 @@ def test_a_pt2_file_can_keep_the_op(tmp_path):
 
 @pytest.mark.slow
 @NEEDS_ONNX
-def test_openvino_reads_the_onnx_file(tmp_path):
+def test_openvino_reads_the_onnx_file(request):
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    model, inputs, file = build("sparse"), make_inputs()[:2], tmp_path / "model.onnx"
-    export_model(model, file, metadata=metadata(), inputs=inputs)
+    model, inputs, file = build("sparse"), make_inputs(), request.getfixturevalue("sparse_onnx")
     compiled = openvino.Core().compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(images, sizes):
@@ -277,6 +300,12 @@ def test_files_name_what_is_wrong_with_them(tmp_path):
         ExportedFile(tmp_path / "foreign.torchscript")
     with pytest.raises(UserError, match="runs on the CPU, not on 'cuda'"):
         ExportedFile(tmp_path / "foreign.torchscript", device="cuda")
+
+
+@pytest.mark.parametrize(("name", "side"), [("dino", 33), ("sparse", 65), ("pnp", 97)])
+def test_the_smallest_side_leaves_two_cells_and_four_kept_tokens(name, side):
+    """Strides 16 and 32, 30 % of 5 * 5 + 3 * 3 tokens at 65 pixels; PnP-DETR has stride 32 alone, 30 % of 4 * 4."""
+    assert smallest_side(build(name)) == side
 
 
 def test_the_suffixes_of_files_are_known_everywhere():

@@ -25,6 +25,9 @@ from sparse_detr.structures import (
     top_tokens,
 )
 
+BELOW_ALL = 0.999
+"""Up to this share, fewer than all tokens are kept of any number, which a tracer cannot find out."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
@@ -266,7 +269,10 @@ def share_of(count: Count, keep_ratio: float) -> Count:
     """Return how many of `count` tokens are kept: min(int(count * keep_ratio) + 1, count)."""
     if isinstance(count, Tensor):
         return count.minimum((count.double() * keep_ratio).long() + 1)
-    return at_most(torch.sym_int(count * keep_ratio) + 1, count)
+    kept = torch.sym_int(count * keep_ratio) + 1
+    if isinstance(count, torch.SymInt) and keep_ratio <= BELOW_ALL:
+        return kept
+    return at_most(kept, count)
 
 
 def count_valid_tokens(pyramid: Pyramid) -> Tensor:
