@@ -43,7 +43,7 @@ class MaskedGroupNorm(nn.GroupNorm):
         # Counts and sums of half precision maps need float32. Filling, unlike multiplication by 0, also removes NaN.
         groups = x.to(geometry_dtype(x.dtype)).unflatten(1, (self.num_groups, -1))
         padding_mask = ~valid[:, None, None]
-        count = valid.sum((-2, -1)).view(-1, 1, 1, 1, 1) * groups.shape[2]
+        count = valid.sum((-2, -1), dtype=groups.dtype).view(-1, 1, 1, 1, 1) * groups.shape[2]
         mean = groups.masked_fill(padding_mask, 0).sum((2, 3, 4), keepdim=True) / count
         centred = (groups - mean).masked_fill(padding_mask, 0)
         variance = centred.square().sum((2, 3, 4), keepdim=True) / count
