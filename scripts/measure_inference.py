@@ -2,7 +2,7 @@
 
     python scripts/measure_inference.py                                     measure what is missing, print the tables
     python scripts/measure_inference.py --sizes 480x640 --models dense --rounds 1
-    python scripts/measure_inference.py --report --readme README.md         tables of what was measured, no more
+    python scripts/measure_inference.py --report --readme docs/inference.md --summary README.md     tables, no more
     python scripts/measure_inference.py --compiled --allocator system       another table: torch.compile of Sparse DETR
 
 Protocol: one thread, CPU time of that thread, random weights and a fresh random image in every round; all models and
@@ -61,10 +61,27 @@ FORMS: dict[str, dict[str, Any]] = {
     "int8": {"int8": True},
 }
 """Name -> options of `optimize`; `plain` is the model as it is."""
+PEER = "transformers"
+RATIOS = (
+    ("Deformable DETR, form / `transformers` as shipped", (PEER, "plain"), ("dense", "fp32"), "whole"),
+    (
+        "Sparse DETR, 10 %, form / `transformers`' Deformable DETR as shipped",
+        (PEER, "plain"),
+        ("rho10", "fp32"),
+        "whole",
+    ),
+    ("Sparse DETR, 10 %, form / dense form", ("topk", "fp32"), ("rho10", "fp32"), "whole"),
+    ("the same, encoder alone", ("topk", "fp32"), ("rho10", "fp32"), "encoder"),
+    ("Sparse DETR, 30 %, form / dense form", ("topk", "fp32"), ("rho30", "fp32"), "whole"),
+    ("the same, encoder alone", ("topk", "fp32"), ("rho30", "fp32"), "encoder"),
+    ("Focus-DETR, form / DINO, form", ("dino", "fp32"), ("focus", "fp32"), "whole"),
+    ("the same, encoder alone", ("dino", "fp32"), ("focus", "fp32"), "encoder"),
+    ("Sparse DETR, 10 %, form / dense model as it is", ("topk", "plain"), ("rho10", "fp32"), "whole"),
+)
+"""Rows of the summary: title, the slower and the faster (model, form), part."""
 BASE = {"rho10": "topk", "rho30": "topk", "focus": "dino"}
 """Model -> the dense one that it is compared with."""
 PARTS = ("backbone", "tokenizer", "selector", "encoder", "queries", "decoder")
-PEER = "transformers"
 COMPILED = {"one": " compiled for one size", "all": " compiled for all sizes"}
 """Sizes that `torch.compile` was asked for -> ending of the name of a form."""
 SAME = 1e-3
@@ -90,6 +107,8 @@ def main() -> int:
     print(text)
     if args.readme:
         fill_readme(args.readme, table, text)
+    if args.summary:
+        fill_readme(args.summary, f"inference {args.allocator} summary", summary(results, args.allocator))
     return 0
 
 
@@ -109,6 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--allocator", choices=["clean", "system"], default="clean")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--readme", type=Path, help="file with the lines `<!-- table inference clean -->`")
+    parser.add_argument("--summary", type=Path, help="file with the lines `<!-- table inference clean summary -->`")
     args = parser.parse_args()
     few = args.compiled is not None
     args.compiled = (args.compiled or ["one"]) if few else []
@@ -424,6 +444,20 @@ def parts_of_forms(cells: dict[str, Measured], size: str) -> str:
         rows.append([title, *shares, bound])
     head = ["parts of the fp32 form, ms", *PARTS, "against dense if the encoder took no time"]
     return markdown_table(head, rows) if rows else ""
+
+
+def summary(results: dict[str, Any], allocator: str) -> str:
+    """Return how many times faster one thing is than another, at every size; float32."""
+    cells: dict[str, Measured] = results["cells"]
+    sizes = list(dict.fromkeys(name.split()[0] for name in cells))
+    rows = []
+    for title, slow, fast, part in RATIOS:
+        pairs = [(cells.get(key(size, *slow)), cells.get(key(size, *fast))) for size in sizes]
+        if all(first and second for first, second in pairs):
+            rows.append([title, *(faster(first[part], second[part]) for first, second in pairs)])
+    facts = results["machine"]
+    table = markdown_table([f"times faster, float32, {allocator} allocator", *sizes], rows)
+    return f"{table}\n\n{facts['cpu']} ({facts['instructions']}), PyTorch {facts['torch']}, one thread, CPU time."
 
 
 def spread(values: list[float]) -> str:

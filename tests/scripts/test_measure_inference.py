@@ -33,6 +33,14 @@ def test_the_report_compares_with_the_peer_the_plain_model_and_the_dense_one(scr
     assert lines[-1].startswith("a CPU (AVX512), PyTorch 2.14, one thread, CPU time, clean allocator")
 
 
+def test_the_summary_says_how_many_times_faster_a_form_is(script):
+    rows = script.summary({"machine": MACHINE, "cells": CELLS}, "clean").splitlines()
+    assert "| Sparse DETR, 10 %, form / Deformable DETR of `transformers` | 6.00x |" in rows
+    assert "| Sparse DETR, 10 %, form / dense form | 2.00x |" in rows
+    assert "| the same, encoder alone | 5.00x |" in rows
+    assert not any("Focus" in row for row in rows)  # not measured
+
+
 def test_every_model_has_a_config_and_every_sparse_one_a_dense_one(script):
     assert set(script.BASE) < set(script.MODELS)
     assert set(script.BASE.values()) < set(script.MODELS)
