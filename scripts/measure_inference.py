@@ -65,7 +65,7 @@ PEER = "transformers"
 RATIOS = (
     ("Deformable DETR, form / `transformers` as shipped", (PEER, "plain"), ("dense", "fp32"), "whole"),
     (
-        "Sparse DETR, 10 %, form / `transformers`' Deformable DETR as shipped",
+        "Sparse DETR, 10 %, form / Deformable DETR of `transformers`",
         (PEER, "plain"),
         ("rho10", "fp32"),
         "whole",

@@ -4,6 +4,7 @@
     python scripts/measure_training.py main --cases quick --steps 5
     python scripts/measure_training.py main --readme docs/training_speed.md    write the tables between its markers
     python scripts/measure_training.py --busy                       two threads beside a busy program
+    python scripts/measure_training.py --profile                    what takes the time of a step, by kind of operation
 
 Both sides train at the same time in processes of their own, which take turns step by step: same data, same weights, one
 thread, thread CPU time. The first steps are not counted. Every number is a median with its quartiles; a ratio is the
@@ -45,6 +46,14 @@ TITLES = {
     "focus": "Focus-DETR, ResNet-50, 480x640, 2 images",
 }
 PARTS = ("data", "backbone", "transformer", "losses", "backward", "optimizer", "rest")
+# Kind of operation: words in the names of PyTorch's operations.
+KINDS = {
+    "convolutions": ("conv",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "deformable attention": ("deformable_attention", "splat_attention"),
+    "copies, gathers, sums in place": ("copy_", "fill_", "cat", "gather", "scatter", "index", "add_"),
+    "random numbers of dropout": ("bernoulli",),
+}
 GNU_SPIN_ROUNDS = 300_000
 BOXES = 7  # of a random image, the mean of COCO
 
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.worker:
         return work(args)
     try:
-        tables = measure_busy(args) if args.busy else measure_pairs(args)
+        tables = measure_busy(args) if args.busy else profiles(args) if args.profile else measure_pairs(args)
         for name, text in tables.items():
             print(f"\n{text}\n", flush=True)
             if args.readme:
@@ -73,11 +82,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="measured steps of each side (%(default)s)")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them (%(default)s)")
     parser.add_argument("--busy", action="store_true", help="two ways to wait, beside a busy program")
+    parser.add_argument("--profile", action="store_true", help="share of every kind of operation in a step")
     parser.add_argument("--readme", metavar="FILE", help="write the tables between the markers of this file")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if not (args.base or args.busy or args.worker):
+    if not (args.base or args.busy or args.profile or args.worker):
         parser.error("name a commit to compare with, such as main")
     return args
 
@@ -291,6 +301,46 @@ def spread(values: Sequence[float], digits: int) -> str:
     """Return `median (first to third quartile)`."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+# --- what a step consists of ----------------------------------------------------------------------------------------
+
+
+def profiles(args: argparse.Namespace) -> dict[str, str]:
+    """Return a table of the shares of all kinds of operations in one step, with one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    shares = [shares_of_kinds(case, args.warm_up) for case in args.cases]
+    rows = [[kind, *(f"{share[kind]:.0%}" for share in shares)] for kind in (*KINDS, "all else")]
+    products = ("convolutions", "matrix products")
+    bounds = [1 / sum(share[kind] for kind in products) for share in shares]
+    rows.append(["faster, if nothing else took time", *(f"{bound:.2f}x" for bound in bounds)])
+    header = ["share of a step", *(TITLES[case] for case in args.cases)]
+    return {"profile": f"{markdown_table(header, rows)}\n\nBy PyTorch's profiler, one step."}
+
+
+def shares_of_kinds(case: str, warm_up: int) -> dict[str, float]:
+    """Return the share of every kind of operation in one step."""
+    from detectron2.utils.events import EventStorage
+    from torch.profiler import ProfilerActivity, profile
+
+    trainer, clock = build(case)
+    with EventStorage() as storage:
+        trainer.storage = storage
+        for _ in progress(f"{case}, warm-up", warm_up):
+            clock.step(trainer)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            clock.step(trainer)
+    times = dict.fromkeys((*KINDS, "all else"), 0.0)
+    for event in profiler.key_averages():
+        times[kind_of_operation(event.key)] += event.self_cpu_time_total
+    return {kind: microseconds / sum(times.values()) for kind, microseconds in times.items()}
+
+
+def kind_of_operation(name: str) -> str:
+    """Return the kind of an operation of PyTorch, by its name."""
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "all else")
 
 
 # --- two threads beside a busy program ------------------------------------------------------------------------------

@@ -89,3 +89,17 @@ def test_a_commit_is_asked_for(script, capsys):
     with pytest.raises(SystemExit):
         script.parse([])
     assert "name a commit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("aten::_slow_conv2d_backward", "convolutions"),
+        ("aten::mm", "matrix products"),
+        ("sparse_detr::deformable_attention_backward", "deformable attention"),
+        ("aten::bernoulli_", "random numbers of dropout"),
+        ("aten::mul", "all else"),
+    ],
+)
+def test_an_operation_has_a_kind(script, name, kind):
+    assert script.kind_of_operation(name) == kind
