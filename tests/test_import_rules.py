@@ -37,7 +37,7 @@ ALLOWED = {
         "_threads",
     ),
     "analysis": ("structures", "errors", "files"),
-    "export": ("modeling", "structures", "ops", "data", "files", "errors"),
+    "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
     "benchmark": ("analysis", "checkpoint", "config", "engine", "errors", "inference", "modeling", "ops", "structures"),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
