@@ -1,7 +1,7 @@
 """Measure files of `sparse-detr export` beside the model in PyTorch: how long an export takes, size and speed.
 
     python scripts/measure_export.py --readme docs/export.md
-    python scripts/measure_export.py --config-file CONFIG --size 96x128 --rounds 1 --folder /tmp/files
+    python scripts/measure_export.py --config-file CONFIG --size 96x128 --rounds 1
 
 Protocol: a model with random weights is exported by the command, as it is and in its inference form; files, model and
 optimised model then detect on one random image in turn, one thread, CPU time of the process, median of the rounds after

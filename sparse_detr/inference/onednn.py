@@ -98,7 +98,8 @@ class PackedConvolution:
         weight = self.weight.contiguous(memory_format=torch.channels_last)
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.where, size)
         layout = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed)[_LAYOUT_FROM:].tolist())
-        if len(self._by_layout) >= MOST_LAYOUTS or len(self._by_size) >= MOST_SIZES:
+        too_many_layouts = layout not in self._by_layout and len(self._by_layout) >= MOST_LAYOUTS
+        if too_many_layouts or len(self._by_size) >= MOST_SIZES:
             self._by_size, self._by_layout = {}, {}
         packed = self._by_layout.setdefault(layout, packed)
         self._by_size[size] = packed

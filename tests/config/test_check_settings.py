@@ -144,7 +144,7 @@ def test_a_config_without_a_model_to_make_is_refused():
 def test_any_mutated_setting_is_used_or_refused_by_a_users_error(path):
     rng, cfg = generator(20), load_config(str(path))
     keys, passed = keys_of(cfg), 0
-    for _ in range(100):
+    for _ in range(150):
         overrides = random_overrides(rng, cfg, keys)
         try:
             changed = load_config(str(path), overrides)
@@ -154,7 +154,7 @@ def test_any_mutated_setting_is_used_or_refused_by_a_users_error(path):
         passed += 1
         if passed % 8 == 1:
             assert builds(changed), overrides
-    assert passed >= 3  # else the mutations are too wild to say anything about settings that are used
+    assert passed > 5
 
 
 def builds(cfg):
