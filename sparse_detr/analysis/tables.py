@@ -42,10 +42,15 @@ def fill_readme(readme: str | PathLike, name: str, text: str) -> None:
     """Put text between the lines `<!-- table NAME -->` and `<!-- end NAME -->` of a README.
 
     Raises:
-        UserError: the README has no such lines, or cannot be written.
+        UserError: the README has no such lines, or cannot be read or written.
     """
     start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    before = Path(readme).read_text(encoding="utf-8")
+    try:
+        before = Path(readme).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{readme} cannot be read ({error.strerror}); give a file with the lines {start} and {end}"
+        ) from error
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(before):
         raise UserError(f"{readme} has no lines {start} and {end}; put them where the table shall stand")
