@@ -51,7 +51,7 @@ MODELS = {
     "pnp_detr": Row(
         "pnp_detr_mnv2",
         LARGE_TREES,
-        [*ONE_MAP, *SOFTMAX, *PNP_RATIOS, "train.max_iter=300", "model.queries.num_queries=12"],
+        [*ONE_MAP, *SOFTMAX, *PNP_RATIOS, "train.max_iter=450", "model.queries.num_queries=12"],
     ),
     "conditional_detr": Row(
         "conditional_detr_mnv2",
