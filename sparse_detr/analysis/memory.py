@@ -12,15 +12,16 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_mib(run: Callable[[], Any], device: str | torch.device) -> float:
+def peak_mib(run: Callable[[], Any], device: str | torch.device, calls: int = 1) -> float:
     """Return the peak extra memory of `run()` in MiB, with its result.
 
     On GPUs it is PyTorch's own number; on the CPU the growth of the process's resident memory, so `run` should have
-    been called before: what the first call sets up would count. Other threads of the process count too, so `run` is
-    called three times there, and the smallest peak holds.
+    been called before: what the first call sets up would count.
 
     Args:
         device: the device that `run` computes on.
+        calls: how often `run` is called. The smallest peak holds: on the CPU what other threads of the process take in
+            the meantime counts too, a MiB now and then.
 
     Raises:
         RuntimeError: this system has no such measure, see `can_measure`.
@@ -28,9 +29,8 @@ def peak_mib(run: Callable[[], Any], device: str | torch.device) -> float:
     if not can_measure(device):
         raise RuntimeError(f"peak memory on {device} cannot be measured on this system; see can_measure()")
     gc.collect()
-    if torch.device(device).type == "cuda":
-        return cuda_peak(run)
-    return min(resident_peak(run) for _ in range(3))
+    measure = cuda_peak if torch.device(device).type == "cuda" else resident_peak
+    return min(measure(run) for _ in range(calls))
 
 
 def can_measure(device: str | torch.device) -> bool:

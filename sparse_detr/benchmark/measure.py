@@ -114,7 +114,7 @@ def measure_memory(
         for contestant in contestants:
             prepared = contestant.prepare(batch)
             contestant.detect(prepared)  # maps what only a first call of this size maps
-            peak = memory.peak_mib(lambda c=contestant, b=prepared: c.detect(b), device)
+            peak = memory.peak_mib(lambda c=contestant, b=prepared: c.detect(b), device, calls=3)
             found[contestant.name][size] = round(peak, 1)
     return found
 
