@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from sparse_detr.benchmark.rivals import Reference, detectron2_rival, rf_detr_ri
 from sparse_detr.benchmark.timing import rotated
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
-from sparse_detr.errors import UserError
+from sparse_detr.errors import UserError, run_script
 from sparse_detr.files import make_folder, write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -418,4 +417,4 @@ def _draw_detector(axis: Any, rounds: Rounds, name: str, *, same_size: bool) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

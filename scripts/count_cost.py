@@ -20,6 +20,7 @@ from sparse_detr.analysis.cost import gigaflops
 from sparse_detr.analysis.tables import fill_readme, markdown_rows
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
+from sparse_detr.errors import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = (850, 1040)
@@ -138,4 +139,4 @@ def random_image(size: tuple[int, int]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -45,6 +45,7 @@ from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
+from sparse_detr.errors import run_script
 from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -424,4 +425,4 @@ def progress(log: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -29,6 +29,7 @@ from sparse_detr.analysis.machine import allocator_name, cpu_model, num_cpus
 from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
+from sparse_detr.errors import run_script
 from sparse_detr.export import ExportedFile
 from sparse_detr.files import write_text_atomically
 from sparse_detr.inference import optimize
@@ -164,4 +165,4 @@ def report(results: Results, args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

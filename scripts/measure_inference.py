@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +40,7 @@ from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.checkpoint import convert_checkpoint, load_file
 from sparse_detr.config import load_config, model_config
 from sparse_detr.config.model import build_detector
-from sparse_detr.errors import UserError
+from sparse_detr.errors import UserError, run_script
 from sparse_detr.files import write_text_atomically
 from sparse_detr.inference import optimize
 
@@ -474,7 +473,4 @@ def faster(slow: list[float], fast: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

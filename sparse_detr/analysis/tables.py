@@ -47,10 +47,9 @@ def fill_readme(readme: str | PathLike, name: str, text: str) -> None:
     start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
     try:
         before = Path(readme).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{readme} cannot be read ({error.strerror}); give a file with the lines {start} and {end}"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise UserError(f"{readme} cannot be read ({reason}); give a file with the lines {start} and {end}") from error
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(before):
         raise UserError(f"{readme} has no lines {start} and {end}; put them where the table shall stand")

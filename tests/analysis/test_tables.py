@@ -24,6 +24,16 @@ def test_a_readme_is_filled_between_the_markers_of_one_name_alone(tmp_path):
     assert readme.read_text() == expected
 
 
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_readme_that_cannot_be_read_is_named(content, tmp_path):
+    readme = tmp_path / "README.md"
+    if content:
+        readme.write_bytes(content)
+    reason = "it is no text in UTF-8" if content else "No such file or directory"
+    with pytest.raises(UserError, match=rf"README.md cannot be read \({reason}\); give a file with the lines"):
+        fill_readme(readme, "x", "new")
+
+
 def test_a_readme_without_the_markers_is_refused_and_stays_as_it_was(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table x -->\n")
