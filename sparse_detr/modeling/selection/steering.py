@@ -172,8 +172,10 @@ def parse_budget(text: str) -> float | LevelBudget | MassBudget:
         return numbers[0]
     if kind == "levels" and numbers:
         return LevelBudget(shares=numbers)
-    if kind == "mass" and len(numbers) in (1, 3):
-        return MassBudget(**dict(zip(("mass", "min_keep_ratio", "max_keep_ratio"), numbers, strict=False)))
+    if kind == "mass" and len(numbers) == 1:
+        return MassBudget(mass=numbers[0])
+    if kind == "mass" and len(numbers) == 3:
+        return MassBudget(mass=numbers[0], min_keep_ratio=numbers[1], max_keep_ratio=numbers[2])
     raise ValueError(
         f"{text!r} is no budget; give a share of the tokens like 0.3, a share for every level like levels:0.25,0.5,1, "
         "or a share of the saliency like mass:0.9"
