@@ -20,6 +20,7 @@ from sparse_detr.modeling.selection.selector import (
     TokenScores,
     TopKSelector,
 )
+from sparse_detr.modeling.selection.steering import LevelBudget, MassBudget, parse_budget
 from sparse_detr.modeling.selection.top_down import TopDownScorer
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
+    "LevelBudget",
     "LevelSelector",
     "MLPScorer",
+    "MassBudget",
     "ObjectnessScorer",
     "PollAndPool",
     "RandomBudget",
@@ -43,4 +46,5 @@ __all__ = [
     "TopDownScorer",
     "TopKSelector",
     "layer_shares",
+    "parse_budget",
 ]
