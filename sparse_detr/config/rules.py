@@ -215,7 +215,7 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "position_offset": number(-math.inf),
     **dict.fromkeys(("keep_ratio", "sampling_share"), SOME_SHARE),
     "inference_keep_ratio": optional(SOME_SHARE),
-    "training_keep_ratios": listed(SOME_SHARE, 2),
+    "training_keep_ratios": optional(listed(SOME_SHARE, 2)),
     **dict.fromkeys(("min_keep_ratio", "max_keep_ratio"), SOME_SHARE),
     "num_pooled": SOME,
     "class_channels": optional(listed(whole(0))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from detectron2.config import LazyCall as L
@@ -19,6 +19,7 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AttentionMapSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr_topk
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.shared import elastic_budget
 
 Scorer = Literal["attention_map", "objectness", "random"]
 
@@ -27,6 +28,7 @@ def sparse_detr(
     *,
     keep_ratio: float = 0.3,
     inference_keep_ratio: float | None = None,
+    training_keep_ratios: Sequence[float] | None = None,
     scorer: Scorer = "attention_map",
     encoder_auxiliary_loss: bool = True,
     base: Callable[..., Any] = deformable_detr_topk,
@@ -37,6 +39,7 @@ def sparse_detr(
     Args:
         keep_ratio: share of the tokens, rho in the paper.
         inference_keep_ratio: another share at inference; None for `keep_ratio`.
+        training_keep_ratios: see `elastic_budget`; None trains with `keep_ratio`.
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, random numbers (section 4.3).
         base: the recipe of the dense detector.
@@ -50,6 +53,7 @@ def sparse_detr(
     model.selector = L(TopKSelector)(
         scorer=_scorer(scorer, embed_dim, released),
         budget=L(EvenBudget)(keep_ratio=keep_ratio),
+        training_budget=elastic_budget(training_keep_ratios, released=released),
         inference_keep_ratio=inference_keep_ratio,
         padding="lowest" if released else "excluded",
     )

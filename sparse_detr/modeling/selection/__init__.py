@@ -7,7 +7,9 @@ from sparse_detr.modeling.selection.budgets import (
     RoundedDownBudget,
     layer_shares,
 )
+from sparse_detr.modeling.selection.elastic import ElasticBudget
 from sparse_detr.modeling.selection.levels import LevelSelector
+from sparse_detr.modeling.selection.per_image import PerImageBudget
 from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
 from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
@@ -27,6 +29,7 @@ __all__ = [
     "BatchCascadedBudget",
     "Budget",
     "CascadedBudget",
+    "ElasticBudget",
     "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
@@ -35,6 +38,7 @@ __all__ = [
     "MLPScorer",
     "MassBudget",
     "ObjectnessScorer",
+    "PerImageBudget",
     "PollAndPool",
     "RandomBudget",
     "RandomScorer",
