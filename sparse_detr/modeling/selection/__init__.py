@@ -2,7 +2,9 @@
 
 from sparse_detr.modeling.selection.budgets import (
     BatchCascadedBudget,
+    Budget,
     CascadedBudget,
+    EvenBudget,
     RandomBudget,
     RoundedDownBudget,
     layer_shares,
@@ -13,8 +15,6 @@ from sparse_detr.modeling.selection.per_image import PerImageBudget
 from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
 from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
-    Budget,
-    EvenBudget,
     KeepAllTokens,
     LearnedScorer,
     ScoringNetwork,
@@ -22,10 +22,18 @@ from sparse_detr.modeling.selection.selector import (
     TokenScores,
     TopKSelector,
 )
-from sparse_detr.modeling.selection.steering import LevelBudget, MassBudget, parse_budget
+from sparse_detr.modeling.selection.steering import (
+    AnyBudget,
+    LevelBudget,
+    MassBudget,
+    MixedBudget,
+    budget_of_call,
+    parse_budget,
+)
 from sparse_detr.modeling.selection.top_down import TopDownScorer
 
 __all__ = [
+    "AnyBudget",
     "BatchCascadedBudget",
     "Budget",
     "CascadedBudget",
@@ -37,6 +45,7 @@ __all__ = [
     "LevelSelector",
     "MLPScorer",
     "MassBudget",
+    "MixedBudget",
     "ObjectnessScorer",
     "PerImageBudget",
     "PollAndPool",
@@ -49,6 +58,7 @@ __all__ = [
     "TokenScores",
     "TopDownScorer",
     "TopKSelector",
+    "budget_of_call",
     "layer_shares",
     "parse_budget",
 ]
