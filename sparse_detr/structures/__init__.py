@@ -21,7 +21,6 @@ from sparse_detr.structures.selection import (
     TokenSelection,
     TopKTokens,
     full_layers,
-    join_images,
     top_token_cascade,
     top_tokens,
 )
@@ -47,7 +46,6 @@ __all__ = [
     "check_image_sizes",
     "full_layers",
     "geometry_dtype",
-    "join_images",
     "map_size",
     "top_token_cascade",
     "top_tokens",

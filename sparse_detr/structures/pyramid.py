@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from typing import Any
 
@@ -128,17 +128,6 @@ class Pyramid:
     def level_sizes(self) -> list[int]:
         """Tokens of every level."""
         return [height * width for height, width in self.spatial_shapes]
-
-    def image(self, index: int) -> Pyramid:
-        """Return the geometry of one image, as padded as in the batch."""
-        one = slice(index, index + 1)
-        return replace(
-            self,
-            valid_sizes=self.valid_sizes[one],
-            valid_counts=None if self.valid_counts is None else self.valid_counts[one],
-            token_valid_sizes=self.token_valid_sizes[one],
-            padding_mask=self.padding_mask[one],
-        )
 
     def split(self, tokens: Tensor) -> list[Tensor]:
         """Split (B, N, ...) into (B, h * w, ...) of every level."""

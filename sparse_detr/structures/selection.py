@@ -282,35 +282,6 @@ def top_token_cascade(
     return CascadedTokens.nested(indices, counts, rows, num_tokens=scores.shape[1], exact=exact)
 
 
-def join_images(selections: Sequence[TokenSelection]) -> TopKTokens:
-    """Return the selection of a batch from those of its images, with as many rows as the largest of them.
-
-    Every image keeps its tokens, in the same order.
-
-    Raises:
-        ValueError: the selections are for encoders of different numbers of layers.
-    """
-    num_tokens = selections[0].keep.shape[1]
-    num_layers = max(len(image.layers) if isinstance(image, CascadedTokens) else 0 for image in selections)
-    for image in selections:
-        image.check_layers(num_layers)
-    layers = [[image.at_layer(i) for image in selections] for i in range(max(num_layers, 1))]
-    counts = [torch.cat([image.counts for image in layer]) for layer in layers]
-    rows = [max(image.indices.shape[1] for image in layer) for layer in layers]
-    indices = torch.cat([_fill_rows(image.indices, rows[0], num_tokens) for image in selections])
-    exact = all(image.any_valid is None for image in selections)
-    if not num_layers:
-        return TopKTokens.of(indices, counts[0], num_tokens=num_tokens, exact=exact)
-    return CascadedTokens.nested(indices, counts, rows, num_tokens=num_tokens, exact=exact)
-
-
-def _fill_rows(indices: Tensor, rows: int, num_tokens: int) -> Tensor:
-    """Return (1, rows): the indices of one image (1, K), then other tokens, so that none comes twice."""
-    place = rows + torch.arange(num_tokens, device=indices.device)[None]
-    place = place.scatter(1, indices, torch.arange(indices.shape[1], device=place.device)[None])
-    return place.topk(rows, dim=1, largest=False).indices
-
-
 def full_layers(*, num_layers: int, blocks: int) -> tuple[bool, ...]:
     """Return for every encoder layer whether it is the last of its block, which refines all tokens.
 

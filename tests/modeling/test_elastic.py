@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from sparse_detr.data.loader import build_train_loader
 from sparse_detr.engine.training import train
-from sparse_detr.modeling.selection import CascadedBudget, ElasticBudget, EvenBudget, LevelBudget, PerImageBudget
+from sparse_detr.modeling.selection import CascadedBudget, ElasticBudget, EvenBudget
 from tests.engine.test_resume import assert_same_checkpoints, final, train_interrupted
 from tests.engine.toys import toy_run
 from tests.modeling.tiny import build, make_pyramid, picture
@@ -24,44 +24,27 @@ def elastic(budget=EVEN, **ends):
     return ElasticBudget(budget=budget, **{**ENDS, **ends})
 
 
-def test_every_image_keeps_the_number_of_its_own_share():
+def test_every_image_keeps_the_number_of_its_own_share(monkeypatch):
     """int(20 * 0.1) + 1, int(20 * 0.5) + 1, and all 5 of an image of 2 x 2 and 1 x 1 cells."""
-    budget = PerImageBudget(budgets=[EVEN.with_keep_ratio(share) for share in (0.1, 0.5, 1)])
+    monkeypatch.setattr(ElasticBudget, "deal", lambda self, batch_size: [0.1, 0.5, 1.0])
     pyramid = make_pyramid(SHAPES, SHAPES, SHAPES, ((2, 2), (1, 1)))
     ranking = torch.arange(60.0).view(3, 20).masked_fill(pyramid.padding_mask, float("-inf"))
-    selection = budget.select(ranking, pyramid)
+    selection = elastic().select(ranking, pyramid)
     assert selection.counts.tolist() == [3, 11, 5]
     assert selection.valid.sum(1).tolist() == [3, 11, 5]
     kept = [row.nonzero().flatten().tolist() for row in selection.keep]
     assert kept == [[17, 18, 19], list(range(9, 20)), [0, 1, 4, 5, 16]]
-    assert selection.indices[0, :3].tolist() == [19, 18, 17]
     assert all(len(set(row)) == 11 for row in selection.indices.tolist())
 
 
-def test_every_image_keeps_the_numbers_of_its_own_share_in_every_layer_of_a_cascade():
+def test_every_image_keeps_the_numbers_of_its_own_share_in_every_layer_of_a_cascade(monkeypatch):
     """int(20 * 0.1 * c) + 1 and int(20 * 0.5 * c) + 1 for c of 1 and 0.4."""
+    monkeypatch.setattr(ElasticBudget, "deal", lambda self, batch_size: [0.1, 0.5])
     cascade = CascadedBudget(keep_ratio=0.3, schedule=[1.0, 0.4])
-    budget = PerImageBudget(budgets=[cascade.with_keep_ratio(share) for share in (0.1, 0.5)])
-    selection = budget.select(torch.arange(40.0).view(2, 20), make_pyramid(SHAPES, SHAPES, SHAPES))
+    selection = elastic(cascade).select(torch.arange(40.0).view(2, 20), make_pyramid(SHAPES, SHAPES, SHAPES))
     assert [selection.at_layer(i).counts.tolist() for i in (0, 1)] == [[3, 11], [1, 5]]
     assert selection.at_layer(1).indices.shape == (2, 5)
     assert selection.at_layer(1).indices[1].tolist() == [19, 18, 17, 16, 15]
-
-
-def test_images_may_have_budgets_of_different_kinds_but_not_of_different_numbers_of_layers():
-    cascades = [CascadedBudget(keep_ratio=0.5, schedule=schedule) for schedule in ([1, 0.4], [1, 0.5, 0.4])]
-    ranking, pyramid = torch.arange(40.0).view(2, 20), make_pyramid(SHAPES, SHAPES, SHAPES)
-    mixed = PerImageBudget(budgets=[LevelBudget(shares=(0.125, 1)), cascades[0]]).select(ranking, pyramid)
-    assert [mixed.at_layer(i).counts.tolist() for i in (0, 1)] == [[7, 11], [7, 5]]
-    with pytest.raises(ValueError, match="the budget's schedule has 2 shares, but the encoder 3 layers"):
-        PerImageBudget(budgets=cascades).select(ranking, pyramid)
-
-
-def test_the_number_of_budgets_must_be_that_of_the_images():
-    with pytest.raises(ValueError, match="there are 1 budgets for 2 images"):
-        PerImageBudget(budgets=[EVEN]).select(torch.zeros(2, 20), make_pyramid(SHAPES, SHAPES, SHAPES))
-    with pytest.raises(ValueError, match="there are no budgets"):
-        PerImageBudget(budgets=[])
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 16])
@@ -138,9 +121,7 @@ def test_an_image_has_the_gradient_that_it_has_alone_at_its_share(name, shares, 
     model = build(name, training_keep_ratios=(0.1, 1.0), **options)
     if name.startswith("focus"):  # the images differ in foreground tokens, by which its loss is divided
         model.supervision.normalization = "image"
-    own = model.selector.training_budget.budget
-    budget = PerImageBudget(budgets=[own.with_keep_ratio(share) for share in shares])
-    losses, gradient = gradients(model, [WIDE, HIGH], budget)
+    losses, gradient = gradients(model, [WIDE, HIGH], list(shares))
     alone = [gradients(model, [image], share) for image, share in zip((WIDE, HIGH), shares, strict=True)]
     for key, loss in losses.items():
         assert_close(loss, sum(of_one[key] for of_one, _ in alone) / 2, atol=1e-9, rtol=0, msg=key)

@@ -28,14 +28,6 @@ def test_padding_is_what_lies_right_of_or_below_the_image(pyramid):
     assert pyramid.has_padding
 
 
-def test_one_image_keeps_its_padding(pyramid):
-    one = pyramid.image(0)
-    assert (one.batch_size, one.num_tokens, one.valid_counts, one.has_padding) == (1, 8, [3], True)
-    assert torch.equal(one.padding_mask, pyramid.padding_mask[:1])
-    assert torch.equal(one.centers(torch.float64), pyramid.centers(torch.float64)[:1])
-    assert pyramid.image(1).valid_counts == [8]
-
-
 def test_a_batch_of_equal_images_has_no_padding():
     pyramid = Pyramid.of(((2, 3),), (((2, 3),),) * 2, device=CPU)
     assert not pyramid.has_padding

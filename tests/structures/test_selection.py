@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_detr.structures import AllTokens, CascadedTokens, Pyramid, TopKTokens, join_images
+from sparse_detr.structures import AllTokens, CascadedTokens, Pyramid, TopKTokens
 
 CPU = torch.device("cpu")
 
@@ -86,16 +86,3 @@ def test_a_cascade_keeps_prefixes_with_counts_of_their_own():
         [[0, 0, 0, 0, 1], [0, 1, 0, 0, 0]],
     ]
     assert nested.keep.int().tolist() == kept[0]
-
-
-def test_a_batch_of_images_keeps_their_tokens_in_their_order_and_repeats_none():
-    """The first image has one row, and gets the tokens 0 and 1 as surplus; the second has three rows."""
-    images = [
-        TopKTokens.of(torch.tensor([[4]]), torch.tensor([1]), num_tokens=5),
-        TopKTokens.of(torch.tensor([[3, 1, 2]]), torch.tensor([2]), num_tokens=5, exact=False),
-    ]
-    batch = join_images(images)
-    assert batch.indices.tolist() == [[4, 0, 1], [3, 1, 2]]
-    assert batch.counts.tolist() == [1, 2]
-    assert batch.any_valid.tolist() == [True, True, False]
-    assert join_images(images[:1]).any_valid is None

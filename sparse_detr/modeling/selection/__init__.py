@@ -11,7 +11,6 @@ from sparse_detr.modeling.selection.budgets import (
 )
 from sparse_detr.modeling.selection.elastic import ElasticBudget
 from sparse_detr.modeling.selection.levels import LevelSelector
-from sparse_detr.modeling.selection.per_image import PerImageBudget
 from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
 from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
@@ -47,7 +46,6 @@ __all__ = [
     "MassBudget",
     "MixedBudget",
     "ObjectnessScorer",
-    "PerImageBudget",
     "PollAndPool",
     "RandomBudget",
     "RandomScorer",

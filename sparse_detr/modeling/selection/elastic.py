@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_detr.modeling.selection.budgets import RandomBudget
-from sparse_detr.modeling.selection.per_image import PerImageBudget
+from sparse_detr.modeling.selection.steering import MixedBudget
 from sparse_detr.structures import Pyramid, TokenSelection
 
 FEWEST = 3
@@ -36,7 +36,7 @@ class ElasticBudget(RandomBudget):
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         budgets = [self.with_keep_ratio(share) for share in self.deal(pyramid.batch_size)]
-        return PerImageBudget(budgets=budgets).select(ranking, pyramid)
+        return MixedBudget(budgets).select(ranking, pyramid)
 
     def deal(self, batch_size: int) -> list[float]:
         """Draw the shares of a batch of images."""
