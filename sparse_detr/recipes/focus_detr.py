@@ -20,16 +20,21 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AuxiliaryProposals, ForegroundLabels, ForegroundSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
-from sparse_detr.recipes.shared import Behavior, check_choice, elastic_budget, split_options
+from sparse_detr.recipes.elastic import elastic
+from sparse_detr.recipes.shared import Behavior, check_choice, split_options
 
 SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 """Shares of the six encoder layers; their mean is 0.6."""
 
 
 def focus_detr(*, base: Callable[..., Any] = dino, **options: Any) -> Any:
-    """Return the LazyCall of `base` with the encoder of Focus-DETR; options are those of `focus` and of `base`."""
+    """Return the LazyCall of `base` with the encoder of Focus-DETR.
+
+    Options are those of `focus`, of `elastic` and of `base`.
+    """
+    training, options = split_options(options, elastic)
     own, others = split_options(options, focus)
-    return focus(base(**others), **own)
+    return elastic(focus(base(**others), **own), **training)
 
 
 def focus_deformable_detr(*, two_stage: str = "projected", box_refinement: bool = True, **options: Any) -> Any:
@@ -45,7 +50,6 @@ def focus(
     *,
     keep_ratio: float = 0.5,
     inference_keep_ratio: float | None = None,
-    training_keep_ratios: Sequence[float] | None = None,
     schedule: Sequence[float] | None = None,
     num_objects: int = 300,
     behavior: Behavior = "exact",
@@ -57,7 +61,6 @@ def focus(
         keep_ratio: share of the tokens that the first encoder layer refines; with the published schedule the mean over
             the layers is 0.6 of it: 0.5 gives the 30 % of the paper.
         inference_keep_ratio: another share at inference; None for `keep_ratio`.
-        training_keep_ratios: see `elastic_budget`; None trains with `keep_ratio`.
         schedule: share of the tokens of the first layer that every layer refines; None spreads the published schedule
             over the layers.
         num_objects: number of object tokens, which attend to each other.
@@ -84,7 +87,6 @@ def focus(
             keep_ratio=keep_ratio,
             schedule=L(layer_shares)(num_layers="${....encoder.layers.count}", published=SCHEDULE, shares=schedule),
         ),
-        training_budget=elastic_budget(training_keep_ratios, released=released),
         inference_keep_ratio=inference_keep_ratio,
         padding="ranked_lowest" if released else "excluded",
     )

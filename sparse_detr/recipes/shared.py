@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from detectron2.config import LazyCall as L
 
@@ -12,7 +12,7 @@ from sparse_detr.modeling.classification import SigmoidFocal
 from sparse_detr.modeling.decoder import NoAttentionMap
 from sparse_detr.modeling.detector import GeneralizedDETR, TopKDetections
 from sparse_detr.modeling.heads import ProposalGenerator, make_heads
-from sparse_detr.modeling.selection import ElasticBudget, KeepAllTokens
+from sparse_detr.modeling.selection import KeepAllTokens
 from sparse_detr.modeling.training import (
     HungarianMatcher,
     NoAuxiliaryProposals,
@@ -23,6 +23,7 @@ from sparse_detr.modeling.training import (
 from sparse_detr.recipes.backbones import BackboneSpec
 
 Behavior = Literal["exact", "released"]
+Number = TypeVar("Number", int, float)
 Origin = Literal["official", "detrex"]
 """Whose weights a model with `behavior="released"` loads: those of the authors or of detrex, where they differ."""
 
@@ -96,31 +97,7 @@ def _pixels_of(backbone: BackboneSpec) -> dict[str, Any]:
     return {name: list(values) for name, values in own.items() if values is not None}
 
 
-def elastic_budget(training_keep_ratios: Sequence[float] | None, *, released: bool) -> Any:
-    """Return the LazyCall of the `training_budget` of a selector, for one checkpoint that serves every share.
-
-    Args:
-        training_keep_ratios: ends of the range from which every training image draws its share; None for no range.
-        released: the model has the weights of a public implementation.
-
-    Returns:
-        An `ElasticBudget` on the model's own budget; None without a range.
-
-    Raises:
-        ValueError: there are not two ends, or the model is `released`.
-    """
-    if training_keep_ratios is None:
-        return None
-    if released:
-        raise ValueError(
-            "the released behavior also trains rows that only fill the batch, so images cannot have shares of their "
-            "own; use behavior exact with training_keep_ratios"
-        )
-    smallest, largest = range_ends("training_keep_ratios", training_keep_ratios)
-    return L(ElasticBudget)(budget="${..budget}", min_keep_ratio=smallest, max_keep_ratio=largest)
-
-
-def range_ends(name: str, values: Sequence[float]) -> tuple[float, float]:
+def range_ends(name: str, values: Sequence[Number]) -> tuple[Number, Number]:
     """Return the two ends of a range; raise `ValueError` if there are not two."""
     if len(values) != 2:
         raise ValueError(f"{name} must be the two ends of a range, got {tuple(values)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 from detectron2.config import LazyCall as L
@@ -19,7 +19,8 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AttentionMapSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr_topk
 from sparse_detr.recipes.dino import dino
-from sparse_detr.recipes.shared import elastic_budget
+from sparse_detr.recipes.elastic import elastic
+from sparse_detr.recipes.shared import split_options
 
 Scorer = Literal["attention_map", "objectness", "random"]
 
@@ -28,7 +29,6 @@ def sparse_detr(
     *,
     keep_ratio: float = 0.3,
     inference_keep_ratio: float | None = None,
-    training_keep_ratios: Sequence[float] | None = None,
     scorer: Scorer = "attention_map",
     encoder_auxiliary_loss: bool = True,
     base: Callable[..., Any] = deformable_detr_topk,
@@ -39,13 +39,13 @@ def sparse_detr(
     Args:
         keep_ratio: share of the tokens, rho in the paper.
         inference_keep_ratio: another share at inference; None for `keep_ratio`.
-        training_keep_ratios: see `elastic_budget`; None trains with `keep_ratio`.
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, random numbers (section 4.3).
         base: the recipe of the dense detector.
-        options: options of `base`.
+        options: options of `elastic` and of `base`.
     """
-    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
+    own, others = split_options(options, elastic)
+    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **others)
     released = options.get("behavior") == "released"
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
@@ -53,13 +53,12 @@ def sparse_detr(
     model.selector = L(TopKSelector)(
         scorer=_scorer(scorer, embed_dim, released),
         budget=L(EvenBudget)(keep_ratio=keep_ratio),
-        training_budget=elastic_budget(training_keep_ratios, released=released),
         inference_keep_ratio=inference_keep_ratio,
         padding="lowest" if released else "excluded",
     )
     if scorer == "attention_map":
         model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
-    return model
+    return elastic(model, **own)
 
 
 def sparse_dino(**options: Any) -> Any:

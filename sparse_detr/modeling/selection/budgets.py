@@ -139,6 +139,11 @@ class RandomBudget:
             )
 
     @property
+    def schedule(self) -> Sequence[float]:
+        """That of the budget, see `CascadedBudget`; () without one."""
+        return getattr(self.budget, "schedule", ())
+
+    @property
     def keep_ratio(self) -> float:
         """The mean share."""
         return (self.min_keep_ratio + self.max_keep_ratio) / 2
