@@ -107,9 +107,10 @@ def parse_effort(text: str) -> Effort:
     for part in text.split("+"):
         word, _, number = part.strip().partition(":")
         name = PARTS.get(word, "tokens")
+        value = parse_budget(part.strip()) if name == "tokens" else _whole(part.strip(), number)
         if name in fields:
             raise ValueError(f"{text!r} says {name} twice; give each part once")
-        fields[name] = parse_budget(part.strip()) if name == "tokens" else _whole(part.strip(), number)
+        fields[name] = value
     return Effort(**fields)
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from sparse_detr.data.loader import build_train_loader
 from sparse_detr.engine.training import train
-from sparse_detr.modeling.selection import CascadedBudget, ElasticBudget, EvenBudget
+from sparse_detr.modeling.selection import CascadedBudget, ElasticBudget, EvenBudget, LevelBudget
 from tests.engine.test_resume import assert_same_checkpoints, final, train_interrupted
 from tests.engine.toys import toy_run
 from tests.modeling.tiny import build, make_pyramid, picture
@@ -57,7 +57,8 @@ def test_every_image_keeps_the_numbers_of_its_own_share_in_every_layer_of_a_casc
 
 @pytest.mark.parametrize("batch_size", [3, 4, 16])
 def test_the_smallest_and_the_largest_share_are_in_every_batch_of_three_or_more(batch_size):
-    deals = [dealt_shares(batch_size) for _ in range(50)]
+    torch.manual_seed(0)
+    deals = [dealt_shares(batch_size) for _ in range(300)]
     for deal in deals:
         assert len(deal) == batch_size
         assert sorted(deal)[0] == 0.1
@@ -184,3 +185,32 @@ def test_a_resumed_elastic_training_equals_the_uninterrupted_one_bit_for_bit(tmp
 def test_a_range_that_cannot_be_trained_is_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, **options)
+
+
+def test_half_of_the_drawn_budgets_have_shares_of_levels_in_their_ranges():
+    """The ends of the batch stay those of the share; the schedule is the model's."""
+    cascade = CascadedBudget(keep_ratio=0.3, schedule=[1.0, 0.4])
+    budget = elastic(cascade, level_ranges=[[0.1, 0.2], [0.5, 1.0]])
+    drawn = [one for _ in range(100) for one in budget.deal(4)]
+    levels = [one for one in drawn if isinstance(one, LevelBudget)]
+    assert len(levels) == pytest.approx(100, abs=25)
+    for one in levels:
+        assert 0.1 <= one.shares[0] <= 0.2
+        assert 0.5 <= one.shares[1] <= 1.0
+        assert one.schedule == (1.0, 0.4)
+    assert max(one.shares[1] for one in levels) > 0.9
+    assert all({0.1, 0.8} <= {one.keep_ratio for one in budget.deal(4)} for _ in range(20))
+
+
+@pytest.mark.parametrize("ranges", [[[0.1, 0.2, 0.3]], [[0.5, 0.1]], [[0.0, 0.1]]])
+def test_a_range_of_a_level_that_cannot_be_used_is_refused(ranges):
+    with pytest.raises(ValueError, match="give two ends, the smaller first|above 0 and at most 1"):
+        elastic(level_ranges=ranges)
+
+
+def test_a_model_learns_from_shares_of_levels():
+    shares = [[0.1, 0.5]] * 3 + [[1.0, 1.0]]
+    model = build("focus_two_stage", training_keep_ratios=(0.1, 1.0), training_level_shares=shares)
+    losses = model([WIDE, HIGH, WIDE])
+    sum(losses.values()).backward()
+    assert model.selector.training_budget.level_ranges == tuple(map(tuple, shares))
