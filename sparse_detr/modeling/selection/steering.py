@@ -100,7 +100,7 @@ class LevelBudget:
 
 
 def _best_of(ranking: Tensor, counts: Tensor, rows: int) -> Tensor:
-    """Return (B, n) bool, True on the `counts` (B,) tokens with the highest (B, n) ranking; no count is above `rows`."""
+    """Return (B, n) bool, True on the `counts` (B,) tokens with the highest (B, n) ranking; `rows` is the most."""
     best = ranking.topk(rows, dim=1).indices
     kept = torch.arange(rows, device=ranking.device) < counts[:, None]
     return torch.zeros_like(ranking, dtype=torch.bool).scatter(1, best, kept)
