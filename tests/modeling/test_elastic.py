@@ -143,7 +143,10 @@ def record(picture_id):
     return {"image_id": picture_id, "file_name": f"{picture_id}.png", "height": 32, "width": 64}
 
 
-def elastic_run(folder):
+DECODER = {"training_decoder_layers": (1, 2), "training_num_queries": (4, 12), "distillation_weight": 1.0}
+
+
+def elastic_run(folder, options):
     """Return a run of a tiny elastic model on four pictures, two a batch."""
     loader = lambda: build_train_loader(  # noqa: E731
         dataset=[record(i) for i in range(4)],
@@ -152,23 +155,24 @@ def elastic_run(folder):
         num_workers=0,
         seed=3,
     )
-    make = lambda: build("sparse", dtype=torch.float32, training_keep_ratios=(0.1, 1.0))  # noqa: E731
+    make = lambda: build("sparse", dtype=torch.float32, training_keep_ratios=(0.1, 1.0), **options)  # noqa: E731
     return dataclasses.replace(toy_run(folder, max_iter=6), build_model=make, build_train_loader=loader)
 
 
-def test_a_resumed_elastic_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [{}, DECODER], ids=["tokens", "decoder"])
+def test_a_resumed_elastic_training_equals_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, options):
     dealt = []
     deal = ElasticBudget.deal
     monkeypatch.setattr(ElasticBudget, "deal", lambda self, size: dealt.append(deal(self, size)) or dealt[-1])
     torch.manual_seed(1)
-    train(elastic_run(tmp_path / "whole"))
+    train(elastic_run(tmp_path / "whole", options))
     whole = [dealt.pop() for _ in range(6)][::-1]
     assert len({str(budgets) for budgets in whole}) > 3
 
     torch.manual_seed(1)
-    train_interrupted(elastic_run(tmp_path / "parts"), monkeypatch, before=5)
+    train_interrupted(elastic_run(tmp_path / "parts", options), monkeypatch, before=5)
     torch.manual_seed(99)
-    train(elastic_run(tmp_path / "parts"), resume_last=True)
+    train(elastic_run(tmp_path / "parts", options), resume_last=True)
 
     assert dealt[-2:] == whole[-2:]  # of the iterations after the checkpoint
     assert_same_checkpoints(final(tmp_path / "whole"), final(tmp_path / "parts"))
