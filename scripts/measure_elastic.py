@@ -7,9 +7,9 @@
 For every seed it trains a model at rho 10, 30, 50 and 100 % with N iterations each, and the elastic model with N and
 with 4 N iterations: as long as each of the others, and as all of them together. Every model is evaluated at all four
 shares, the elastic ones also at further shares and at the `--budgets`: per image (`mass:`) and per level (`levels:`).
-Such a budget is compared with the fixed share of equal FLOPs: its mean share of refined tokens over all evaluation
-images is counted, and the AP50 of the fixed shares is interpolated there. FLOPs of the encoder are a constant and a
-multiple of that share, so equal shares are equal FLOPs.
+Such a budget is compared with the fixed share of equal FLOPs: its mean share of refined tokens over layers and images
+is counted, and the AP50 of the fixed shares is interpolated there. FLOPs of the encoder are a constant and a multiple
+of that share, so for images of one size equal shares are equal FLOPs.
 
 It can be stopped at any time and called again: finished trainings and evaluations are not repeated, and an interrupted
 training goes on from its last checkpoint. Numbers and picture go into `results/` beside the README, tables into its
@@ -22,8 +22,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 from torch import nn  # noqa: E402
 
 from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation  # noqa: E402
+from sparse_detr.benchmark.sweep import SelectionMeter  # noqa: E402
 from sparse_detr.config.run import Run  # noqa: E402
-from sparse_detr.engine.evaluate import WithBudget, evaluate  # noqa: E402
+from sparse_detr.engine.evaluate import evaluate  # noqa: E402
 from sparse_detr.engine.weights import load_trained_weights  # noqa: E402
 from sparse_detr.errors import UserError, run_script  # noqa: E402
 from sparse_detr.files import write_text_atomically  # noqa: E402
@@ -175,29 +175,10 @@ def is_trained(folder: Path, iterations: int) -> bool:
 
 def scores_at(run: Run, detector: nn.Module, budget: str) -> Scores:
     """Evaluate a detector at a budget."""
-    with counted_tokens(detector) as counts:
-        scores = evaluate(run, WithBudget(detector, budget))
-    refined, tokens = (sum(values) for values in zip(*counts, strict=True))
-    found = {name: value for name, value in scores["bbox"].items() if name.startswith("AP") and "-" not in name}
-    return {**found, "refined": refined / tokens}
-
-
-@contextmanager
-def counted_tokens(detector: nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """Count for every batch the tokens that all encoder layers refine together, and as many as they could."""
-    counts: list[tuple[int, int]] = []
-    layers = range(len(detector.encoder.layers))  # type: ignore[arg-type,union-attr]
-
-    def count(selector: nn.Module, inputs: Any, selected: Any) -> None:
-        refined = sum(int(selected.refined.at_layer(layer).counts.sum()) for layer in layers)
-        valid = int((~inputs[0].padding_mask).sum())
-        counts.append((refined, valid * len(layers)))
-
-    hook = detector.selector.register_forward_hook(count)  # type: ignore[union-attr]
-    try:
-        yield counts
-    finally:
-        hook.remove()
+    meter = SelectionMeter(detector, budget).eval()
+    scores = evaluate(run, meter)["bbox"]
+    found = {name: value for name, value in scores.items() if name.startswith("AP") and "-" not in name}
+    return {**found, "refined": meter.facts["mean_kept_share"]}
 
 
 def report(args: argparse.Namespace, study: Study, folder: Path) -> None:

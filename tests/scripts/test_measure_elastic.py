@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 
 from sparse_detr.errors import UserError
-from tests.modeling.tiny import build, picture
-
-FIXED = ("0.1", "0.3", "0.5", "1.0")
 
 
 @pytest.fixture
@@ -82,18 +79,3 @@ def test_a_folder_with_a_training_of_another_length_is_refused(script, tmp_path)
     assert script.is_trained(tmp_path, 10)
     with pytest.raises(UserError, match="holds a training of 10 iterations, not of 40"):
         script.is_trained(tmp_path, 40)
-
-
-@pytest.mark.parametrize(("name", "mean"), [("sparse", 0.5), ("focus", None)])
-def test_the_refined_tokens_of_all_layers_are_counted(script, name, mean):
-    """An image of 64 x 64 has 64 + 16 + 4 + 1 tokens, of which 50 % are int(42.5) + 1."""
-    model = build(name).eval()
-    with script.counted_tokens(model) as counts:
-        model([picture(64, 64)], 0.5)
-    ((refined, tokens),) = counts
-    assert tokens == 3 * 85
-    layers = model.outputs([picture(64, 64)], 0.5).selection
-    assert refined == sum(int(layers.at_layer(i).counts) for i in range(3))
-    assert refined == 3 * 43 if mean else refined < 3 * 43
-    model([picture(64, 64)], 0.5)
-    assert len(counts) == 1
