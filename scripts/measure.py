@@ -59,6 +59,7 @@ VARIANTS = {
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
+    "elastic": ("Sparse DETR, elastic from 10 % to all", "configs/quick/elastic_sparse_detr_mnv2.py", []),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
     "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
@@ -187,22 +188,27 @@ def scores_of_seeds(
     args: argparse.Namespace, record: Record, variant: str, iterations: int, passed_on: list[str]
 ) -> list[dict[str, float]]:
     """Return the scores of one variant for every seed, after the trainings that are missing."""
-    _, config, overrides = VARIANTS[variant]
-    overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
     for seed in args.seeds:
         folder = args.output / args.name / f"{variant}_seed{seed}"
         run = record.run(variant, seed, iterations)
         if not run and not final_scores(folder):
-            print(f"==> {variant}, seed {seed}: {folder}", flush=True)
-            command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
-            subprocess.run([*command, *passed_on, *overrides, f"train.seed={seed}"], cwd=ROOT, check=True)
+            train(folder, variant, seed, iterations, passed_on)
         if not run:
             suppressed = suppressed_score(folder, run_of(variant, passed_on).evaluation_sets[0].names[0])
             run = {"seed": seed, **final_scores(folder), "AP50_suppressed": suppressed}
             record.add(variant, run)
         runs.append(run)
     return runs
+
+
+def train(folder: Path, variant: str, seed: int, iterations: int, passed_on: list[str]) -> None:
+    """Train one variant with one seed in a process of its own; go on from the last checkpoint in the folder."""
+    _, config, overrides = VARIANTS[variant]
+    print(f"==> {variant}, seed {seed}: {folder}", flush=True)
+    command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
+    length = [f"train.max_iter={iterations}", f"train.eval_period={iterations}", f"train.seed={seed}"]
+    subprocess.run([*command, "--resume", *passed_on, *overrides, *length], cwd=ROOT, check=True)
 
 
 def final_scores(folder: Path) -> dict[str, float]:

@@ -19,6 +19,8 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AttentionMapSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr_topk
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.elastic import elastic
+from sparse_detr.recipes.shared import split_options
 
 Scorer = Literal["attention_map", "objectness", "random"]
 
@@ -40,9 +42,10 @@ def sparse_detr(
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, random numbers (section 4.3).
         base: the recipe of the dense detector.
-        options: options of `base`.
+        options: options of `elastic` and of `base`.
     """
-    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
+    own, others = split_options(options, elastic)
+    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **others)
     released = options.get("behavior") == "released"
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
@@ -55,7 +58,7 @@ def sparse_detr(
     )
     if scorer == "attention_map":
         model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
-    return model
+    return elastic(model, **own)
 
 
 def sparse_dino(**options: Any) -> Any:
