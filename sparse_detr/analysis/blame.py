@@ -7,15 +7,15 @@ is missed, and the first of these that is true of it is to blame:
 1. `not selected`: no token on it is selected, so that no encoder layer looked at it (`token_recall` says which tokens
    lie on an object). Never where every token is selected.
 2. `not proposed`: no query starts on it, and no final box fits it. A query starts on an object if its first reference,
-   the point or the centre of the box, lies in the object's box. Where the queries of a model have no place of their own,
-   since all start at one point (DETR), this cannot be told and is never blamed.
+   the point or the centre of the box, lies in the object's box. Where all queries of a model start at one point (DETR),
+   this cannot be told and is never blamed.
 3. `beaten`: a final box fits it and is of its class, but another object took that detection, or it is not among those
    that count: its score is below the threshold, or too many others are better.
 4. `misclassified`: final boxes fit it, each with another class as its best.
 5. `badly localised`: a query started on it, but no final box fits it.
 
-A box *fits* with an IoU of at least the threshold, after it is clipped to the image. Final boxes are those of all queries
-of the last decoder layer, counted or not. Of pooled leftovers (PnP-DETR) nothing is selected: they stand for many places.
+A box *fits* with an IoU of at least the threshold, after it is clipped to the image. Final boxes are those of all
+queries of the last decoder layer, whatever their scores. Tokens that are only pooled (PnP-DETR) are not selected.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparse_detr.analysis.blame import (
-    BADLY_LOCALISED,
     BEATEN,
     FOUND,
     LOW_SCORE,
@@ -122,7 +121,7 @@ def advice(objects: Sequence[BlamedObject], *, score_threshold: float, has_selec
         if counts[blame]
     ]
     if has_selector and not counts[NOT_SELECTED]:
-        sentences.append("no miss is the selector's: a larger budget alone finds no further object")
+        sentences.append("no miss is the selector's: a selected token lies on every missed object")
     return sentences
 
 
@@ -134,10 +133,10 @@ def _remedy(blame: str, objects: Sequence[BlamedObject], score_threshold: float)
     if blame == BEATEN:
         low = sum(item.detail == LOW_SCORE for item in objects)
         of_all = sum(item.verdict == BEATEN for item in objects)
-        limit = f"are below the score {score_threshold:g} or" if score_threshold else "are"
+        below = f"below {score_threshold:g}, or " if score_threshold else ""
         return (
-            f"{low} of their boxes {limit} not among the best: a lower threshold or more detections; "
-            f"{of_all - low} were taken by another object: a stricter IoU tells such neighbours apart no better, train longer"
+            f"{low} scored too low ({below}too many others are better): a longer training, or a lower threshold; "
+            f"{of_all - low} lost their box to a neighbour"
         )
     if blame == MISCLASSIFIED:
         pairs = Counter((item.class_name, item.seen_as) for item in objects if item.verdict == MISCLASSIFIED)

@@ -88,8 +88,8 @@ def selection_metrics(output: DetectorOutput, targets: Sequence[Targets]) -> dic
     - `recall`: share of the true boxes that a selected token hits; missing without true boxes.
     - `box_share`: mean share of the tokens on a true box that are selected; missing without true boxes.
     - `correlation`, `correlation_level1`, ...: share of the decoder's attention on selected tokens, of all levels and
-      of each: the correlation of Sparse DETR. Missing where the training computes no attention map, and on levels without
-      attention. The public implementation also counts the rows that only fill the batch; this does not.
+      of each: the correlation of Sparse DETR. Missing where the training computes no attention map, and on levels
+      without attention. The public implementation also counts the rows that only fill the batch; this does not.
 
     Nothing random is drawn, and no gradient is kept.
     """

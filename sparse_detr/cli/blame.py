@@ -20,6 +20,8 @@ from sparse_detr.files import make_folder, write_text_atomically
 from sparse_detr.predictor import ImageError, Predictor, check_score, check_share
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from sparse_detr.analysis.blame_report import BlamedObject
     from sparse_detr.evaluation.tide import Tide
 
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         "proposals_can_be_told": found.proposals_can_be_told,
         "advice": sentences,
     }
-    _write(record, found, args)
+    _write(record, predictor, data, found, args)
     print(as_tables(sums, record["tide"]))
     print()
     print("\n".join(_remarks(record, problem)))
@@ -353,12 +355,26 @@ def _remarks(record: dict[str, Any], problem: str) -> list[str]:
     return remarks
 
 
-def _write(record: dict[str, Any], blamed: Blamed, args: argparse.Namespace) -> None:
+def _write(
+    record: dict[str, Any], predictor: Predictor, data: TrueObjects, blamed: Blamed, args: argparse.Namespace
+) -> None:
     """Write the numbers and the pictures."""
     from sparse_detr.analysis.blame_report import as_csv
+    from sparse_detr.visualization.blame import draw_bars, worst_images_page
+    from sparse_detr.visualization.pictures import write_picture
 
     write_text_atomically(args.output / "blame.json", json.dumps(_without_nan(record), indent=1) + "\n")
     write_text_atomically(args.output / "blame.csv", as_csv(blamed.objects))
+    title = (
+        f"{len(blamed.objects)} objects in {len(blamed.images)} images, IoU {args.iou:g}, "
+        f"score at least {args.score_threshold:g}"
+    )
+    draw_bars(record, args.output / "blame.png", title=title)
+
+    def read(file_name: str) -> np.ndarray:
+        return predictor.read(str(Path(data.folder, file_name)))
+
+    write_picture(args.output / "worst.png", worst_images_page(blamed.objects, read, args.worst))
 
 
 def _without_nan(value: Any) -> Any:
