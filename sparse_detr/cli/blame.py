@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import check_share, checked_budget
+from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli.demo import CONFIG_IS_CODE, MAX_REASONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
-from sparse_detr.predictor import ImageError, Predictor, check_score, check_share
+from sparse_detr.predictor import ImageError, Predictor, check_score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
     parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
-    parser.add_argument("--keep-ratio", type=float, metavar="R", help="refine this share of the tokens")
+    add_budget(parser)
     parser.add_argument("--json", metavar="FILE", help="COCO annotation file (default: the config's evaluation data)")
     parser.add_argument("--images", metavar="DIR", help="folder that the file names in it start from")
     parser.add_argument("--iou", type=float, default=0.5, metavar="IOU", help="IoU from which a box fits (0.5)")
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "skipped": len(found.skipped),
         "iou": args.iou,
         "score_threshold": args.score_threshold,
-        "keep_ratio": args.keep_ratio,
+        "budget": None if args.budget is None else str(args.budget),
         "weights": predictor.weights,
         **sums,
         "tide": None if tide is None else {"counts": tide.counts, "delta_ap": tide.delta_ap},
@@ -98,8 +100,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
     check_share("--iou", args.iou)
     check_score("--score-threshold", args.score_threshold)
-    if args.keep_ratio is not None:
-        check_share("--keep-ratio", args.keep_ratio)
+    args.budget = checked_budget("--budget", args.budget)
     if (args.json is None) != (args.images is None):
         raise UserError("--json and --images go together; give both, or none for the config's evaluation data")
     for option, value in (("--max-images", args.max_images), ("--worst", args.worst)):
@@ -162,7 +163,7 @@ def load(args: argparse.Namespace) -> tuple[Predictor, TrueObjects]:
     data = TrueObjects(ground_truth(coco), folder, coco.class_names)
     if not data.truth["annotations"]:
         raise UserError(f"{json_file} has no true boxes that can be used; `sparse-detr check-data` says why")
-    predictor = Predictor(cfg, args.weights, ema=args.ema, keep_ratio=args.keep_ratio)
+    predictor = Predictor(cfg, args.weights, ema=args.ema, budget=args.budget)
     known, names = model_classes(predictor.model), list(coco.class_names.values())
     if known not in (None, len(names)):
         raise UserError(f"{json_file} has {len(names)} classes, but the model {known}; give the data of this model")
