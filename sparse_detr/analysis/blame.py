@@ -41,7 +41,7 @@ TIDE_BACKGROUND = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Boxes:
+class LabeledBoxes:
     """Boxes of one image with classes.
 
     Args:
@@ -75,9 +75,9 @@ class Verdict:
 
 
 def judge(
-    truth: Boxes,
-    detections: Boxes,
-    final: Boxes,
+    truth: LabeledBoxes,
+    detections: LabeledBoxes,
+    final: LabeledBoxes,
     *,
     selected: Tensor,
     proposed: Tensor | None,
@@ -131,7 +131,7 @@ def _blame(*, found: bool, selected: bool, proposed: bool, fits: bool, right: bo
     return (MISCLASSIFIED, "") if fits else (BADLY_LOCALISED, "")
 
 
-def counted(detections: Boxes, *, score_threshold: float = 0.0, limit: int = 100) -> Boxes:
+def counted(detections: LabeledBoxes, *, score_threshold: float = 0.0, limit: int = 100) -> LabeledBoxes:
     """Return the detections that count, best first: those from the threshold up, at most `limit` of a class.
 
     Args:
@@ -145,7 +145,7 @@ def counted(detections: Boxes, *, score_threshold: float = 0.0, limit: int = 100
     labels = detections.labels[order]
     rank = torch.tril(labels[:, None] == labels, diagonal=-1).sum(1)  # better detections of the same class
     order = order[rank < limit]
-    return Boxes(detections.boxes[order], detections.labels[order], detections.scores[order])
+    return LabeledBoxes(detections.boxes[order], detections.labels[order], detections.scores[order])
 
 
 def match(overlap: Tensor, labels: Tensor, truth_labels: Tensor, iou_threshold: float) -> Tensor:

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,13 @@ from sparse_detr.predictor import ImageError, Predictor, check_score
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from sparse_detr.analysis.blame import LabeledBoxes, Verdict
     from sparse_detr.analysis.blame_report import BlamedObject
+    from sparse_detr.analysis.token_recall import TokenRecall
     from sparse_detr.evaluation.tide import Tide
+    from sparse_detr.structures import DetectorOutput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,76 +225,93 @@ def _blame_image(
 ) -> None:
     """Judge the objects of one image, and add them and its detections to `blamed`."""
     import torch
-    from torchvision.ops import box_convert
 
-    from sparse_detr.analysis.blame import Boxes, clip_to_image, counted, judge, starts_on
-    from sparse_detr.analysis.blame_report import BlamedObject, size_of
+    from sparse_detr.analysis.blame import LabeledBoxes, counted, judge, starts_on
     from sparse_detr.analysis.token_recall import selected_tokens, token_recall
     from sparse_detr.analysis.tokens import watch_queries
 
-    model = predictor.model
-    decoder = getattr(model, "decoder", torch.nn.Identity())
-    with watch_queries(decoder) as queries:
-        result = predictor.outputs(str(Path(data.folder, image["file_name"])), attention_map=False)
-    output, instances = result.output, result.instances[0].to("cpu")
-    size = result.inputs[0]["height"], result.inputs[0]["width"]
+    with watch_queries(getattr(predictor.model, "decoder", torch.nn.Identity())) as queries:
+        found = predictor.outputs(str(Path(data.folder, image["file_name"])), attention_map=False)
+    output, instances = found.output, found.instances[0].to("cpu")
+    size = found.inputs[0]["height"], found.inputs[0]["width"]
+    truth, relative = _true_boxes(annotations, list(data.class_names), size)
+    there = relative.to(output.pyramid.device)
+    [recall] = token_recall(selected_tokens(output.selection, output.pyramid), [there], output.pyramid)
+    starts = queries[0].reference_points[0]
+    proposed = starts_on(starts if queries[0].valid is None else starts[queries[0].valid[0]], there)
     detections = counted(
-        Boxes(instances.pred_boxes.tensor, instances.pred_classes, instances.scores),
+        LabeledBoxes(instances.pred_boxes.tensor, instances.pred_classes, instances.scores),
         score_threshold=args.score_threshold,
     )
-    ids = list(data.class_names)
-    blamed.images.append(image["id"])
-    blamed.detections += _coco_results(image["id"], detections, ids)
-    boxes = box_convert(torch.tensor([item["bbox"] for item in annotations]).view(-1, 4), "xywh", "xyxy")
-    labels = torch.tensor([ids.index(item["category_id"]) for item in annotations], dtype=torch.long)
-    scale = torch.tensor([size[1], size[0], size[1], size[0]])
-    relative = box_convert(clip_to_image(boxes, size) / scale, "xyxy", "cxcywh").to(output.pyramid.device)
-    [recall] = token_recall(selected_tokens(output.selection, output.pyramid), [relative], output.pyramid)
-    proposed = starts_on(queries[0].reference_points[0], relative)
-    blamed.proposals_can_be_told &= proposed is not None
     verdicts = judge(
-        Boxes(boxes, labels),
+        truth,
         detections,
-        _final_boxes(model, output, size),
+        _final_boxes(predictor.model, output, size),
         selected=recall.is_hit.cpu(),
         proposed=None if proposed is None else proposed.cpu(),
         iou_threshold=args.iou,
     )
-    names = list(data.class_names.values())
-    facts = zip(
-        annotations,
-        boxes.tolist(),
-        verdicts,
-        recall.share.tolist(),
-        recall.share_of_levels.tolist(),
-        recall.is_hit.tolist(),
-        strict=True,
-    )
-    for annotation, box, verdict, share, shares, hit in facts:
-        judged = asdict(verdict)
-        best = judged.pop("best_label")
-        blamed.objects.append(
-            BlamedObject(
-                image_id=image["id"],
-                annotation_id=annotation["id"],
-                file_name=image["file_name"],
-                class_name=data.class_names[annotation["category_id"]],
-                size=size_of(annotation["area"]),
-                box=tuple(box),
-                seen_as="" if best is None else names[best],
-                token_share=share,
-                token_shares=tuple(shares),
-                is_hit=hit,
-                **judged,
-            )
+    blamed.images.append(image["id"])
+    blamed.detections += _coco_results(image["id"], detections, list(data.class_names))
+    blamed.proposals_can_be_told &= proposed is not None
+    blamed.objects += _objects(image, annotations, data.class_names, truth, verdicts, recall)
+
+
+def _true_boxes(
+    annotations: Sequence[dict[str, Any]], category_ids: Sequence[int], size: tuple[int, int]
+) -> tuple[LabeledBoxes, Tensor]:
+    """Return the true objects of an image of (height, width) in pixels, and their boxes as cxcywh in [0, 1] of it."""
+    import torch
+    from torchvision.ops import box_convert
+
+    from sparse_detr.analysis.blame import LabeledBoxes, clip_to_image
+
+    boxes = box_convert(torch.tensor([item["bbox"] for item in annotations]).view(-1, 4), "xywh", "xyxy")
+    labels = torch.tensor([category_ids.index(item["category_id"]) for item in annotations], dtype=torch.long)
+    scale = boxes.new_tensor([size[1], size[0], size[1], size[0]])
+    return LabeledBoxes(boxes, labels), box_convert(clip_to_image(boxes, size) / scale, "xyxy", "cxcywh")
+
+
+def _objects(
+    image: dict[str, Any],
+    annotations: Sequence[dict[str, Any]],
+    class_names: dict[int, str],
+    truth: LabeledBoxes,
+    verdicts: Sequence[Verdict],
+    recall: TokenRecall,
+) -> list[BlamedObject]:
+    """Return the records of the true objects of an image."""
+    from sparse_detr.analysis.blame_report import BlamedObject, size_of
+
+    names = list(class_names.values())
+    shares, of_levels, hits = recall.share.tolist(), recall.share_of_levels.tolist(), recall.is_hit.tolist()
+    rows = zip(annotations, truth.boxes.tolist(), verdicts, shares, of_levels, hits, strict=True)
+    return [
+        BlamedObject(
+            image_id=image["id"],
+            annotation_id=annotation["id"],
+            file_name=image["file_name"],
+            class_name=class_names[annotation["category_id"]],
+            size=size_of(annotation["area"]),
+            box=tuple(box),
+            verdict=verdict.verdict,
+            detail=verdict.detail,
+            tide=verdict.tide,
+            best_iou=verdict.best_iou,
+            seen_as="" if verdict.best_label is None else names[verdict.best_label],
+            token_share=share,
+            token_shares=tuple(level_shares),
+            is_hit=hit,
         )
+        for annotation, box, verdict, share, level_shares, hit in rows
+    ]
 
 
-def _final_boxes(model: Any, output: Any, size: tuple[int, int]) -> Any:
+def _final_boxes(model: Any, output: DetectorOutput, size: tuple[int, int]) -> LabeledBoxes:
     """Return the boxes of all queries of the last decoder layer in pixels of the image, with their best class."""
     from torchvision.ops import box_convert
 
-    from sparse_detr.analysis.blame import Boxes, clip_to_image
+    from sparse_detr.analysis.blame import LabeledBoxes, clip_to_image
 
     group = output.predictions
     rows = group.valid_rows[0]
@@ -299,10 +320,10 @@ def _final_boxes(model: Any, output: Any, size: tuple[int, int]) -> Any:
         scores = scores[:, model.class_channels]
     boxes = box_convert(group.boxes[0, rows], "cxcywh", "xyxy").cpu()
     boxes = boxes * boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    return Boxes(clip_to_image(boxes, size), scores.argmax(-1).cpu())
+    return LabeledBoxes(clip_to_image(boxes, size), scores.argmax(-1).cpu())
 
 
-def _coco_results(image_id: int, detections: Any, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def _coco_results(image_id: int, detections: LabeledBoxes, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     from torchvision.ops import box_convert
 
     boxes = box_convert(detections.boxes.double(), "xyxy", "xywh").tolist()

@@ -17,7 +17,7 @@ from sparse_detr.analysis.blame import (
     TAKEN,
     TIDE_MISSES,
     VERDICTS,
-    Boxes,
+    LabeledBoxes,
     clip_to_image,
     counted,
     judge,
@@ -33,7 +33,7 @@ HERE, ASIDE, FAR = [0.0, 0, 10, 10], [2.0, 0, 12, 10], [50.0, 50, 60, 60]  # HER
 def boxes(*entries):
     """Make boxes of (box, class) or (box, class, score)."""
     scores = torch.tensor([entry[2] for entry in entries]) if entries and len(entries[0]) == 3 else None
-    return Boxes(
+    return LabeledBoxes(
         torch.tensor([entry[0] for entry in entries]).view(-1, 4),
         torch.tensor([entry[1] for entry in entries], dtype=torch.long),
         scores,
