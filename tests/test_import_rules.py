@@ -36,6 +36,8 @@ ALLOWED = {
         "errors",
         "_threads",
         "budget",
+        "analysis",
+        "visualization",
     ),
     "analysis": ("structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),

@@ -118,9 +118,9 @@ def draw_images(
     """Write the pictures of every file; return one reason for each file that could not be read."""
     from tqdm import tqdm
 
-    from sparse_detr.analysis.tokens import object_tokens, watch_object_rows, watch_sampled_points
-    from sparse_detr.visualization import list_detections, token_maps
+    from sparse_detr.visualization import list_detections
     from sparse_detr.visualization.pictures import write_files
+    from sparse_detr.visualization.token_maps import watch_token_maps
 
     origin = {"weights": weights, "class_names": predictor.class_names, "score_threshold": score_threshold}
     skipped: list[str] = []
@@ -130,14 +130,13 @@ def draw_images(
         except ImageError as error:
             skipped.append(str(error))
             continue
-        model = predictor.model
-        with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
+        with watch_token_maps(predictor.model) as maps_of:
             found = predictor.outputs(image, score_threshold=score_threshold)
         write_files(
             output / stem,
             image,
             list_detections(found.instances[0], predictor.class_names),
-            token_maps(found.output, objects=object_tokens(found.output.selection, rows), points=points),
+            maps_of(found.output),
             caption=f"score at least {score_threshold:g}",
             origin={"file_name": file_name, **origin},
         )

@@ -113,6 +113,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", SOME),
     "train.checkpointer.max_to_keep": ("SOLVER.MAX_TO_KEEP", optional(SOME)),
     "train.eval_period": ("TEST.EVAL_PERIOD", whole(0)),
+    "train.vis_period": ("VIS_PERIOD", whole(0)),
     "train.best_metric": ("TEST.BEST_METRIC", NAME),
     "optimizer.lr": ("SOLVER.BASE_LR", POSITIVE),
     "optimizer.weight_decay": ("SOLVER.WEIGHT_DECAY", number(0)),
