@@ -37,7 +37,7 @@ ALLOWED = {
         "_threads",
         "budget",
     ),
-    "analysis": ("structures", "errors", "files"),
+    "analysis": ("modeling", "structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
     "benchmark": (
         "analysis",

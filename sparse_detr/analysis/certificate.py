@@ -31,10 +31,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sparse_detr.modeling.selection import BatchCascadedBudget, Budget, LevelBudget, MassBudget, RandomScorer
+from sparse_detr.modeling.selection import (
+    AnyBudget,
+    BatchCascadedBudget,
+    Budget,
+    LevelBudget,
+    MassBudget,
+    RandomScorer,
+    budget_of_call,
+)
 from sparse_detr.structures import CascadedTokens, DetectorOutput, Pyramid, TokenSelection, TopKTokens
 
-FACTOR = 4
+FACTOR = 8
 """A layer is several operations, each of which rounds; `rounding_of` changes the output of a layer once."""
 DOUBLE = 1e-9
 DRAWS = 2
@@ -334,7 +342,7 @@ class _GivenMaps(nn.Module):
 def trace(
     model: nn.Module,
     inputs: Sequence[Input],
-    budget: Budget | float | None,
+    budget: AnyBudget | None,
     *,
     earlier: Sequence[Trace] = (),
     features: Mapping[str, Tensor] | None = None,
@@ -381,12 +389,10 @@ def _watched(
         model.backbone = backbone
 
 
-def budget_of(model: nn.Module, budget: Budget | float | None) -> Budget | None:
+def budget_of(model: nn.Module, budget: AnyBudget | None) -> Budget | None:
     """Return the budget that a call with `budget` uses; None for a model that refines all tokens, or whole levels."""
     own = getattr(model.selector, "budget", None)
-    if own is None or budget is None:
-        return own
-    return own.with_keep_ratio(float(budget)) if isinstance(budget, int | float) else budget
+    return None if own is None else budget_of_call(budget, own)
 
 
 def maps_of_batch(model: nn.Module, inputs: Sequence[Input], alone: Sequence[Trace]) -> dict[str, Tensor]:
@@ -437,7 +443,7 @@ def rounding_of(model: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
     return result
 
 
-def exceptions_of(model: nn.Module, budget: Budget | float | None = None) -> list[str]:
+def exceptions_of(model: nn.Module, budget: AnyBudget | None = None) -> list[str]:
     """Name the parts of a model that depend on the batch, or on chance, on purpose."""
     found = {text for module in model.modules() for text in _exceptions_of_part(module)}
     own = budget_of(model, budget)
@@ -479,7 +485,7 @@ class Certifier:
     """
 
     def __init__(
-        self, reference: nn.Module, batches: Sequence[Sequence[Input]], budget: Budget | float | None, *, draws: int
+        self, reference: nn.Module, batches: Sequence[Sequence[Input]], budget: AnyBudget | None, *, draws: int
     ) -> None:
         self.reference, self.batches, self.budget, self.draws = reference, batches, budget, draws
         self.traces = [[trace(reference, [one], budget) for one in batch] for batch in batches]
