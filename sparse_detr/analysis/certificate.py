@@ -11,8 +11,8 @@ everything after it. Two questions are kept apart:
 
 The allowed difference is measured too. `rounding_of` runs the reference with every weight and the output of every layer
 changed at random by the rounding of a dtype (a sum of n products adds up n roundings of float32, about sqrt(n) of one);
-`FACTOR` times the difference that this makes is allowed. In float64 it is
-`DOUBLE`.
+`FACTOR` times the difference that this makes is allowed, or that of the rounding of the largest result, if this is more.
+In float64 it is `DOUBLE`.
 
 A convolutional backbone reads the padding at the border of an image. So a padded batch gets the backbone's maps of the
 images alone, with noise in the padding; the leak of the whole model is reported beside it. That the backbone itself
@@ -40,7 +40,14 @@ from sparse_detr.modeling.selection import (
     RandomScorer,
     budget_of_call,
 )
-from sparse_detr.structures import CascadedTokens, DetectorOutput, Pyramid, TokenSelection, TopKTokens
+from sparse_detr.structures import (
+    CascadedTokens,
+    DetectorOutput,
+    Pyramid,
+    TokenSelection,
+    TopKTokens,
+    geometry_dtype,
+)
 
 FACTOR = 8
 """A layer is several operations, each of which rounds; `rounding_of` changes the output of a layer once."""
@@ -374,9 +381,7 @@ def _watched(
     if features is not None:
         model.backbone = _GivenMaps(features)
     handles = [model.backbone.register_forward_hook(lambda module, inputs, output: maps.update(output))]
-    handles.append(
-        model.tokenizer.register_forward_hook(lambda *call: setattr(replay, "pyramid", call[2].pyramid))
-    )
+    handles.append(model.tokenizer.register_forward_hook(lambda *call: setattr(replay, "pyramid", call[2].pyramid)))
     for name in ("selector", "queries"):
         part = getattr(model, name)
         handles.append(part.register_forward_pre_hook(lambda *call, name=name: setattr(replay, "part", name)))
@@ -500,7 +505,16 @@ class Certifier:
         for seed in range(self.draws):
             rounding = rounding_of(self.reference, dtype, seed)
             whole.add(self._each(rounding, "").comparison)
-        return {name: FACTOR * value for name, value in whole.numbers.items()}
+        least = self._least(dtype)
+        return {name: FACTOR * max(value, least.get(name, 0.0)) for name, value in whole.numbers.items()}
+
+    def _least(self, dtype: torch.dtype) -> Numbers:
+        """Return the rounding of the largest result itself; boxes have at least float32."""
+        outputs = [one.output for batch in self.traces for one in batch]
+        scores = [float(output.token_scores.abs().max()) for output in outputs if output.token_scores is not None]
+        logits = max(float(output.predictions.logits.abs().max()) for output in outputs)
+        unit, wide = torch.finfo(dtype).eps / 2, torch.finfo(geometry_dtype(dtype)).eps / 2
+        return {"scores": wide * max(scores, default=0.0), "logits": unit * logits, "boxes": wide}
 
     def comparisons(self, model: nn.Module, allowed: Numbers) -> list[Comparison]:
         """Compare a form of the model with the reference, and its batches with its images alone.
@@ -534,7 +548,9 @@ class Certifier:
             comparison.flips = {name: flips for name, flips in comparison.flips.items() if name != "tokens"}
         if self.mass:
             flips = comparison.flips.get("tokens", Flips())
-            comparison.flips["tokens"] = Flips(0, flips.inside + flips.outside, flips.flipped + flips.outside, flips.band)
+            comparison.flips["tokens"] = Flips(
+                0, flips.inside + flips.outside, flips.flipped + flips.outside, flips.band
+            )
 
     def _each(self, model: nn.Module, what: str) -> _Each:
         result = _Each(Comparison(what), [])

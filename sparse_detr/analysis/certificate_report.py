@@ -10,9 +10,9 @@ from sparse_detr.analysis.tables import markdown_table
 
 Setting = Mapping[str, str]
 TOLERANCES = (
-    f"allowed: {DOUBLE:g} in float64; in other dtypes {FACTOR} times what the rounding of that dtype, imitated on every "
-    "weight and layer of the float64 model, changes in these images. Choices: the same outside of a band round the "
-    "threshold, twice as wide as the largest difference of the scores; inside, flips are counted"
+    f"allowed: {DOUBLE:g} in float64; in other dtypes {FACTOR} times what the rounding of that dtype, imitated on "
+    "every weight and layer of the float64 model, changes in these images. Choices: the same outside of a band round "
+    "the threshold, twice as wide as the largest difference of the scores; inside, flips are counted"
 )
 
 
@@ -100,7 +100,9 @@ def _flips(flips: Mapping[str, Any]) -> str:
 
 def _verdict(record: Mapping[str, Any]) -> str:
     if record["passed"]:
-        return f"passed: {len(record['comparisons'])} comparisons of {record['images']} images are inside the tolerances"
+        return (
+            f"passed: {len(record['comparisons'])} comparisons of {record['images']} images are inside the tolerances"
+        )
     lines = [f"failed: {len(record['reasons'])} numbers are outside of the tolerances"]
     lines += [f"  {reason}" for reason in record["reasons"]]
     if record.get("exceptions"):

@@ -48,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="own for the model's own; 0.3 for 30 %%; levels:0.25,0.5,1 for a share of every level, fine to coarse; "
         "mass:0.9 for as many tokens as hold 90 %% of the saliency (own)",
     )
-    parser.add_argument(
-        "--dtypes", nargs="+", choices=DTYPES, default=["float64", "float32"], help="(float64 float32)"
-    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float64", "float32"], help="(float64 float32)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["plain"], help="the model, its inference form")
     parser.add_argument("--draws", type=int, default=2, metavar="N", help="how often rounding is imitated (2)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON; - for standard output, alone")
