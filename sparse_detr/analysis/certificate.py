@@ -11,8 +11,8 @@ everything after it. Two questions are kept apart:
 
 The allowed difference is measured too. `rounding_of` runs the reference with every weight and the output of every layer
 changed at random by the rounding of a dtype (a sum of n products adds up n roundings of float32, about sqrt(n) of one);
-`FACTOR` times the difference that this makes is allowed, or that of the rounding of the largest result, if this is more.
-In float64 it is `DOUBLE`.
+`FACTOR` times the difference that this makes is allowed, or the rounding of the largest result, if this is more. In
+float64 it is `DOUBLE`.
 
 A convolutional backbone reads the padding at the border of an image. So a padded batch gets the backbone's maps of the
 images alone, with noise in the padding; the leak of the whole model is reported beside it. That the backbone itself

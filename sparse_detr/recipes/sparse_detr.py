@@ -43,7 +43,30 @@ def sparse_detr(
         options: options of `base`.
     """
     model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
-    released = options.get("behavior") == "released"
+    return sparsify(
+        model,
+        keep_ratio=keep_ratio,
+        inference_keep_ratio=inference_keep_ratio,
+        scorer=scorer,
+        released=options.get("behavior") == "released",
+    )
+
+
+def sparsify(
+    model: Any,
+    *,
+    keep_ratio: float,
+    inference_keep_ratio: float | None = None,
+    scorer: Scorer = "attention_map",
+    released: bool = False,
+) -> Any:
+    """Give a dense model an encoder that refines the best `keep_ratio` of the tokens.
+
+    Args:
+        model: LazyCall of a detector with a deformable encoder; it is changed in place and returned.
+        keep_ratio, inference_keep_ratio, scorer: see `sparse_detr`.
+        released: as the public implementation treats padding.
+    """
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
         model.projection = L(ProposalProjection)(embed_dim=embed_dim)
