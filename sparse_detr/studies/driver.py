@@ -87,7 +87,8 @@ class Record:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a study; remove it or choose another --output") from error
         if made_with != self.settings:
-            changed = sorted(key for key in {*made_with, *self.settings} if made_with.get(key) != settings.get(key))
+            keys = sorted({*made_with, *self.settings})
+            changed = [key for key in keys if made_with.get(key) != self.settings.get(key)]
             raise UserError(
                 f"{path} was made with other settings ({', '.join(changed)}); remove it, give the same options, or "
                 "choose another --output"
