@@ -525,18 +525,17 @@ class Certifier:
         """
         each = self._each(model, "alone, against float64")
         padded, whole = Comparison("in a padded batch"), Comparison("in a padded batch, with its backbone")
-        mirrored = Comparison("in a batch without padding")
+        unpadded = Comparison("in a batch without padding")
         whole.note = "a backbone that reads padding changes the border; nothing is demanded"
         for batch, references, alone in zip(self.batches, self.traces, each.traces, strict=True):
             maps = maps_of_batch(model, batch, alone)
-            runs = [(padded, batch, references, maps), (whole, batch, references, None)]
-            for one, own in zip(batch[:1], references[:1], strict=True):
-                runs.append((mirrored, [one, _turned(one)], [own, own], None))
-            for comparison, inputs, earlier, features in runs:
-                run = trace(model, inputs, self.budget, earlier=earlier, features=features)
-                for image, expected in enumerate(alone if comparison is not mirrored else alone[:1]):
+            for comparison, features in ((padded, maps), (whole, None)):
+                run = trace(model, batch, self.budget, earlier=references, features=features)
+                for image, expected in enumerate(alone):
                     comparison.add(compare(run, image, expected, ""))
-        found = [each.comparison, padded, mirrored]
+            pair = trace(model, [batch[0], _turned(batch[0])], self.budget, earlier=[references[0], references[0]])
+            unpadded.add(compare(pair, 0, alone[0], ""))
+        found = [each.comparison, padded, unpadded]
         for comparison in (*found, whole):
             comparison.allowed = allowed
             self._leave_out(comparison)

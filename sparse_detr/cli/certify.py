@@ -178,6 +178,7 @@ def in_form(model: nn.Module, form: str, dtype: Any) -> nn.Module:
         ValueError: there is no such form here.
     """
     import copy
+    import warnings
 
     import torch
 
@@ -187,4 +188,6 @@ def in_form(model: nn.Module, form: str, dtype: Any) -> nn.Module:
         return copy.deepcopy(model).to(dtype)
     if dtype == torch.float64:
         return optimize(copy.deepcopy(model).double())
-    return optimize(copy.deepcopy(model).float(), dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this CPU has no instructions for bfloat16")  # time does not matter here
+        return optimize(copy.deepcopy(model).float(), dtype=dtype)
