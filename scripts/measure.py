@@ -46,6 +46,7 @@ from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
 from sparse_detr.errors import run_script
+from sparse_detr.studies.training import final_scores
 from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,21 +204,6 @@ def scores_of_seeds(
             record.add(variant, run)
         runs.append(run)
     return runs
-
-
-def final_scores(folder: Path) -> dict[str, float]:
-    """Return AP, seconds an iteration and iterations of a finished run; {} if the folder holds none."""
-    metrics = folder / "metrics.json"
-    if not (folder / "model_final.pth").is_file() or not metrics.is_file():
-        return {}
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    scores = [line for line in lines if "bbox/AP" in line]
-    seconds = statistics.median(line["time"] for line in lines if "time" in line)
-    return {
-        **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
-        "seconds_per_iteration": seconds,
-        "iterations": scores[-1]["iteration"],
-    }
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:

@@ -16,7 +16,7 @@ from sparse_detr.studies.driver import Conclusion, Result, Results, Study
 
 SUMMARY = "GFLOPs and weights of models over rho, with the papers' numbers beside; nothing is trained"
 IMAGE_SIZE = (850, 1040)
-PUBLISHED = {
+PUBLISHED: dict[str, dict[float | None, float]] = {
     "SparseDETR/deformable_detr_topk_r50.py": {None: 177.3},
     "SparseDETR/sparse_detr_r50_rho10.py": {0.1: 105.4, 0.2: 112.9, 0.3: 120.5, 0.4: 128.0, 0.5: 135.6},
     "SparseDETR/deformable_detr_topk_swin_t.py": {None: 184.8},
