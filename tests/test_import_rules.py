@@ -39,7 +39,7 @@ ALLOWED = {
         "analysis",
         "visualization",
     ),
-    "analysis": ("structures", "errors", "files"),
+    "analysis": ("modeling", "structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
     "benchmark": (
         "analysis",

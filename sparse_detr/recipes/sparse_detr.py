@@ -46,7 +46,31 @@ def sparse_detr(
     """
     own, others = split_options(options, elastic)
     model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **others)
-    released = options.get("behavior") == "released"
+    sparsify(
+        model,
+        keep_ratio=keep_ratio,
+        inference_keep_ratio=inference_keep_ratio,
+        scorer=scorer,
+        released=options.get("behavior") == "released",
+    )
+    return elastic(model, **own)
+
+
+def sparsify(
+    model: Any,
+    *,
+    keep_ratio: float,
+    inference_keep_ratio: float | None = None,
+    scorer: Scorer = "attention_map",
+    released: bool = False,
+) -> Any:
+    """Give a dense model an encoder that refines the best `keep_ratio` of the tokens.
+
+    Args:
+        model: LazyCall of a detector with a deformable encoder; it is changed in place and returned.
+        keep_ratio, inference_keep_ratio, scorer: see `sparse_detr`.
+        released: as the public implementation treats padding.
+    """
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
         model.projection = L(ProposalProjection)(embed_dim=embed_dim)
@@ -58,7 +82,7 @@ def sparse_detr(
     )
     if scorer == "attention_map":
         model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
-    return elastic(model, **own)
+    return model
 
 
 def sparse_dino(**options: Any) -> Any:
