@@ -46,10 +46,7 @@ def covered_attention_per_level(keep: Tensor, attention_map: Tensor, pyramid: Py
 
 
 def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
-    """Return for every true box whether a kept token covers it.
-
-    A box is covered if it contains the centre of a kept token. A box that contains no centre of any token is covered if
-    its own centre lies in the cell of a kept token.
+    """Return for every true box whether a kept token lies under it, see `tokens_under_boxes`.
 
     Args:
         keep: (B, N) bool, True on kept tokens.
@@ -59,16 +56,28 @@ def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> li
     Returns:
         (T,) bool of every image; the mean of all of them is the recall of the selection.
     """
+    return [(tokens & keep[i, :, None]).any(0) for i, tokens in enumerate(tokens_under_boxes(boxes, pyramid))]
+
+
+def tokens_under_boxes(boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
+    """Return for every box the tokens of all levels that lie under it, (N, T) bool of every image.
+
+    A token lies under a box that contains its centre. A box that contains no centre of any token has the tokens whose
+    cells contain the centre of the box.
+
+    Args:
+        boxes: (T, 4) of every image, cxcywh in [0, 1] of the unpadded image.
+        pyramid: geometry.
+    """
     valid, centers = ~pyramid.padding_mask, pyramid.centers(torch.float32)
     half_cells = 0.5 / pyramid.token_valid_sizes.flip(-1).float()
-    covered = []
+    found = []
     for image, image_boxes in enumerate(boxes):
         distance = (centers[image, :, None] - image_boxes[:, :2]).abs()  # (N, T, 2)
         inside = _within(distance, image_boxes[:, 2:] / 2, valid[image])
         around = _within(distance, half_cells[image, :, None], valid[image])
-        tokens = torch.where(inside.any(0), inside, around)
-        covered.append((tokens & keep[image, :, None]).any(0))
-    return covered
+        found.append(torch.where(inside.any(0), inside, around))
+    return found
 
 
 def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
