@@ -114,7 +114,7 @@ def numbers_of(runs: ImageRuns, args: argparse.Namespace) -> list[dict[str, floa
     """Return what dropping the tokens under each of the best detections does."""
     explainer = Explainer(runs, shares=SHARES, draws=args.draws)
     rows = []
-    for target in list_targets(runs.prediction, 0.0)[: args.detections]:
+    for target in list_targets(runs.prediction, 0.0, most=args.detections):
         found = explainer.drop_box(target)
         if found is not None and target.score:
             rows.append(

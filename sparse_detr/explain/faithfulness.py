@@ -39,7 +39,7 @@ class Target:
     query: int | None = None
 
 
-def list_targets(prediction: Prediction, score_threshold: float) -> list[Target]:
+def list_targets(prediction: Prediction, score_threshold: float, *, most: int | None = None) -> list[Target]:
     """Return the detections of a prediction, best first: the best class of every query.
 
     A detection that repeats a better one, with the same class and an IoU above 0.7, is left out.
@@ -47,11 +47,12 @@ def list_targets(prediction: Prediction, score_threshold: float) -> list[Target]
     Args:
         prediction: of one image.
         score_threshold: detections below it are left out.
+        most: the largest number of detections; None for all.
     """
     scores, labels = prediction.scores.max(1)
     found: list[Target] = []
     for query in scores.argsort(descending=True, stable=True).tolist():
-        if scores[query] < max(score_threshold, 1e-6):
+        if scores[query] < max(score_threshold, 1e-6) or len(found) == most:
             break
         target = Target(prediction.boxes[query], int(labels[query]), float(scores[query]), query)
         if not any(other.label == target.label and _iou(other, target) > DUPLICATE_IOU for other in found):
@@ -168,9 +169,7 @@ class Explainer:
         seed: of the draws.
     """
 
-    def __init__(
-        self, runs: ImageRuns, *, shares: Sequence[float] = SHARES, draws: int = 3, seed: int = 0
-    ) -> None:
+    def __init__(self, runs: ImageRuns, *, shares: Sequence[float] = SHARES, draws: int = 3, seed: int = 0) -> None:
         self.runs, self.shares, self.draws, self.seed = runs, tuple(shares), draws, seed
         self.kept = runs.kept[0]
         self.levels = runs.pyramid.cells[:, 0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from sparse_detr.analysis.tokens import object_tokens, watch_object_rows, watch_sampled_points
 from sparse_detr.explain.compare import Difference, compare_models
@@ -16,6 +15,7 @@ from sparse_detr.explain.interventions import ImageRuns, Intervention, Predictio
 from sparse_detr.explain.ledger import Ledger, make_ledger
 from sparse_detr.explain.minimal_budget import GRID, FoundFrom, has_budget, predict_at, search_budgets
 from sparse_detr.explain.sanity import Sanity, check_sanity
+from sparse_detr.modeling.selection import AnyBudget, budget_of_call
 from sparse_detr.visualization.token_maps import TokenMaps, token_maps
 
 
@@ -28,7 +28,7 @@ class Choices:
         detections: numbers of the detections to explain, from 1, best first; empty for the best `count`.
         count: see `detections`.
         draws: of random tokens.
-        budgets: keep ratios to try; the model's own is added.
+        budgets: keep ratios to try; the budget that is explained is added.
         rounds: of timing; 0 for none.
     """
 
@@ -45,16 +45,14 @@ class BudgetView:
     """What the model does with one budget.
 
     Args:
-        keep_ratio: the share of the tokens; None for a budget that is no share.
-        own: whether it is the model's own budget.
-        kept: (N,) bool of every encoder layer.
+        keep_ratio: the share of the tokens in the first layer; None for models without a budget.
+        own: whether it is the budget that is explained.
         prediction: with samples, where the decoder has sampling points.
         targets: detections, best first.
     """
 
     keep_ratio: float | None
     own: bool
-    kept: Sequence[Tensor]
     prediction: Prediction
     targets: Sequence[Target]
 
@@ -67,13 +65,13 @@ class ImageStory:
         name: of the image.
         image: (H, W, 3) uint8 RGB.
         runs: of the model.
-        maps: of the tokens, at the model's own budget.
-        targets: detections at the model's own budget, best first.
+        maps: of the tokens, at the budget that is explained.
+        targets: detections at the budget that is explained, best first.
         truth: true objects; None if they are not known.
-        views: at every budget, ascending; the model's own alone if it takes no other.
+        views: at every budget, ascending; the one that is explained alone if the model takes no other.
         explanations: by the number of the detection, from 0.
-        found: for every true object, or for every detection of the largest budget where there is no truth; empty for models
-            without a budget.
+        found: for every true object, or for every detection of the largest budget where there is no truth; empty for
+            models without a budget.
         ledger: of the encoder, with the true objects or the detections.
         not_editable: why no token can be dropped; None if it can.
         sanity: see `check_sanity`; None if it was not asked for.
@@ -96,7 +94,7 @@ class ImageStory:
 
     @property
     def own_view(self) -> int:
-        """Number of the view with the model's own budget."""
+        """Number of the view with the budget that is explained."""
         return next(i for i, view in enumerate(self.views) if view.own)
 
 
@@ -110,6 +108,7 @@ def explain_image(
     truth: Sequence[Target] | None = None,
     random_model: Any = None,
     other: tuple[Any, dict[str, Any]] | None = None,
+    budget: AnyBudget | None = None,
 ) -> ImageStory:
     """Find out everything about one image.
 
@@ -122,12 +121,13 @@ def explain_image(
         truth: true objects; None if they are not known.
         random_model: the model with random weights, for the sanity check; None for no check.
         other: another model, and the image as its input, to compare with.
+        budget: what is explained, as in a call of the model; None for the model's own budget.
 
     Raises:
         ValueError: a chosen detection does not exist.
     """
     with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
-        runs = ImageRuns(model, item)
+        runs = ImageRuns(model, item, budget=budget)
     maps = token_maps(runs.output, objects=object_tokens(runs.output.selection, rows), points=points)
     targets = list_targets(runs.prediction, choices.score_threshold)
     not_editable = why_not_editable(model)
@@ -143,32 +143,29 @@ def explain_image(
         views=views,
         explanations=explanations,
         found=_found(runs, views, views[-1].targets if truth is None else truth, choices),
-        ledger=make_ledger(runs, item, targets if truth is None else truth, rounds=choices.rounds),
+        ledger=make_ledger(runs, targets if truth is None else truth, rounds=choices.rounds),
         not_editable=not_editable,
         sanity=None
         if random_model is None or not_editable
-        else check_sanity(runs, random_model, item, count=choices.count, draws=choices.draws),
+        else check_sanity(runs, list(explanations.values()), random_model, count=choices.count, draws=choices.draws),
         difference=None
         if other is None
         else compare_models(runs, ImageRuns(*other), truth, score_threshold=choices.score_threshold),
     )
 
 
-def _views(
-    runs: ImageRuns, choices: Choices, targets: Sequence[Target], not_editable: str | None
-) -> list[BudgetView]:
-    own_ratio = getattr(runs.model.selector, "keep_ratio", None) if has_budget(runs.model) else None
+def _views(runs: ImageRuns, choices: Choices, targets: Sequence[Target], not_editable: str | None) -> list[BudgetView]:
     if not_editable:
-        return [BudgetView(None, True, runs.kept, runs.prediction, targets)]
+        return [BudgetView(None, True, runs.prediction, targets)]
     own = runs.run([Intervention()], samples=True)[0]
-    views = [BudgetView(own_ratio, True, runs.kept, own, targets)]
-    if own_ratio is None:
-        return views
+    if not has_budget(runs.model):
+        return [BudgetView(None, True, own, targets)]
+    own_ratio = budget_of_call(runs.budget, runs.model.selector.budget).keep_ratio
+    views = [BudgetView(own_ratio, True, own, targets)]
     others = [budget for budget in choices.budgets if budget != own_ratio]
     for budget, prediction in predict_at(runs, others, samples=True).items():
-        kept = runs.selected(Intervention(budget=budget))
         found = list_targets(prediction, choices.score_threshold)
-        views.append(BudgetView(budget, False, kept, prediction, found))
+        views.append(BudgetView(budget, False, prediction, found))
     return sorted(views, key=lambda view: view.keep_ratio or 0)
 
 

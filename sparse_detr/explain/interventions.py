@@ -18,7 +18,7 @@ from sparse_detr.errors import UserError
 from sparse_detr.layers import AttentionSamples
 from sparse_detr.modeling.encoder import DeformableEncoder, LevelFeedForwardLayer
 from sparse_detr.modeling.heads import Proposals
-from sparse_detr.modeling.selection import Budget, KeepAllTokens, Selected, TopKSelector
+from sparse_detr.modeling.selection import AnyBudget, Budget, KeepAllTokens, Selected, TopKSelector, budget_of_call
 from sparse_detr.structures import (
     AllTokens,
     CascadedTokens,
@@ -41,12 +41,12 @@ class Intervention:
     Args:
         drop: (N,) bool, tokens that no layer refines; None for none.
         force: (N,) bool, tokens that every layer refines; None for none.
-        budget: what is changed: a share of the tokens or a `Budget`; None for the model's own budget.
+        budget: what is changed, as in a call of the model; None for the budget of the runs.
     """
 
     drop: Tensor | None = None
     force: Tensor | None = None
-    budget: Budget | float | None = None
+    budget: AnyBudget | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +75,16 @@ class EditedBudget:
 
     def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
         if len(self.edits) != pyramid.batch_size:
-            raise ValueError(f"there are {len(self.edits)} interventions for {pyramid.batch_size} images; give one each")
-        bases: dict[Any, TokenSelection] = {}
-        for edit in self.edits:
-            if id(edit.budget) not in bases:
-                bases[id(edit.budget)] = self._chosen(edit.budget).select(ranking, pyramid)
-        selections = [bases[id(edit.budget)] for edit in self.edits]
+            raise ValueError(
+                f"there are {len(self.edits)} interventions for {pyramid.batch_size} images; give one each"
+            )
+        bases = {id(edit.budget): budget_of_call(edit.budget, self.budget) for edit in self.edits}
+        chosen = {key: budget.select(ranking, pyramid) for key, budget in bases.items()}
+        selections = [chosen[id(edit.budget)] for edit in self.edits]
         depth = max(len(getattr(selection, "layers", ())) for selection in selections)
         ranking = ranking.detach()
         layers = [_best(self._kept(selections, layer), ranking) for layer in range(max(depth, 1))]
         return layers[0] if depth == 0 else _cascade(layers)
-
-    def _chosen(self, budget: Budget | float | None) -> Budget:
-        if budget is None:
-            return self.budget
-        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, float | int) else budget
 
     def _kept(self, selections: Sequence[TokenSelection], layer: int) -> Tensor:
         """Return (B, N) bool: the tokens of one layer, edited."""
@@ -189,12 +184,14 @@ class Prediction:
     Args:
         scores: (Q, classes) in [0, 1]; 0 on queries that only fill the batch.
         boxes: (Q, 4), xyxy in pixels of the image.
+        kept: (N,) bool of every encoder layer, the tokens that it refined.
         samples: samples of every decoder layer, of a batch of one; None if they were not asked for, or of a decoder
             with full attention.
     """
 
     scores: Tensor
     boxes: Tensor
+    kept: tuple[Tensor, ...]
     samples: tuple[AttentionSamples, ...] | None = None
 
 
@@ -202,21 +199,25 @@ class ImageRuns:
     """One image, whose tokens are made once, for any number of runs of the transformer.
 
     Args:
-        model: a `GeneralizedDETR` in eval mode.
+        model: a `GeneralizedDETR` in eval mode, as it is, not in its inference form.
         item: an input of the model, with `height` and `width` of the image.
+        budget: what is explained, as in a call of the model; None for the model's own budget.
         chunk: the largest number of runs that go through the model together; None for as many as fit
             `CHUNK_BYTES`.
 
     Attributes:
-        output: of the model as it is, with the attention map.
+        output: of the model with this budget and no intervention, with the attention map.
         tokens: what the encoder starts from.
         size: (height, width) of the image.
     """
 
-    def __init__(self, model: Any, item: dict[str, Any], *, chunk: int | None = None) -> None:
-        self.model, self.size = model, (int(item["height"]), int(item["width"]))
+    def __init__(
+        self, model: Any, item: dict[str, Any], *, budget: AnyBudget | None = None, chunk: int | None = None
+    ) -> None:
+        self.model, self.item, self.budget = model, item, budget
+        self.size = (int(item["height"]), int(item["width"]))
         with torch.no_grad(), _watch_tokens(model.tokenizer) as seen:
-            self.output: DetectorOutput = model.outputs([item])
+            self.output: DetectorOutput = model.outputs([item], budget)
         self.tokens: Tokens = seen[0]
         bytes_of_run = self.tokens.content.numel() * BYTES_OF_A_CHANNEL
         self.chunk = chunk or min(max(CHUNK_BYTES // bytes_of_run, 1), 64)
@@ -228,14 +229,14 @@ class ImageRuns:
 
     @property
     def prediction(self) -> Prediction:
-        """What the model predicts as it is, without samples."""
+        """What the model predicts without an intervention, without samples."""
         group = self.output.predictions
-        return self._predictions(group.logits, group.boxes, group.valid)[0]
+        return self._predictions(group.logits, group.boxes, group.valid, self.output.selection)[0]
 
     @property
-    def kept(self) -> list[Tensor]:
-        """(N,) bool of every encoder layer: the tokens that the model refines as it is."""
-        return [self.output.selection.at_layer(i).keep[0] for i in range(len(self.model.encoder.layers))]
+    def kept(self) -> tuple[Tensor, ...]:
+        """(N,) bool of every encoder layer: the tokens that are refined without an intervention."""
+        return self._kept(self.output.selection)[0]
 
     def run(self, edits: Sequence[Intervention], *, samples: bool = False) -> list[Prediction]:
         """Run the transformer once for every intervention, in batches.
@@ -248,34 +249,40 @@ class ImageRuns:
             UserError: see `editable`.
         """
         found: list[Prediction] = []
+        edits = [self._of_these_runs(edit) for edit in edits]
         with torch.no_grad(), editable(self.model) as budget:
             for start in range(0, len(edits), self.chunk):
                 found += self._run(EditedBudget(budget, edits[start : start + self.chunk]), samples)
         return found
 
-    def selected(self, edit: Intervention) -> list[Tensor]:
-        """Return (N,) bool of every encoder layer: the tokens that it refines after an intervention."""
-        with torch.no_grad(), editable(self.model) as budget:
-            selection = self.model.encode(self.tokens, EditedBudget(budget, [edit])).selected.selection
-        return [selection.at_layer(i).keep[0] for i in range(len(self.model.encoder.layers))]
+    def _of_these_runs(self, edit: Intervention) -> Intervention:
+        return replace(edit, budget=self.budget) if edit.budget is None else edit
 
     def _run(self, budget: EditedBudget, samples: bool) -> list[Prediction]:
         encoded = self.model.encode(repeat_tokens(self.tokens, len(budget.edits)), budget)
         queries = self.model.query(encoded)
         decoded = self.model.decode(queries, encoded, need_samples=samples)
         last = decoded.predictions[-1]
-        found = self._predictions(last.logits, last.boxes, queries.valid)
+        found = self._predictions(last.logits, last.boxes, queries.valid, encoded.selected.selection)
         if decoded.samples is None:
             return found
         return [replace(one, samples=_samples_of(decoded.samples, i)) for i, one in enumerate(found)]
 
-    def _predictions(self, logits: Tensor, boxes: Tensor, valid: Tensor | None) -> list[Prediction]:
+    def _kept(self, selection: TokenSelection) -> list[tuple[Tensor, ...]]:
+        """Return for every image (N,) bool of every encoder layer."""
+        layers = [selection.at_layer(i).keep for i in range(len(self.model.encoder.layers))]
+        return list(zip(*layers, strict=True))
+
+    def _predictions(
+        self, logits: Tensor, boxes: Tensor, valid: Tensor | None, selection: TokenSelection
+    ) -> list[Prediction]:
         scores = self.model.postprocess.classification.scores(logits)
         if self.model.class_channels is not None:
             scores = scores[..., self.model.class_channels]
         if valid is not None:
             scores = scores * valid[..., None]
-        return [Prediction(*pair) for pair in zip(scores, self._pixels(boxes), strict=True)]
+        images = zip(scores, self._pixels(boxes), self._kept(selection), strict=True)
+        return [Prediction(*image) for image in images]
 
     def _pixels(self, boxes: Tensor) -> Tensor:
         """Return (..., 4) xyxy in pixels, cut at the border of the image, of cxcywh in [0, 1]."""

@@ -22,7 +22,7 @@ from sparse_detr.analysis.tokens import tokens_under_boxes
 from sparse_detr.explain.faithfulness import Target, search
 from sparse_detr.explain.interventions import ImageRuns, Intervention
 from sparse_detr.explain.minimal_budget import SIZES, size_of
-from sparse_detr.modeling.selection import CascadedBudget, LevelBudget, TopKSelector
+from sparse_detr.modeling.selection import LevelBudget, TopKSelector
 
 BACKGROUND = "background"
 HELD_ATTENTION = 0.95
@@ -82,17 +82,16 @@ class Ledger:
         return self.kept_by_size[BACKGROUND] / max(sum(row.kept for row in self.rows), 1)
 
 
-def make_ledger(runs: ImageRuns, item: dict[str, Any], objects: Sequence[Target], *, rounds: int = 5) -> Ledger:
+def make_ledger(runs: ImageRuns, objects: Sequence[Target], *, rounds: int = 5) -> Ledger:
     """Account for one image.
 
     Args:
         runs: of the image.
-        item: the image as an input of the model.
         objects: true objects, or detections.
         rounds: of timing, after one for warm-up; 0 for no times.
     """
-    flops = layer_gigaflops(runs.model, item)
-    times = layer_milliseconds(runs.model, item, rounds) if rounds else None
+    flops = layer_gigaflops(runs.model, runs.item, runs.budget)
+    times = layer_milliseconds(runs.model, runs.item, runs.budget, rounds) if rounds else None
     sizes, levels = token_sizes(runs, objects), runs.pyramid.cells[:, 0]
     valid = ~runs.pyramid.padding_mask[0]
     rows = []
@@ -144,31 +143,37 @@ class LayerCosts:
     other: float = 0.0
 
 
-def layer_gigaflops(model: nn.Module, item: dict[str, Any]) -> LayerCosts:
+def layer_gigaflops(model: nn.Module, item: dict[str, Any], budget: Any = None) -> LayerCosts:
     """Count the FLOPs of every encoder layer for one image; together with `other` they are those of the encoder."""
     from sparse_detr.analysis.cost import part_gigaflops
 
     number = len(model.encoder.layers)  # type: ignore[union-attr, arg-type]
     parts = {f"refine {i}": [f"encoder.layers.{i}"] for i in range(number)}
     parts |= {f"read {i}": [f"encoder.layers.{i}.self_attn.value_proj"] for i in range(number)}
-    found = part_gigaflops(model, item, {**parts, "other": ["encoder"]})
+    found = part_gigaflops(model, item, {**parts, "other": ["encoder"]}, budget)
     refine, read = (tuple(found[f"{kind} {i}"] for i in range(number)) for kind in ("refine", "read"))
     return LayerCosts(refine, read, found["other"])
 
 
 @torch.no_grad()
-def layer_milliseconds(model: nn.Module, item: dict[str, Any], rounds: int) -> LayerCosts:
+def layer_milliseconds(model: nn.Module, item: dict[str, Any], budget: Any, rounds: int) -> LayerCosts:
     """Return the median milliseconds of every encoder layer for one image, after one round for warm-up."""
     layers = list(model.encoder.layers)  # type: ignore[union-attr, arg-type]
     readers = [getattr(getattr(layer, "self_attn", None), "value_proj", None) for layer in layers]
-    refine, read = [], []
+    refine: list[list[float]] = []
+    read: list[list[float]] = []
     for _ in range(rounds + 1):
         with _stopwatch([*layers, *(reader for reader in readers if reader is not None)]) as seconds:
-            model([item])
+            model([item], budget)
         reading = [seconds.get(reader, 0.0) for reader in readers]
         read.append(reading)
         refine.append([seconds[layer] - part for layer, part in zip(layers, reading, strict=True)])
-    return LayerCosts(*(tuple(MILLI * statistics.median(row) for row in zip(*part[1:])) for part in (refine, read)))
+    return LayerCosts(_medians(refine[1:]), _medians(read[1:]))
+
+
+def _medians(rounds: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return the median milliseconds of every layer, of seconds by round and layer."""
+    return tuple(MILLI * statistics.median(seconds) for seconds in zip(*rounds, strict=True))
 
 
 @contextmanager
@@ -225,10 +230,10 @@ def needed_shares(runs: ImageRuns) -> list[float] | None:
     hold 95 %. Where the kept tokens of a level get no attention, one token is enough.
 
     Returns:
-        One share a level; None for models without token scores, attention map or a budget of one share for all layers.
+        One share a level; None for models without token scores, attention map or budget.
     """
     scores, attention = runs.output.token_scores, runs.output.attention_map
-    if scores is None or attention is None or not takes_level_shares(runs.model):
+    if scores is None or attention is None or not isinstance(runs.model.selector, TopKSelector):
         return None
     kept, valid = runs.kept[0], ~runs.pyramid.padding_mask[0]
     shares = []
@@ -241,15 +246,7 @@ def needed_shares(runs: ImageRuns) -> list[float] | None:
     return shares
 
 
-def takes_level_shares(model: nn.Module) -> bool:
-    """Return whether a share for every level can say what the model's own budget says."""
-    selector = getattr(model, "selector", None)
-    return isinstance(selector, TopKSelector) and not isinstance(selector.budget, CascadedBudget)
-
-
-def propose_levels(
-    images: Sequence[tuple[ImageRuns, Sequence[Target]]], *, score_threshold: float
-) -> Proposal | None:
+def propose_levels(images: Sequence[tuple[ImageRuns, Sequence[Target]]], *, score_threshold: float) -> Proposal | None:
     """Propose a share for every level, the largest that an image needs by `needed_shares`, and try it.
 
     Args:
@@ -268,12 +265,11 @@ def propose_levels(
     for runs, targets in images:
         edit = Intervention(budget=budget)
         now += int(runs.kept[0].sum())
-        then += int(runs.selected(edit)[0].sum())
         prediction = runs.run([edit])[0]
+        then += int(prediction.kept[0].sum())
         for target in targets:
             assert target.score is not None
             score = search(prediction, target)[0]
             changes.append(score - target.score)
             lost += score < score_threshold
-    text = "levels:" + ",".join(f"{share:g}" for share in shares)
-    return Proposal(text, now, then, len(changes), lost, statistics.fmean(changes) if changes else 0.0)
+    return Proposal(str(budget), now, then, len(changes), lost, statistics.fmean(changes) if changes else 0.0)

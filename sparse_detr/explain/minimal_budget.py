@@ -37,7 +37,8 @@ class FoundFrom:
         target: the object.
         budgets: keep ratios, ascending.
         scores: of the object at every budget; 0 where nothing matches it.
-        smallest: the smallest keep ratio at which it is found; None if it is found at none.
+        smallest: the smallest keep ratio at which it is found, at least the first of `budgets`; None if it is found at
+            none.
         lost_again: larger keep ratios at which it is not found: more tokens are not always better.
     """
 
@@ -105,8 +106,8 @@ def search_budgets(
 
 def _bisected(runs: ImageRuns, rows: list[FoundFrom], score_threshold: float, steps: int) -> list[FoundFrom]:
     """Make the smallest budgets exact to a part of the grid's steps."""
-    low = {i: max((b for b in row.budgets if b < row.smallest), default=0.0) for i, row in _found(rows)}
-    high = {i: row.smallest for i, row in _found(rows)}
+    low = {i: max(b for b in row.budgets if b < first) for i, row, first in _found_later(rows)}
+    high = {i: first for i, _, first in _found_later(rows)}
     for _ in range(steps):
         middles = sorted({(low[i] + high[i]) / 2 for i in low})
         if not middles:
@@ -116,11 +117,13 @@ def _bisected(runs: ImageRuns, rows: list[FoundFrom], score_threshold: float, st
             middle = (low[i] + high[i]) / 2
             score = search(predictions[middle], rows[i].target)[0]
             low[i], high[i] = (low[i], middle) if score >= score_threshold and score > 0 else (middle, high[i])
-    return [replace(row, smallest=high.get(i)) for i, row in enumerate(rows)]
+    return [replace(row, smallest=high.get(i, row.smallest)) for i, row in enumerate(rows)]
 
 
-def _found(rows: Sequence[FoundFrom]) -> list[tuple[int, FoundFrom]]:
-    return [(i, row) for i, row in enumerate(rows) if row.smallest is not None]
+def _found_later(rows: Sequence[FoundFrom]) -> list[tuple[int, FoundFrom, float]]:
+    """Return number, row and smallest budget of the objects that are found, but not at the smallest budget of all."""
+    found = [(i, row, row.smallest) for i, row in enumerate(rows) if row.smallest is not None]
+    return [(i, row, first) for i, row, first in found if first > row.budgets[0]]
 
 
 def by_size(rows: Sequence[FoundFrom]) -> dict[str, dict[str, float | int | None]]:

@@ -187,11 +187,11 @@ function drawPoints(overlay) {
   const unit = Math.max(width, height) / 220;
   for (const point of samplingPoints(found)) {
     if (state.level && point.level !== state.level - 1) continue;
-    const side = unit * (0.7 + 1.6 * point.weight);
+    const side = unit * (0.9 + 1.8 * point.weight);
     element("rect", {
       class: `point ${point.refined ? "refined" : "unrefined"}`,
       x: point.x * width - side / 2, y: point.y * height - side / 2, width: side, height: side,
-      fill: point.refined ? "#ffd60a" : "none", stroke: point.refined ? "#000" : "#ff5c8a",
+      fill: point.refined ? "#ffd60a" : "none", stroke: point.refined ? "#0008" : "#ff5c8a",
     }, overlay);
   }
 }
@@ -217,7 +217,7 @@ function chart(caption, shares, lines, band, xLabel, mark) {
     element("text", { x: x - 5, y: y + 4, "text-anchor": "end" }, svg, score);
   }
   for (const share of [0, 0.5, 1]) {
-    element("text", { x: place(share * last, 0)[0], y: height - bottom + 13, "text-anchor": "middle" }, svg, `${Math.round(100 * share * last)} %`);
+    element("text", { x: place(share * last, 0)[0], y: height - bottom + 13, "text-anchor": share === 1 ? "end" : "middle" }, svg, `${Math.round(100 * share * last)} %`);
   }
   element("text", { x: width - 10, y: height - 2, "text-anchor": "end" }, svg, xLabel);
   if (band) {

@@ -143,7 +143,7 @@ def check_sentences(story: ImageStory) -> list[str]:
 
 def _view(story: ImageStory, view: BudgetView, class_names: Sequence[str]) -> dict[str, Any]:
     valid = ~story.runs.pyramid.padding_mask[0]
-    layers = [_bits(kept[valid]) for kept in view.kept]
+    layers = [_bits(kept[valid]) for kept in view.prediction.kept]
     same = all(layer == layers[0] for layer in layers)
     return {
         "ratio": view.keep_ratio,

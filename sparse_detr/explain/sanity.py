@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from sparse_detr.explain.faithfulness import Explainer, list_targets
+from sparse_detr.explain.faithfulness import Comparison, Explainer, Explanation, list_targets
 from sparse_detr.explain.interventions import ImageRuns
 
 
@@ -21,8 +22,8 @@ class Sanity:
         correlation: rank correlation (Spearman) of the token scores, or of the decoder's attention to the tokens where
             the model has no scores. 1: the same map; 0: unrelated.
         map_name: what was compared.
-        trained, random: mean faithfulness number of the best detections, with tokens under the box dropped; None
-            without any.
+        trained, random: mean faithfulness number of the explained detections, and of the best ones of the random model,
+            with tokens under the box dropped; None without any.
     """
 
     correlation: float | None
@@ -31,23 +32,27 @@ class Sanity:
     random: float | None
 
 
-def check_sanity(trained: ImageRuns, random_model: Any, item: dict[str, Any], *, count: int, draws: int) -> Sanity:
+def check_sanity(
+    trained: ImageRuns, explanations: Sequence[Explanation], random_model: Any, *, count: int, draws: int
+) -> Sanity:
     """Compare the maps and the faithfulness of a trained model with those of a model with random weights.
 
     Args:
         trained: runs of the trained model on the image.
+        explanations: of its detections.
         random_model: the same model with random weights, in eval mode.
-        item: the image as an input of the model.
-        count: number of detections of each model; the best ones, whatever their score.
+        count: number of detections of the random model; the best ones, whatever their score.
         draws: of random tokens.
     """
-    random = ImageRuns(random_model, item)
+    random = ImageRuns(random_model, trained.item, budget=trained.budget)
     name, correlation = rank_correlation(trained, random)
+    explainer = Explainer(random, draws=draws)
+    targets = list_targets(random.prediction, 0.0, most=count)
     return Sanity(
         correlation=correlation,
         map_name=name,
-        trained=mean_faithfulness(trained, count=count, draws=draws),
-        random=mean_faithfulness(random, count=count, draws=draws),
+        trained=_mean([explanation.dropped for explanation in explanations]),
+        random=_mean([explainer.drop_box(target) for target in targets]),
     )
 
 
@@ -65,9 +70,7 @@ def rank_correlation(one: ImageRuns, other: ImageRuns) -> tuple[str, float | Non
     return "no map", None
 
 
-def mean_faithfulness(runs: ImageRuns, *, count: int, draws: int) -> float | None:
-    """Return the mean faithfulness number of the best `count` detections; None if no token lies under any."""
-    explainer = Explainer(runs, draws=draws)
-    found = [explainer.drop_box(target) for target in list_targets(runs.prediction, 0.0)[:count]]
+def _mean(found: Sequence[Comparison | None]) -> float | None:
+    """Return the mean faithfulness number; None without any."""
     numbers = [comparison.faithfulness for comparison in found if comparison is not None]
     return sum(numbers) / len(numbers) if numbers else None

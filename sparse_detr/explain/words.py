@@ -78,7 +78,8 @@ def _alone(found: Comparison) -> str:
 
 
 def _forced(explanation: Explanation) -> str:
-    return f"If all {_tokens(int(explanation.under.sum()))} under its box are refined, its score is {explanation.forced:.2f}."
+    tokens = _tokens(int(explanation.under.sum()))
+    return f"If all {tokens} under its box are refined, its score is {explanation.forced:.2f}."
 
 
 def _number(found: Comparison) -> str:
@@ -97,6 +98,8 @@ def found_from(row: FoundFrom) -> str:
     if row.smallest is None:
         return "not found at any budget"
     text = f"found from rho = {row.smallest:.2g} on"
+    if row.smallest == row.budgets[0]:
+        text += ", the smallest budget tried"
     if row.lost_again:
         text += f", but not at {', '.join(f'{budget:g}' for budget in row.lost_again)}"
     return text
@@ -136,9 +139,14 @@ def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
 def _proposal(proposal: Proposal) -> str:
     tried = (
         f"--budget {proposal.text} would refine {proposal.tokens:,} instead of {proposal.tokens_now:,} tokens a layer; "
-        f"of {proposal.detections} detections it loses {proposal.lost}, and scores change by {proposal.score_change:+.3f}"
+        f"of {proposal.detections} detections it loses {proposal.lost}, and scores change by "
+        f"{proposal.score_change:+.3f}"
     )
-    return f"{tried}." if proposal.is_better else f"No shares by level are clearly better than the present budget: {tried}."
+    return (
+        f"{tried}."
+        if proposal.is_better
+        else f"No shares by level are clearly better than the present budget: {tried}."
+    )
 
 
 def sanity_sentence(sanity: Sanity) -> str:
