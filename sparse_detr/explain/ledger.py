@@ -24,10 +24,27 @@ from sparse_detr.explain.interventions import ImageRuns, Intervention
 from sparse_detr.explain.minimal_budget import SIZES, size_of
 from sparse_detr.modeling.selection import LevelBudget, TopKSelector
 
-BACKGROUND = "background"
+BACKGROUND, READING = "background", "reading all tokens"
 HELD_ATTENTION = 0.95
 WORTHWHILE = 0.1
 MILLI = 1000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GFLOPs and milliseconds; the time is NaN if nothing was timed."""
+
+    gigaflops: float
+    milliseconds: float
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.gigaflops + other.gigaflops, self.milliseconds + other.milliseconds)
+
+    def __mul__(self, share: float) -> Cost:
+        return Cost(self.gigaflops * share, self.milliseconds * share)
+
+
+NOTHING = Cost(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,7 @@ class LedgerRow:
         kept: number of tokens that the layer refines.
         kept_by_size: of these, those under objects of every size, and those of the background; a token under several
             objects counts for the smallest.
-        gigaflops: of refining and reading.
-        milliseconds: likewise; NaN if nothing was timed.
+        refining, reading: what the level costs.
     """
 
     layer: int
@@ -49,8 +65,13 @@ class LedgerRow:
     tokens: int
     kept: int
     kept_by_size: dict[str, int]
-    gigaflops: float
-    milliseconds: float
+    refining: Cost
+    reading: Cost
+
+    @property
+    def cost(self) -> Cost:
+        """Of refining and reading."""
+        return self.refining + self.reading
 
 
 @dataclass(frozen=True)
@@ -68,13 +89,22 @@ class Ledger:
     @property
     def gigaflops(self) -> float:
         """Of the encoder."""
-        return sum(row.gigaflops for row in self.rows) + self.other_gigaflops
+        return sum(row.cost.gigaflops for row in self.rows) + self.other_gigaflops
 
     @property
     def kept_by_size(self) -> dict[str, int]:
         """Refined tokens of all layers and levels."""
         names = self.rows[0].kept_by_size
         return {name: sum(row.kept_by_size[name] for row in self.rows) for name in names}
+
+    @property
+    def cost_by_size(self) -> dict[str, Cost]:
+        """What refining the tokens under objects of every size and of the background costs, and reading all tokens."""
+        costs = {
+            name: sum((row.refining * (row.kept_by_size[name] / max(row.kept, 1)) for row in self.rows), NOTHING)
+            for name in self.kept_by_size
+        }
+        return {**costs, READING: sum((row.reading for row in self.rows), NOTHING)}
 
     @property
     def background_share(self) -> float:
@@ -91,30 +121,32 @@ def make_ledger(runs: ImageRuns, objects: Sequence[Target], *, rounds: int = 5) 
         rounds: of timing, after one for warm-up; 0 for no times.
     """
     flops = layer_gigaflops(runs.model, runs.item, runs.budget)
-    times = layer_milliseconds(runs.model, runs.item, runs.budget, rounds) if rounds else None
+    times = layer_milliseconds(runs.model, runs.item, runs.budget, rounds) if rounds else _untimed(flops)
     sizes, levels = token_sizes(runs, objects), runs.pyramid.cells[:, 0]
     valid = ~runs.pyramid.padding_mask[0]
     rows = []
     for layer, kept in enumerate(runs.kept):
         for level in range(len(runs.pyramid.spatial_shapes)):
-            here = levels == level
+            here = (levels == level) & valid
             refined = kept & here
-            kept_share = float(refined.sum() / kept.sum().clamp(min=1))
-            share = float((here & valid).sum() / valid.sum())
+            kept_share, share = float(refined.sum() / kept.sum().clamp(min=1)), float(here.sum() / valid.sum())
             rows.append(
                 LedgerRow(
                     layer=layer,
                     level=level,
-                    tokens=int((here & valid).sum()),
+                    tokens=int(here.sum()),
                     kept=int(refined.sum()),
                     kept_by_size={name: int((refined & mask).sum()) for name, mask in sizes.items()},
-                    gigaflops=flops.refine[layer] * kept_share + flops.read[layer] * share,
-                    milliseconds=float("nan")
-                    if times is None
-                    else times.refine[layer] * kept_share + times.read[layer] * share,
+                    refining=Cost(flops.refine[layer], times.refine[layer]) * kept_share,
+                    reading=Cost(flops.read[layer], times.read[layer]) * share,
                 )
             )
     return Ledger(tuple(rows), flops.other)
+
+
+def _untimed(flops: LayerCosts) -> LayerCosts:
+    nothing = (float("nan"),) * len(flops.refine)
+    return LayerCosts(nothing, nothing)
 
 
 def token_sizes(runs: ImageRuns, objects: Sequence[Target]) -> dict[str, Tensor]:

@@ -324,10 +324,11 @@ function ledgerTable() {
     const row = table.insertRow();
     cells.forEach((cell) => { const made = document.createElement(kind); made.textContent = cell; row.append(made); });
   };
-  add(["layer, level", "refined", "of", "background", "GFLOPs", "ms"], "th");
-  for (const row of image().ledger.rows) {
-    add([`${row.layer + 1}, ${row.level + 1}`, row.kept, row.tokens, row.kept ? `${Math.round((100 * row.background) / row.kept)} %` : "–",
-      row.gigaflops.toPrecision(2), row.milliseconds === null ? "–" : row.milliseconds.toPrecision(2)], "td");
+  add(["", "refined", "of", "background", "GFLOPs", "ms"], "th");
+  const number = (value) => (value === null ? "–" : value.toLocaleString("en", { maximumSignificantDigits: 2 }));
+  for (const [name, refined, tokens, background, gigaflops, milliseconds] of image().ledger.rows) {
+    const share = background === null || !refined ? "–" : `${Math.round((100 * background) / refined)} %`;
+    add([name, refined ?? "–", tokens ?? "–", share, number(gigaflops), number(milliseconds)], "td");
   }
   at("ledger").append(table);
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_detr.explain.faithfulness import Comparison, Explanation, Target
 from sparse_detr.explain.image import BudgetView, ImageStory
-from sparse_detr.explain.ledger import BACKGROUND, Proposal
+from sparse_detr.explain.ledger import BACKGROUND, READING, Proposal
 from sparse_detr.explain.minimal_budget import size_of
 from sparse_detr.explain.words import (
     detection_sentences,
@@ -218,19 +218,19 @@ def comparison_numbers(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _ledger_rows(story: ImageStory) -> list[dict[str, Any]]:
-    return [
-        {
-            "layer": row.layer,
-            "level": row.level,
-            "tokens": row.tokens,
-            "kept": row.kept,
-            "background": row.kept_by_size[BACKGROUND],
-            "gigaflops": row.gigaflops,
-            "milliseconds": None if isnan(row.milliseconds) else row.milliseconds,
-        }
+def _ledger_rows(story: ImageStory) -> list[list[Any]]:
+    """Return the rows of the table: what, refined, of so many tokens, share of the background, cost."""
+    rows = [
+        [f"layer {row.layer + 1}, level {row.level + 1}", row.kept, row.tokens, row.kept_by_size[BACKGROUND], row.cost]
         for row in story.ledger.rows
     ]
+    kept = story.ledger.kept_by_size
+    for name, cost in story.ledger.cost_by_size.items():
+        if kept.get(name, 1):
+            rows.append(
+                [name if name in (BACKGROUND, READING) else f"{name} objects", kept.get(name), None, None, cost]
+            )
+    return [[*row[:4], row[4].gigaflops, None if isnan(row[4].milliseconds) else row[4].milliseconds] for row in rows]
 
 
 def _mean_pooling(story: ImageStory) -> list[np.ndarray]:

@@ -77,8 +77,9 @@ def found_page(story: ImageStory, class_names: Sequence[str]) -> np.ndarray:
         Panel(picture, "Smallest budget (rho)", bar=BUDGET_BAR),
         Panel(_histogram(story, picture.shape[0] / picture.shape[1]), "Objects by smallest budget"),
     ]
+    legend: Legend = [(NEVER, "never found")] if any(row.smallest is None for row in story.found) else []
     sentences = "; ".join(size_sentences(story.found))
-    return compose_page(f"{story.name}: found from which budget on", sentences, [panels], [(NEVER, "never found")])
+    return compose_page(f"{story.name}: found from which budget on", sentences, [panels], legend)
 
 
 def difference_page(story: ImageStory) -> np.ndarray:

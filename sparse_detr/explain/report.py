@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_detr.explain.faithfulness import Target
 from sparse_detr.explain.image import ImageStory
-from sparse_detr.explain.ledger import Ledger, Proposal
+from sparse_detr.explain.ledger import Cost, Ledger, Proposal
 from sparse_detr.explain.minimal_budget import by_size, size_of
 from sparse_detr.explain.page import KINDS, check_sentences, comparison_numbers, name_of, sampling_points
 from sparse_detr.explain.pictures import causes_page, difference_page, found_page
@@ -136,16 +136,20 @@ def numbers_of(story: ImageStory, class_names: Sequence[str], file: str) -> dict
 
 
 def _ledger(ledger: Ledger) -> dict[str, Any]:
-    rows = [asdict(row) for row in ledger.rows]
-    for row in rows:
-        row["milliseconds"] = None if isnan(row["milliseconds"]) else row["milliseconds"]
     return {
         "gigaflops": ledger.gigaflops,
         "other_gigaflops": ledger.other_gigaflops,
         "background_share": ledger.background_share,
         "kept_by_size": ledger.kept_by_size,
-        "rows": rows,
+        "cost_by_size": {name: _cost(cost) for name, cost in ledger.cost_by_size.items()},
+        "rows": [
+            {**asdict(row), "refining": _cost(row.refining), "reading": _cost(row.reading)} for row in ledger.rows
+        ],
     }
+
+
+def _cost(cost: Cost) -> dict[str, float | None]:
+    return {**asdict(cost), "milliseconds": None if isnan(cost.milliseconds) else cost.milliseconds}
 
 
 def text_of(story: ImageStory, class_names: Sequence[str], proposal: Proposal | None) -> str:

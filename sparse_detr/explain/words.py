@@ -128,7 +128,7 @@ def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
         f"{count / total:.0%} on {name} objects" for name, count in kept.items() if count and name != BACKGROUND
     )
     sentences = [
-        f"The encoder takes {ledger.gigaflops:.3g} GFLOPs. Of the tokens that it refines, "
+        f"The encoder takes {ledger.gigaflops:.2g} GFLOPs. Of the tokens that it refines, "
         f"{ledger.background_share:.0%} lie on the background{', ' + objects if objects else ''}."
     ]
     if proposal is not None:
