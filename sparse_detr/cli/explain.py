@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +58,13 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(args.images, option="IMAGE")[: args.max_images]
     make_folder(args.output)
     args.optimize = None  # what is explained is the model as it is
-    predictor = load_predictor(args)
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        predictor = load_predictor(args)
     if not hasattr(predictor.model, "outputs"):
         raise UserError(f"{args.config_file} describes a model of another package; give one of sparse_detr")
     stories, skipped = explain_images(args, predictor, files)
     for reason in skipped:
-        _say(args, f"  skipped {reason}")
+        print(f"  skipped {reason}", file=sys.stderr if args.json else sys.stdout)
     if not stories:
         return 1
     write_results(args, predictor, stories)
@@ -228,8 +231,3 @@ def write_results(args: argparse.Namespace, predictor: Predictor, stories: Seque
     for _, story in stories:
         print(text_of(story, names, proposal))
     print(f"open {args.output / PAGE} in a browser; pictures, arrays (*.npz) and numbers ({NUMBERS}) lie beside it")
-
-
-def _say(args: argparse.Namespace, text: str) -> None:
-    if not args.json:
-        print(text)

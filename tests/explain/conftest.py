@@ -10,13 +10,13 @@ from tests.modeling.tiny import build, picture
 
 NAMES = ["cat", "dog </script>", "cow", "hen", "pig"]
 BUDGETS = (0.1, 0.5, 1.0)
-THRESHOLD = 0.05
+THRESHOLD = 0.005
 
 
 def make_story(name="sparse", **options):
     item = picture(96, 128)
     image = item["image"].numpy().transpose(1, 2, 0)
-    choices = Choices(score_threshold=THRESHOLD, count=2, draws=1, budgets=BUDGETS, rounds=1)
+    choices = Choices(score_threshold=THRESHOLD, count=4, draws=1, budgets=BUDGETS, rounds=1)
     model = build(name, dtype=torch.float32).eval()
     return explain_image(model, item, np.ascontiguousarray(image), name=f"{name}.png", choices=choices, **options)
 

@@ -54,9 +54,9 @@ def test_a_smaller_budget_costs_less():
 
 
 def test_a_token_belongs_to_the_smallest_object_over_it():
-    """Of 16 fine tokens of 10 pixels, the small object has one, the medium one the rest of the upper left quarter."""
+    """Of 16 fine tokens of 10 pixels, the small object has one and the larger object the other 15."""
     runs = MadeUpRuns(lambda edit: 0.8)
-    small, medium = torch.tensor([0.0, 0, 10, 10]), torch.tensor([0.0, 0, 36, 36])
+    small, medium = torch.tensor([0.0, 0, 9, 9]), torch.tensor([0.0, 0, 36, 36])
     sizes = token_sizes(runs, [Target(medium, 0), Target(small, 0)])
     assert sizes["small"].nonzero()[:, 0].tolist() == [0]
     assert int(sizes["medium"][:16].sum()) == 15
