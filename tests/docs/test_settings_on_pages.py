@@ -1,4 +1,4 @@
-"""Every key that the pages "coming from" name exists: in the config that the page names, in yaml, or as an option."""
+"""Every setting that a page names exists: in the config that the page names, in yaml, or as an option of a recipe."""
 
 import inspect
 import re
@@ -11,7 +11,8 @@ from detectron2.utils.registry import locate
 from sparse_detr import model_zoo, recipes
 from sparse_detr.recipes.meta_arch import recipe_options
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "coming_from").glob("*.md"))
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(DOCS.glob("coming_from/*.md"))
 MARK = re.compile(r"<!-- keys of (\S+) (\S+) -->\n(.*?)(?=<!-- keys|\Z)", re.DOTALL)
 
 
@@ -26,16 +27,24 @@ class Key(NamedTuple):
 
 
 def keys(column):
-    """Yield what stands in a column of the tables: 1 for lazy, 2 for yaml."""
-    for page in PAGES:
-        for *configs, tables in MARK.findall(page.read_text(encoding="utf-8")):
+    """Yield what stands in the columns "lazy" or "yaml" of the tables of the pages."""
+    for page in sorted(DOCS.rglob("*.md")):
+        for lazy, yaml, tables in MARK.findall(page.read_text(encoding="utf-8")):
+            header = []
             for line in tables.splitlines():
-                cells = [cell.strip() for cell in line.split("|")[1:-1]]
-                if len(cells) == 4 and cells[0].startswith("`"):
-                    yield from (Key(configs[column - 1], text) for text in re.findall(r"`([^`]+)`", cells[column]))
+                cells = [cell.strip() for cell in line.strip("|").split("|")]
+                if "lazy" in cells:
+                    header = cells
+                elif not line.startswith("|"):
+                    header = []
+                elif header:
+                    for text in re.findall(r"`([^`]+)`", cells[header.index(column)]):
+                        several = column == "lazy" and "(" not in text
+                        config = lazy if column == "lazy" else yaml
+                        yield from (Key(config, setting) for setting in (text.split() if several else [text]))
 
 
-LAZY, YAML = sorted(set(keys(1))), sorted(set(keys(2)))
+LAZY, YAML = sorted(set(keys("lazy"))), sorted(set(keys("yaml")))
 
 
 @pytest.fixture(scope="module")
