@@ -31,6 +31,9 @@ LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".cu": "cuda", ".cuh":
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 TARGET = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 ELSEWHERE = re.compile(r"[a-z]+:|/")
+CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
+CELL_CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+BREAK = re.compile(r"[._/=,(](?=\w)|(?<=[a-z])(?=[A-Z][a-z])")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -60,6 +63,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return posixpath.relpath(place_of(path), posixpath.dirname(here)) + (match[2] or "")
 
     return "".join(_in_prose(markdown, lambda prose: TARGET.sub(moved, prose)))
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Let long names in the cells of tables break between their words, and nowhere else."""
+    return CELL.sub(lambda cell: CELL_CODE.sub(lambda code: BREAK.sub(r"\g<0><wbr>", code[0]), cell[0]), html)
 
 
 def place_of(path: str) -> str:
