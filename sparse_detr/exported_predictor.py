@@ -20,7 +20,7 @@ class ExportedPredictor(Predictor):
     """A predictor that runs an exported file; `Predictor(file)` makes one.
 
     It preprocesses as the config of the export did, and a call gives the same `Instances`. What the file holds as a
-    constant, such as the keep ratio, cannot be chosen.
+    constant, such as the budget, cannot be chosen.
 
     Args:
         file: written by `sparse-detr export`.
@@ -79,14 +79,14 @@ class ExportedPredictor(Predictor):
         most, ratio = self.metadata.num_detections, self.metadata.keep_ratio
         if options.top_k is not None and most is not None and options.top_k > most:
             raise UserError(f"top_k is {options.top_k}, but the file gives at most {most} detections")
-        if options.keep_ratio not in (None, ratio if ratio is not None else 1.0):
-            fixed = "of all tokens" if ratio is None else f"{ratio:g}"
+        if options.budget not in (None, ratio if ratio is not None else 1.0, self.metadata.budget):
+            fixed = self.metadata.budget or ("all tokens" if ratio is None else f"{ratio:g}")
             raise UserError(
-                f"keep_ratio is {options.keep_ratio:g}, but the file's is fixed: {fixed}; leave keep_ratio out, or "
-                "export another file with --keep-ratio"
+                f"budget is {options.budget}, but the file's is fixed: {fixed}; leave budget out, or export another "
+                "file with --budget"
             )
 
-    def _budget(self, options: Options) -> dict[str, float]:
+    def _budget(self, options: Options) -> dict[str, Any]:
         return {}
 
     def _checked_names(self, given: Sequence[str] | None, path: str) -> list[str]:

@@ -13,13 +13,14 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import check_fits, checked_budget, is_dense, is_real, number_or_quoted, resolved
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
     from sparse_detr.config.kinds import Config
+    from sparse_detr.modeling.selection import Budget
     from sparse_detr.structures import DetectorOutput
 
 CHANNEL_ORDERS = ("RGB", "BGR")
@@ -58,7 +60,10 @@ class Options:
     Args:
         score_threshold: detections with a lower score are left out, in [0, 1]; 0 keeps all.
         top_k: the largest number of detections an image; None takes the model's.
-        keep_ratio: share of the tokens that the encoder refines, in (0, 1]; None takes the config's.
+        budget: how many tokens the encoder refines: a share of them in (0, 1]; a text: `levels:0.25,0.5,1` (a share
+            for every level, fine to coarse), `mass:0.9` (as many as hold 90 % of an image's saliency), `ms:30` (the
+            best one of `sparse-detr sweep` within 30 ms, see `sparse_detr.budget_table`); or a `Budget`. None
+            takes the config's.
         channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images say their own.
         batch_size: the largest number of images that go through the model together: of so many images in a row, those
             of one size after preprocessing. So nothing is padded, and an image gives the same as alone, up to rounding.
@@ -69,15 +74,13 @@ class Options:
 
     score_threshold: float = 0.0
     top_k: int | None = None
-    keep_ratio: float | None = None
+    budget: Budget | float | str | None = None
     channel_order: str = "RGB"
     batch_size: int = 1
 
     def __post_init__(self) -> None:
         check_score("score_threshold", self.score_threshold)
-        if self.keep_ratio is not None:
-            check_share("keep_ratio", self.keep_ratio)
-            object.__setattr__(self, "keep_ratio", float(self.keep_ratio))  # of NumPy's floats
+        object.__setattr__(self, "budget", checked_budget("budget", self.budget))
         if self.top_k is not None:
             _check_count("top_k", self.top_k)
         _check_count("batch_size", self.batch_size)
@@ -87,6 +90,8 @@ class Options:
         """Return these options with others in their place."""
         known = [field.name for field in fields(self)]
         for name in options:
+            if name == "keep_ratio":
+                raise UserError(f"keep_ratio={options[name]} is called budget={options[name]} now")
             if name not in known:
                 raise UserError(f"there is no option {name!r}; there are {', '.join(known)}")
         return replace(self, **options)
@@ -168,17 +173,20 @@ class Predictor:
 
     @property
     def is_dense(self) -> bool:
-        """Return whether the encoder refines every token, so that there is no keep ratio to choose."""
-        from sparse_detr.modeling.selection import KeepAllTokens
-
-        return isinstance(getattr(self.model, "selector", KeepAllTokens()), KeepAllTokens)
+        """Return whether the encoder refines every token, so that there is no budget to choose."""
+        return is_dense(self.model)
 
     @property
     def _selects_levels(self) -> bool:
-        """Return whether whole levels are selected, so that there is no keep ratio to choose."""
+        """Return whether whole levels are selected, so that there is no budget to choose."""
         from sparse_detr.modeling.selection import LevelSelector
 
         return isinstance(getattr(self.model, "selector", None), LevelSelector)
+
+    @property
+    def budget(self) -> Budget | float | str | None:
+        """Return the budget of a call that gives none, as the model takes it; None for the model's own."""
+        return self._budget(self._chosen({})).get("budget")
 
     def __call__(self, images: Any, **options: Any) -> Any:
         """Detect objects in one image or in many.
@@ -286,6 +294,7 @@ class Predictor:
     def _chosen(self, options: dict[str, Any]) -> Options:
         """Return the predictor's options, updated by those of a call."""
         chosen = self.options.updated(options)
+        chosen = replace(chosen, budget=resolved(chosen.budget, weights=self.weights, form=self._precision))
         self._check(chosen)
         return chosen
 
@@ -297,20 +306,11 @@ class Predictor:
         if options.top_k is not None and most is not None and options.top_k > most:
             remedy = kind_of(self._config).assignment("model.postprocess.num_detections", options.top_k)
             raise UserError(f"top_k is {options.top_k}, but the model gives at most {most} detections; set {remedy}")
-        if options.keep_ratio not in (None, 1) and self.is_dense:
-            raise UserError(
-                f"keep_ratio is {options.keep_ratio}, but this model has a dense encoder, which refines every token; "
-                "leave keep_ratio out"
-            )
-        if options.keep_ratio is not None and self._selects_levels:
-            raise UserError(
-                f"keep_ratio is {options.keep_ratio}, but this model refines levels, not a share of the tokens; leave "
-                "keep_ratio out"
-            )
+        check_fits("budget", options.budget, self.model)
 
-    def _budget(self, options: Options) -> dict[str, float]:
+    def _budget(self, options: Options) -> dict[str, Any]:
         """Return the argument of the model that sets how many tokens are refined."""
-        return {} if options.keep_ratio is None or self.is_dense else {"budget": options.keep_ratio}
+        return {} if options.budget is None or self.is_dense else {"budget": options.budget}
 
     def __reduce__(self) -> tuple[Any, ...]:
         import cloudpickle  # a config may hold functions that pickle cannot find
@@ -330,22 +330,8 @@ def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, argumen
 
 def check_score(name: str, value: Any) -> None:
     """Raise a `UserError` unless `value` is in [0, 1]."""
-    if not (_is_real(value) and 0 <= value <= 1):
-        raise UserError(f"{name} {_number_or_quoted(value)} is no score; give a number from 0 to 1")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise a `UserError` unless `value` is in (0, 1]."""
-    if not (_is_real(value) and 0 < value <= 1):
-        raise UserError(f"{name} {_number_or_quoted(value)} is no share; give a number above 0, at most 1")
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)  # NumPy's numbers too
-
-
-def _number_or_quoted(value: Any) -> str:
-    return f"{value:g}" if _is_real(value) else repr(value)
+    if not (is_real(value) and 0 <= value <= 1):
+        raise UserError(f"{name} {number_or_quoted(value)} is no score; give a number from 0 to 1")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -8,6 +8,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import checked_budget
+from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.cli.main import parse_arguments
 from sparse_detr.errors import UserError
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", required=True, metavar="FILE", help="lazy .py, yacs .yaml or config.yaml of a run"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    add_budget(parser)
     add_optimize(parser)
     parser.add_argument(
         "--resume",
@@ -65,6 +68,12 @@ def run(args: argparse.Namespace) -> int:
     """Start the processes and train or evaluate in them; return 0 if all went well."""
     if args.optimize and not args.eval_only:
         raise UserError("--optimize is for a finished model, which does not learn; add --eval-only, or leave it out")
+    if args.budget is not None and not args.eval_only:
+        raise UserError(
+            f"--budget {args.budget} is for a finished model; add --eval-only, or train with another keep ratio: "
+            "model.selector.budget.keep_ratio=0.3 (lazy), MODEL.DETR.KEEP_RATIO 0.3 (yaml)"
+        )
+    args.budget = checked_budget("--budget", args.budget)
     require_detectron2()
     from sparse_detr.engine.launch import start_processes
 
@@ -138,7 +147,9 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
     options = {"resume_last": args.resume, "ema": args.ema}
     if args.eval_only:
         random_weights = _asks_for_random_weights(args.opts)
-        scores = evaluate_only(run_description, **options, random_weights=random_weights, precision=args.optimize)
+        scores = evaluate_only(
+            run_description, **options, random_weights=random_weights, precision=args.optimize, budget=args.budget
+        )
     else:
         scores = train(run_description, **options)
     report_results(scores, settings, trained=not args.eval_only)

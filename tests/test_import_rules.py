@@ -35,10 +35,22 @@ ALLOWED = {
         "files",
         "errors",
         "_threads",
+        "budget",
     ),
     "analysis": ("structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
-    "benchmark": ("analysis", "checkpoint", "config", "engine", "errors", "inference", "modeling", "ops", "structures"),
+    "benchmark": (
+        "analysis",
+        "budget",
+        "checkpoint",
+        "config",
+        "engine",
+        "errors",
+        "inference",
+        "modeling",
+        "ops",
+        "structures",
+    ),
     "visualization": ("analysis", "structures", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

@@ -26,6 +26,7 @@ from sparse_detr.config.model import build_detector
 from sparse_detr.data.augmentation import test_augmentations as resize
 from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.errors import UserError
+from sparse_detr.modeling.selection import LevelBudget
 from sparse_detr.predictor import ImageError
 from sparse_detr.recipes import deformable_detr, lite_deformable_detr, sparse_detr
 from tests.modeling.tiny import NUM_CLASSES, SIZES, patch_backbone, shake
@@ -194,21 +195,48 @@ def test_options_hold_for_one_call(predictor, folder):
     assert len(everything) == 10
     assert_equal(predictor(path, top_k=3), everything[:3])
     assert_equal(predictor(path, score_threshold=median), everything[everything.scores >= median])
-    assert not torch.equal(rows(predictor(path, keep_ratio=1.0)), rows(everything))
+    assert not torch.equal(rows(predictor(path, budget=1.0)), rows(everything))
     assert_equal(predictor(path), everything)
 
 
+def test_a_budget_may_be_a_text_or_an_object(predictor, folder):
+    def kept(budget):
+        output = predictor.outputs(folder / "rgb.png", budget=budget).output
+        return [level.float().mean().item() for level in output.pyramid.split(output.selection.keep)]
+
+    assert kept("levels:0.25,0.5,1,1") == kept(LevelBudget(shares=(0.25, 0.5, 1, 1)))
+    assert kept("levels:0.25,0.5,1,1") == pytest.approx([25 / 96, 13 / 24, 1, 1])  # int(96 / 4) + 1, int(24 / 2) + 1
+    assert kept("1.0") == [1, 1, 1, 1]
+    assert sum(kept("mass:0.5")) < sum(kept("mass:0.9")) < 4
+
+
+def test_a_budget_in_milliseconds_is_the_best_measured_one(predictor, folder):
+    rows = [
+        {"budget": budget, "form": form, "scores": {"AP": score}, "milliseconds": {"p50": time}}
+        for budget, form, score, time in [("0.1", "plain", 40, 10), ("0.3", "plain", 42, 20), ("1.0", "fp32", 44, 15)]
+    ]
+    table = folder / "sweep.json"
+    table.write_text(json.dumps({"entries": rows}))
+    image = folder / "rgb.png"
+    assert_equal(predictor(image, budget=f"ms:25@{table}"), predictor(image, budget=0.3))
+    assert_equal(predictor(image, budget=f"ms:15@{table}"), predictor(image, budget=0.1))
+    with pytest.raises(UserError, match="every budget of .* takes longer; the fastest, 0.1, takes 10 ms"):
+        predictor(image, budget=f"ms:5@{table}")
+    with pytest.raises(UserError, match="sweep.json cannot be read .*; measure the budgets first: sparse-detr sweep"):
+        predictor(image, budget="ms:25")
+
+
 def test_options_of_the_predictor_are_defaults_of_its_calls(folder, predictor):
-    chosen = Predictor(make_config(), folder / "sparse.pth", keep_ratio=0.8, top_k=2, score_threshold=0.01)
-    expected = predictor(folder / "rgb.png", keep_ratio=0.8)
+    chosen = Predictor(make_config(), folder / "sparse.pth", budget=0.8, top_k=2, score_threshold=0.01)
+    expected = predictor(folder / "rgb.png", budget=0.8)
     assert_equal(chosen(folder / "rgb.png"), expected[:2])
     assert_equal(chosen(folder / "rgb.png", top_k=None), expected)
-    assert_equal(chosen(folder / "rgb.png", keep_ratio=None, top_k=None), predictor(folder / "rgb.png"))
+    assert_equal(chosen(folder / "rgb.png", budget=None, top_k=None), predictor(folder / "rgb.png"))
 
 
 def test_outputs_hold_the_tensors_behind_the_detections(predictor, folder):
-    found = predictor.outputs(folder / "rgb.png", keep_ratio=0.5, score_threshold=0.01)
-    expected = predictor(folder / "rgb.png", keep_ratio=0.5, score_threshold=0.01)
+    found = predictor.outputs(folder / "rgb.png", budget=0.5, score_threshold=0.01)
+    expected = predictor(folder / "rgb.png", budget=0.5, score_threshold=0.01)
     torch.testing.assert_close(rows(found.instances[0]), rows(expected), atol=1e-4, rtol=1e-5)
     assert found.inputs[0]["image"].shape == (3, 64, 96)
     assert found.output.selection.keep.float().mean().item() == pytest.approx(0.5, abs=0.02)
@@ -219,9 +247,9 @@ def test_outputs_hold_the_tensors_behind_the_detections(predictor, folder):
 
 def test_threads_share_a_predictor(predictor, folder):
     calls = [(folder / name, ratio) for name in ("rgb.png", "square.png", "gray.png") for ratio in (0.2, 0.6, None)] * 3
-    expected = [predictor(path, keep_ratio=ratio) for path, ratio in calls]
+    expected = [predictor(path, budget=ratio) for path, ratio in calls]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda call: predictor(call[0], keep_ratio=call[1]), calls))
+        found = list(pool.map(lambda call: predictor(call[0], budget=call[1]), calls))
     for one, other in zip(found, expected, strict=True):
         assert_equal(one, other)
 
@@ -238,7 +266,7 @@ def test_inference_mode_changes_nothing_before_or_after(folder, predictor):
 
 
 def test_a_pickled_predictor_is_small_and_gives_the_same(folder):
-    predictor = Predictor(make_config(), folder / "sparse.pth", keep_ratio=0.6, class_names=list("abcde"))
+    predictor = Predictor(make_config(), folder / "sparse.pth", budget=0.6, class_names=list("abcde"))
     pickled = pickle.dumps(predictor)
     assert len(pickled) < 50_000 < (folder / "sparse.pth").stat().st_size
     for other in (pickle.loads(pickled), copy.deepcopy(predictor)):
@@ -337,8 +365,13 @@ def test_a_wrong_image_alone_is_refused_as_well(predictor, folder):
         ({"score_threshold": 50}, "score_threshold 50 is no score; give a number from 0 to 1"),
         ({"score_threshold": float("nan")}, "score_threshold nan is no score"),
         ({"score_threshold": "high"}, "score_threshold 'high' is no score"),
-        ({"keep_ratio": 0}, "keep_ratio 0 is no share; give a number above 0, at most 1"),
-        ({"keep_ratio": 30}, "keep_ratio 30 is no share"),
+        ({"budget": 0}, "budget 0 is no share; give a number above 0, at most 1"),
+        ({"budget": 30}, "budget 30 is no share"),
+        ({"keep_ratio": 0.3}, "keep_ratio=0.3 is called budget=0.3 now"),
+        ({"budget": "mass:2"}, "budget: mass must be above 0 and at most 1, got 2"),
+        ({"budget": "levels"}, "budget: 'levels' is no budget; give a share of the tokens like 0.3"),
+        ({"budget": "levels:0.5,1"}, "budget levels:0.5,1 has 2 shares, but this model 4 levels"),
+        ({"budget": "ms:fast"}, "budget 'ms:fast' is no time; give milliseconds above 0 like ms:30"),
         ({"top_k": 0}, "top_k 0 cannot be used; give a whole number, 1 or more"),
         (
             {"top_k": 11},
@@ -358,8 +391,8 @@ def test_a_wrong_option_is_named_with_the_allowed_values(predictor, folder, opti
 
 
 def test_numbers_of_numpy_are_numbers(predictor, folder):
-    found = predictor(folder / "rgb.png", top_k=np.int64(2), keep_ratio=np.float32(0.5), score_threshold=np.float32(0))
-    assert_equal(found, predictor(folder / "rgb.png", top_k=2, keep_ratio=0.5))
+    found = predictor(folder / "rgb.png", top_k=np.int64(2), budget=np.float32(0.5), score_threshold=np.float32(0))
+    assert_equal(found, predictor(folder / "rgb.png", top_k=2, budget=0.5))
 
 
 def test_read_refuses_another_channel_order(predictor):
@@ -375,23 +408,23 @@ def test_outputs_say_what_they_cannot_give(predictor, folder, monkeypatch):
         predictor.outputs(folder / "rgb.png")
 
 
-def test_a_dense_model_has_no_keep_ratio(folder):
+def test_a_dense_model_has_no_budget(folder):
     dense = Predictor(make_config(deformable_detr), folder / "dense.pth")
-    assert_equal(dense(folder / "rgb.png", keep_ratio=1.0), dense(folder / "rgb.png"))
-    with pytest.raises(UserError, match="keep_ratio is 0.5, but this model has a dense encoder"):
-        dense(folder / "rgb.png", keep_ratio=0.5)
-    with pytest.raises(UserError, match="keep_ratio is 0.5, but this model has a dense encoder"):
-        Predictor(make_config(deformable_detr), folder / "dense.pth", keep_ratio=0.5)
+    assert_equal(dense(folder / "rgb.png", budget=1.0), dense(folder / "rgb.png"))
+    with pytest.raises(UserError, match="budget is 0.5, but this model has a dense encoder"):
+        dense(folder / "rgb.png", budget=0.5)
+    with pytest.raises(UserError, match="budget is 0.5, but this model has a dense encoder"):
+        Predictor(make_config(deformable_detr), folder / "dense.pth", budget=0.5)
 
 
-def test_a_model_that_selects_levels_has_no_keep_ratio(folder, tmp_path):
+def test_a_model_that_selects_levels_has_no_budget(folder, tmp_path):
     cfg = make_config(partial(lite_deformable_detr, high_levels=1, blocks=1))
     levels = Predictor(cfg, make_weights(cfg, tmp_path / "levels.pth"))
     assert not levels.is_dense
     assert len(levels(folder / "rgb.png"))
     for share in (0.5, 1.0):
-        with pytest.raises(UserError, match=f"keep_ratio is {share}, but this model refines levels, not a share"):
-            levels(folder / "rgb.png", keep_ratio=share)
+        with pytest.raises(UserError, match=f"budget is {share}, but this model refines levels, not a share"):
+            levels(folder / "rgb.png", budget=share)
 
 
 def test_configs_of_every_kind_are_accepted(folder, tmp_path, predictor):

@@ -11,8 +11,8 @@ from torch import nn
 
 from sparse_detr.analysis.cost import part_gigaflops
 from sparse_detr.benchmark.images import Input
+from sparse_detr.budget import check_fits
 from sparse_detr.errors import UserError
-from sparse_detr.modeling.selection import KeepAllTokens, LevelSelector
 from sparse_detr.modeling.transformer import DetectionTransformer
 
 Batch = list[Input]
@@ -42,7 +42,7 @@ class Contestant:
         note: what a reader must know about it; "" for nothing.
         model: in eval mode; `model(batch)` returns one `{"instances": Instances}` an image.
         parts: part -> paths of modules in the model.
-        budget: share of the tokens to refine, an argument of the call; None for the model's own.
+        budget: how many tokens to refine, an argument of the call; None for the model's own.
         prepare: turns the batch of all contestants into this one's, before the clock runs.
         is_trained: it has trained weights of the config's classes, so that its AP means something.
         parameters: number of weights; None takes those of `model`.
@@ -53,7 +53,7 @@ class Contestant:
     note: str
     model: nn.Module
     parts: Mapping[str, Sequence[str]]
-    budget: float | None = None
+    budget: float | str | None = None
     prepare: Callable[[Batch], Batch] = unchanged
     is_trained: bool = False
     parameters: int | None = None
@@ -117,16 +117,16 @@ def our_contestants(
     name: str,
     *,
     is_trained: bool,
-    keep_ratios: Sequence[float] = (),
+    budgets: Sequence[float | str] = (),
     precisions: Sequence[str] = (),
 ) -> list[Contestant]:
-    """Return the model as it is and in inference form, each with every keep ratio.
+    """Return the model as it is and in inference form, each with every budget.
 
     Args:
         model: a detector of any config; it is put into eval mode.
         name: its name in tables.
         is_trained: it has trained weights.
-        keep_ratios: shares of the tokens to refine; () for the model's own budget.
+        budgets: how many tokens to refine, as in a call of the model; () for the model's own budget.
         precisions: of `sparse_detr.inference.PRECISIONS`, one optimised model each.
 
     Raises:
@@ -137,12 +137,12 @@ def our_contestants(
     )
     if precisions:
         check_optimizable(model)
-    if keep_ratios:
-        check_selects(model)
+    for budget in budgets:
+        check_fits("--budget", budget, model)
     forms = [plain, *(_optimized(plain, precision) for precision in precisions)]
-    if not keep_ratios:
+    if not budgets:
         return forms
-    return [_with_budget(form, ratio) for ratio in keep_ratios for form in forms]
+    return [_with_budget(form, budget) for budget in budgets for form in forms]
 
 
 def _optimized(plain: Contestant, precision: str) -> Contestant:
@@ -159,8 +159,9 @@ def _optimized(plain: Contestant, precision: str) -> Contestant:
     )
 
 
-def _with_budget(contestant: Contestant, ratio: float) -> Contestant:
-    return replace(contestant, name=f"{contestant.name}, keep {100 * ratio:g} %", budget=ratio)
+def _with_budget(contestant: Contestant, budget: float | str) -> Contestant:
+    kept = f"keep {100 * budget:g} %" if isinstance(budget, float) else f"keep {budget}"
+    return replace(contestant, name=f"{contestant.name}, {kept}", budget=budget)
 
 
 def check_optimizable(model: nn.Module) -> None:
@@ -169,11 +170,3 @@ def check_optimizable(model: nn.Module) -> None:
         raise UserError(
             f"--optimize has no form of a {type(model).__name__}, which is Detectron2's own model; leave --optimize out"
         )
-
-
-def check_selects(model: nn.Module) -> None:
-    """Raise a `UserError` if the model refines no share of its tokens."""
-    selector = getattr(model, "selector", None)
-    if selector is None or isinstance(selector, KeepAllTokens | LevelSelector):
-        what = "whole levels" if isinstance(selector, LevelSelector) else "every token"
-        raise UserError(f"--keep-ratio has no meaning for this model, which refines {what}; leave --keep-ratio out")

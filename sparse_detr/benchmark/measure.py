@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from sparse_detr.analysis import memory
@@ -119,24 +118,6 @@ def measure_memory(
     return found
 
 
-class WithBudget(nn.Module):
-    """A detector that always refines the same share of its tokens; for Detectron2's evaluation.
-
-    Args:
-        contestant: with the detector and its budget.
-    """
-
-    def __init__(self, contestant: Contestant) -> None:
-        super().__init__()
-        self.contestant, self.model = contestant, contestant.model
-        self.num_classes = getattr(contestant.model, "num_classes", None)
-        self.class_channels = getattr(contestant.model, "class_channels", None)
-
-    def forward(self, batch: Batch) -> Any:
-        """Return the detections of a batch."""
-        return self.contestant.detect(batch)
-
-
 def measure_ap(contestants: Sequence[Contestant], run: Any) -> dict[str, dict[str, float]]:
     """Evaluate the very models that were timed on the config's evaluation data.
 
@@ -147,12 +128,12 @@ def measure_ap(contestants: Sequence[Contestant], run: Any) -> dict[str, dict[st
     Returns:
         contestant -> the scores of boxes, such as `AP`.
     """
-    from sparse_detr.engine.evaluate import evaluate
+    from sparse_detr.engine.evaluate import WithBudget, evaluate
 
     found = {}
     for contestant in contestants:
         if contestant.is_trained:
-            model = contestant.model if contestant.budget is None else WithBudget(contestant)
+            model = contestant.model if contestant.budget is None else WithBudget(contestant.model, contestant.budget)
             scores = evaluate(run, model)
             boxes = scores.get("bbox") or next((score["bbox"] for score in scores.values() if "bbox" in score), {})
             found[contestant.name] = {name: float(value) for name, value in boxes.items()}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import checked_budget
+from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._optimize import PRECISIONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
-from sparse_detr.predictor import check_share
 
 if TYPE_CHECKING:
     from sparse_detr.benchmark.contestants import Contestant
@@ -50,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PRECISION",
         help=f"also time the inference form: {', '.join(PRECISIONS)} (default: fp32)",
     )
-    parser.add_argument(
-        "--keep-ratio", nargs="+", type=float, default=[], metavar="R", help="refine these shares of the tokens"
-    )
+    add_budget(parser, several=True, timed=False)
     parser.add_argument(
         "--rival",
         nargs="+",
@@ -155,7 +154,7 @@ def _prepare(args: argparse.Namespace) -> _Setting:
     name = Path(args.config_file).stem
     precisions = (args.optimize or ["fp32"]) if args.optimize is not None else []
     contestants = our_contestants(
-        model, name, is_trained=bool(args.weights), keep_ratios=args.keep_ratio, precisions=precisions
+        model, name, is_trained=bool(args.weights), budgets=args.budget, precisions=precisions
     )
     samples = ImageStream(files, mapper).batch(2)
     ours = Reference(
@@ -226,8 +225,7 @@ def check_options(args: argparse.Namespace) -> None:
     _check_counts("--rounds", [args.rounds])
     if args.threads is not None:
         _check_counts("--threads", [args.threads])
-    for ratio in args.keep_ratio:
-        check_share("--keep-ratio", ratio)
+    args.budget = [checked_budget("--budget", budget, timed=False) for budget in args.budget]
     if args.weights is not None and not args.weights.strip():
         raise UserError("--weights is empty; give a checkpoint, or leave it out for random weights")
     if args.optimize and len(set(args.optimize)) < len(args.optimize):
@@ -236,11 +234,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--ema needs a checkpoint; give --weights FILE")
     if args.evaluate and not args.weights:
         raise UserError("--evaluate with random weights says nothing; give --weights FILE")
-    for option, values in (("--batch-sizes", args.batch_sizes), ("--keep-ratio", args.keep_ratio)):
+    for option, values in (("--batch-sizes", args.batch_sizes), ("--budget", args.budget)):
         if len(set(values)) < len(values):
-            raise UserError(
-                f"{option} names a value twice: {' '.join(f'{value:g}' for value in values)}; name each once"
-            )
+            raise UserError(f"{option} names a value twice: {' '.join(map(str, values))}; name each once")
 
 
 def _check_counts(option: str, values: Sequence[int]) -> None:

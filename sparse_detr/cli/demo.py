@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import checked_budget
+from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder
-from sparse_detr.predictor import ImageError, Predictor, check_score, check_share
+from sparse_detr.predictor import ImageError, Predictor, check_score
 
 CONFIG_IS_CODE = "a config is code: load only configs you trust"
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
@@ -30,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders or glob patterns")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for pictures and detections")
     parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
-    parser.add_argument(
-        "--keep-ratio", type=float, metavar="R", help="refine this share of the tokens, not the config's"
-    )
+    add_budget(parser)
     add_optimize(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
@@ -68,8 +68,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.weights.strip():
         raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
     check_score("--score-threshold", args.score_threshold)
-    if args.keep_ratio is not None:
-        check_share("--keep-ratio", args.keep_ratio)
+    args.budget = checked_budget("--budget", args.budget)
     if args.max_images is not None and args.max_images < 1:
         raise UserError(f"--max-images {args.max_images} leaves nothing to draw; give 1 or more")
 
@@ -106,7 +105,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
         check_device_of(cfg)
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
     predictor = Predictor(
-        cfg, args.weights, ema=args.ema, class_names=names, optimize=args.optimize, keep_ratio=args.keep_ratio
+        cfg, args.weights, ema=args.ema, class_names=names, optimize=args.optimize, budget=args.budget
     )
     if not predictor.class_names:
         print("the class names are unknown, so numbers are shown; --train-json FILE gives the names")

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import checked_budget
+from sparse_detr.cli._budget import add_budget
 from sparse_detr.errors import UserError
-from sparse_detr.predictor import Predictor, check_share
+from sparse_detr.predictor import Predictor
 
 NUM_IMAGES = 5  # of a folder, on which file and model are compared
 SAMPLE_VARIABLE, SAMPLE = "SPARSE_DETR_SAMPLE", "datasets/sample"
@@ -31,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="images or folders to compare on (default: the sample data's)"
     )
-    parser.add_argument(
-        "--keep-ratio", type=float, metavar="R", help="refine this share of the tokens, not the config's"
-    )
+    add_budget(parser)
     parser.add_argument(
         "--fixed-size",
         type=int,
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     file_format = format_of(args.output, args.format)
     predictor = load_predictor(args)
+    budget = predictor.budget
     metadata = describe(predictor, args)
     choices = {"opset": args.opset, "keep_op": args.keep_op, "plugin": args.plugin}
     check_choices(file_format, metadata, **choices)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         metadata=metadata,
         inputs=[predictor.preprocess(image) for image in images],
         file_format=args.format,
-        budget=None if predictor.is_dense else args.keep_ratio,
+        budget=budget,
         optimize=args.optimize,
         **choices,
     )
@@ -93,8 +94,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"{args.output} exists; give another name, or --force to overwrite it")
     if not args.output.parent.is_dir():
         raise UserError(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
-    if args.keep_ratio is not None:
-        check_share("--keep-ratio", args.keep_ratio)
+    args.budget = checked_budget("--budget", args.budget)
     if args.fixed_size is not None and min(args.fixed_size) < 1:
         raise UserError(
             f"--fixed-size {' '.join(map(str, args.fixed_size))} is no size; give height and width in pixels"
@@ -127,7 +127,7 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
 
     cfg = load_config(args.config_file, args.opts)
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
-    predictor = Predictor(cfg, args.weights, device="cpu", ema=args.ema, class_names=names, keep_ratio=args.keep_ratio)
+    predictor = Predictor(cfg, args.weights, device="cpu", ema=args.ema, class_names=names, budget=args.budget)
     if not predictor.class_names:
         print("the class names are unknown, so the file has none; --train-json FILE gives the names")
     return predictor
@@ -154,14 +154,17 @@ def describe(predictor: Predictor, args: argparse.Namespace) -> Any:
         short_size=short_size,
         max_size=max_size,
         value_range=None if value_range is None else [float(value) for value in value_range],
-        keep_ratio=_keep_ratio(predictor, args.keep_ratio),
+        keep_ratio=_keep_ratio(predictor),
+        budget=None if predictor.budget is None else str(predictor.budget),
         fixed_size=args.fixed_size,
         num_detections=getattr(getattr(model, "postprocess", None), "num_detections", None),
     )
 
 
-def _keep_ratio(predictor: Predictor, given: float | None) -> float | None:
+def _keep_ratio(predictor: Predictor) -> float | None:
     """Return the share of the tokens that is a constant of the file; None for models without one."""
+    from sparse_detr.modeling.selection import budget_of_call
+
     if predictor.is_dense or predictor._selects_levels:
         return None
-    return float(predictor.model.keep_ratio if given is None else given)  # type: ignore[arg-type]
+    return float(budget_of_call(predictor.budget, predictor.model.selector.budget).keep_ratio)  # type: ignore[union-attr]

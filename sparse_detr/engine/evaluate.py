@@ -17,6 +17,25 @@ logger = logging.getLogger(__name__)
 AVERAGE_PREFIX = "ema/"
 
 
+class WithBudget(nn.Module):
+    """A detector whose every call has the same budget; for Detectron2's evaluation.
+
+    Args:
+        model: the detector.
+        budget: as in a call of it.
+    """
+
+    def __init__(self, model: nn.Module, budget: Any) -> None:
+        super().__init__()
+        self.model, self.budget = model, budget
+        self.num_classes = getattr(model, "num_classes", None)
+        self.class_channels = getattr(model, "class_channels", None)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Return the detections of a batch."""
+        return self.model(batched_inputs, budget=self.budget)
+
+
 def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None = None) -> dict[str, Any]:
     """Return the scores of `model`: {"bbox": {"AP": ...}} for one evaluation set, {name: {"bbox": ...}} for several.
 

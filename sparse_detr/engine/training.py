@@ -12,6 +12,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from sparse_detr.budget import check_fits, resolved
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
@@ -27,7 +28,7 @@ from sparse_detr.engine.checkpointer import (
 from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
-from sparse_detr.engine.evaluate import evaluate_with_average
+from sparse_detr.engine.evaluate import WithBudget, evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
 from sparse_detr.engine.output import (
     WriteMetrics,
@@ -126,6 +127,7 @@ def evaluate_only(
     ema: bool = False,
     random_weights: bool = False,
     precision: str | None = None,
+    budget: float | str | None = None,
 ) -> dict[str, Any]:
     """Return the scores of the checkpoint that the config names, or of the last one in the output folder.
 
@@ -136,9 +138,11 @@ def evaluate_only(
         ema: evaluate the averaged weights alone.
         random_weights: evaluate an untrained model if no checkpoint is named.
         precision: evaluate the inference form in this precision; None for the model as it trains.
+        budget: how many tokens the encoder refines, as in a call of the model; None for the model's own.
 
     Raises:
-        UserError: there are no data to evaluate on, the weights are missing or broken, or there is no such form.
+        UserError: there are no data to evaluate on, the weights are missing or broken, or there is no such form
+            or budget.
     """
     if not run.evaluation_sets:
         raise UserError(
@@ -159,6 +163,10 @@ def evaluate_only(
     average = None if ema else _average_of(run, model, path)
     model = optimize_to(model.eval(), precision)
     average = None if average is None else optimize_to(average.eval(), precision)
+    if budget is not None:
+        budget = resolved(budget, weights=path, form=precision)
+        check_fits("--budget", budget, model)
+        model, average = WithBudget(model, budget), average and WithBudget(average, budget)
     with disk_errors_for_users(run.settings.output_dir):
         return evaluate_with_average(run, model, average)
 

@@ -31,6 +31,7 @@ class Metadata:
             preprocesses in another way.
         value_range: the values of black and white of gray images of more than 8 bits; None for the default.
         keep_ratio: share of the tokens that the first encoder layer refines; None if there is no such share.
+        budget: the budget that the file was written with, as text; None for the model's own.
         fixed_size: (h, w) of the images that the file takes, into which smaller ones are padded; None if all sizes are
             taken.
         min_size: shortest side in pixels of a batch.
@@ -49,6 +50,7 @@ class Metadata:
     max_size: int | None
     value_range: list[float] | None = None
     keep_ratio: float | None = None
+    budget: str | None = None
     fixed_size: list[int] | None = None
     min_size: int = 1
     num_detections: int | None = None
@@ -97,21 +99,28 @@ def resize_of(mapper: Any) -> tuple[int | None, int | None]:
     return int(sizes.pop()), int(resize.max_size)
 
 
-def smallest_side(detector: nn.Module, keep_ratio: float | None = None) -> int:
+def smallest_side(detector: nn.Module, budget: float | str | None = None) -> int:
     """Return the shortest side in pixels of a batch of which a file with open sizes holds.
 
     PyTorch takes a size of one for a constant. So the coarsest map has two cells a side, and several tokens are kept.
 
     Args:
         detector: the model.
-        keep_ratio: share of the tokens that are kept; None for the model's own.
+        budget: how many tokens are kept, as in a call of the model; None for the model's own.
     """
     strides = _strides(detector)
-    share = detector.keep_ratio if keep_ratio is None else keep_ratio
+    share = detector.keep_ratio if budget is None else _share(detector, budget)
     side = max(strides) + 1
     while share * sum((-(-side // stride)) ** 2 for stride in strides) < MIN_KEPT:  # type: ignore[operator]
         side += max(strides)
     return side
+
+
+def _share(detector: nn.Module, budget: float | str) -> float:
+    from sparse_detr.modeling.selection import budget_of_call
+
+    own = getattr(detector.selector, "budget", None)
+    return 1.0 if own is None else budget_of_call(budget, own).keep_ratio
 
 
 def _strides(detector: nn.Module) -> list[int]:

@@ -36,7 +36,7 @@ def export_model(
     metadata: Metadata,
     inputs: Sequence[dict[str, Any]],
     file_format: str | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     opset: int | None = None,
     keep_op: bool = False,
     plugin: str | None = None,
@@ -51,7 +51,7 @@ def export_model(
         inputs: images as the model takes them, on which the file must detect what the model does, alone and in a batch.
             If all have one size, parts of them give several.
         file_format: "onnx", "pt2" or "torchscript"; None for that of the suffix.
-        budget: share of the tokens that the encoder refines; None for the model's own.
+        budget: how many tokens the encoder refines, as in a call of the model; None for the model's own.
         opset: version of ONNX's operators; None for 18.
         keep_op: keep this package's op in a .pt2 file, which is faster and needs the package where the file runs.
         plugin: "tensorrt" writes its plugin for deformable attention into an ONNX file.
@@ -71,7 +71,7 @@ def export_model(
         raise UserError("there is no image to compare file and model on; give one or more")
     _check_model(model)
     model.eval()
-    metadata = _completed(metadata, model, budget, needs_package=keep_op, plugin=plugin)
+    metadata = _completed(metadata, model, budget=budget, needs_package=keep_op, plugin=plugin)
     program = DetectionProgram(_inference_form(model) if optimize else model, budget=budget)  # type: ignore[arg-type]
     content, checked = _written(program, file_format, metadata, opset)
     exported, chosen = _detector(checked, metadata), {} if budget is None else {"budget": budget}
@@ -120,7 +120,7 @@ def _inference_form(model: nn.Module) -> nn.Module:
     return form
 
 
-def _completed(metadata: Metadata, model: nn.Module, budget: float | None = None, **facts: Any) -> Metadata:
+def _completed(metadata: Metadata, model: nn.Module, *, budget: float | str | None = None, **facts: Any) -> Metadata:
     """Return the metadata with what only the model knows."""
     if metadata.fixed_size is not None:
         return replace(metadata, min_size=min(metadata.fixed_size), **facts)

@@ -23,7 +23,7 @@ from sparse_detr.modeling.classification import Classification, SigmoidFocal, So
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
-from sparse_detr.modeling.selection import Budget
+from sparse_detr.modeling.selection import AnyBudget
 from sparse_detr.modeling.transformer import DetectionTransformer, Encoded
 from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Targets, at_most, geometry_dtype
 
@@ -118,7 +118,7 @@ class GeneralizedDETR(DetectionTransformer):
         return self.selector.mean_keep_ratio
 
     def forward(  # type: ignore[override]
-        self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None
+        self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Return weighted losses in training mode, else detections; see Detectron2's documentation.
 
@@ -134,7 +134,7 @@ class GeneralizedDETR(DetectionTransformer):
         """
         return self.losses(batched_inputs, budget) if self.training else self.detect(batched_inputs, budget)
 
-    def losses(self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None) -> dict[str, Tensor]:
+    def losses(self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None) -> dict[str, Tensor]:
         """Return weighted losses by name, in training and in eval mode; training minimises their sum.
 
         Raises:
@@ -160,7 +160,7 @@ class GeneralizedDETR(DetectionTransformer):
         return [self._targets_of(image) for image in batched_inputs]
 
     def detect(
-        self, batched_inputs: list[dict[str, Any]], budget: Budget | float | None = None
+        self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None
     ) -> list[dict[str, Instances]]:
         """Return detections, scaled to `height` and `width` of every image and clipped to the image.
 
@@ -185,7 +185,7 @@ class GeneralizedDETR(DetectionTransformer):
     def outputs(
         self,
         batched_inputs: list[dict[str, Any]],
-        budget: Budget | float | None = None,
+        budget: AnyBudget | None = None,
         *,
         attention_map: bool = True,
     ) -> DetectorOutput:
@@ -204,7 +204,7 @@ class GeneralizedDETR(DetectionTransformer):
         self,
         images: ImageList,
         targets: Sequence[Targets] | None,
-        budget: Budget | float | None,
+        budget: AnyBudget | None,
         *,
         supervised: bool,
         attention_map: bool,

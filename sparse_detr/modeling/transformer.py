@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.decoder import DecoderOutput
 from sparse_detr.modeling.heads import Heads, Proposals
-from sparse_detr.modeling.selection import Budget, Selected
+from sparse_detr.modeling.selection import AnyBudget, Selected
 from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, check_image_sizes, map_size
 
 
@@ -73,7 +73,7 @@ class DetectionTransformer(nn.Module):
         self.encoder_heads = nn.ModuleList(heads.encoder)
 
     def forward(
-        self, images: Tensor, sizes: ImageSizes = None, budget: Budget | float | None = None
+        self, images: Tensor, sizes: ImageSizes = None, budget: AnyBudget | None = None
     ) -> tuple[Tensor, Tensor]:
         """Predict classes and boxes.
 
@@ -100,7 +100,7 @@ class DetectionTransformer(nn.Module):
         features = self.backbone(images)
         return self.tokenizer([features[name] for name in self.in_features], sizes, map_size(images))
 
-    def encode(self, tokens: Tokens, budget: Budget | float | None = None) -> Encoded:
+    def encode(self, tokens: Tokens, budget: AnyBudget | None = None) -> Encoded:
         """Select tokens within the budget, and refine the selected ones."""
         proposals = self.proposals(
             tokens.pyramid, tokens.position.dtype, projection=self.projection, head=self.proposal_head

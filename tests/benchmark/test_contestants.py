@@ -54,21 +54,23 @@ def test_the_flops_of_the_parts_sum_to_those_of_the_model(name):
     assert found["decoder"] + inside == pytest.approx(expected["decoder"])
 
 
-def test_every_keep_ratio_is_a_contestant_and_costs_what_it_should():
-    small, half = our_contestants(build("sparse", dtype=torch.float32), "s", is_trained=True, keep_ratios=(0.1, 0.5))
+def test_every_budget_is_a_contestant_and_costs_what_it_should():
+    small, half = our_contestants(build("sparse", dtype=torch.float32), "s", is_trained=True, budgets=(0.1, 0.5))
     assert [small.name, half.name] == ["s, keep 10 %", "s, keep 50 %"]
     image = picture(96, 64)
     assert small.gigaflops(image)["encoder"] < half.gigaflops(image)["encoder"]
+    (levels,) = our_contestants(small.model, "s", is_trained=True, budgets=("levels:0.1,0.5,1,1",))
+    assert levels.name == "s, keep levels:0.1,0.5,1,1"
     alone = small.model.outputs([image], 0.5, attention_map=False)
     assert torch.equal(
         half.detect([image])[0]["instances"].scores, small.model.detections(alone, [image])[0]["instances"].scores
     )
 
 
-@pytest.mark.parametrize(("name", "what"), [("topk", "every token"), ("lite", "whole levels")])
-def test_a_model_without_a_share_to_choose_refuses_a_keep_ratio(name, what):
-    with pytest.raises(UserError, match=f"refines {what}; leave --keep-ratio out"):
-        our_contestants(build(name), name, is_trained=False, keep_ratios=(0.5,))
+@pytest.mark.parametrize(("name", "what"), [("topk", "refines every token"), ("lite", "refines levels, not a share")])
+def test_a_model_without_tokens_to_choose_refuses_a_budget(name, what):
+    with pytest.raises(UserError, match=f"{what}.*; leave --budget out"):
+        our_contestants(build(name), name, is_trained=False, budgets=(0.5,))
 
 
 def test_optimised_forms_stand_beside_the_plain_model(stand_in):
@@ -86,7 +88,7 @@ def test_optimised_forms_stand_beside_the_plain_model(stand_in):
 
 def test_forms_and_ratios_combine(stand_in):
     found = our_contestants(
-        build("sparse", dtype=torch.float32), "s", is_trained=False, keep_ratios=(0.1, 0.3), precisions=("bf16",)
+        build("sparse", dtype=torch.float32), "s", is_trained=False, budgets=(0.1, 0.3), precisions=("bf16",)
     )
     assert [c.name for c in found] == [
         *("s, keep 10 %", "s, bf16 form, keep 10 %"),

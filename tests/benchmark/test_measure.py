@@ -9,8 +9,9 @@ from sparse_detr.analysis import memory
 from sparse_detr.benchmark.contestants import Contestant
 from sparse_detr.benchmark.images import ImageStream
 from sparse_detr.benchmark.machine import ReferenceKernel
-from sparse_detr.benchmark.measure import WithBudget, make_record, measure_memory, measure_times
+from sparse_detr.benchmark.measure import make_record, measure_memory, measure_times
 from sparse_detr.benchmark.report import as_csv, as_markdown, file_stem
+from sparse_detr.engine.evaluate import WithBudget
 
 
 class Recorder(torch.nn.Module):
@@ -118,7 +119,7 @@ def test_peak_memory_is_of_the_call_beyond_the_model():
 def test_the_evaluated_model_has_the_budget_that_was_timed():
     calls = []
     _, second = contestants(calls)
-    model = WithBudget(second).eval()
+    model = WithBudget(second.model, second.budget).eval()
     model([load({"file_name": "a"})])
     assert calls == [("y", ["a"], 0.5)]
     assert (model.num_classes, model.class_channels) == (3, None)

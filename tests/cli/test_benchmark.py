@@ -95,7 +95,7 @@ def files(folder):
 
 
 def test_it_prints_and_saves_protocol_tables_picture_and_raw_numbers(folder, quiet, capsys):
-    assert benchmark("sparse.py", "--keep-ratio", "0.2", "0.5") == 0
+    assert benchmark("sparse.py", "--budget", "0.2", "0.5") == 0
     output = capsys.readouterr()
     assert files(folder) == {".json", ".csv", ".md", ".png"}
     (path,) = (folder / "out").glob("*.json")
@@ -183,9 +183,13 @@ def test_the_model_that_was_timed_is_evaluated(folder, quiet, no_flops, monkeypa
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("dense.py", ["--keep-ratio", "0.5"], "--keep-ratio has no meaning for this model, which refines every token"),
-        ("sparse.py", ["--keep-ratio", "0"], "--keep-ratio 0 is no share"),
-        ("sparse.py", ["--keep-ratio", "0.5", "0.5"], "--keep-ratio names a value twice: 0.5 0.5; name each once"),
+        (
+            "dense.py",
+            ["--budget", "0.5"],
+            "--budget is 0.5, but this model has a dense encoder, which refines every token",
+        ),
+        ("sparse.py", ["--budget", "0"], "--budget: keep_ratio must be above 0"),
+        ("sparse.py", ["--budget", "0.5", "0.5"], "--budget names a value twice: 0.5 0.5; name each once"),
         ("sparse.py", ["--batch-sizes", "0"], "--batch-sizes 0 cannot be used; give whole numbers, 1 or more"),
         ("sparse.py", ["--rounds", "0"], "--rounds 0 cannot be used"),
         ("sparse.py", ["--threads", "-1"], "--threads -1 cannot be used"),

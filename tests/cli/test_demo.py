@@ -75,7 +75,7 @@ def written(folder: Path, stem: str) -> set[str]:
 
 
 def test_an_image_gets_all_pictures_and_its_detections(folder, capsys):
-    assert demo("sparse", "--train-json", "classes.json", "--keep-ratio", "0.5", images="images/tall.jpg") == 0
+    assert demo("sparse", "--train-json", "classes.json", "--budget", "0.5", images="images/tall.jpg") == 0
     assert written(folder, "tall") == KINDS
     result = json.loads((folder / "out" / "tall.json").read_text())
     assert (result["width"], result["height"]) == (64, 90)
@@ -97,7 +97,7 @@ def test_pooled_tokens_get_a_page_of_their_own(folder):
     text = (folder / "sparse.py").read_text().replace("sparse_detr(", "pnp_detr(").replace("num_levels=3,", "")
     (folder / "pnp.py").write_text(text.replace("mobilenet_v2()", "mobilenet_v2(strides=(16,))"))
     torch.save({"model": instantiate(load_config("pnp.py").model).state_dict()}, folder / "pnp.pth")
-    assert demo("pnp", "--keep-ratio", "0.5", images="images/wide.png") == 0
+    assert demo("pnp", "--budget", "0.5", images="images/wide.png") == 0
     assert written(folder, "wide") == KINDS - {"attention"} | {"pooling"}
     assert json.loads((folder / "out" / "wide.json").read_text())["kept_share"] == pytest.approx(0.5, abs=0.05)
 
@@ -157,9 +157,9 @@ def test_overrides_apply_in_the_configs_own_style(folder, capsys):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("dense", ["--keep-ratio", "0.5"], "dense encoder"),
-        ("sparse", ["--keep-ratio", "0"], "--keep-ratio 0"),
-        ("sparse", ["--keep-ratio", "nan"], "--keep-ratio nan is no share"),
+        ("dense", ["--budget", "0.5"], "dense encoder"),
+        ("sparse", ["--budget", "0"], "--budget: keep_ratio must be above 0 and at most 1, got 0"),
+        ("sparse", ["--budget", "nan"], "--budget: keep_ratio must be above 0"),
         ("sparse", ["--score-threshold", "50"], "--score-threshold 50 is no score; give a number from 0 to 1"),
         ("sparse", ["--score-threshold", "nan"], "--score-threshold nan"),
         ("sparse", ["--max-images", "0"], "--max-images 0 leaves nothing to draw"),

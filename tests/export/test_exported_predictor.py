@@ -114,7 +114,7 @@ def test_class_names_can_be_given(folder, exported):
         ({"weights": "tiny.pth"}, "holds its weights; leave weights out"),
         ({"ema": True}, "holds its weights; leave ema out"),
         ({"device": "cuda"}, "runs on the CPU, not on 'cuda'"),
-        ({"keep_ratio": 0.5}, "keep_ratio is 0.5, but the file's is fixed: 0.3; .* export another file with"),
+        ({"budget": 0.5}, "budget is 0.5, but the file's is fixed: 0.3; .* export another file with"),
         ({"top_k": 11}, "top_k is 11, but the file gives at most 10"),
         ({"colour": 1}, "there is no option 'colour'"),
     ],
@@ -129,8 +129,8 @@ def test_there_are_no_other_outputs_than_detections(folder, exported):
         exported.outputs(pictures(folder)[0])
 
 
-def test_the_files_own_keep_ratio_may_be_named(folder):
-    assert Predictor(folder / "model.torchscript", keep_ratio=0.3).options.keep_ratio == 0.3
+def test_the_files_own_budget_may_be_named(folder):
+    assert Predictor(folder / "model.torchscript", budget=0.3).options.budget == 0.3
 
 
 def test_an_image_larger_than_the_file_takes_is_named(folder, exported):
@@ -151,13 +151,13 @@ def test_an_existing_file_is_kept_without_force(folder, capsys):
     assert (folder / "model.torchscript").read_bytes() == before
 
 
-def test_the_command_exports_the_keep_ratio_that_it_is_given(folder, capsys):
-    assert export(folder, "few.torchscript", "--fixed-size", *FIXED, "--keep-ratio", "0.1") == 0
+def test_the_command_exports_the_budget_that_it_is_given(folder, capsys):
+    assert export(folder, "few.torchscript", "--fixed-size", *FIXED, "--budget", "0.1") == 0
     assert "detections agree on 5 images" in capsys.readouterr().out
     few = Predictor(folder / "few.torchscript")
     assert few.metadata.keep_ratio == 0.1
     images = pictures(folder)
-    expected = Predictor(folder / "tiny.yaml", folder / "tiny.pth", class_names=list("abcde"), keep_ratio=0.1)(images)
+    expected = Predictor(folder / "tiny.yaml", folder / "tiny.pth", class_names=list("abcde"), budget=0.1)(images)
     assert_near(few(images), expected)
 
 

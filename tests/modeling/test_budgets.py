@@ -11,8 +11,7 @@ from sparse_detr.modeling.selection import (
     TopKSelector,
     layer_shares,
 )
-from sparse_detr.modeling.selection.budgets import check_schedule
-from sparse_detr.modeling.selection.selector import share_of
+from sparse_detr.modeling.selection.budgets import check_schedule, share_of
 
 PUBLISHED = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 

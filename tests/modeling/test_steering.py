@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sparse_detr.modeling.selection.steering import LevelBudget, MassBudget, parse_budget
+from sparse_detr.modeling.selection import CascadedBudget, EvenBudget
+from sparse_detr.modeling.selection.steering import LevelBudget, MassBudget, MixedBudget, budget_of_call, parse_budget
 from sparse_detr.structures import Pyramid
 
 SHAPES = ((4, 4), (2, 2))
@@ -117,3 +118,50 @@ def test_a_text_that_names_no_budget_is_refused(text):
 def test_a_budget_out_of_range_is_refused(text):
     with pytest.raises(ValueError, match="above 0 and at most 1|is above max_keep_ratio"):
         parse_budget(text)
+
+
+def test_a_budget_is_written_as_it_is_read():
+    for text in ("levels:0.25,0.5,1", "mass:0.9,0.02,1"):
+        assert str(parse_budget(text)) == text
+
+
+def test_a_budget_without_a_schedule_takes_that_of_the_model():
+    own = CascadedBudget(keep_ratio=0.5, schedule=(1, 0.5))
+    assert budget_of_call("levels:0.5,1", own).schedule == (1, 0.5)
+    assert budget_of_call(LevelBudget(shares=(0.5, 1), schedule=()), own).schedule == ()
+    assert budget_of_call("mass:0.9", EvenBudget(keep_ratio=0.5)).schedule == ()
+    assert budget_of_call(0.25, own) == CascadedBudget(keep_ratio=0.25, schedule=(1, 0.5))
+    assert budget_of_call(None, own) is own
+
+
+@pytest.mark.parametrize("budget", [True, EvenBudget, torch.tensor(0.5), {}])
+def test_what_is_no_budget_is_refused(budget):
+    with pytest.raises(ValueError, match="give a share, above 0 and at most 1, a text like"):
+        budget_of_call(budget, EvenBudget(keep_ratio=0.5))
+
+
+@pytest.mark.parametrize("own", [EvenBudget(keep_ratio=1.0), CascadedBudget(keep_ratio=1.0, schedule=(1, 0.5))])
+def test_images_of_a_batch_may_have_different_budgets(own):
+    """Each keeps what it keeps in a batch of its own budget; a text and a number may stand side by side."""
+    ranking = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
+    small = ((2, 2), (2, 2))
+    geometry = pyramid(SHAPES, small, SHAPES)
+    ranking = ranking.masked_fill(geometry.padding_mask, float("-inf"))
+    budgets = [0.1, "levels:0.5,1", 1.0]
+    mixed = budget_of_call(budgets, own).select(ranking, geometry)
+    for image, budget in enumerate(budgets):
+        alone = budget_of_call(budget, own).select(ranking, geometry)
+        for layer in range(2):
+            assert torch.equal(mixed.at_layer(layer).keep[image], alone.at_layer(layer).keep[image])
+            assert mixed.at_layer(layer).counts[image] == alone.at_layer(layer).counts[image]
+            count = int(alone.at_layer(layer).counts[image])
+            best_first = alone.at_layer(layer).indices[image, :count]
+            assert torch.equal(mixed.at_layer(layer).indices[image, :count], best_first)
+    assert all(row.unique().numel() == row.numel() for row in mixed.indices)
+
+
+def test_every_image_needs_a_budget():
+    with pytest.raises(ValueError, match="there are 2 budgets for 1 images; give one for every image"):
+        budget_of_call([0.1, 0.2], EvenBudget(keep_ratio=1.0)).select(torch.zeros(1, 20), pyramid())
+    with pytest.raises(ValueError, match="there is no budget in the list"):
+        MixedBudget([])

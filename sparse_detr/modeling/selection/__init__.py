@@ -2,7 +2,9 @@
 
 from sparse_detr.modeling.selection.budgets import (
     BatchCascadedBudget,
+    Budget,
     CascadedBudget,
+    EvenBudget,
     RandomBudget,
     RoundedDownBudget,
     layer_shares,
@@ -11,8 +13,6 @@ from sparse_detr.modeling.selection.levels import LevelSelector
 from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
 from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
 from sparse_detr.modeling.selection.selector import (
-    Budget,
-    EvenBudget,
     KeepAllTokens,
     LearnedScorer,
     ScoringNetwork,
@@ -20,10 +20,18 @@ from sparse_detr.modeling.selection.selector import (
     TokenScores,
     TopKSelector,
 )
-from sparse_detr.modeling.selection.steering import LevelBudget, MassBudget, parse_budget
+from sparse_detr.modeling.selection.steering import (
+    AnyBudget,
+    LevelBudget,
+    MassBudget,
+    MixedBudget,
+    budget_of_call,
+    parse_budget,
+)
 from sparse_detr.modeling.selection.top_down import TopDownScorer
 
 __all__ = [
+    "AnyBudget",
     "BatchCascadedBudget",
     "Budget",
     "CascadedBudget",
@@ -34,6 +42,7 @@ __all__ = [
     "LevelSelector",
     "MLPScorer",
     "MassBudget",
+    "MixedBudget",
     "ObjectnessScorer",
     "PollAndPool",
     "RandomBudget",
@@ -45,6 +54,7 @@ __all__ = [
     "TokenScores",
     "TopDownScorer",
     "TopKSelector",
+    "budget_of_call",
     "layer_shares",
     "parse_budget",
 ]

@@ -1,23 +1,83 @@
-"""Further budgets: rounded down, random in training (PnP-DETR), and a cascade over layers (Focus-DETR, section 3.1)."""
+"""Budgets: how many tokens of an image every encoder layer refines.
+
+The same in every layer (Sparse DETR), rounded down, random in training (PnP-DETR), and a cascade over layers
+(Focus-DETR, section 3.1).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from sparse_detr.modeling.selection.selector import (
-    Budget,
-    Count,
-    EvenBudget,
-    check_keep_ratio,
-    count_valid_tokens,
-    share_of,
-)
-from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade
+from sparse_detr.structures import Pyramid, TokenSelection, at_most, top_token_cascade, top_tokens
+
+BELOW_ALL = 0.999
+"""Up to this share, fewer than all tokens are kept of any number, which a tracer cannot find out."""
+
+
+Count = TypeVar("Count", int, Tensor)
+"""Tokens of one image; or a (B,) long tensor of all images, if the host does not know them."""
+
+
+class Budget(Protocol):
+    """The number of tokens of an image that every encoder layer refines."""
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of the tokens that the first layer refines, above 0 and at most 1."""
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        """Share of the tokens that a layer refines: the mean over the layers."""
+
+    def with_keep_ratio(self, keep_ratio: float) -> Budget:
+        """Return the same budget with another share in the first layer."""
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        """Return the tokens with the highest `ranking` (B, N), as many as the budget says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvenBudget:
+    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n valid tokens.
+
+    Args:
+        keep_ratio: share of the tokens, above 0 and at most 1.
+
+    Raises:
+        ValueError: the ratio is out of range.
+    """
+
+    keep_ratio: float
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        return self.keep_ratio
+
+    def with_keep_ratio(self, keep_ratio: float) -> EvenBudget:
+        return replace(self, keep_ratio=keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        if pyramid.valid_counts is None:
+            most = self.most(pyramid.num_tokens)
+            return top_tokens(ranking, self.count(count_valid_tokens(pyramid)), most, exact=False)
+        kept = [self.count(valid) for valid in pyramid.valid_counts]
+        return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
+
+    def count(self, valid: Count) -> Count:
+        """Return how many of `valid` tokens are kept."""
+        return share_of(valid, self.keep_ratio)
+
+    def most(self, num_tokens: int) -> int:
+        """Return a number that `count` of at most `num_tokens` tokens does not exceed: symbolic in an export."""
+        return share_of(num_tokens, self.keep_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,3 +264,24 @@ def layer_shares(
         round(published[i] + (position - i) * (published[i + 1] - published[i]), 9)
         for i, position in zip(below, positions, strict=True)
     )
+
+
+def share_of(count: Count, keep_ratio: float) -> Count:
+    """Return how many of `count` tokens are kept: min(int(count * keep_ratio) + 1, count)."""
+    if isinstance(count, Tensor):
+        return count.minimum((count.double() * keep_ratio).long() + 1)
+    kept = torch.sym_int(count * keep_ratio) + 1
+    if isinstance(count, torch.SymInt) and keep_ratio <= BELOW_ALL:
+        return kept
+    return at_most(kept, count)
+
+
+def count_valid_tokens(pyramid: Pyramid) -> Tensor:
+    """Return (B,) long: the number of valid tokens of every image."""
+    return pyramid.valid_sizes.prod(-1).sum(-1)
+
+
+def check_keep_ratio(keep_ratio: float) -> None:
+    """Raise `ValueError` for a ratio that is not above 0 and at most 1."""
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}; 1 refines every token")

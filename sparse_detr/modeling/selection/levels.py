@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from sparse_detr.modeling.heads import Proposals
-from sparse_detr.modeling.selection.selector import Budget, Selected
+from sparse_detr.modeling.selection.selector import Selected
+from sparse_detr.modeling.selection.steering import AnyBudget
 from sparse_detr.structures import AllTokens, CoarseTokens, Tokens, full_layers
 
 
@@ -44,7 +45,7 @@ class LevelSelector(nn.Module):
     def _coarse_share(self) -> float:
         return (4**self.high_levels - 1) / (4**self.num_levels - 1)
 
-    def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
+    def forward(self, tokens: Tokens, proposals: Proposals, budget: AnyBudget | None = None) -> Selected:
         """Select the tokens of the coarse levels, and all tokens in some layers.
 
         Raises:

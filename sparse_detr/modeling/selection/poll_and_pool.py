@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import Proposals
-from sparse_detr.modeling.selection.selector import Budget, Selected, TopKSelector
+from sparse_detr.modeling.selection.selector import Selected, TopKSelector
+from sparse_detr.modeling.selection.steering import AnyBudget
 from sparse_detr.structures import CascadedTokens, PolledTokens, Tokens, TopKTokens, geometry_dtype
 
 
@@ -85,7 +86,7 @@ class PollAndPool(TopKSelector):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
 
-    def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
+    def forward(self, tokens: Tokens, proposals: Proposals, budget: AnyBudget | None = None) -> Selected:
         """Return the polled tokens as the selection, and the polled and the pooled tokens for the encoder.
 
         Raises:

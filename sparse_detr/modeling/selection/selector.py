@@ -6,27 +6,22 @@ many tokens every encoder layer refines. No weight depends on the budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from numbers import Real
-from typing import Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import Proposals
+from sparse_detr.modeling.selection.budgets import Budget, EvenBudget
+from sparse_detr.modeling.selection.steering import AnyBudget, budget_of_call
 from sparse_detr.structures import (
     AllTokens,
     PredictionGroup,
-    Pyramid,
     Tokens,
     TokenSelection,
-    at_most,
     geometry_dtype,
-    top_tokens,
 )
-
-BELOW_ALL = 0.999
-"""Up to this share, fewer than all tokens are kept of any number, which a tracer cannot find out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,66 +88,6 @@ class LearnedScorer(nn.Module):
         return TokenScores(self.network(projected, tokens.pyramid.padding_mask))
 
 
-Count = TypeVar("Count", int, Tensor)
-"""Tokens of one image; or a (B,) long tensor of all images, if the host does not know them."""
-
-
-class Budget(Protocol):
-    """The number of tokens of an image that every encoder layer refines."""
-
-    keep_ratio: float
-    """Share of the tokens that the first layer refines, above 0 and at most 1."""
-
-    @property
-    def mean_keep_ratio(self) -> float:
-        """Share of the tokens that a layer refines: the mean over the layers."""
-
-    def with_keep_ratio(self, keep_ratio: float) -> Budget:
-        """Return the same budget with another share in the first layer."""
-
-    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        """Return the tokens with the highest `ranking` (B, N), as many as the budget says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvenBudget:
-    """The same tokens in every layer: min(int(n * keep_ratio) + 1, n) of an image with n valid tokens.
-
-    Args:
-        keep_ratio: share of the tokens, above 0 and at most 1.
-
-    Raises:
-        ValueError: the ratio is out of range.
-    """
-
-    keep_ratio: float
-
-    def __post_init__(self) -> None:
-        check_keep_ratio(self.keep_ratio)
-
-    @property
-    def mean_keep_ratio(self) -> float:
-        return self.keep_ratio
-
-    def with_keep_ratio(self, keep_ratio: float) -> EvenBudget:
-        return replace(self, keep_ratio=keep_ratio)
-
-    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
-        if pyramid.valid_counts is None:
-            most = self.most(pyramid.num_tokens)
-            return top_tokens(ranking, self.count(count_valid_tokens(pyramid)), most, exact=False)
-        kept = [self.count(valid) for valid in pyramid.valid_counts]
-        return top_tokens(ranking, torch.tensor(kept, device=ranking.device), max(kept))
-
-    def count(self, valid: Count) -> Count:
-        """Return how many of `valid` tokens are kept."""
-        return share_of(valid, self.keep_ratio)
-
-    def most(self, num_tokens: int) -> int:
-        """Return a number that `count` of at most `num_tokens` tokens does not exceed: symbolic in an export."""
-        return share_of(num_tokens, self.keep_ratio)
-
-
 @dataclass(frozen=True, eq=False)
 class Selected:
     """The tokens to refine, with their scores.
@@ -182,15 +117,15 @@ class KeepAllTokens(nn.Module):
 
     keep_ratio = mean_keep_ratio = 1.0
 
-    def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
+    def forward(self, tokens: Tokens, proposals: Proposals, budget: AnyBudget | None = None) -> Selected:
         """Select every token.
 
         Raises:
             ValueError: the budget keeps fewer than all tokens.
         """
-        share = getattr(budget, "keep_ratio", budget)
-        if share is not None and share != 1:
-            raise ValueError(f"this model has a dense encoder; it cannot keep {share} of the tokens, only 1.0")
+        share = budget_of_call(budget, EvenBudget(keep_ratio=1.0)).keep_ratio
+        if share != 1:
+            raise ValueError(f"this model has a dense encoder; it cannot keep {share:g} of the tokens, only 1.0")
         return Selected(AllTokens(tokens.pyramid))
 
 
@@ -237,13 +172,13 @@ class TopKSelector(nn.Module):
         """Share of the tokens that an encoder layer refines: the mean over the layers, in the current mode."""
         return self.budget.mean_keep_ratio
 
-    def forward(self, tokens: Tokens, proposals: Proposals, budget: Budget | float | None = None) -> Selected:
+    def forward(self, tokens: Tokens, proposals: Proposals, budget: AnyBudget | None = None) -> Selected:
         """Select tokens.
 
         Args:
             tokens: all tokens.
             proposals: a box for every token.
-            budget: a number is a share for the first layer of the model's own budget; None for that budget itself.
+            budget: see `budget_of_call`; None for the model's own budget.
 
         Raises:
             ValueError: the budget is out of range, or no budget at all.
@@ -253,34 +188,6 @@ class TopKSelector(nn.Module):
         if tokens.pyramid.has_padding:
             lowest = ranking.new_tensor(float("-inf")) if self.padding == "excluded" else ranking.min()
             ranking = ranking.masked_fill(tokens.pyramid.padding_mask, lowest)
-        selection = self._budget_of_call(budget).select(ranking, tokens.pyramid)
+        selection = budget_of_call(budget, self.budget).select(ranking, tokens.pyramid)
         scores = ranking if self.padding == "lowest" else scored.values
         return Selected(selection, scores, ranking, scored.predictions)
-
-    def _budget_of_call(self, budget: Budget | float | None) -> Budget:
-        if budget is None:
-            return self.budget
-        if isinstance(budget, bool | type | Tensor) or not (isinstance(budget, Real) or hasattr(budget, "select")):
-            raise ValueError(f"budget is {budget!r}; give a share, above 0 and at most 1, or a Budget like EvenBudget")
-        return self.budget.with_keep_ratio(float(budget)) if isinstance(budget, float | Real) else budget
-
-
-def share_of(count: Count, keep_ratio: float) -> Count:
-    """Return how many of `count` tokens are kept: min(int(count * keep_ratio) + 1, count)."""
-    if isinstance(count, Tensor):
-        return count.minimum((count.double() * keep_ratio).long() + 1)
-    kept = torch.sym_int(count * keep_ratio) + 1
-    if isinstance(count, torch.SymInt) and keep_ratio <= BELOW_ALL:
-        return kept
-    return at_most(kept, count)
-
-
-def count_valid_tokens(pyramid: Pyramid) -> Tensor:
-    """Return (B,) long: the number of valid tokens of every image."""
-    return pyramid.valid_sizes.prod(-1).sum(-1)
-
-
-def check_keep_ratio(keep_ratio: float) -> None:
-    """Raise `ValueError` for a ratio that is not above 0 and at most 1."""
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}; 1 refines every token")

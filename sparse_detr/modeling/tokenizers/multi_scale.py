@@ -82,6 +82,11 @@ class MultiScaleTokenizer(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
 
+    @property
+    def num_levels(self) -> int:
+        """L."""
+        return self.level_embed.shape[0]
+
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch.
 

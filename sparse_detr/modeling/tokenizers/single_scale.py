@@ -53,6 +53,11 @@ class SingleScaleTokenizer(nn.Module):
         """C."""
         return self.projection.out_channels
 
+    @property
+    def num_levels(self) -> int:
+        """L, which is 1."""
+        return 1
+
     def forward(self, features: Sequence[Tensor], image_sizes: ImageSizes, padded_size: tuple[int, int]) -> Tokens:
         """Tokenize a batch; see `MultiScaleTokenizer`. `features` holds one map."""
         (source,) = features

@@ -1,0 +1,120 @@
+"""The budget of a call as users give it: checked, and compared with what a model can do."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sparse_detr.budget_table import PLAIN, budget_within, check_limit
+from sparse_detr.errors import UserError
+
+if TYPE_CHECKING:
+    from sparse_detr.modeling.selection import Budget
+
+TIME = "ms:"
+
+
+def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | float | str | None:
+    """Return a budget; a number of NumPy becomes Python's, and a text that is a number that number.
+
+    Args:
+        name: of the option, for the message.
+        value: the budget.
+        timed: a time like `ms:30` is a budget too.
+
+    Raises:
+        UserError: it is no budget.
+    """
+    if value is None or hasattr(value, "select"):
+        return value
+    if isinstance(value, str):
+        return _parsed(name, value.strip(), timed)
+    check_share(name, value)
+    return float(value)
+
+
+def _parsed(name: str, text: str, timed: bool) -> float | str:
+    from sparse_detr.modeling.selection import parse_budget
+
+    if timed and text.startswith(TIME):
+        check_limit(name, text)
+        return text
+    try:
+        parsed = parse_budget(text)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    return parsed if isinstance(parsed, float) else text
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise a `UserError` unless `value` is in (0, 1]."""
+    if not (is_real(value) and 0 < value <= 1):
+        raise UserError(f"{name} {number_or_quoted(value)} is no share; give a number above 0, at most 1")
+
+
+def resolved(budget: Any, *, weights: str, form: str | None) -> Any:
+    """Return the budget that a time like `ms:30` means for a model; any other budget as it is.
+
+    Args:
+        budget: a checked budget.
+        weights: checkpoint of the model, in whose folder `sparse-detr sweep` has written its table.
+        form: precision of the inference form; None for the model as it is.
+
+    Raises:
+        UserError: see `budget_within`.
+    """
+    if isinstance(budget, str) and budget.startswith(TIME):
+        return budget_within(budget, weights, form or PLAIN)
+    return budget
+
+
+def check_fits(name: str, budget: Any, model: nn.Module) -> None:
+    """Raise a `UserError` if the model has no tokens to choose, or not the levels of the budget.
+
+    Args:
+        name: of the option, for the message.
+        budget: a resolved budget; None fits every model.
+        model: the detector.
+    """
+    from sparse_detr.modeling.selection import LevelBudget, LevelSelector, budget_of_call, parse_budget
+
+    if budget is None:
+        return
+    selector = getattr(model, "selector", None)
+    if isinstance(selector, LevelSelector):
+        raise UserError(
+            f"{name} is {budget}, but this model refines levels, not a share of the tokens; leave {name} out"
+        )
+    if is_dense(model):
+        if budget != 1:
+            raise UserError(
+                f"{name} is {budget}, but this model has a dense encoder, which refines every token; leave {name} out"
+            )
+        return
+    parsed = parse_budget(budget) if isinstance(budget, str) else budget
+    levels = getattr(getattr(model, "tokenizer", None), "num_levels", None)
+    if isinstance(parsed, LevelBudget) and levels is not None and len(parsed.shares) != levels:
+        raise UserError(
+            f"{name} {budget} has {len(parsed.shares)} shares, but this model {levels} levels; give one share for "
+            "every level, fine to coarse"
+        )
+    budget_of_call(parsed, selector.budget)  # type: ignore[union-attr]
+
+
+def is_dense(model: nn.Module) -> bool:
+    """Return whether the encoder refines every token, so that there is no budget to choose."""
+    from sparse_detr.modeling.selection import KeepAllTokens
+
+    return isinstance(getattr(model, "selector", KeepAllTokens()), KeepAllTokens)
+
+
+def is_real(value: Any) -> bool:
+    """Return whether a value is a number, NumPy's too, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def number_or_quoted(value: Any) -> str:
+    """Return a value as a message names it."""
+    return f"{value:g}" if is_real(value) else repr(value)
