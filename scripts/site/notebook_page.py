@@ -1,4 +1,4 @@
-"""A notebook as Markdown: text, code, and those outputs that are text or pictures."""
+"""A notebook as Markdown: text, code, and those outputs that are text or pictures, without warnings."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def _parts(cell: dict[str, Any]) -> Iterator[str]:
 
 
 def _output(output: dict[str, Any]) -> Iterator[str]:
+    if output.get("name") == "stderr":
+        return
     data = output.get("data", {})
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     for kind in ("image/jpeg", "image/png"):
