@@ -33,7 +33,7 @@ TARGET = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 ELSEWHERE = re.compile(r"[a-z]+:|/")
 CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
 CELL_CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
-BREAK = re.compile(r"[._/=,(](?=\w)|(?<=[a-z])(?=[A-Z][a-z])")
+BREAK = re.compile(r"[._/=,(](?=(?!py\b)[A-Za-z])|,(?=\d)|(?<=[a-z])(?=[A-Z][a-z])")
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "notebooks" / "start.ipynb"
 SAMPLE = Path(os.environ.get("SPARSE_DETR_SAMPLE") or "datasets/sample")
 # A short training, fewer budgets and choices, and a folder of its own.
 SHORT = {
-    "ITERATIONS = 100": "ITERATIONS = 2",
+    "ITERATIONS = 150": "ITERATIONS = 2",
     "budgets = [0.1, 0.2, 0.3, 0.5, 0.7, 1.0]": "budgets = [0.1, 1.0]; tiles, true_boxes = tiles[:2], true_boxes[:2]",
     "range(10)": "range(2)",
 }
