@@ -157,7 +157,8 @@ def sanity_sentence(sanity: Sanity) -> str:
         if value is not None
     )
     maps = "" if sanity.correlation is None else f"rank correlation of the {sanity.map_name} {sanity.correlation:.2f}, "
-    return f"Sanity check against random weights: {maps}faithfulness numbers: {numbers or 'none'}."
+    score = "" if sanity.random_score is None else f", of detections with a mean score of {sanity.random_score:.2f}"
+    return f"Sanity check against random weights: {maps}faithfulness numbers: {numbers or 'none'}{score}."
 
 
 def difference_sentence(difference: Difference) -> str:

@@ -73,7 +73,7 @@ def test_pictures_arrays_and_numbers_are_written(story, tmp_path):
     assert [row["class"] for row in numbers["found_from"]] == NAMES[:2]
     assert numbers["detections"][0]["explanation"]["sentences"][0].startswith("This detection is of class")
     assert numbers["detections"][4]["explanation"] is None
-    assert set(numbers["sanity"]) == {"correlation", "map_name", "trained", "random"}
+    assert set(numbers["sanity"]) == {"correlation", "map_name", "trained", "random", "random_score"}
 
 
 def test_a_detection_that_does_not_exist_is_refused():
