@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mkdocs")
-
 ROOT = Path(__file__).parents[2]
 PUBLIC = ["structures", "layers", "ops", "modeling.selection", "recipes", "inference", "export", "checkpoint"]
 PUBLIC += ["visualization", "modeling.encoder", "modeling.decoder", "modeling.queries", "modeling.tokenizers"]
