@@ -13,7 +13,7 @@ from sparse_detr.cli.main import build_parser, command_modules
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
 BLOCK = re.compile(r"^ *```(?:bash)?\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`(sparse-detr [^`]+)`")
+INLINE = re.compile(r"`(sparse-detr [a-z][^`]*)`")
 
 
 def commands():
