@@ -29,15 +29,19 @@ def commands():
 
 
 def options_of(words):
-    """Return the options of the command that the words call, and the words behind its name."""
+    """Return the options of the command, or command of a command, that the words call, and the words behind its name."""
     if words[:2] == ("python", "train_net.py"):
         parser = argparse.ArgumentParser()
         train.add_arguments(parser)
         return set(parser._option_string_actions), words[2:]
-    name, rest = (words[1], words[2:]) if words[0] == "sparse-detr" else (words[3], words[4:])
-    assert name.replace("-", "_") in command_modules(), name
-    subparsers = next(action for action in build_parser(name)._actions if action.dest == "command")
-    return set(subparsers.choices[name]._option_string_actions), rest
+    rest = words[1:] if words[0] == "sparse-detr" else words[3:]
+    assert rest[0].replace("-", "_") in command_modules(), rest[0]
+    parser = build_parser(rest[0])
+    while subparsers := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:
+        parser, rest = subparsers[0].choices[rest[0]], rest[1:]
+        if not rest or rest[0].startswith("-"):
+            break
+    return set(parser._option_string_actions), rest
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
