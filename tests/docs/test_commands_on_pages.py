@@ -29,7 +29,7 @@ def commands():
 
 
 def options_of(words):
-    """Return the options of the command, or command of a command, that the words call, and the words behind its name."""
+    """Return the options of the command that the words call, perhaps a command of a command, and the words behind it."""
     if words[:2] == ("python", "train_net.py"):
         parser = argparse.ArgumentParser()
         train.add_arguments(parser)
@@ -38,9 +38,9 @@ def options_of(words):
     assert rest[0].replace("-", "_") in command_modules(), rest[0]
     parser = build_parser(rest[0])
     while subparsers := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:
-        parser, rest = subparsers[0].choices[rest[0]], rest[1:]
-        if not rest or rest[0].startswith("-"):
+        if not rest or rest[0].startswith("-") or rest[0] == "NAME":  # any of them
             break
+        parser, rest = subparsers[0].choices[rest[0]], rest[1:]
     return set(parser._option_string_actions), rest
 
 
