@@ -29,7 +29,7 @@ def commands():
 
 
 def options_of(words):
-    """Return the options of the command that the words call, perhaps a command of a command, and the words behind it."""
+    """Return the options of the command that the words call, or of its own command, and the words behind it."""
     if words[:2] == ("python", "train_net.py"):
         parser = argparse.ArgumentParser()
         train.add_arguments(parser)
