@@ -46,6 +46,7 @@ from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
 from sparse_detr.errors import run_script
+from sparse_detr.studies.training import final_scores
 from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,7 @@ VARIANTS = {
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
+    "elastic": ("Sparse DETR, elastic from 10 % to all", "configs/quick/elastic_sparse_detr_mnv2.py", []),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
     "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
@@ -187,16 +189,12 @@ def scores_of_seeds(
     args: argparse.Namespace, record: Record, variant: str, iterations: int, passed_on: list[str]
 ) -> list[dict[str, float]]:
     """Return the scores of one variant for every seed, after the trainings that are missing."""
-    _, config, overrides = VARIANTS[variant]
-    overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
     for seed in args.seeds:
         folder = args.output / args.name / f"{variant}_seed{seed}"
         run = record.run(variant, seed, iterations)
         if not run and not final_scores(folder):
-            print(f"==> {variant}, seed {seed}: {folder}", flush=True)
-            command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
-            subprocess.run([*command, *passed_on, *overrides, f"train.seed={seed}"], cwd=ROOT, check=True)
+            train(folder, variant, seed, iterations, passed_on)
         if not run:
             suppressed = suppressed_score(folder, run_of(variant, passed_on).evaluation_sets[0].names[0])
             run = {"seed": seed, **final_scores(folder), "AP50_suppressed": suppressed}
@@ -205,19 +203,13 @@ def scores_of_seeds(
     return runs
 
 
-def final_scores(folder: Path) -> dict[str, float]:
-    """Return AP, seconds an iteration and iterations of a finished run; {} if the folder holds none."""
-    metrics = folder / "metrics.json"
-    if not (folder / "model_final.pth").is_file() or not metrics.is_file():
-        return {}
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    scores = [line for line in lines if "bbox/AP" in line]
-    seconds = statistics.median(line["time"] for line in lines if "time" in line)
-    return {
-        **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
-        "seconds_per_iteration": seconds,
-        "iterations": scores[-1]["iteration"],
-    }
+def train(folder: Path, variant: str, seed: int, iterations: int, passed_on: list[str]) -> None:
+    """Train one variant with one seed in a process of its own; go on from the last checkpoint in the folder."""
+    _, config, overrides = VARIANTS[variant]
+    print(f"==> {variant}, seed {seed}: {folder}", flush=True)
+    command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
+    length = [f"train.max_iter={iterations}", f"train.eval_period={iterations}", f"train.seed={seed}"]
+    subprocess.run([*command, "--resume", *passed_on, *overrides, *length], cwd=ROOT, check=True)
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:

@@ -73,8 +73,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--max-images {args.max_images} leaves nothing to draw; give 1 or more")
 
 
-def find_images(inputs: Sequence[str]) -> list[str]:
+def find_images(inputs: Sequence[str], *, option: str = "--input") -> list[str]:
     """Return the images that the command line names, as files, folders or patterns.
+
+    Args:
+        inputs: what it names.
+        option: the name of the option, for the message.
 
     Raises:
         UserError: one of the inputs gives no image.
@@ -88,7 +92,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
         if not paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(
-                f"--input {given}: no image found; give an image, a folder of images ({kinds}) or a pattern"
+                f"{option} {given}: no image found; give an image, a folder of images ({kinds}) or a pattern"
             )
         found.update(dict.fromkeys(paths))
     return list(found)

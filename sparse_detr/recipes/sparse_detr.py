@@ -19,6 +19,8 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AttentionMapSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr_topk
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.elastic import elastic
+from sparse_detr.recipes.shared import split_options
 
 Scorer = Literal["attention_map", "objectness", "random"]
 
@@ -40,10 +42,35 @@ def sparse_detr(
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, random numbers (section 4.3).
         base: the recipe of the dense detector.
-        options: options of `base`.
+        options: options of `elastic` and of `base`.
     """
-    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **options)
-    released = options.get("behavior") == "released"
+    own, others = split_options(options, elastic)
+    model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **others)
+    sparsify(
+        model,
+        keep_ratio=keep_ratio,
+        inference_keep_ratio=inference_keep_ratio,
+        scorer=scorer,
+        released=options.get("behavior") == "released",
+    )
+    return elastic(model, **own)
+
+
+def sparsify(
+    model: Any,
+    *,
+    keep_ratio: float,
+    inference_keep_ratio: float | None = None,
+    scorer: Scorer = "attention_map",
+    released: bool = False,
+) -> Any:
+    """Give a dense model an encoder that refines the best `keep_ratio` of the tokens.
+
+    Args:
+        model: LazyCall of a detector with a deformable encoder; it is changed in place and returned.
+        keep_ratio, inference_keep_ratio, scorer: see `sparse_detr`.
+        released: as the public implementation treats padding.
+    """
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
         model.projection = L(ProposalProjection)(embed_dim=embed_dim)

@@ -151,11 +151,11 @@ def test_any_mutated_setting_is_used_or_refused_by_a_users_error(path):
         try:
             changed = load_config(str(path), overrides)
             make_run(changed)
+            if passed % 8 == 0:
+                assert builds(changed), overrides
         except UserError:
             continue
         passed += 1
-        if passed % 8 == 1:
-            assert builds(changed), overrides
     assert passed > 5
 
 

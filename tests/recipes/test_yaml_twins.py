@@ -38,6 +38,13 @@ TWINS = {
     "two_stage": ("DeformableDETR", deformable_detr, {"box_refinement": True, "two_stage": "projected"}),
     "released": ("DeformableDETR", deformable_detr, {"behavior": "released", "num_detections": 7}),
     "sparse": ("SparseDETR", sparse_detr, {"keep_ratio": 0.2, "inference_keep_ratio": 0.4}),
+    "elastic": ("SparseDETR", sparse_detr, {"training_keep_ratios": [0.1, 1.0]}),
+    "elastic_focus": (
+        "FocusDETR",
+        focus_detr,
+        {"num_objects": 5, "training_keep_ratios": [0.2, 0.9], "distillation_weight": 2.0},
+    ),
+    "elastic_decoder": ("SparseDINO", sparse_dino, {"training_decoder_layers": [1, 2], "training_num_queries": [4, 9]}),
     "objectness": ("SparseDETR", sparse_detr, {"scorer": "objectness", "encoder_auxiliary_loss": False}),
     "more_logits": ("SparseDETR", sparse_detr, {"class_channels": [0, 2, 4]}),
     "efficient": ("EfficientDETR", efficient_detr, {"first_num_queries": 20, "falling_steps": 9, "share_heads": False}),
