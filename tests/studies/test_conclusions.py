@@ -126,6 +126,12 @@ def test_a_study_that_is_too_small_warns(study, results, caution):
     assert any(caution in text for text in study.conclude(results).cautions)
 
 
+def test_models_that_have_hardly_learned_neither_agree_nor_disagree():
+    assert criteria.conclude(of_criteria({0.1: (2.0, 1.0, 0.5)}, seeds=3)).agrees is not None  # the dense model has
+    assert depth.conclude(of_depth({3: 1.0, 12: 2.0}, {3: 1.0, 12: 0.0})).agrees is None
+    assert teacher.conclude(of_teacher({1.0: 0.1, 0.45: 0.1})).agrees is None
+
+
 def test_dense_models_have_no_row_at_other_rho():
     results = of_other_rho({0: 50.0, 0.5: 50.0})
     results["dense at 0.5"] = {"name": "dense", "seed": "0", "own": 1.0, "rho": 0.5, "AP": None}
