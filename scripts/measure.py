@@ -60,6 +60,7 @@ VARIANTS = {
     "rho30": ("Sparse DETR, rho 30 %", SPARSE, ["model.selector.budget.keep_ratio=0.3"]),
     "rho100": ("Sparse DETR, rho 100 %", SPARSE, ["model.selector.budget.keep_ratio=1.0"]),
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
+    "elastic": ("Sparse DETR, elastic from 10 % to all", "configs/quick/elastic_sparse_detr_mnv2.py", []),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
     "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
@@ -75,6 +76,11 @@ VARIANTS = {
     "lite_dino": ("Lite DINO, H2L1-(2+1)x1", "configs/quick/lite_dino_mnv2.py", []),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    "stride4_levels": (
+        "Sparse DETR, strides 4 to 32, shares of levels",
+        "configs/quick/sparse_detr_stride4_mnv2.py",
+        [],
+    ),
     # the relatives, under equal supervision: no auxiliary loss of the encoder
     "plain_dense": ("Deformable DETR, two-stage, dense", DENSE, [NO_ENCODER_LOSS]),
     "plain_rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1", NO_ENCODER_LOSS]),
@@ -188,22 +194,27 @@ def scores_of_seeds(
     args: argparse.Namespace, record: Record, variant: str, iterations: int, passed_on: list[str]
 ) -> list[dict[str, float]]:
     """Return the scores of one variant for every seed, after the trainings that are missing."""
-    _, config, overrides = VARIANTS[variant]
-    overrides = [*overrides, f"train.max_iter={iterations}", f"train.eval_period={iterations}"]
     runs = []
     for seed in args.seeds:
         folder = args.output / args.name / f"{variant}_seed{seed}"
         run = record.run(variant, seed, iterations)
         if not run and not final_scores(folder):
-            print(f"==> {variant}, seed {seed}: {folder}", flush=True)
-            command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
-            subprocess.run([*command, *passed_on, *overrides, f"train.seed={seed}"], cwd=ROOT, check=True)
+            train(folder, variant, seed, iterations, passed_on)
         if not run:
             suppressed = suppressed_score(folder, run_of(variant, passed_on).evaluation_sets[0].names[0])
             run = {"seed": seed, **final_scores(folder), "AP50_suppressed": suppressed}
             record.add(variant, run)
         runs.append(run)
     return runs
+
+
+def train(folder: Path, variant: str, seed: int, iterations: int, passed_on: list[str]) -> None:
+    """Train one variant with one seed in a process of its own; go on from the last checkpoint in the folder."""
+    _, config, overrides = VARIANTS[variant]
+    print(f"==> {variant}, seed {seed}: {folder}", flush=True)
+    command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
+    length = [f"train.max_iter={iterations}", f"train.eval_period={iterations}", f"train.seed={seed}"]
+    subprocess.run([*command, "--resume", *passed_on, *overrides, *length], cwd=ROOT, check=True)
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:

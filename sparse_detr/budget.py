@@ -27,7 +27,9 @@ def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | flo
     Raises:
         UserError: it is no budget.
     """
-    if value is None or hasattr(value, "select"):
+    from sparse_detr.modeling.effort import Effort
+
+    if value is None or isinstance(value, Effort) or hasattr(value, "select"):
         return value
     if isinstance(value, str):
         return _parsed(name, value.strip(), timed)
@@ -36,16 +38,16 @@ def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | flo
 
 
 def _parsed(name: str, text: str, timed: bool) -> float | str:
-    from sparse_detr.modeling.selection import parse_budget
+    from sparse_detr.modeling.effort import Effort, parse_effort
 
     if timed and text.startswith(TIME):
         check_limit(name, text)
         return text
     try:
-        parsed = parse_budget(text)
+        parsed = parse_effort(text)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
-    return parsed if isinstance(parsed, float) else text
+    return parsed.tokens if isinstance(parsed.tokens, float) and parsed == Effort(tokens=parsed.tokens) else text
 
 
 def check_share(name: str, value: Any) -> None:
@@ -71,17 +73,30 @@ def resolved(budget: Any, *, weights: str, form: str | None) -> Any:
 
 
 def check_fits(name: str, budget: Any, model: nn.Module) -> None:
-    """Raise a `UserError` if the model has no tokens to choose, or not the levels of the budget.
+    """Raise a `UserError` if the model has no tokens to choose, or not the levels, layers or queries of the budget.
 
     Args:
         name: of the option, for the message.
         budget: a resolved budget; None fits every model.
         model: the detector.
     """
-    from sparse_detr.modeling.selection import LevelBudget, LevelSelector, budget_of_call, parse_budget
+    from sparse_detr.modeling.effort import effort_of_call
+    from sparse_detr.modeling.selection import LevelBudget, LevelSelector, budget_of_call
+    from sparse_detr.modeling.transformer import DetectionTransformer
 
     if budget is None:
         return
+    effort = effort_of_call(budget)
+    if isinstance(model, DetectionTransformer):
+        try:
+            model.effort(effort)
+        except ValueError as error:
+            raise UserError(f"{name} is {budget}: {error}") from error
+    elif effort.decoder_layers is not None or effort.query_numbers:
+        raise UserError(f"{name} is {budget}, but a {type(model).__name__} has no such decoder; leave {name} out")
+    if effort.tokens is None:
+        return
+    budget = effort.tokens
     selector = getattr(model, "selector", None)
     if isinstance(selector, LevelSelector):
         raise UserError(
@@ -93,14 +108,13 @@ def check_fits(name: str, budget: Any, model: nn.Module) -> None:
                 f"{name} is {budget}, but this model has a dense encoder, which refines every token; leave {name} out"
             )
         return
-    parsed = parse_budget(budget) if isinstance(budget, str) else budget
     levels = getattr(getattr(model, "tokenizer", None), "num_levels", None)
-    if isinstance(parsed, LevelBudget) and levels is not None and len(parsed.shares) != levels:
+    if isinstance(budget, LevelBudget) and levels is not None and len(budget.shares) != levels:
         raise UserError(
-            f"{name} {budget} has {len(parsed.shares)} shares, but this model {levels} levels; give one share for "
+            f"{name} {budget} has {len(budget.shares)} shares, but this model {levels} levels; give one share for "
             "every level, fine to coarse"
         )
-    budget_of_call(parsed, selector.budget)  # type: ignore[union-attr]
+    budget_of_call(budget, selector.budget)  # type: ignore[union-attr]
 
 
 def is_dense(model: nn.Module) -> bool:

@@ -43,24 +43,28 @@ def read_table(path: str | os.PathLike[str]) -> list[Entry]:
         UserError: there is no such file, or it is not a table of `sparse-detr sweep`.
     """
     try:
-        record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [
-            Entry(
-                budget=row["budget"],
-                form=row["form"],
-                score=float(row["scores"]["AP"]),
-                milliseconds=float(row["milliseconds"]["p50"]),
-                gigaflops=row.get("gigaflops"),
-            )
-            for row in record["entries"]
-            if row.get("scores") and row.get("milliseconds")
-        ]
+        return measured_entries(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); measure the budgets first: sparse-detr sweep"
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a table of `sparse-detr sweep` ({error!r}); write it anew") from error
+
+
+def measured_entries(record: Any) -> list[Entry]:
+    """Return the entries of a table that have a score and a time."""
+    return [
+        Entry(
+            budget=row["budget"],
+            form=row["form"],
+            score=float(row["scores"]["AP"]),
+            milliseconds=float(row["milliseconds"]["p50"]),
+            gigaflops=row.get("gigaflops"),
+        )
+        for row in record["entries"]
+        if row.get("scores") and row["scores"].get("AP") is not None and row.get("milliseconds")
+    ]
 
 
 def best_within(entries: Sequence[Entry], milliseconds: float) -> Entry | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -35,6 +34,8 @@ class ExportedPredictor(Predictor):
     Raises:
         UserError: the file or an option cannot be used.
     """
+
+    _precision = None  # it is the file's
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class ExportedPredictor(Predictor):
         return names
 
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = {"device": self._device, "class_names": self.class_names or None, **asdict(self.options)}
+        arguments = {"device": self._device, "class_names": self.class_names or None, **vars(self.options)}
         return _restore, (self.weights, self._stamp, arguments)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
     from sparse_detr.config.kinds import Config
-    from sparse_detr.modeling.selection import Budget
+    from sparse_detr.modeling.effort import AnyEffort
     from sparse_detr.structures import DetectorOutput
 
 CHANNEL_ORDERS = ("RGB", "BGR")
@@ -62,8 +62,9 @@ class Options:
         top_k: the largest number of detections an image; None takes the model's.
         budget: how many tokens the encoder refines: a share of them in (0, 1]; a text: `levels:0.25,0.5,1` (a share
             for every level, fine to coarse), `mass:0.9` (as many as hold 90 % of an image's saliency), `ms:30` (the
-            best one of `sparse-detr sweep` within 30 ms, see `sparse_detr.budget_table`); or a `Budget`. None
-            takes the config's.
+            best one of `sparse-detr sweep` within 30 ms, see `sparse_detr.budget_table`); or a `Budget`. An `Effort`,
+            or a text like `0.3+decoder:2+queries:100`, also limits decoder layers and queries. None takes the
+            config's.
         channel_order: "RGB" or "BGR", of arrays and tensors; files and PIL images say their own.
         batch_size: the largest number of images that go through the model together: of so many images in a row, those
             of one size after preprocessing. So nothing is padded, and an image gives the same as alone, up to rounding.
@@ -74,7 +75,7 @@ class Options:
 
     score_threshold: float = 0.0
     top_k: int | None = None
-    budget: Budget | float | str | None = None
+    budget: AnyEffort | None = None
     channel_order: str = "RGB"
     batch_size: int = 1
 
@@ -169,7 +170,7 @@ class Predictor:
         names = list(class_names or class_names_of(cfg))
         fits = model_classes(self.model) in (None, len(names))
         self.class_names: list[str] = names if fits else []
-        self._check(self.options)
+        self._chosen({})  # refuses options that this model cannot use
 
     @property
     def is_dense(self) -> bool:
@@ -184,7 +185,7 @@ class Predictor:
         return isinstance(getattr(self.model, "selector", None), LevelSelector)
 
     @property
-    def budget(self) -> Budget | float | str | None:
+    def budget(self) -> AnyEffort | None:
         """Return the budget of a call that gives none, as the model takes it; None for the model's own."""
         return self._budget(self._chosen({})).get("budget")
 
@@ -309,14 +310,15 @@ class Predictor:
         check_fits("budget", options.budget, self.model)
 
     def _budget(self, options: Options) -> dict[str, Any]:
-        """Return the argument of the model that sets how many tokens are refined."""
-        return {} if options.budget is None or self.is_dense else {"budget": options.budget}
+        """Return the argument of the model that sets how much of it runs."""
+        nothing = options.budget is None or (self.is_dense and is_real(options.budget))
+        return {} if nothing else {"budget": options.budget}
 
     def __reduce__(self) -> tuple[Any, ...]:
         import cloudpickle  # a config may hold functions that pickle cannot find
 
         arguments = {"ema": self._ema, "class_names": self.class_names or None, "optimize": self._precision}
-        arguments |= asdict(self.options)
+        arguments |= vars(self.options)
         return _restore, (cloudpickle.dumps(self._config), self.weights, self._stamp, arguments)
 
 

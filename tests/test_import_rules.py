@@ -36,6 +36,8 @@ ALLOWED = {
         "errors",
         "_threads",
         "budget",
+        "analysis",
+        "visualization",
     ),
     "analysis": ("modeling", "structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
@@ -52,6 +54,7 @@ ALLOWED = {
         "structures",
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
+    "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.
 ROOMS = {
@@ -65,8 +68,9 @@ ROOMS = {
     "queries": ("heads",),
     "decoder": ("heads",),
     "training": ("classification", "heads"),
-    "transformer": ("heads", "selection", "decoder"),
-    "detector": ("classification", "heads", "initialization", "inputs", "selection", "transformer"),
+    "effort": ("selection",),
+    "transformer": ("heads", "selection", "decoder", "effort"),
+    "detector": ("classification", "effort", "heads", "initialization", "inputs", "transformer"),
 }
 PAPERS = ("sparse", "focus", "dino", "dab", "deformable_detr", "efficient_detr")
 
@@ -131,7 +135,7 @@ def test_the_stages_of_the_flow_do_not_know_each_other(path):
 
 
 def test_the_eight_files_of_the_flow_are_those_that_an_image_passes():
-    """Those that `modeling/__init__.py` lists; checks and the sigmoid of the scores are no stage."""
+    """Those that `modeling/__init__.py` lists; checks, budgets and the sigmoid of the scores are no stage."""
     listed = set(re.findall(r"^    (\S+\.py) ", (ROOT / "modeling/__init__.py").read_text(), re.MULTILINE))
     model = build("sparse").eval()
     passed = set()
@@ -147,7 +151,8 @@ def test_the_eight_files_of_the_flow_are_those_that_an_image_passes():
     finally:
         sys.setprofile(None)
     assert len(listed) <= 8
-    assert passed - {"inputs.py", "classification.py"} == listed
+    budgets = {"effort.py", "selection/budgets.py", "selection/steering.py"}
+    assert passed - budgets - {"inputs.py", "classification.py"} == listed
 
 
 # Detectron2's ways from a config to a model or a part of it, and the files that may use them: `build_detector`, which

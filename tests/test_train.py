@@ -15,6 +15,7 @@ from sparse_detr.config.model import build_test_mapper
 from sparse_detr.config.run import make_run
 from sparse_detr.engine import replay
 from sparse_detr.errors import UserError
+from sparse_detr.modeling.detector import GeneralizedDETR
 
 LAZY = """
 from detectron2.config import LazyConfig
@@ -249,6 +250,22 @@ def test_the_inference_form_is_evaluated_but_not_trained(data, lazy, capsys):
     assert main([*lazy, *data, "--optimize"]) == 2
     assert "--optimize is for a finished model, which does not learn; add --eval-only" in capsys.readouterr().err
     assert main([*lazy, *data, "--optimize", "--eval-only", "train.init_checkpoint="]) == 0
+
+
+def test_an_evaluation_takes_a_budget_and_a_training_does_not(data, lazy, capsys, monkeypatch):
+    assert main([*lazy, *data, "--budget", "0.5"]) == 2
+    assert "--budget 0.5 is for a finished model; add --eval-only, or train with another" in capsys.readouterr().err
+    budgets = []
+    forward = GeneralizedDETR.forward
+    monkeypatch.setattr(
+        GeneralizedDETR, "forward", lambda self, images, budget=None: budgets.append(budget) or forward(self, images)
+    )
+    evaluate = [*lazy, *data, "--eval-only", "train.init_checkpoint="]
+    assert main([*evaluate, "--budget", "levels:1"]) == 2
+    assert "--budget levels:1 has 1 shares, but this model" in capsys.readouterr().err
+    assert not budgets
+    assert main([*evaluate, "--budget", "0.5"]) == 0
+    assert set(budgets) == {0.5}
 
 
 def test_warnings_about_own_data_are_in_the_log_file_and_masks_and_preprocessing_in_the_config(tmp_path, data, lazy):

@@ -128,15 +128,13 @@ def measure_ap(contestants: Sequence[Contestant], run: Any) -> dict[str, dict[st
     Returns:
         contestant -> the scores of boxes, such as `AP`.
     """
-    from sparse_detr.engine.evaluate import WithBudget, evaluate
+    from sparse_detr.engine.evaluate import WithBudget, box_scores
 
     found = {}
     for contestant in contestants:
         if contestant.is_trained:
             model = contestant.model if contestant.budget is None else WithBudget(contestant.model, contestant.budget)
-            scores = evaluate(run, model)
-            boxes = scores.get("bbox") or next((score["bbox"] for score in scores.values() if "bbox" in score), {})
-            found[contestant.name] = {name: float(value) for name, value in boxes.items()}
+            found[contestant.name] = box_scores(run, model)
     return found
 
 

@@ -4,7 +4,8 @@ import argparse
 
 HELP = (
     "how many tokens the encoder refines, in place of the config's budget: 0.3 for 30 %%; levels:0.25,0.5,1 for a "
-    "share of every level, fine to coarse; mass:0.9 for as many as hold 90 %% of an image's predicted saliency"
+    "share of every level, fine to coarse; mass:0.9 for as many as hold 90 %% of an image's predicted saliency; "
+    "with +decoder:2 or +queries:100 also fewer decoder layers or queries, as in 0.3+decoder:2"
 )
 TIME_HELP = "; ms:30 for the best one within 30 ms that `sparse-detr sweep` measured"
 

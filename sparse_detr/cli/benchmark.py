@@ -137,18 +137,21 @@ def _prepare(args: argparse.Namespace) -> _Setting:
     from sparse_detr.benchmark.rivals import Reference, make_rival
     from sparse_detr.cli.demo import find_images
     from sparse_detr.config import load_config
-    from sparse_detr.config.model import build_detector, build_test_mapper
+    from sparse_detr.config.model import build_detector, build_test_mapper, usable_device
+    from sparse_detr.config.own_data import use_own_data
     from sparse_detr.config.run import make_run
     from sparse_detr.engine.weights import load_trained_weights
 
     cfg = load_config(args.config_file, args.opts)
+    if args.evaluate or not args.input:
+        use_own_data(cfg, {}, args.opts)
     mapper = build_test_mapper(cfg)
     evaluation = make_run(cfg) if args.evaluate else None
     if evaluation is not None and not evaluation.evaluation_sets:
         raise UserError("--evaluate: the config names no evaluation data; leave --evaluate out")
     needed = (args.rounds + 1) * sum(args.batch_sizes)
     files = find_images(args.input) if args.input else files_of_evaluation(cfg, needed)
-    device = _device(cfg)
+    device = usable_device(cfg)
     model = build_detector(cfg, device=device)
     load_trained_weights(model, args.weights or "", ema=args.ema)
     name = Path(args.config_file).stem
@@ -173,16 +176,6 @@ def _prepare(args: argparse.Namespace) -> _Setting:
 def _check_names(names: Sequence[str]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"two models would have the name {twice[0]} in the tables; name each once")
-
-
-def _device(cfg: Any) -> str:
-    """Return the config's device, or the CPU if this machine has no GPU."""
-    import torch
-
-    from sparse_detr.config.kinds import kind_of
-
-    wanted = str(kind_of(cfg).get("train.device") or "cpu")
-    return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
 
 
 def save(record: dict[str, Any], folder: Path) -> Path:

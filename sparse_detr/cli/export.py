@@ -163,8 +163,10 @@ def describe(predictor: Predictor, args: argparse.Namespace) -> Any:
 
 def _keep_ratio(predictor: Predictor) -> float | None:
     """Return the share of the tokens that is a constant of the file; None for models without one."""
+    from sparse_detr.modeling.effort import effort_of_call
     from sparse_detr.modeling.selection import budget_of_call
 
     if predictor.is_dense or predictor._selects_levels:
         return None
-    return float(budget_of_call(predictor.budget, predictor.model.selector.budget).keep_ratio)  # type: ignore[union-attr]
+    tokens = effort_of_call(predictor.budget).tokens
+    return float(budget_of_call(tokens, predictor.model.selector.budget).keep_ratio)  # type: ignore[union-attr]

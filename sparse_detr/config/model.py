@@ -48,6 +48,14 @@ def _from_yacs(cfg: CfgNode, device: str | None) -> nn.Module:
     return build_yacs("the model", build_model, cfg)
 
 
+def usable_device(cfg: Config) -> str:
+    """Return the config's device, or the CPU if this machine has no GPU."""
+    import torch
+
+    wanted = str(kind_of(cfg).get("train.device") or "cpu")
+    return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
+
+
 def build_test_mapper(cfg: Config) -> Mapper:
     """Build the preprocessing of the config's evaluation: a record of Detectron2 -> an input of the model.
 

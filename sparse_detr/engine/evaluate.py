@@ -1,7 +1,8 @@
 """Evaluate a model on the data sets of a run."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -36,13 +37,48 @@ class WithBudget(nn.Module):
         return self.model(batched_inputs, budget=self.budget)
 
 
-def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None = None) -> dict[str, Any]:
+class _FirstBatches:
+    """The first batches of a loader; notes the images in them."""
+
+    def __init__(self, loader: Any, number: int) -> None:
+        self._loader, self._number = loader, number
+        self.image_ids: list[Any] = []
+
+    def __len__(self) -> int:
+        return min(self._number, len(self._loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in islice(self._loader, self._number):
+            self.image_ids += [image["image_id"] for image in batch]
+            yield batch
+
+
+class _OnImages:
+    """An evaluator that scores only the images that a loader gave."""
+
+    def __init__(self, evaluator: Any, loader: _FirstBatches) -> None:
+        self._evaluator, self._loader = evaluator, loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._evaluator, name)
+
+    def evaluate(self) -> Any:
+        return self._evaluator.evaluate(img_ids=self._loader.image_ids)
+
+
+def evaluate(
+    run: Run,
+    model: nn.Module,
+    before_image: Callable[[], None] | None = None,
+    max_images: int | None = None,
+) -> dict[str, Any]:
     """Return the scores of `model`: {"bbox": {"AP": ...}} for one evaluation set, {name: {"bbox": ...}} for several.
 
     The ranks share the images; the main process gets the scores, the others get empty dicts.
 
     Args:
         before_image: called before each batch.
+        max_images: evaluate on so many batches of every set, which are single images by default; None for all.
     """
     model = without_ddp(model)
     callbacks = {"before_inference": before_image} if before_image else None
@@ -50,13 +86,30 @@ def evaluate(run: Run, model: nn.Module, before_image: Callable[[], None] | None
     for evaluation_set in run.evaluation_sets:
         loader = evaluation_set.build_loader()
         check_num_classes(model, evaluation_set.names)
-        scores = inference_on_dataset(model, loader, evaluation_set.build_evaluator(), callbacks)
+        evaluator = evaluation_set.build_evaluator()
+        if max_images is not None:
+            loader = _FirstBatches(loader, max_images)
+            evaluator = _OnImages(evaluator, loader)
+        scores = inference_on_dataset(model, loader, evaluator, callbacks)
         name = ", ".join(evaluation_set.names)
         if comm.is_main_process():
             logger.info(f"evaluation of {name}:")
             print_csv_format(scores)
         results[name] = scores
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def box_scores(run: Run, model: nn.Module, **options: Any) -> dict[str, float]:
+    """Return the scores of boxes, such as `AP`, of the first evaluation set that has any; {} for none.
+
+    Args:
+        run: with the evaluation sets.
+        model: the detector.
+        options: of `evaluate`.
+    """
+    scores = evaluate(run, model, **options)
+    boxes = scores.get("bbox") or next((score["bbox"] for score in scores.values() if "bbox" in score), {})
+    return {name: float(value) for name, value in boxes.items()}
 
 
 def evaluate_with_average(

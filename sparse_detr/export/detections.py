@@ -42,9 +42,10 @@ class DetectionProgram(nn.Module):
         check_image_sizes(sizes, images)
         detector = self.detector
         tokens = detector.tokenize(self.normalize(images, sizes), sizes)
-        encoded = detector.encode(tokens, self.budget)
-        queries = detector.query(encoded)
-        last = detector.decode(queries, encoded).predictions[-1]
+        effort = detector.effort(self.budget)
+        encoded = detector.encode(tokens, effort.tokens)
+        queries = detector.query(encoded, num_queries=effort.num_queries)
+        last = detector.decode(queries, encoded, num_layers=effort.decoder_layers).predictions[-1]
         scores = detector.postprocess.classification.scores(last.logits)
         if detector.class_channels is not None:
             scores = scores[..., list(detector.class_channels)]

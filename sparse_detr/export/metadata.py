@@ -117,10 +117,11 @@ def smallest_side(detector: nn.Module, budget: float | str | None = None) -> int
 
 
 def _share(detector: nn.Module, budget: float | str) -> float:
+    from sparse_detr.modeling.effort import effort_of_call
     from sparse_detr.modeling.selection import budget_of_call
 
     own = getattr(detector.selector, "budget", None)
-    return 1.0 if own is None else budget_of_call(budget, own).keep_ratio
+    return 1.0 if own is None else budget_of_call(effort_of_call(budget).tokens, own).keep_ratio
 
 
 def _strides(detector: nn.Module) -> list[int]:

@@ -57,9 +57,10 @@ class InferenceDecoder(InferenceForm, Decoder):
         heads: Sequence[PredictionHead] | nn.ModuleList,
         *,
         need_samples: bool = False,
+        num_layers: int | None = None,
     ) -> DecoderOutput:
         """Decode queries; see `Decoder`."""
-        output = super().forward(queries, memory, heads, need_samples=need_samples)
+        output = super().forward(queries, memory, heads, need_samples=need_samples, num_layers=num_layers)
         last: Any = output.predictions[-1]
         return DecoderOutput(predictions=(last.made(),), samples=output.samples)
 

@@ -30,6 +30,9 @@ class Classification(Protocol):
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the (..., Q, T) cost of matching (..., Q, logits) with (..., T) labels."""
 
+    def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Return the (R,) Kullback-Leibler divergence of the classes of (R, logits) from those of `teacher`."""
+
     def losses(
         self,
         logits: Tensor,
@@ -102,6 +105,12 @@ class SigmoidFocal:
             loss = loss * valid[:, None]
         return [part.sum() / normalizer for part, normalizer in zip(loss.split(sizes), normalizers, strict=True)]
 
+    def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Return the sum over the classes, each with its own sigmoid; see `Classification`."""
+        taught = teacher.sigmoid()
+        cross = F.binary_cross_entropy_with_logits(logits, taught, reduction="none")
+        return (cross - F.binary_cross_entropy_with_logits(teacher, taught, reduction="none")).sum(-1)
+
     def _background_loss(self, logits: Tensor) -> Tensor:
         """Return -(1 - alpha) p^gamma log(1 - p) of every logit. Few logits are matched, so no truth is stored."""
         return (1 - self.alpha) * (logits.sigmoid() ** self.gamma * _softplus(logits))
@@ -166,6 +175,11 @@ class SoftmaxNoObject:
             truth = truth.masked_fill(~valid, -100)  # the index that cross-entropy ignores
         parts = zip(logits.split(sizes), truth.split(sizes), strict=True)
         return [F.cross_entropy(*part, weights) for part in parts]
+
+    def divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """Return the divergence of the softmax, "no object" included; see `Classification`."""
+        logs = logits.log_softmax(-1), teacher.log_softmax(-1)
+        return F.kl_div(*logs, reduction="none", log_target=True).sum(-1)
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from sparse_detr.modeling.classification import Classification, SigmoidFocal, SoftmaxNoObject
+from sparse_detr.modeling.effort import FULL, AnyEffort, Effort, ElasticEffort
 from sparse_detr.modeling.heads import Heads, Predictions
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.inputs import check_images, check_sizes, check_targets
-from sparse_detr.modeling.selection import AnyBudget
 from sparse_detr.modeling.transformer import DetectionTransformer, Encoded
-from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Targets, at_most, geometry_dtype
+from sparse_detr.structures import DetectorOutput, PredictionGroup, Queries, Targets, Tokens, at_most, geometry_dtype
 
 
 class GeneralizedDETR(DetectionTransformer):
@@ -46,6 +46,8 @@ class GeneralizedDETR(DetectionTransformer):
             classes (91 for the category ids of COCO); None if class and index are the same.
         supervise_surplus_rows: also train on the rows that only fill the batch because images keep different numbers of
             tokens, as the public implementation does.
+        training_effort: what a training step runs of the decoder; None for all of it.
+        distillation: losses of a training step towards a run of the whole model, see `Distillation`; None for none.
         initialize: sets the initial weights of one module; called for all modules of the transformer.
         pixel_mean, pixel_std: mean and standard deviation of pixels in the format of the data loader, one number a
             channel.
@@ -65,6 +67,8 @@ class GeneralizedDETR(DetectionTransformer):
         num_classes: int,
         class_channels: Sequence[int] | None = None,
         supervise_surplus_rows: bool = False,
+        training_effort: ElasticEffort | None = None,
+        distillation: nn.Module | None = None,
         initialize: Callable[[nn.Module], None] = initialize_transformer,
         pixel_mean: Sequence[float] = (123.675, 116.280, 103.530),
         pixel_std: Sequence[float] = (58.395, 57.120, 57.375),
@@ -77,6 +81,8 @@ class GeneralizedDETR(DetectionTransformer):
         self.criterion, self.postprocess = criterion, postprocess
         self.num_classes, self.class_channels = num_classes, class_channels
         self.supervise_surplus_rows, self.size_divisibility = supervise_surplus_rows, size_divisibility
+        self.training_effort, self.distillation = training_effort or ElasticEffort(), distillation
+        self.effort(self.training_effort.largest)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         for part in (self.projection, self.selector, self.encoder, self.queries, self.decoder):
@@ -118,7 +124,7 @@ class GeneralizedDETR(DetectionTransformer):
         return self.selector.mean_keep_ratio
 
     def forward(  # type: ignore[override]
-        self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None
+        self, batched_inputs: list[dict[str, Any]], budget: AnyEffort | None = None
     ) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Return weighted losses in training mode, else detections; see Detectron2's documentation.
 
@@ -126,7 +132,8 @@ class GeneralizedDETR(DetectionTransformer):
             batched_inputs: one dict an image: `image` (3, h, w) and, for training, `instances` with `gt_boxes` and
                 `gt_classes`; detections are scaled to `height` and `width`, by default those of the image.
             budget: how many tokens the encoder refines: a share of the tokens, above 0 and at most 1, or a `Budget`;
-                None for the model's own budget. No weight depends on it.
+                or an `Effort`, or its text like `0.3+decoder:2+queries:100`, for decoder layers and queries too. None
+                for the model's own budget. No weight depends on it.
 
         Raises:
             UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
@@ -134,8 +141,11 @@ class GeneralizedDETR(DetectionTransformer):
         """
         return self.losses(batched_inputs, budget) if self.training else self.detect(batched_inputs, budget)
 
-    def losses(self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None) -> dict[str, Tensor]:
+    def losses(self, batched_inputs: list[dict[str, Any]], budget: AnyEffort | None = None) -> dict[str, Tensor]:
         """Return weighted losses by name, in training and in eval mode; training minimises their sum.
+
+        Training without a budget draws one, where the model has elastic parts, and may distil; see
+        `sparse_detr.modeling.effort` and `Distillation`.
 
         Raises:
             UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
@@ -143,13 +153,38 @@ class GeneralizedDETR(DetectionTransformer):
         check_images(batched_inputs, len(self.pixel_mean))
         targets = self.targets(batched_inputs)
         images = self._preprocess(batched_inputs)
+        tokens = self._tokens(images)
+        if budget is None and self.training:
+            budget = self.training_effort.draw(len(batched_inputs))
         need_map = self.supervision.needs_attention_map
-        output = self._run(images, targets, budget, supervised=True, attention_map=need_map)
+        output = self._run(tokens, images, targets, self.effort(budget), supervised=True, attention_map=need_map)
+        output = _in_full_precision(output)
         with torch.autocast(self.device.type, enabled=False):
-            output = replace(
-                output, groups=tuple(map(_full_precision, output.groups)), token_scores=_widen(output.token_scores)
-            )
-            return self.criterion(output.groups, targets) | self.supervision(output, targets)
+            losses = self.criterion(output.groups, targets) | self.supervision(output, targets)
+        if self.training and self.distillation is not None:
+            losses |= self._full_losses(self.distillation, tokens, images, targets, output.predictions)
+        return losses
+
+    def _full_losses(
+        self,
+        distillation: nn.Module,
+        tokens: Tokens,
+        images: ImageList,
+        targets: Sequence[Targets],
+        student: PredictionGroup,
+    ) -> dict[str, Tensor]:
+        """Run the whole model on the same tokens; return the losses of the student, and its own with the end `_full`.
+
+        Its token scores have no loss of their own: where every token is kept, there is nothing to rank.
+        """
+        trains = bool(distillation.trains_all)
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            teacher = self._run(tokens, images, targets, FULL, supervised=trains, attention_map=False)
+        teacher = _in_full_precision(teacher)
+        with torch.autocast(self.device.type, enabled=False):
+            losses = distillation(student, teacher.predictions, self.criterion)
+            own = self.criterion(teacher.groups, targets) if trains else {}
+        return losses | {f"{name}_full": loss for name, loss in own.items()}
 
     def targets(self, batched_inputs: list[dict[str, Any]]) -> list[Targets]:
         """Return the true boxes of every image as the losses take them: cxcywh in [0, 1], and the logits' classes.
@@ -160,7 +195,7 @@ class GeneralizedDETR(DetectionTransformer):
         return [self._targets_of(image) for image in batched_inputs]
 
     def detect(
-        self, batched_inputs: list[dict[str, Any]], budget: AnyBudget | None = None
+        self, batched_inputs: list[dict[str, Any]], budget: AnyEffort | None = None
     ) -> list[dict[str, Instances]]:
         """Return detections, scaled to `height` and `width` of every image and clipped to the image.
 
@@ -170,7 +205,8 @@ class GeneralizedDETR(DetectionTransformer):
         check_images(batched_inputs, len(self.pixel_mean))
         check_sizes(batched_inputs)
         images = self._preprocess(batched_inputs)
-        output = self._run(images, None, budget, supervised=False, attention_map=False)
+        effort = self.effort(budget)
+        output = self._run(self._tokens(images), images, None, effort, supervised=False, attention_map=False)
         return self.detections(output, batched_inputs)
 
     def detections(self, output: DetectorOutput, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
@@ -185,7 +221,7 @@ class GeneralizedDETR(DetectionTransformer):
     def outputs(
         self,
         batched_inputs: list[dict[str, Any]],
-        budget: AnyBudget | None = None,
+        budget: AnyEffort | None = None,
         *,
         attention_map: bool = True,
     ) -> DetectorOutput:
@@ -198,23 +234,29 @@ class GeneralizedDETR(DetectionTransformer):
         """
         check_images(batched_inputs, len(self.pixel_mean))
         images = self._preprocess(batched_inputs)
-        return self._run(images, None, budget, supervised=True, attention_map=attention_map)
+        effort = self.effort(budget)
+        return self._run(self._tokens(images), images, None, effort, supervised=True, attention_map=attention_map)
+
+    def _tokens(self, images: ImageList) -> Tokens:
+        return self.tokenize(images.tensor, _sizes(images))
 
     def _run(
         self,
+        tokens: Tokens,
         images: ImageList,
         targets: Sequence[Targets] | None,
-        budget: AnyBudget | None,
+        effort: Effort,
         *,
         supervised: bool,
         attention_map: bool,
     ) -> DetectorOutput:
-        """Run the flow; `targets` add denoising queries, `supervised` adds the groups that only losses need."""
-        sizes = tuple((int(h), int(w)) for h, w in images.image_sizes)
-        tokens = self.tokenize(images.tensor, sizes)
-        encoded = self.encode(tokens, budget)
-        queries = self.query(encoded, targets)
-        decoded = self.decode(queries, encoded, need_samples=attention_map)
+        """Run the flow on the tokens of images.
+
+        `targets` add denoising queries, `supervised` adds the groups that only losses need.
+        """
+        encoded = self.encode(tokens, effort.tokens)
+        queries = self.query(encoded, targets, num_queries=effort.num_queries)
+        decoded = self.decode(queries, encoded, need_samples=attention_map, num_layers=effort.decoder_layers)
         denoised, decoded = decoded.split(queries.num_denoising)
         valid = None if queries.valid is None else queries.valid[:, queries.num_denoising :]
         groups = layer_groups("decoder", "", decoded.predictions, valid=valid)
@@ -228,7 +270,7 @@ class GeneralizedDETR(DetectionTransformer):
             selection=encoded.selected.selection,
             token_scores=encoded.selected.scores,
             attention_map=self.attention_map(decoded.samples, tokens.pyramid, valid) if attention_map else None,
-            image_sizes=sizes,
+            image_sizes=_sizes(images),
         )
 
     def _token_groups(self, encoded: Encoded, queries: Queries) -> list[PredictionGroup]:
@@ -389,6 +431,17 @@ def denoising_groups(queries: Queries, layers: Sequence[Predictions]) -> list[Pr
         return []
     valid = None if queries.valid is None else queries.valid[:, : denoising.num_queries]
     return layer_groups("denoising", "_dn", layers, valid=valid, matches=denoising.matches, repeats=denoising.repeats)
+
+
+def _sizes(images: ImageList) -> tuple[tuple[int, int], ...]:
+    return tuple((int(h), int(w)) for h, w in images.image_sizes)
+
+
+def _in_full_precision(output: DetectorOutput) -> DetectorOutput:
+    """Return the output with all that losses read in at least float32."""
+    groups = tuple(map(_full_precision, output.groups))
+    last = next(group for group, old in zip(groups, output.groups, strict=True) if old is output.predictions)
+    return replace(output, groups=groups, predictions=last, token_scores=_widen(output.token_scores))
 
 
 def _widen(x: Tensor | None) -> Tensor | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from sparse_detr.modeling.decoder import DecoderOutput
+from sparse_detr.modeling.effort import AnyEffort, Effort, effort_of_call
 from sparse_detr.modeling.heads import Heads, Proposals
 from sparse_detr.modeling.selection import AnyBudget, Selected
 from sparse_detr.structures import ImageSizes, Queries, Targets, Tokens, check_image_sizes, map_size
@@ -73,7 +74,7 @@ class DetectionTransformer(nn.Module):
         self.encoder_heads = nn.ModuleList(heads.encoder)
 
     def forward(
-        self, images: Tensor, sizes: ImageSizes = None, budget: AnyBudget | None = None
+        self, images: Tensor, sizes: ImageSizes = None, budget: AnyEffort | None = None
     ) -> tuple[Tensor, Tensor]:
         """Predict classes and boxes.
 
@@ -89,11 +90,22 @@ class DetectionTransformer(nn.Module):
             ValueError: the sizes or the budget cannot be used.
         """
         check_image_sizes(sizes, images)
+        effort = self.effort(budget)
         tokens = self.tokenize(images, sizes)
-        encoded = self.encode(tokens, budget)
-        queries = self.query(encoded)
-        last = self.decode(queries, encoded).predictions[-1]
+        encoded = self.encode(tokens, effort.tokens)
+        queries = self.query(encoded, num_queries=effort.num_queries)
+        last = self.decode(queries, encoded, num_layers=effort.decoder_layers).predictions[-1]
         return last.logits, last.boxes
+
+    def effort(self, budget: AnyEffort | None) -> Effort:
+        """Return how much of the model a call with this budget runs.
+
+        Raises:
+            ValueError: the budget cannot be read, or asks for more layers or queries than the model has.
+        """
+        effort = effort_of_call(budget)
+        effort.check(decoder_layers=len(self.decoder_heads), num_queries=getattr(self.queries, "num_queries", None))
+        return effort
 
     def tokenize(self, images: Tensor, sizes: ImageSizes) -> Tokens:
         """Turn images into tokens; for the arguments see `forward`."""
@@ -110,11 +122,29 @@ class DetectionTransformer(nn.Module):
         output = self.encoder(tokens, selected.refined, proposals, scores=selected.ranking)
         return Encoded(replace(tokens, content=output.memory), output.layers, selected, proposals)
 
-    def query(self, encoded: Encoded, targets: Sequence[Targets] | None = None) -> Queries:
-        """Make the queries of the decoder; with true boxes, models with denoising put denoising queries in front."""
+    def query(
+        self,
+        encoded: Encoded,
+        targets: Sequence[Targets] | None = None,
+        *,
+        num_queries: int | Sequence[int] | None = None,
+    ) -> Queries:
+        """Make the queries of the decoder.
+
+        Args:
+            encoded: output of the encoder.
+            targets: true boxes, with which models with denoising put denoising queries in front.
+            num_queries: keep the best queries only, see `Effort`.
+        """
         queries = self.queries(encoded.memory.content, encoded.proposals)
+        if num_queries is not None:
+            queries = queries.first(num_queries)
         return queries if targets is None else self.denoising(queries, targets)
 
-    def decode(self, queries: Queries, encoded: Encoded, *, need_samples: bool = False) -> DecoderOutput:
-        """Turn queries into predictions; `need_samples` keeps the samples that an attention map is made of."""
-        return self.decoder(queries, encoded.memory, self.decoder_heads, need_samples=need_samples)
+    def decode(
+        self, queries: Queries, encoded: Encoded, *, need_samples: bool = False, num_layers: int | None = None
+    ) -> DecoderOutput:
+        """Turn queries into predictions; see `Decoder`."""
+        return self.decoder(
+            queries, encoded.memory, self.decoder_heads, need_samples=need_samples, num_layers=num_layers
+        )

@@ -16,6 +16,7 @@ from sparse_detr.recipes.deformable_detr import deformable_detr, deformable_detr
 from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
+from sparse_detr.recipes.elastic import elastic
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
 from sparse_detr.recipes.lite_detr import lite, lite_deformable_detr, lite_dino
@@ -36,6 +37,7 @@ __all__ = [
     "detr",
     "dino",
     "efficient_detr",
+    "elastic",
     "focus",
     "focus_deformable_detr",
     "focus_detr",

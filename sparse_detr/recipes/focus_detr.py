@@ -20,6 +20,7 @@ from sparse_detr.modeling.selection import (
 from sparse_detr.modeling.training import AuxiliaryProposals, ForegroundLabels, ForegroundSupervision
 from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.dino import dino
+from sparse_detr.recipes.elastic import elastic
 from sparse_detr.recipes.shared import Behavior, check_choice, split_options
 
 SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
@@ -27,9 +28,13 @@ SCHEDULE = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
 
 
 def focus_detr(*, base: Callable[..., Any] = dino, **options: Any) -> Any:
-    """Return the LazyCall of `base` with the encoder of Focus-DETR; options are those of `focus` and of `base`."""
+    """Return the LazyCall of `base` with the encoder of Focus-DETR.
+
+    Options are those of `focus`, of `elastic` and of `base`.
+    """
+    training, options = split_options(options, elastic)
     own, others = split_options(options, focus)
-    return focus(base(**others), **own)
+    return elastic(focus(base(**others), **own), **training)
 
 
 def focus_deformable_detr(*, two_stage: str = "projected", box_refinement: bool = True, **options: Any) -> Any:

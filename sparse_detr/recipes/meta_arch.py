@@ -23,6 +23,7 @@ from sparse_detr.recipes.deformable_detr import deformable_detr
 from sparse_detr.recipes.detr import detr
 from sparse_detr.recipes.dino import dino
 from sparse_detr.recipes.efficient_detr import efficient_detr
+from sparse_detr.recipes.elastic import elastic
 from sparse_detr.recipes.focus_detr import focus, focus_deformable_detr, focus_detr
 from sparse_detr.recipes.full_attention import full_attention_detr
 from sparse_detr.recipes.imfa import imfa_dab_detr
@@ -51,19 +52,19 @@ RECIPES: dict[str, Recipe] = {
     "DETR": Recipe((detr, full_attention_detr)),
     "ConditionalDETR": Recipe((conditional_detr, full_attention_detr)),
     "DeformableDETR": Recipe((deformable_detr,)),
-    "SparseDETR": Recipe((sparse_detr, deformable_detr)),
+    "SparseDETR": Recipe((sparse_detr, elastic, deformable_detr)),
     "EfficientDETR": Recipe((efficient_detr, deformable_detr), fixed=_TWO_STAGE),
     "DINO": Recipe((dino, deformable_detr), fixed=_TWO_STAGE),
-    "SparseDINO": Recipe((sparse_dino, sparse_detr, dino, deformable_detr), fixed=_TWO_STAGE),
+    "SparseDINO": Recipe((sparse_dino, sparse_detr, elastic, dino, deformable_detr), fixed=_TWO_STAGE),
     "AnchorDETR": Recipe((anchor_detr,)),
     "DABDETR": Recipe((dab_detr, full_attention_detr)),
     "DABDeformableDETR": Recipe((dab_deformable_detr, deformable_detr), fixed=_REFINED),
     "SparseDABDeformableDETR": Recipe(
-        (sparse_dab_deformable_detr, sparse_detr, dab_deformable_detr, deformable_detr), fixed=_REFINED
+        (sparse_dab_deformable_detr, sparse_detr, elastic, dab_deformable_detr, deformable_detr), fixed=_REFINED
     ),
     "IMFADABDETR": Recipe((imfa_dab_detr, dab_detr, full_attention_detr), fixed=frozenset({"encoder_layers"})),
-    "FocusDETR": Recipe((focus_detr, focus, dino, deformable_detr), fixed=_TWO_STAGE),
-    "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, deformable_detr)),
+    "FocusDETR": Recipe((focus_detr, focus, elastic, dino, deformable_detr), fixed=_TWO_STAGE),
+    "FocusDeformableDETR": Recipe((focus_deformable_detr, focus, elastic, deformable_detr)),
     "LiteDINO": Recipe((lite_dino, lite, dino, deformable_detr), fixed=_TWO_STAGE),
     "LiteDeformableDETR": Recipe((lite_deformable_detr, lite, deformable_detr)),
     "PnPDETR": Recipe((pnp_detr, detr, full_attention_detr)),

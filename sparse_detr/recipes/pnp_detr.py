@@ -11,7 +11,7 @@ from sparse_detr.modeling.selection import MLPScorer, PollAndPool, RandomBudget,
 from sparse_detr.modeling.training import PolledScorePenalty
 from sparse_detr.recipes.backbones import BackboneSpec, resnet
 from sparse_detr.recipes.detr import detr
-from sparse_detr.recipes.shared import Behavior
+from sparse_detr.recipes.shared import Behavior, range_ends
 
 
 def pnp_detr(
@@ -41,9 +41,7 @@ def pnp_detr(
     embed_dim = model.tokenizer.embed_dim
     if num_pooled is None:
         num_pooled = 100 if model.tokenizer.stride <= 16 else 30
-    if len(training_keep_ratios) != 2:
-        raise ValueError(f"training_keep_ratios must be the two ends of a range, got {tuple(training_keep_ratios)}")
-    smallest, largest = training_keep_ratios
+    smallest, largest = range_ends("training_keep_ratios", training_keep_ratios)
     released = behavior == "released"
     model.selector = L(PollAndPool)(
         scorer=L(MLPScorer)(embed_dim=embed_dim),

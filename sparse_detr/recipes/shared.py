@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from detectron2.config import LazyCall as L
 
@@ -23,6 +23,7 @@ from sparse_detr.modeling.training import (
 from sparse_detr.recipes.backbones import BackboneSpec
 
 Behavior = Literal["exact", "released"]
+Number = TypeVar("Number", int, float)
 Origin = Literal["official", "detrex"]
 """Whose weights a model with `behavior="released"` loads: those of the authors or of detrex, where they differ."""
 
@@ -94,6 +95,14 @@ def _pixels_of(backbone: BackboneSpec) -> dict[str, Any]:
     """Return mean and standard deviation of pixels as arguments of `GeneralizedDETR`, where a backbone has its own."""
     own = {"pixel_mean": backbone.pixel_mean, "pixel_std": backbone.pixel_std}
     return {name: list(values) for name, values in own.items() if values is not None}
+
+
+def range_ends(name: str, values: Sequence[Number]) -> tuple[Number, Number]:
+    """Return the two ends of a range; raise `ValueError` if there are not two."""
+    if len(values) != 2:
+        raise ValueError(f"{name} must be the two ends of a range, got {tuple(values)}")
+    smallest, largest = values
+    return smallest, largest
 
 
 def split_options(options: Mapping[str, Any], function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from sparse_detr.structures.outputs import PredictionGroup
@@ -46,6 +47,24 @@ class Queries:
     proposals: PredictionGroup | None = None
     keep: Tensor | None = None
     denoising: Denoising | None = None
+
+    def first(self, number: int | Sequence[int]) -> Queries:
+        """Return the first `number` queries of every image, or as many as there are.
+
+        Args:
+            number: a list has one for every image; further rows fill the batch.
+        """
+        numbers = [number] if isinstance(number, int) else list(number)
+        rows = max(numbers)
+        position = None if self.position is None else self.position[:, :rows]
+        valid = None if self.valid is None else self.valid[:, :rows]
+        content = self.content[:, :rows]
+        if len(set(numbers)) > 1:
+            counts = torch.tensor(numbers, device=content.device)
+            counted = torch.arange(content.shape[1], device=content.device) < counts[:, None]
+            valid = counted if valid is None else valid & counted
+        references = self.reference_points[:, :rows]
+        return replace(self, content=content, position=position, reference_points=references, valid=valid)
 
     @property
     def num_denoising(self) -> int:

@@ -262,14 +262,23 @@ class Decoder(nn.Module):
         heads: Sequence[PredictionHead] | nn.ModuleList,
         *,
         need_samples: bool = False,
+        num_layers: int | None = None,
     ) -> DecoderOutput:
-        """Decode queries, with one head a layer; `need_samples` keeps the samples that an attention map is made of."""
+        """Decode queries, with one head a layer.
+
+        Args:
+            queries: input of the decoder.
+            memory: encoded tokens.
+            heads: one for every layer.
+            need_samples: keep the samples that an attention map is made of.
+            num_layers: stop after so many layers; None runs all.
+        """
         content, reference = queries.content, queries.reference_points
         anchor = reference  # predictions are relative to it: the reference, possibly with its gradient
         mask = attention_mask(queries.valid, queries.keep)
         predictions: list[Predictions] = []
         samples: list[AttentionSamples] = []
-        for i, (layer, head) in enumerate(zip(self.layers, heads, strict=True)):
+        for i, (layer, head) in enumerate(list(zip(self.layers, heads, strict=True))[:num_layers]):
             if i > 0:
                 reference, anchor = self.refinement(heads[i - 1], content, reference, predictions[-1], self.logit_eps)
             previous_head = heads[i - 1] if i > 0 else None

@@ -9,6 +9,7 @@ from sparse_detr.modeling.selection.budgets import (
     RoundedDownBudget,
     layer_shares,
 )
+from sparse_detr.modeling.selection.elastic import ElasticBudget, deal
 from sparse_detr.modeling.selection.levels import LevelSelector
 from sparse_detr.modeling.selection.poll_and_pool import PollAndPool, TokenPool
 from sparse_detr.modeling.selection.scorers import MLPScorer, ObjectnessScorer, RandomScorer
@@ -35,6 +36,7 @@ __all__ = [
     "BatchCascadedBudget",
     "Budget",
     "CascadedBudget",
+    "ElasticBudget",
     "EvenBudget",
     "KeepAllTokens",
     "LearnedScorer",
@@ -55,6 +57,7 @@ __all__ = [
     "TopDownScorer",
     "TopKSelector",
     "budget_of_call",
+    "deal",
     "layer_shares",
     "parse_budget",
 ]

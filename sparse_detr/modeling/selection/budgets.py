@@ -139,6 +139,11 @@ class RandomBudget:
             )
 
     @property
+    def schedule(self) -> Sequence[float]:
+        """That of the budget, see `CascadedBudget`; () without one."""
+        return getattr(self.budget, "schedule", ())
+
+    @property
     def keep_ratio(self) -> float:
         """The mean share."""
         return (self.min_keep_ratio + self.max_keep_ratio) / 2
@@ -151,9 +156,13 @@ class RandomBudget:
         """Return the budget with this share, which is no longer random."""
         return self.budget.with_keep_ratio(keep_ratio)
 
-    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+    def draw(self) -> float:
+        """Draw a share."""
         drawn = self.min_keep_ratio + (self.max_keep_ratio - self.min_keep_ratio) * torch.rand(()).item()
-        return self.with_keep_ratio(min(drawn, self.max_keep_ratio)).select(ranking, pyramid)
+        return min(drawn, self.max_keep_ratio)
+
+    def select(self, ranking: Tensor, pyramid: Pyramid) -> TokenSelection:
+        return self.with_keep_ratio(self.draw()).select(ranking, pyramid)
 
 
 @dataclass(frozen=True, kw_only=True)

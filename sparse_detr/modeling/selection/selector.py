@@ -135,6 +135,7 @@ class TopKSelector(nn.Module):
     Args:
         scorer: tokens -> scores.
         budget: the budget of calls that give none.
+        training_budget: another budget in training, such as `ElasticBudget`; None for `budget`.
         inference_keep_ratio: share of the first layer at inference; None for that of `budget`.
         padding: `excluded` ranks padding behind every valid token; `lowest` gives padding the lowest score of the
             batch, through which gradients flow, as the public implementation of Sparse DETR; `ranked_lowest` does so
@@ -149,12 +150,13 @@ class TopKSelector(nn.Module):
         *,
         scorer: nn.Module,
         budget: Budget,
+        training_budget: Budget | None = None,
         inference_keep_ratio: float | None = None,
         padding: Literal["excluded", "lowest", "ranked_lowest"] = "excluded",
     ):
         super().__init__()
         self.scorer, self.padding = scorer, padding
-        self.training_budget = budget
+        self.training_budget = budget if training_budget is None else training_budget
         self.inference_budget = budget if inference_keep_ratio is None else budget.with_keep_ratio(inference_keep_ratio)
 
     @property

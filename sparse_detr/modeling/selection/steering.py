@@ -87,11 +87,23 @@ class LevelBudget:
         ranking = ranking.detach().masked_fill(pyramid.padding_mask, float("-inf"))
         valid = pyramid.valid_sizes.prod(-1)
         counts = torch.stack([share_of(valid[:, i], share) for i, share in enumerate(self.shares)], 1)
-        places = [level.argsort(dim=1, descending=True, stable=True).argsort(1) for level in pyramid.split(ranking)]
-        kept = torch.cat([place < counts[:, i, None] for i, place in enumerate(places)], 1)
+        kept = torch.cat(
+            [
+                _best_of(level, count, share_of(level.shape[1], share))
+                for level, count, share in zip(pyramid.split(ranking), counts.unbind(1), self.shares, strict=True)
+            ],
+            1,
+        )
         most = sum(share_of(size, share) for size, share in zip(pyramid.level_sizes, self.shares, strict=True))
         best = ranking.masked_fill(~kept, float("-inf"))
         return _selected(best, counts.sum(1), most, self.schedule, pyramid)
+
+
+def _best_of(ranking: Tensor, counts: Tensor, rows: int) -> Tensor:
+    """Return (B, n) bool, True on the `counts` (B,) tokens with the highest (B, n) ranking; `rows` is the most."""
+    best = ranking.topk(rows, dim=1).indices
+    kept = torch.arange(rows, device=ranking.device) < counts[:, None]
+    return torch.zeros_like(ranking, dtype=torch.bool).scatter(1, best, kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,226 @@
+"""Measure one checkpoint with many budgets: AP, FLOPs, time and memory of each, and which one to take.
+
+An interrupted sweep goes on where it stopped; more budgets can be added later. Times are of all budgets in turn on the
+same images, on a quiet machine. Afterwards `--budget ms:30` of other commands takes the best one within 30 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import check_fits, checked_budget, is_dense
+from sparse_detr.budget_table import PLAIN, TABLE
+from sparse_detr.cli._budget import HELP
+from sparse_detr.cli._optimize import PRECISIONS
+from sparse_detr.errors import UserError
+from sparse_detr.files import make_folder, write_text_atomically
+
+if TYPE_CHECKING:
+    from sparse_detr.benchmark.contestants import Contestant
+    from sparse_detr.benchmark.sweep import Sweep
+
+BUDGETS = ("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "1")
+BUSY = 1  # the exit code if there are no times
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="config of the model and its evaluation data, lazy or yaml; a config is code: load only configs you trust",
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
+    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    parser.add_argument(
+        "--budget", nargs="+", default=list(BUDGETS), metavar="B", help=f"{HELP} (default: {' '.join(BUDGETS)})"
+    )
+    parser.add_argument(
+        "--optimize",
+        nargs="*",
+        choices=PRECISIONS,
+        metavar="PRECISION",
+        help=f"also measure the inference form: {', '.join(PRECISIONS)} (fp32 if none is named)",
+    )
+    parser.add_argument("--max-images", type=int, metavar="N", help="score the first N images alone (default: all)")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="images that each budget is timed on (20)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch on the CPU (default: its own)")
+    parser.add_argument(
+        "--within-ap",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="answer: the cheapest budget that loses at most X AP (1)",
+    )
+    parser.add_argument("--under-ms", type=float, metavar="Y", help="answer: the best AP under Y milliseconds")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"folder (default: {TABLE.parent} in the folder of the weights)"
+    )
+    parser.add_argument("--allow-busy", action="store_true", help="note times though the machine is busy; they say so")
+    parser.add_argument("--json", action="store_true", help="print the table as JSON and nothing else")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what is missing, then print table and answers; return 0, or 1 if the machine was too busy for times."""
+    check_options(args)
+    require_detectron2()
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = args.output or Path(args.weights).parent / TABLE.parent
+    sweep, work = _prepare(args, folder)
+    disturbance = work()
+    return report(args, sweep, folder, disturbance)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be used.
+
+    Raises:
+        UserError: names the option, its value and the values that are allowed.
+    """
+    if not args.weights.strip():
+        raise UserError("--weights is empty; give the checkpoint of a training or of `sparse-detr convert`")
+    args.budget = [str(checked_budget("--budget", budget, timed=False)) for budget in args.budget]
+    if len(set(args.budget)) < len(args.budget):
+        raise UserError(f"--budget names one twice: {' '.join(args.budget)}; name each once")
+    for option, value in (("--rounds", args.rounds), ("--max-images", args.max_images), ("--threads", args.threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value} cannot be used; give a whole number, 1 or more")
+    if args.within_ap < 0:
+        raise UserError(f"--within-ap {args.within_ap:g} is negative; give a loss of AP, 0 or more")
+    if args.under_ms is not None and args.under_ms <= 0:
+        raise UserError(f"--under-ms {args.under_ms:g} is no time; give milliseconds above 0")
+
+
+def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
+    """Load model and data; return the table and a function that completes it."""
+    from sparse_detr.benchmark.images import ImageStream, files_of_evaluation
+    from sparse_detr.benchmark.sweep import Sweep, file_digest, sweep_contestants
+    from sparse_detr.config import load_config
+    from sparse_detr.config.model import build_detector, build_test_mapper, usable_device
+    from sparse_detr.config.own_data import use_own_data
+    from sparse_detr.config.run import make_run
+    from sparse_detr.engine.weights import load_trained_weights
+
+    cfg = load_config(args.config_file, args.opts)
+    use_own_data(cfg, {}, args.opts)
+    description = make_run(cfg)
+    if not description.evaluation_sets:
+        raise UserError(
+            "the config names no evaluation data, and without them there is no AP; give the config.yaml of a training "
+            "with --val-json, or name a data set in the config"
+        )
+    device = usable_device(cfg)
+    model = build_detector(cfg, device=device).eval()
+    load_trained_weights(model, args.weights, ema=args.ema)
+    if is_dense(model):
+        raise UserError("this model has a dense encoder, which refines every token: there is no budget to sweep")
+    for budget in args.budget:
+        check_fits("--budget", checked_budget("--budget", budget), model)
+    forms = [PLAIN, *(args.optimize or ["fp32"])] if args.optimize is not None else [PLAIN]
+    contestants = sweep_contestants(model, args.budget, forms)
+    make_folder(folder)
+    setting = {
+        "config": Path(args.config_file).name,
+        "weights": file_digest(args.weights),
+        "ema": args.ema,
+        "overrides": list(args.opts),
+        "data": [name for evaluation in description.evaluation_sets for name in evaluation.names],
+        "images": "all images" if args.max_images is None else f"the first {args.max_images} images",
+    }
+    sweep = Sweep(folder / TABLE.name, setting)
+    images = ImageStream(files_of_evaluation(cfg, args.rounds + 1), build_test_mapper(cfg))
+    return sweep, lambda: _measure(args, sweep, contestants, description, images, device)
+
+
+def _measure(
+    args: argparse.Namespace, sweep: Sweep, contestants: list[Contestant], description: Any, images: Any, device: str
+) -> str | None:
+    """Complete the table; return what disturbed the times, or None."""
+    from sparse_detr.benchmark.machine import find_disturbance, sample_load
+    from sparse_detr.benchmark.sweep import (
+        FLOP_IMAGES,
+        count_entries,
+        entry_name,
+        score_entries,
+        time_entries,
+        true_boxes_of,
+    )
+
+    for contestant in contestants:
+        sweep.entry(*entry_name(contestant))
+    load = sample_load()
+    busy = find_disturbance({"before": load})
+    disturbance = busy
+    if not busy or args.allow_busy:  # times first: they are short, and tell soon if the machine is not quiet
+        options = {"rounds": args.rounds, "device": device, "load_before": load, "allow_busy": args.allow_busy}
+        disturbance = time_entries(sweep, contestants, images, **options)
+    count_entries(sweep, [c for c in contestants if c.counts_flops], images.batch(min(FLOP_IMAGES, images.num_files)))
+    names = sweep.record["setting"]["data"]
+    missing = sum(sweep.entry(*entry_name(contestant))["scores"] is None for contestant in contestants)
+    with _progress(description, args.max_images, missing, quiet=args.json) as step:
+        score_entries(
+            sweep,
+            contestants,
+            lambda model: _scores(description, model, before_image=step, max_images=args.max_images),
+            true_boxes_of(names),
+        )
+    return disturbance
+
+
+def _scores(description: Any, model: Any, **options: Any) -> dict[str, float]:
+    """Return the scores of boxes without the tables that evaluators print."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from sparse_detr.engine.evaluate import box_scores
+
+    with redirect_stdout(StringIO()):
+        return box_scores(description, model, **options)
+
+
+def _progress(description: Any, max_images: int | None, budgets: int, *, quiet: bool) -> Any:
+    """Return a context that gives a function to call before every image; it shows the images done and the time left."""
+    from contextlib import contextmanager
+
+    from tqdm import tqdm
+
+    @contextmanager
+    def bar() -> Any:
+        sizes = [len(evaluation.build_loader()) for evaluation in description.evaluation_sets] if budgets else []
+        total = budgets * sum(min(size, max_images or size) for size in sizes)
+        with tqdm(
+            total=total, desc="scoring", unit="batch", dynamic_ncols=True, disable=quiet or not total
+        ) as progress:
+            yield progress.update
+
+    return bar()
+
+
+def report(args: argparse.Namespace, sweep: Sweep, folder: Path, disturbance: str | None) -> int:
+    """Write CSV and picture, print the table and the answers; return the exit code."""
+    from sparse_detr.benchmark.machine import REMEDY
+    from sparse_detr.benchmark.sweep_report import answers, as_csv, as_markdown, draw
+
+    record = sweep.record
+    write_text_atomically(folder / "sweep.csv", as_csv(record))
+    draw(record, folder / "sweep.png")
+    found = answers(record, within_ap=args.within_ap, under_ms=args.under_ms)
+    untimed = any(not entry["milliseconds"] for entry in record["entries"])
+    if args.json:
+        print(json.dumps({**record, "answers": found}))
+        return BUSY if untimed else 0
+    print(as_markdown(record))
+    print("\n".join(found))
+    if untimed:
+        print(f"some budgets have no times: {disturbance}; {REMEDY}; run the command again, the scores are kept")
+    print(f"saved as {folder / TABLE.stem} with the ends json, csv and png")
+    return BUSY if untimed else 0
