@@ -212,16 +212,16 @@ def train(folder: Path, variant: str, seed: int, iterations: int, passed_on: lis
 
 
 def final_scores(folder: Path) -> dict[str, float]:
-    """Return AP, seconds an iteration and iterations of a finished run; {} if the folder holds none."""
+    """Return AP, iterations and, unless it is too short to say, seconds an iteration of a finished run; {} if none."""
     metrics = folder / "metrics.json"
     if not (folder / "model_final.pth").is_file() or not metrics.is_file():
         return {}
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     scores = [line for line in lines if "bbox/AP" in line]
-    seconds = statistics.median(line["time"] for line in lines if "time" in line)
+    seconds = [line["time"] for line in lines if "time" in line]
     return {
         **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
-        "seconds_per_iteration": seconds,
+        **({"seconds_per_iteration": statistics.median(seconds)} if seconds else {}),
         "iterations": scores[-1]["iteration"],
     }
 
