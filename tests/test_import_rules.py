@@ -53,6 +53,18 @@ ALLOWED = {
         "ops",
         "structures",
     ),
+    "studies": (
+        "analysis",
+        "budget",
+        "config",
+        "engine",
+        "errors",
+        "files",
+        "model_zoo",
+        "modeling",
+        "recipes",
+        "structures",
+    ),
     "visualization": ("analysis", "structures", "files", "errors"),
     "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }
