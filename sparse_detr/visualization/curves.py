@@ -211,16 +211,12 @@ def _draw_panel(axis: Any, runs: Sequence[TrainingCurves], metric: str, smooth: 
 
 
 def _name_last_values(axis: Any, runs: Sequence[TrainingCurves], metric: str) -> None:
-    """Write the last value of every run beside the end of its line, close ones above each other."""
-    ends = sorted(
-        (run.series[metric][1][-1], run.series[metric][0][-1], number)
-        for number, run in enumerate(runs)
-        if metric in run.series
-    )
+    """Write the last value of every run beside the end of its line, close ones below each other."""
+    runs_with_it = [(run.series[metric], number) for number, run in enumerate(runs) if metric in run.series]
     low, high = axis.get_ylim()
-    place = -math.inf
-    for value, iteration, number in ends:
-        place = max(value, place + 0.07 * (high - low))
+    place = math.inf
+    for (iterations, values), number in sorted(runs_with_it, key=lambda entry: -entry[0][1][-1]):
+        place = min(values[-1], place - 0.07 * (high - low))
         color = _style(number)["color"]
         text = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": color}
-        axis.annotate(f"{value:.3g}", (iteration, place), xytext=(5, 0), annotation_clip=False, **text)
+        axis.annotate(f"{values[-1]:.3g}", (iterations[-1], place), xytext=(5, 0), annotation_clip=False, **text)
