@@ -76,6 +76,11 @@ VARIANTS = {
     "lite_dino": ("Lite DINO, H2L1-(2+1)x1", "configs/quick/lite_dino_mnv2.py", []),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    "stride4_levels": (
+        "Sparse DETR, strides 4 to 32, shares of levels",
+        "configs/quick/sparse_detr_stride4_mnv2.py",
+        [],
+    ),
     # the relatives, under equal supervision: no auxiliary loss of the encoder
     "plain_dense": ("Deformable DETR, two-stage, dense", DENSE, [NO_ENCODER_LOSS]),
     "plain_rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1", NO_ENCODER_LOSS]),

@@ -148,7 +148,7 @@ def run_step(args: argparse.Namespace, study: Study, step: tuple[str, int], pass
     folder = args.output / args.name / f"{model}_seed{seed}"
     if not is_trained(folder, iterations):
         measure.train(folder, variant, seed, iterations, passed_on)
-    run = measure.run_of(variant, passed_on)
+    run = measure.run_of(variant, [*passed_on, f"train.output_dir={folder.resolve() / 'budgets'}"])
     detector = run.build_model()
     load_trained_weights(detector, folder / "model_final.pth")
     missing = [b for b in budgets_of(model, args.budgets) if study.get(model, seed, b) is None]
@@ -285,7 +285,7 @@ def plot(path: Path, study: Study, score: str = "AP50") -> None:
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
         axes.errorbar(x, means, yerr=spread, color=COLORS[name], marker="o", capsize=3, label=LABELS.get(name, name))
     axes.set(xlabel="share of the tokens that the encoder refines, %", ylabel=score)
-    axes.margins(x=0.12)
+    axes.set(xlim=(0, 122), xticks=range(0, 101, 20))  # room for the names at the right
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)

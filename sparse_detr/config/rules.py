@@ -216,6 +216,7 @@ MODEL_SETTINGS: dict[str, SettingRule] = {
     "position_offset": number(-math.inf),
     **dict.fromkeys(("keep_ratio", "sampling_share"), SOME_SHARE),
     "inference_keep_ratio": optional(SOME_SHARE),
+    "level_shares": optional(listed(SOME_SHARE)),
     "training_keep_ratios": optional(listed(SOME_SHARE, 2)),
     "training_level_shares": optional(listed(listed(SOME_SHARE, 2))),
     **dict.fromkeys(("training_decoder_layers", "training_num_queries"), optional(listed(SOME, 2))),

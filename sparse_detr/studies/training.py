@@ -121,7 +121,7 @@ def train(cfg: DictConfig, args: argparse.Namespace, folder: Path, seed: int) ->
 
 
 def final_scores(folder: Path) -> dict[str, float]:
-    """Return AP, seconds an iteration and iterations of a finished run; {} if the folder holds none."""
+    """Return AP, iterations and, unless it is too short to say, seconds an iteration of a finished run; {} if none."""
     metrics = folder / "metrics.json"
     if not (folder / "model_final.pth").is_file() or not metrics.is_file():
         return {}
@@ -129,12 +129,17 @@ def final_scores(folder: Path) -> dict[str, float]:
     scores = [line for line in lines if "bbox/AP" in line]
     if not scores:
         return {}
-    seconds = statistics.median(line["time"] for line in lines if "time" in line)
+    seconds = [line["time"] for line in lines if "time" in line]
     return {
         **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
-        "seconds_per_iteration": seconds,
+        **({"seconds_per_iteration": statistics.median(seconds)} if seconds else {}),
         "iterations": scores[-1]["iteration"],
     }
+
+
+def judged(agrees: bool, best: float) -> bool | None:
+    """Return whether a study agrees with the paper; None if the best mean AP says that nothing has been learned."""
+    return agrees if best >= LEARNED else None
 
 
 def cautions_of(groups: Mapping[Any, Sequence[Result]], best: float) -> list[str]:
