@@ -2,6 +2,7 @@
 # make test    check lint, format and types, and run the tests
 # make setup   make the environment only
 # make lint    check lint, format and types only;  make format: correct lint and format
+# make docs    build the site into build/site; a warning, such as a broken link, is an error (`make test` builds it too)
 # make sanitize   test the CPU kernels with the address and undefined behaviour sanitizers
 # make kill-loop  kill a small training fifty times, every third time during a write: it must end the same
 # make same-losses BASE=main   train shortly at the commit BASE and now: every loss and weight must be the same
@@ -40,7 +41,7 @@ REUSED := $(if $(wildcard $(TRAINED)),trained and evaluated before: reused; to s
 export SPARSE_DETR_SAMPLE := $(SAMPLE)
 export PIP_NO_INPUT := 1
 
-.PHONY: train test setup sample-data lint format sanitize kill-loop same-losses clean clean-all
+.PHONY: train test setup sample-data lint format docs sanitize kill-loop same-losses clean clean-all
 
 train: $(PICTURES)/.complete
 	@echo "$(REUSED)"
@@ -75,6 +76,11 @@ setup: $(STAMP) $(NATIVE)
 # An editable install builds the libraries too, but pip hides its output.
 $(NATIVE): $(OPS_SOURCES) | $(STAMP)
 	@$(RUN) ops/build.py || { rm -f $@; exit 1; }
+
+docs: setup
+	@echo "==> Site"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 sanitize: setup
 	@$(RUN) ops/sanitize.py

@@ -21,18 +21,16 @@ from sparse_detr.analysis.tables import fill_readme, markdown_rows
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
 from sparse_detr.errors import run_script
+from sparse_detr.studies.complexity import CLASSES, IMAGE_SIZE, PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE_SIZE = (850, 1040)
-"""The size in the public code of Sparse DETR."""
-
 ENCODERS = {
-    "SparseDETR/configs/deformable_detr_topk_r50.py": "177.3",
+    "SparseDETR/configs/deformable_detr_topk_r50.py": f"{PUBLISHED['SparseDETR/deformable_detr_topk_r50.py'][None]}",
     **{
-        f"SparseDETR/configs/sparse_detr_r50_rho{rho}.py": published
-        for rho, published in ((10, "105.4"), (20, "112.9"), (30, "120.5"), (40, "128.0"), (50, "135.6"))
+        f"SparseDETR/configs/sparse_detr_r50_rho{round(100 * rho)}.py": f"{published}"
+        for rho, published in PUBLISHED["SparseDETR/sparse_detr_r50_rho10.py"].items()
     },
-    "DeformableDETR/configs/deformable_detr_r50.py": "172.9",
+    "DeformableDETR/configs/deformable_detr_r50.py": f"{PUBLISHED['DeformableDETR/deformable_detr_r50.py'][None]}",
     "FocusDETR/configs/focus_deformable_detr_r50.py": "",
     "DINO/configs/dino_r50_4scale_36ep.py": "279",
     "SparseDETR/configs/sparse_dino_r50_rho30.py": "152",
@@ -99,7 +97,7 @@ def encoder_rows() -> Iterable[list[str]]:
 
 def configured(config: Path) -> DictConfig:
     """Return a lazy config with the classes of the public repositories."""
-    return load_config(str(config), ["model.num_classes=91"])
+    return load_config(str(config), [CLASSES])
 
 
 def detector(cfg: DictConfig) -> nn.Module:

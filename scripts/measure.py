@@ -46,6 +46,7 @@ from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
 from sparse_detr.errors import run_script
+from sparse_detr.studies.training import final_scores
 from sparse_detr.train import add_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +76,11 @@ VARIANTS = {
     "lite_dino": ("Lite DINO, H2L1-(2+1)x1", "configs/quick/lite_dino_mnv2.py", []),
     "dino_own": ("DINO, optimiser of its paper", "configs/quick/dino_mnv2.py", [FAST_SAMPLING]),
     "focus_own": ("Focus-DETR, optimiser of its paper", FOCUS, [FAST_SAMPLING, NORMS_STAY]),
+    "stride4_levels": (
+        "Sparse DETR, strides 4 to 32, shares of levels",
+        "configs/quick/sparse_detr_stride4_mnv2.py",
+        [],
+    ),
     # the relatives, under equal supervision: no auxiliary loss of the encoder
     "plain_dense": ("Deformable DETR, two-stage, dense", DENSE, [NO_ENCODER_LOSS]),
     "plain_rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1", NO_ENCODER_LOSS]),
@@ -209,21 +215,6 @@ def train(folder: Path, variant: str, seed: int, iterations: int, passed_on: lis
     command = [sys.executable, "train_net.py", "--config-file", config, "--output-dir", str(folder.resolve())]
     length = [f"train.max_iter={iterations}", f"train.eval_period={iterations}", f"train.seed={seed}"]
     subprocess.run([*command, "--resume", *passed_on, *overrides, *length], cwd=ROOT, check=True)
-
-
-def final_scores(folder: Path) -> dict[str, float]:
-    """Return AP, iterations and, unless it is too short to say, seconds an iteration of a finished run; {} if none."""
-    metrics = folder / "metrics.json"
-    if not (folder / "model_final.pth").is_file() or not metrics.is_file():
-        return {}
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    scores = [line for line in lines if "bbox/AP" in line]
-    seconds = [line["time"] for line in lines if "time" in line]
-    return {
-        **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
-        **({"seconds_per_iteration": statistics.median(seconds)} if seconds else {}),
-        "iterations": scores[-1]["iteration"],
-    }
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:

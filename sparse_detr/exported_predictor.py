@@ -35,6 +35,8 @@ class ExportedPredictor(Predictor):
         UserError: the file or an option cannot be used.
     """
 
+    _precision = None  # it is the file's
+
     def __init__(
         self,
         file: str | os.PathLike[str],

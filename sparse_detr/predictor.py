@@ -170,7 +170,7 @@ class Predictor:
         names = list(class_names or class_names_of(cfg))
         fits = model_classes(self.model) in (None, len(names))
         self.class_names: list[str] = names if fits else []
-        self._check(self.options)
+        self._chosen({})  # refuses options that this model cannot use
 
     @property
     def is_dense(self) -> bool:

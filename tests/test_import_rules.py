@@ -36,8 +36,10 @@ ALLOWED = {
         "errors",
         "_threads",
         "budget",
+        "analysis",
+        "visualization",
     ),
-    "analysis": ("structures", "errors", "files"),
+    "analysis": ("modeling", "structures", "errors", "files"),
     "export": ("modeling", "inference", "structures", "ops", "data", "files", "errors"),
     "benchmark": (
         "analysis",
@@ -52,6 +54,7 @@ ALLOWED = {
         "structures",
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
+    "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.
 ROOMS = {

@@ -12,6 +12,7 @@ train = dict(
     checkpointer=dict(period=7393, max_to_keep=10),
     eval_period=7393,
     log_period=20,
+    vis_period=0,  # iterations between two pictures of a validation image for TensorBoard; 0: none
     device="cuda" if torch.cuda.is_available() else "cpu",
     seed=42,
     # Settings that Detectron2's lazyconfig_train_net ignores:

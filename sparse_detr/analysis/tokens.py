@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparse_detr.structures import Pyramid, TokenSelection
+from sparse_detr.structures import Pyramid, Queries, TokenSelection
 
 
 def kept_share(keep: Tensor, pyramid: Pyramid) -> Tensor:
@@ -48,8 +48,7 @@ def covered_attention_per_level(keep: Tensor, attention_map: Tensor, pyramid: Py
 def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
     """Return for every true box whether a kept token covers it.
 
-    A box is covered if it contains the centre of a kept token. A box that contains no centre of any token is covered if
-    its own centre lies in the cell of a kept token.
+    A box is covered if a kept token lies on it, as `tokens_on_boxes` says.
 
     Args:
         keep: (B, N) bool, True on kept tokens.
@@ -59,16 +58,33 @@ def covered_boxes(keep: Tensor, boxes: Sequence[Tensor], pyramid: Pyramid) -> li
     Returns:
         (T,) bool of every image; the mean of all of them is the recall of the selection.
     """
+    return [(tokens & keep[image]).any(1) for image, tokens in enumerate(tokens_on_boxes(boxes, pyramid))]
+
+
+def tokens_on_boxes(boxes: Sequence[Tensor], pyramid: Pyramid) -> list[Tensor]:
+    """Mark the tokens that lie on every true box.
+
+    A token lies on a box that contains the centre of its cell, its border included. On a box that contains no centre of
+    any level lie the tokens whose cells hold its own centre, one a level. So some token lies on every box.
+
+    Args:
+        boxes: (T, 4) of every image, cxcywh in [0, 1] of the unpadded image.
+        pyramid: geometry.
+
+    Returns:
+        (T, N) bool of every image; False on padding.
+    """
     valid, centers = ~pyramid.padding_mask, pyramid.centers(torch.float32)
-    half_cells = 0.5 / pyramid.token_valid_sizes.flip(-1).float()
-    covered = []
+    cells, sizes = pyramid.cells[:, 1:].flip(-1), pyramid.token_valid_sizes.flip(-1)
+    found = []
     for image, image_boxes in enumerate(boxes):
-        distance = (centers[image, :, None] - image_boxes[:, :2]).abs()  # (N, T, 2)
-        inside = _within(distance, image_boxes[:, 2:] / 2, valid[image])
-        around = _within(distance, half_cells[image, :, None], valid[image])
-        tokens = torch.where(inside.any(0), inside, around)
-        covered.append((tokens & keep[image, :, None]).any(0))
-    return covered
+        middle, half = image_boxes[:, None, :2], image_boxes[:, None, 2:] / 2  # (T, 1, 2)
+        inside = ((centers[image] - middle).abs() <= half).all(-1) & valid[image]
+        last = sizes[image] - 1
+        holding = (middle * sizes[image]).floor().long().clamp(min=0).minimum(last)  # (T, N, 2)
+        around = (holding == cells).all(-1) & valid[image]
+        found.append(torch.where(inside.any(1, keepdim=True), inside, around))
+    return found
 
 
 def referenced_tokens(sampling_locations: Tensor, pyramid: Pyramid) -> Tensor:
@@ -154,9 +170,15 @@ def watch_sampled_points(encoder: nn.Module) -> Iterator[dict[int, Tensor]]:
         handle.remove()
 
 
-def _within(distance: Tensor, reach: Tensor, valid: Tensor) -> Tensor:
-    """Return (N, T) bool: the distance (N, T, 2) is within reach along both axes, and the token is `valid` (N,)."""
-    return (distance <= reach).all(-1) & valid[:, None]
+@contextmanager
+def watch_queries(decoder: nn.Module) -> Iterator[list[Queries]]:
+    """Collect the queries that the decoder starts from, one entry a call of it, while the block runs."""
+    queries: list[Queries] = []
+    handle = decoder.register_forward_pre_hook(lambda decoder, inputs: queries.append(inputs[0]))
+    try:
+        yield queries
+    finally:
+        handle.remove()
 
 
 def _sum_per_level(values: Tensor, pyramid: Pyramid) -> Tensor:

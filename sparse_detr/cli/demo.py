@@ -73,8 +73,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--max-images {args.max_images} leaves nothing to draw; give 1 or more")
 
 
-def find_images(inputs: Sequence[str]) -> list[str]:
+def find_images(inputs: Sequence[str], *, option: str = "--input") -> list[str]:
     """Return the images that the command line names, as files, folders or patterns.
+
+    Args:
+        inputs: what it names.
+        option: the name of the option, for the message.
 
     Raises:
         UserError: one of the inputs gives no image.
@@ -88,7 +92,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
         if not paths:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(
-                f"--input {given}: no image found; give an image, a folder of images ({kinds}) or a pattern"
+                f"{option} {given}: no image found; give an image, a folder of images ({kinds}) or a pattern"
             )
         found.update(dict.fromkeys(paths))
     return list(found)
@@ -118,9 +122,9 @@ def draw_images(
     """Write the pictures of every file; return one reason for each file that could not be read."""
     from tqdm import tqdm
 
-    from sparse_detr.analysis.tokens import object_tokens, watch_object_rows, watch_sampled_points
-    from sparse_detr.visualization import list_detections, token_maps
+    from sparse_detr.visualization import list_detections
     from sparse_detr.visualization.pictures import write_files
+    from sparse_detr.visualization.token_maps import watch_token_maps
 
     origin = {"weights": weights, "class_names": predictor.class_names, "score_threshold": score_threshold}
     skipped: list[str] = []
@@ -130,14 +134,13 @@ def draw_images(
         except ImageError as error:
             skipped.append(str(error))
             continue
-        model = predictor.model
-        with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
+        with watch_token_maps(predictor.model) as maps_of:
             found = predictor.outputs(image, score_threshold=score_threshold)
         write_files(
             output / stem,
             image,
             list_detections(found.instances[0], predictor.class_names),
-            token_maps(found.output, objects=object_tokens(found.output.selection, rows), points=points),
+            maps_of(found.output),
             caption=f"score at least {score_threshold:g}",
             origin={"file_name": file_name, **origin},
         )

@@ -48,6 +48,7 @@ class TrainSettings:
     checkpointer: dict[str, Any] = field(default_factory=lambda: dict(CHECKPOINTER))
     eval_period: int = 5000
     log_period: int = 20
+    vis_period: int = 0
     best_metric: str = "bbox/AP"
     ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
 
@@ -217,6 +218,7 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         checkpoint_activations=list(solver.CHECKPOINT_ACTIVATIONS),
         checkpointer={"period": solver.CHECKPOINT_PERIOD, "max_to_keep": solver.MAX_TO_KEEP},
         eval_period=cfg.TEST.EVAL_PERIOD,
+        vis_period=cfg.VIS_PERIOD,
         best_metric=cfg.TEST.BEST_METRIC,
     )
 

@@ -40,6 +40,7 @@ from sparse_detr.engine.output import (
     worker_error,
 )
 from sparse_detr.engine.prepare import prepare_model
+from sparse_detr.engine.token_log import LogPictures, LogTokens, load_validation_image
 from sparse_detr.engine.trainer import Trainer
 from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
@@ -102,7 +103,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
             periodic,
             *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
             stop,
-            *_writer_hooks(settings),
+            *_writer_hooks(run, model),
         ]
     )
     if last.path:
@@ -233,10 +234,17 @@ def _evaluation_hooks(
     return [evaluation, best]
 
 
-def _writer_hooks(settings: TrainSettings) -> list[HookBase]:
+def _writer_hooks(run: Run, model: nn.Module) -> list[HookBase]:
+    """Return the hooks that log and write, in this order; those of the main process alone."""
     if not comm.is_main_process():
         return []
-    return [WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)]
+    settings = run.settings
+    hooks_of_log: list[HookBase] = [LogTokens(model=model, period=settings.log_period)]
+    if settings.vis_period:
+        image = load_validation_image(run)
+        hooks_of_log.append(LogPictures(model=model, image=image, period=settings.vis_period))
+    writer = WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)
+    return [*hooks_of_log, writer]
 
 
 def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:

@@ -70,7 +70,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         others = set(self._tasks or self._tasks_from_predictions(detections)) - {"bbox"}
         if others:
             return f"hotcoco is used for boxes only, not for {', '.join(sorted(others))}"
-        return _why_not_scored_alike(self._coco_api.dataset) or _why_not_importable()
+        return why_not_hotcoco(self._coco_api.dataset)
 
     def _use_category_ids_of_data_set(self, detections: list[dict[str, Any]]) -> None:
         contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -132,7 +132,7 @@ def score_boxes(
     """
     import hotcoco
 
-    ground_truth = hotcoco.COCO(_boxes_only(truth))
+    ground_truth = hotcoco.COCO(boxes_only(truth))
     evaluated = hotcoco.COCOeval(ground_truth, ground_truth.load_res(detections), "bbox")
     evaluated.params.max_dets = max_detections
     if image_ids is not None:
@@ -144,7 +144,7 @@ def score_boxes(
     return BoxScores(np.array([_mean(arrays, thresholds, *score) for score in SCORES]), arrays, max_detections)
 
 
-def _boxes_only(truth: dict[str, Any]) -> dict[str, Any]:
+def boxes_only(truth: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a COCO file that scores of boxes depend on; others may hold what hotcoco does not read."""
     annotations = [
         {**{key: annotation[key] for key in ANNOTATION_FIELDS}, "iscrowd": int(bool(annotation.get("iscrowd", 0)))}
@@ -164,6 +164,11 @@ def _mean(
         values = values[thresholds == iou]
     values = values[values > -1]
     return float(np.mean(values)) if values.size else -1.0
+
+
+def why_not_hotcoco(truth: dict[str, Any]) -> str | None:
+    """Return why hotcoco cannot score the content of a COCO file as pycocotools does; None if it can."""
+    return _why_not_scored_alike(truth) or _why_not_importable()
 
 
 def _why_not_scored_alike(truth: dict[str, Any]) -> str | None:

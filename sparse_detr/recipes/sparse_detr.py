@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from detectron2.config import LazyCall as L
@@ -11,6 +11,7 @@ from sparse_detr.modeling.heads import PredictionHead, ProposalProjection
 from sparse_detr.modeling.selection import (
     EvenBudget,
     LearnedScorer,
+    LevelBudget,
     ObjectnessScorer,
     RandomScorer,
     ScoringNetwork,
@@ -28,6 +29,7 @@ Scorer = Literal["attention_map", "objectness", "random"]
 def sparse_detr(
     *,
     keep_ratio: float = 0.3,
+    level_shares: Sequence[float] | None = None,
     inference_keep_ratio: float | None = None,
     scorer: Scorer = "attention_map",
     encoder_auxiliary_loss: bool = True,
@@ -38,6 +40,7 @@ def sparse_detr(
 
     Args:
         keep_ratio: share of the tokens, rho in the paper.
+        level_shares: a share for every level instead, fine to coarse, see `LevelBudget`; None for `keep_ratio`.
         inference_keep_ratio: another share at inference; None for `keep_ratio`.
         scorer: `attention_map`, a network that learns the decoder's attention map; `objectness`, a detection head on
             the backbone's features; `random`, random numbers (section 4.3).
@@ -46,19 +49,56 @@ def sparse_detr(
     """
     own, others = split_options(options, elastic)
     model = base(encoder_auxiliary_loss=encoder_auxiliary_loss, **others)
-    released = options.get("behavior") == "released"
+    sparsify(
+        model,
+        keep_ratio=keep_ratio,
+        level_shares=level_shares,
+        inference_keep_ratio=inference_keep_ratio,
+        scorer=scorer,
+        released=options.get("behavior") == "released",
+    )
+    return elastic(model, **own)
+
+
+def sparsify(
+    model: Any,
+    *,
+    keep_ratio: float,
+    level_shares: Sequence[float] | None = None,
+    inference_keep_ratio: float | None = None,
+    scorer: Scorer = "attention_map",
+    released: bool = False,
+) -> Any:
+    """Give a dense model an encoder that refines the best `keep_ratio` of the tokens.
+
+    Args:
+        model: LazyCall of a detector with a deformable encoder; it is changed in place and returned.
+        keep_ratio, level_shares, inference_keep_ratio, scorer: see `sparse_detr`.
+        released: as the public implementation treats padding.
+    """
     embed_dim = model.tokenizer.embed_dim
     if scorer != "random":
         model.projection = L(ProposalProjection)(embed_dim=embed_dim)
     model.selector = L(TopKSelector)(
         scorer=_scorer(scorer, embed_dim, released),
-        budget=L(EvenBudget)(keep_ratio=keep_ratio),
+        budget=_budget(model, keep_ratio, level_shares),
         inference_keep_ratio=inference_keep_ratio,
         padding="lowest" if released else "excluded",
     )
     if scorer == "attention_map":
         model.supervision = L(AttentionMapSupervision)(padding="negative" if released else "ignored")
-    return elastic(model, **own)
+    return model
+
+
+def _budget(model: Any, keep_ratio: float, level_shares: Sequence[float] | None) -> Any:
+    if level_shares is None:
+        return L(EvenBudget)(keep_ratio=keep_ratio)
+    if len(level_shares) != model.tokenizer.num_levels:
+        raise ValueError(
+            f"level_shares has {len(level_shares)} shares, but the model {model.tokenizer.num_levels} levels; give one "
+            "for every level, fine to coarse"
+        )
+    return L(LevelBudget)(shares=list(level_shares), schedule=())
 
 
 def sparse_dino(**options: Any) -> Any:

@@ -57,7 +57,18 @@ def list_detections(instances: Any, class_names: Sequence[str], score_threshold:
     return sorted(detections, key=lambda detection: -detection.score)
 
 
-def draw_detections(image: np.ndarray, detections: Sequence[Detection], *, caption: str = "") -> np.ndarray:
+def list_boxes(boxes: np.ndarray, labels: Sequence[int], class_names: Sequence[str]) -> list[Detection]:
+    """Return true boxes (T, 4), xyxy in pixels, as detections with the score 1."""
+    names = dict(enumerate(class_names))
+    return [
+        Detection(box=tuple(box), score=1.0, label=label, name=names.get(label, str(label)))
+        for box, label in zip(boxes.tolist(), labels, strict=True)
+    ]
+
+
+def draw_detections(
+    image: np.ndarray, detections: Sequence[Detection], *, caption: str = "", with_labels: bool = True
+) -> np.ndarray:
     """Draw boxes, labels where they fit, and a line below that names the colours and counts the objects.
 
     Sure detections are drawn strong and on top; doubtful ones thin and faint.
@@ -66,6 +77,7 @@ def draw_detections(image: np.ndarray, detections: Sequence[Detection], *, capti
         image: (H, W, 3) uint8 RGB.
         detections: in pixels of the image.
         caption: stands at the right of the line below the picture.
+        with_labels: write scores, and classes if there are several; False for true boxes.
 
     Returns:
         (H', W', 3) uint8 RGB; the image enlarged to at least 1280, reduced to at most 2048 pixels on its long side,
@@ -77,7 +89,7 @@ def draw_detections(image: np.ndarray, detections: Sequence[Detection], *, capti
     ordered = sorted(detections, key=lambda detection: detection.score)
     for detection in ordered:
         canvas.draw_box(detection)
-    for detection in reversed(ordered):
+    for detection in reversed(ordered) if with_labels else ():
         canvas.draw_label(detection, ordered)
     return np.asarray(canvas.with_legend(detections, caption).reduce(_SUPERSAMPLING))
 

@@ -66,11 +66,13 @@ def write_files(
         if heat is not None:
             pictures[name] = heat_page(image, heat)
     for name, picture in pictures.items():
-        _write_picture(Path(f"{prefix}_{name}.png"), picture)
+        write_picture(Path(f"{prefix}_{name}.png"), picture)
     _write_json(Path(f"{prefix}.json"), image, detections, maps, origin)
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB as a PNG file."""
+
     def write(file: BinaryIO) -> None:
         Image.fromarray(picture).save(file, "PNG", compress_level=2)
 

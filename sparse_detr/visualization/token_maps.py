@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparse_detr.analysis.tokens import covered_attention, kept_share
+from sparse_detr.analysis.tokens import (
+    covered_attention,
+    kept_share,
+    object_tokens,
+    watch_object_rows,
+    watch_sampled_points,
+)
 from sparse_detr.structures import DetectorOutput, PolledTokens, Pyramid
 
 LevelMaps = Sequence[np.ndarray]
@@ -80,6 +87,13 @@ def token_maps(
         full_layers=[layer for layer, full in enumerate(getattr(output.selection, "full", ()), start=1) if full],
         pooling=_pooling(output, image),
     )
+
+
+@contextmanager
+def watch_token_maps(model: nn.Module) -> Iterator[Callable[[DetectorOutput], TokenMaps]]:
+    """Collect what a detector's output does not hold while it runs in the block; yields output -> maps of one image."""
+    with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
+        yield lambda output: token_maps(output, objects=object_tokens(output.selection, rows), points=points)
 
 
 def _pooling(output: DetectorOutput, image: int) -> list[LevelMaps] | None:

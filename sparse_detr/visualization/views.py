@@ -85,7 +85,9 @@ def pooled_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     return compose_page("Polled and pooled tokens", remark, [top, *rows])
 
 
-def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str) -> np.ndarray:
+def overview_page(
+    image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str, truth: np.ndarray | None = None
+) -> np.ndarray:
     """Put detections, token scores, the decoder's attention and the kept tokens of every level on one page.
 
     Args:
@@ -93,10 +95,16 @@ def overview_page(image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *,
         detections: picture of the detections, of the image's proportions.
         maps: tokens of the image; those of a dense encoder, without scores and all kept, are not shown.
         title: heading of the page, such as the name of the image.
+        truth: picture of the true boxes, which shares the first row with the detections; None for none.
     """
     found = (score_heat(image, maps), pooling_heat(image, maps), attention_heat(image, maps))
     heats = [heat for heat in found if heat]
-    rows = [[Panel(detections, "Detections"), *(_fused_panel(image, heat, title=heat.title) for heat in heats)]]
+    shown = [_fused_panel(image, heat, title=heat.title) for heat in heats]
+    found_panel = Panel(detections, "Detections")
+    if truth is None:
+        rows = [[found_panel, *shown]]
+    else:
+        rows = [[Panel(truth, "True boxes"), found_panel], *([shown] if shown else [])]
     if maps.points:
         rows.append(_points_panels(image, maps))
     if maps.scores is None and not maps.is_selective:

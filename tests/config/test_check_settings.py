@@ -11,6 +11,7 @@ from tests.meta import meta_device
 
 LAZY_FAULTS = {
     "train.log_period=0": "train.log_period=0 cannot be used; give a whole number, 1 or more",
+    "train.vis_period=-1": "train.vis_period=-1 cannot be used; give a whole number, 0 or more",
     "train.checkpointer.period=0": "train.checkpointer.period=0 cannot be used",
     "train.checkpointer.max_to_keep=0": "train.checkpointer.max_to_keep=0 cannot be used",
     "train.accumulate=0": "train.accumulate=0 cannot be used",
@@ -56,6 +57,7 @@ LAZY_FAULTS = {
 
 YACS_FAULTS = {
     ("SOLVER.MAX_ITER", "0"): "SOLVER.MAX_ITER 0 cannot be used; give a whole number, 1 or more",
+    ("VIS_PERIOD", "-1"): "VIS_PERIOD -1 cannot be used; give a whole number, 0 or more",
     ("SOLVER.MAX_ITER", "2.0"): "SOLVER.MAX_ITER",
     ("SOLVER.MAX_ITER", "[1,2]"): "SOLVER.MAX_ITER",
     ("SOLVER.CHECKPOINT_PERIOD", "0"): "SOLVER.CHECKPOINT_PERIOD 0 cannot be used",

@@ -58,16 +58,26 @@ def test_a_readme_links_to_files_and_headings_that_exist(readme):
 
 
 @each_readme
-def test_the_classes_and_files_for_the_terms_of_a_paper_exist(readme):
+def test_the_classes_for_the_terms_of_a_paper_are_in_the_files_beside_them(readme):
     table = readme.read_text().partition("## From the paper to the code")[2].partition("## Configs")[0]
-    code = "\n".join(path.read_text() for path in (ROOT / "sparse_detr").rglob("*.py"))
+    named_before = ""
     for row in re.findall(r"^\| .* \|$", table, re.M)[1:]:
         _, classes, files = row.strip("| ").split(" | ")
+        code = named_before = "\n".join(map(code_at, places_of(files))) or named_before  # "the same"
         for name in set(re.findall(r"`(\w+)[(`]", classes)) - {"detector"}:
-            assert re.search(rf"^(class|def) {name}\b", code, re.M), name
-        folder = ROOT / "sparse_detr"
-        for file in re.findall(r"`([\w/.]+)`", files):
-            places = (ROOT / file, ROOT / "sparse_detr" / file, folder / file)
-            (found,) = {place for place in places if place.exists()} or {None}
-            assert found, file
-            folder = found.parent
+            assert re.search(rf"^(class|def) {name}\b", code, re.M), (name, files)
+
+
+def places_of(files):
+    """Yield the files and folders of a cell; a name without a folder is in that of the file before it."""
+    folder = ROOT / "sparse_detr"
+    for file in re.findall(r"`([\w/.]+)`", files):
+        places = (ROOT / file, ROOT / "sparse_detr" / file, folder / file)
+        (found,) = {place for place in places if place.exists()} or {None}
+        assert found, file
+        folder = found.parent
+        yield found
+
+
+def code_at(place):
+    return "\n".join(path.read_text() for path in (place.rglob("*.py") if place.is_dir() else [place]))

@@ -24,7 +24,7 @@ WITHOUT_TWIN = {  # lazy configs only: they reach where no key does
 CONFIGS = sorted(path for path in ROOT.glob("projects/*/configs/*.py") if path.stem not in WITHOUT_TWIN)
 YAMLS = sorted(ROOT.glob("projects/*/configs/*.yaml"))
 SETTINGS = ("output_dir", "max_iter", "init_checkpoint", "seed", "precision", "clip_grad_norm", "accumulate")
-SETTINGS += ("ema_decay", "eval_period", "best_metric", "fast_backbone", "checkpoint_activations")
+SETTINGS += ("ema_decay", "eval_period", "vis_period", "best_metric", "fast_backbone", "checkpoint_activations")
 
 
 def load_yaml(path, *overrides):

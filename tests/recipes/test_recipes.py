@@ -6,7 +6,7 @@ from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 
 from sparse_detr.modeling.classification import SoftmaxNoObject
-from sparse_detr.modeling.selection import KeepAllTokens, ObjectnessScorer, RandomScorer, TopKSelector
+from sparse_detr.modeling.selection import KeepAllTokens, LevelBudget, ObjectnessScorer, RandomScorer, TopKSelector
 from sparse_detr.recipes import (
     anchor_detr,
     deformable_detr,
@@ -47,6 +47,13 @@ def test_a_keep_ratio_can_be_set_in_the_config():
     config.selector.budget.keep_ratio, config.selector.inference_keep_ratio = 0.2, 0.6
     model = instantiate(config)
     assert (model.train().keep_ratio, model.eval().keep_ratio) == (0.2, 0.6)
+
+
+def test_levels_can_have_shares_of_their_own():
+    model = instantiate(tiny(sparse_detr, level_shares=(0.1, 0.5, 1.0, 1.0)))
+    assert model.selector.budget == LevelBudget(shares=(0.1, 0.5, 1.0, 1.0), schedule=())
+    with pytest.raises(ValueError, match="level_shares has 2 shares, but the model 4 levels; give one for every level"):
+        tiny(sparse_detr, level_shares=(0.1, 1.0))
 
 
 @pytest.mark.parametrize(

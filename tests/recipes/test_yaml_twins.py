@@ -38,6 +38,7 @@ TWINS = {
     "two_stage": ("DeformableDETR", deformable_detr, {"box_refinement": True, "two_stage": "projected"}),
     "released": ("DeformableDETR", deformable_detr, {"behavior": "released", "num_detections": 7}),
     "sparse": ("SparseDETR", sparse_detr, {"keep_ratio": 0.2, "inference_keep_ratio": 0.4}),
+    "levels": ("SparseDETR", sparse_detr, {"level_shares": [0.1, 0.5, 1.0, 1.0]}),
     "elastic": ("SparseDETR", sparse_detr, {"training_keep_ratios": [0.1, 1.0]}),
     "elastic_focus": (
         "FocusDETR",

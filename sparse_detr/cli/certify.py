@@ -1,0 +1,193 @@
+"""Check that images give alone what they give in a batch, in every dtype, form and budget, within stated tolerances."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import check_fits, checked_budget
+from sparse_detr.errors import UserError
+from sparse_detr.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparse_detr.analysis.certificate import Comparison
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+FORMS = ("plain", "optimized")
+OWN = "own"
+SHAKEN = 0.02
+"""Standard deviation of the noise on random weights, in which zeros of the initialisation would hide errors."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        metavar="FILE",
+        help="config of the model, lazy or yaml; a config is code: load only configs you trust",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights)")
+    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    parser.add_argument(
+        "--input", nargs="+", metavar="PATH", help="images, folders or glob patterns (default: the evaluation data)"
+    )
+    parser.add_argument("--max-images", type=int, default=4, metavar="N", help="of the images, the first N (4)")
+    parser.add_argument("--batch-size", type=int, default=2, metavar="N", help="images in a batch, 2 or more (2)")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=[OWN],
+        metavar="B",
+        help="own for the model's own; 0.3 for 30 %%; levels:0.25,0.5,1 for a share of every level, fine to coarse; "
+        "mass:0.9 for as many tokens as hold 90 %% of the saliency (own)",
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float64", "float32"], help="(float64 float32)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["plain"], help="the model, its inference form")
+    parser.add_argument("--draws", type=int, default=2, metavar="N", help="how often rounding is imitated (2)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON; - for standard output, alone")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; return 0 if everything is inside the tolerances, else 1."""
+    check_options(args)
+    require_detectron2()
+    from sparse_detr.analysis.certificate import exceptions_of
+    from sparse_detr.analysis.certificate_report import as_record, as_text
+
+    model, inputs = _load(args)
+    budgets = {text: None if text == OWN else checked_budget("--budgets", text, timed=False) for text in args.budgets}
+    for budget in budgets.values():
+        check_fits("--budgets", budget, model)
+    exceptions = sorted({text for budget in budgets.values() for text in exceptions_of(model, budget)})
+    entries, skipped = _compare(args, model, inputs, budgets)
+    record = as_record(
+        entries,
+        exceptions=exceptions,
+        skipped=skipped,
+        images=len(inputs),
+        batch_size=args.batch_size,
+        config=args.config_file,
+        weights=args.weights or "",
+    )
+    text = json.dumps(record, indent=1) + "\n"
+    if args.json == "-":
+        sys.stdout.write(text)
+        return int(not record["passed"])
+    print(as_text(record))
+    if args.json:
+        write_text_atomically(args.json, text)
+    return int(not record["passed"])
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be used.
+
+    Raises:
+        UserError: names the option, its value and the values that are allowed.
+    """
+    for option, least in (("max_images", 1), ("batch_size", 2), ("draws", 1)):
+        if (value := getattr(args, option)) < least:
+            raise UserError(f"--{option.replace('_', '-')} {value} cannot be used; give {least} or more")
+    if args.weights is not None and not args.weights.strip():
+        raise UserError("--weights is empty; give a checkpoint, or leave it out for random weights")
+    if args.ema and not args.weights:
+        raise UserError("--ema needs a checkpoint; give --weights FILE")
+    for option in ("budgets", "dtypes", "forms"):
+        values = getattr(args, option)
+        if len(set(values)) < len(values):
+            raise UserError(f"--{option} names a value twice: {' '.join(values)}; name each once")
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Return the model in eval mode and the inputs."""
+    import torch
+
+    from sparse_detr.benchmark.images import ImageStream, files_of_evaluation
+    from sparse_detr.cli.demo import find_images
+    from sparse_detr.config import load_config
+    from sparse_detr.config.model import build_detector, build_test_mapper
+    from sparse_detr.engine.weights import load_trained_weights
+    from sparse_detr.modeling.transformer import DetectionTransformer
+
+    cfg = load_config(args.config_file, args.opts)
+    mapper = build_test_mapper(cfg)
+    files = find_images(args.input)[: args.max_images] if args.input else files_of_evaluation(cfg, args.max_images)
+    inputs = ImageStream(files, mapper).batch(len(files))
+    torch.manual_seed(0)
+    model = build_detector(cfg).eval()
+    if not isinstance(model, DetectionTransformer):
+        raise UserError(f"a {type(model).__name__} is Detectron2's own model; certify needs one of this project")
+    load_trained_weights(model, args.weights or "", ema=args.ema)
+    if not args.weights:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(SHAKEN * torch.randn_like(weight))
+    return model, inputs
+
+
+def _compare(
+    args: argparse.Namespace, model: nn.Module, inputs: Sequence[dict[str, Any]], budgets: dict[str, Any]
+) -> tuple[list[tuple[dict[str, str], Comparison]], list[str]]:
+    """Return the comparisons with their settings, and the settings that cannot be."""
+    import copy
+
+    import torch
+    from tqdm import tqdm
+
+    from sparse_detr.analysis.certificate import Certifier, batches_of
+
+    reference, batches = copy.deepcopy(model).double(), batches_of(inputs, args.batch_size)
+    entries: list[tuple[dict[str, str], Comparison]] = []
+    skipped: list[str] = []
+    steps = len(budgets) * len(args.dtypes) * len(args.forms)
+    with tqdm(total=steps, desc="certifying", unit="setting", disable=None) as progress:
+        for text, budget in budgets.items():
+            certifier = Certifier(reference, batches, budget, draws=args.draws)
+            for name in args.dtypes:
+                dtype = getattr(torch, name)
+                allowed = certifier.allowed(dtype)
+                for form in args.forms:
+                    progress.update()
+                    try:
+                        formed = in_form(model, form, dtype)
+                    except ValueError as error:
+                        skipped.append(f"{form} {name}: {error}")
+                        continue
+                    setting = {"budget": text, "dtype": name, "form": form}
+                    entries += [(setting, found) for found in certifier.comparisons(formed, allowed)]
+    return entries, sorted(set(skipped))
+
+
+def in_form(model: nn.Module, form: str, dtype: Any) -> nn.Module:
+    """Return a copy of the model in a form and dtype.
+
+    Args:
+        model: with its own dtype.
+        form: `plain` has weights of the dtype; `optimized` is the inference form, with weights of float32 or float64.
+        dtype: of torch.
+
+    Raises:
+        ValueError: there is no such form here.
+    """
+    import copy
+    import warnings
+
+    import torch
+
+    from sparse_detr.inference import optimize
+
+    if form == "plain":
+        return copy.deepcopy(model).to(dtype)
+    if dtype == torch.float64:
+        return optimize(copy.deepcopy(model).double())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "this CPU has no instructions for bfloat16")  # time does not matter here
+        return optimize(copy.deepcopy(model).float(), dtype=dtype)

@@ -1,0 +1,233 @@
+"""Explain detections: which tokens they were made from, from which budget on they are found, where the cost goes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_detr._detectron2 import require_detectron2
+from sparse_detr.budget import checked_budget
+from sparse_detr.cli._budget import add_budget
+from sparse_detr.cli.demo import CONFIG_IS_CODE, find_images, load_predictor, unique_stems
+from sparse_detr.errors import UserError
+from sparse_detr.files import make_folder, write_text_atomically
+from sparse_detr.predictor import ImageError, Predictor, check_score
+
+if TYPE_CHECKING:
+    from sparse_detr.explain import ImageStory, Target
+
+PAGE, NUMBERS = "explain.html", "explain.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders or glob patterns")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
+    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the page and pictures")
+    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
+    parser.add_argument(
+        "--detection", type=int, nargs="+", default=[], metavar="N", help="detections to explain, from 1, best first"
+    )
+    parser.add_argument("--count", type=int, default=3, metavar="N", help="explain the best N detections (3)")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="draws of random tokens to compare with (3)")
+    add_budget(parser)
+    parser.add_argument("--truth", metavar="FILE", help="COCO file with the true boxes of the images")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model: what it gains and loses"
+    )
+    parser.add_argument("--no-sanity", action="store_true", help="leave out the check against random weights")
+    parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
+    parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and no text")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain every image that can be read; return 0, or 1 if none can."""
+    check_options(args)
+    require_detectron2()
+    files = find_images(args.images, option="IMAGE")[: args.max_images]
+    make_folder(args.output)
+    args.optimize = None  # what is explained is the model as it is
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        predictor = load_predictor(args)
+    if not hasattr(predictor.model, "outputs"):
+        raise UserError(f"{args.config_file} describes a model of another package; give one of sparse_detr")
+    stories, skipped = explain_images(args, predictor, files)
+    for reason in skipped:
+        print(f"  skipped {reason}", file=sys.stderr if args.json else sys.stdout)
+    if not stories:
+        return 1
+    write_results(args, predictor, stories)
+    return 0
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot be used.
+
+    Raises:
+        UserError: names the option, its value and the values that are allowed.
+    """
+    check_score("--score-threshold", args.score_threshold)
+    args.budget = checked_budget("--budget", args.budget)
+    for option in ("count", "draws", "max_images"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} is {value}; give 1 or more")
+    if wrong := [number for number in args.detection if number < 1]:
+        raise UserError(f"--detection {wrong[0]}: detections are counted from 1, best first")
+
+
+def explain_images(
+    args: argparse.Namespace, predictor: Predictor, files: Sequence[str]
+) -> tuple[list[tuple[str, ImageStory]], list[str]]:
+    """Return the path and the story of every image that can be read, and one reason for each that cannot."""
+    from tqdm import tqdm
+
+    from sparse_detr.budget import resolved
+    from sparse_detr.explain import Choices, explain_image
+
+    choices = Choices(
+        score_threshold=args.score_threshold, detections=args.detection, count=args.count, draws=args.draws
+    )
+    truths = Truth(args.truth, predictor.class_names) if args.truth else None
+    second = Predictor(*args.compare) if args.compare else None
+    random_model = None if args.no_sanity else random_twin(args, predictor)
+    budget = resolved(args.budget, weights=predictor.weights, form=None)
+    stories, skipped = [], []
+    for file in tqdm(files, desc="explaining", unit="image"):
+        try:
+            image, item = predictor.read(file), predictor.preprocess(file)
+        except ImageError as error:
+            skipped.append(str(error))
+            continue
+        try:
+            story = explain_image(
+                predictor.model,
+                item,
+                image,
+                name=Path(file).name,
+                choices=choices,
+                truth=None if truths is None else truths.of(file),
+                random_model=random_model,
+                other=None if second is None else (second.model, second.preprocess(file)),
+                budget=budget,
+            )
+        except ValueError as error:
+            raise UserError(f"{file}: {error}") from error
+        stories.append((file, story))
+    return stories, skipped
+
+
+def random_twin(args: argparse.Namespace, predictor: Predictor) -> Any:
+    """Return the model of the config with its initial weights, which are random, always the same ones."""
+    import torch
+
+    from sparse_detr.config import load_config
+    from sparse_detr.config.model import build_detector, set_num_classes
+
+    cfg = load_config(args.config_file, args.opts)
+    if predictor.class_names:
+        set_num_classes(cfg, len(predictor.class_names))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_detector(cfg, device=str(predictor.model.device)).eval()
+
+
+class Truth:
+    """The true objects of a COCO file.
+
+    Args:
+        path: the file.
+        class_names: of the model, by class index.
+
+    Raises:
+        UserError: the file cannot be read, or has none of these classes.
+    """
+
+    def __init__(self, path: str, class_names: Sequence[str]) -> None:
+        from sparse_detr.data.annotations import read_coco_file
+
+        self.path, self.coco = path, read_coco_file(path)
+        names = class_names or list(self.coco.class_names.values())
+        self.labels = {key: names.index(name) for key, name in self.coco.class_names.items() if name in names}
+        if not self.labels:
+            raise UserError(
+                f"--truth {path} has the classes {', '.join(self.coco.class_names.values())}, but the model "
+                f"{', '.join(class_names)}; give the file of the same data"
+            )
+        self.ids = {Path(image["file_name"]).name: key for key, image in self.coco.sound_images.items()}
+
+    def of(self, file: str) -> list[Target]:
+        """Return the true objects of an image, found by its file name.
+
+        Raises:
+            UserError: the file has no such image.
+        """
+        import torch
+
+        from sparse_detr.explain import Target
+
+        key = self.ids.get(Path(file).name)
+        if key is None:
+            raise UserError(f"--truth {self.path} has no image {Path(file).name}; leave --truth out, or give its file")
+        found = []
+        for item, box, used in zip(self.coco.sound_annotations, self.coco.boxes, self.coco.is_target(), strict=True):
+            if used and item["image_id"] == key and item["category_id"] in self.labels:
+                left, top, width, height = box.tolist()
+                corners = torch.tensor([left, top, left + width, top + height])
+                found.append(Target(corners, self.labels[item["category_id"]]))
+        return found
+
+
+def write_results(args: argparse.Namespace, predictor: Predictor, stories: Sequence[tuple[str, ImageStory]]) -> None:
+    """Write the page, pictures, arrays and numbers, and print the text or the numbers."""
+    from sparse_detr.explain import propose_levels
+    from sparse_detr.explain.page import write_page
+    from sparse_detr.explain.report import numbers_of, text_of, write_arrays, write_pictures
+    from sparse_detr.visualization import list_detections
+    from sparse_detr.visualization.pictures import write_files
+
+    names = predictor.class_names
+    proposal = propose_levels(
+        [(story.runs, story.targets) for _, story in stories], score_threshold=args.score_threshold
+    )
+    caption = f"score at least {args.score_threshold:g}"
+    origin = {"weights": args.weights, "class_names": names, "score_threshold": args.score_threshold}
+    for (file, story), stem in zip(stories, unique_stems([file for file, _ in stories]), strict=True):
+        found = predictor.model.detections(story.runs.output, [story.runs.item])[0]["instances"]
+        detections = list_detections(found, names, args.score_threshold)
+        prefix = args.output / stem
+        write_files(prefix, story.image, detections, story.maps, caption=caption, origin={"file_name": file, **origin})
+        write_pictures(prefix, story, names)
+        write_arrays(args.output / f"{stem}.npz", story)
+    numbers = {
+        **origin,
+        "proposal": None if proposal is None else {**vars(proposal), "is_better": proposal.is_better},
+        "images": [numbers_of(story, names, file) for file, story in stories],
+    }
+    text = json.dumps(numbers, indent=1)
+    write_text_atomically(args.output / NUMBERS, text + "\n")
+    page = write_page(
+        [story for _, story in stories],
+        names,
+        model=f"{args.weights}",
+        score_threshold=args.score_threshold,
+        proposal=proposal,
+    )
+    write_text_atomically(args.output / PAGE, page)
+    if args.json:
+        print(text)
+        return
+    for _, story in stories:
+        print(text_of(story, names, proposal))
+    print(f"open {args.output / PAGE} in a browser; pictures, arrays (*.npz) and numbers ({NUMBERS}) lie beside it")

@@ -1,0 +1,92 @@
+"""The command explains every image that it can read, writes all of it, and refuses what it cannot use."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sparse_detr.cli.main import main
+from tests.cli.test_demo import folder  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def explain(*words: str, kind: str = "sparse", images: str = "images/tall.jpg") -> int:
+    return main(
+        ["explain", images, "--config-file", f"{kind}.py", "--weights", f"{kind}.pth", "--output", "out"]
+        + ["--score-threshold", "0", "--count", "1", "--draws", "1", "--train-json", "classes.json", *words]
+    )
+
+
+def write_truth(folder, name="tall.jpg"):  # noqa: F811
+    content = json.loads((folder / "classes.json").read_text())
+    content["images"] = [{"id": 7, "file_name": name, "height": 90, "width": 64}]
+    box = {"id": 1, "image_id": 7, "category_id": 5, "bbox": [10, 20, 30, 40], "area": 1200, "iscrowd": 0}
+    content["annotations"] = [box]
+    (folder / "truth.json").write_text(json.dumps(content))
+
+
+def test_an_image_gets_a_page_pictures_arrays_numbers_and_text(folder, capsys):  # noqa: F811
+    write_truth(folder)
+    assert explain("--truth", "truth.json", "--compare", "sparse.py", "sparse.pth") == 0
+    said = capsys.readouterr().out
+    assert "detection 1: This is a" in said
+    assert "Sanity check against random weights: rank correlation of the token scores" in said
+    assert "gains 0 and loses 0" in said
+    names = {path.name for path in (folder / "out").iterdir()}
+    assert {
+        "explain.html",
+        "explain.json",
+        "tall.npz",
+        "tall_found.png",
+        "tall_compare.png",
+        "tall_tokens.png",
+    } <= names
+    numbers = json.loads((folder / "out" / "explain.json").read_text())
+    assert [row["class"] for row in numbers["images"][0]["found_from"]] == ["dog"]
+    assert numbers["images"][0]["found_from"][0]["box"] == [10, 20, 40, 60]
+    assert np.load(folder / "out" / "tall.npz")["kept"].ndim == 3
+
+
+def test_numbers_alone_are_printed_on_demand(folder, capsys):  # noqa: F811
+    assert explain("--json", "--no-sanity", "--budget", "levels:0.2,0.5,1") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["images"][0]["sanity"] is None
+    rows = numbers["images"][0]["ledger"]["rows"]
+    assert rows[2]["kept"] == rows[2]["tokens"]
+
+
+def test_a_dense_model_is_explained_without_budgets(folder, capsys):  # noqa: F811
+    assert explain("--no-sanity", kind="dense") == 0
+    assert "under its box" in capsys.readouterr().out
+    assert not (folder / "out" / "tall_found.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count", "0"], "--count is 0; give 1 or more"),
+        (["--detection", "0"], "detections are counted from 1"),
+        (["--detection", "500"], "there is no detection 500"),
+        (["--budget", "half"], "'half' is no budget"),
+        (["--truth", "missing.json"], "missing.json"),
+        (["--truth", "other.json"], "has no image tall.jpg"),
+        (["--weights", "dense.pth"], "dense.pth"),
+    ],
+)
+def test_what_cannot_be_used_is_named(folder, capsys, words, message):  # noqa: F811
+    write_truth(folder, "wide.png")
+    (folder / "truth.json").rename(folder / "other.json")
+    assert explain("--no-sanity", *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_path_without_an_image_is_refused(folder, capsys):  # noqa: F811
+    assert explain(images="nothing.jpg") == 2
+    assert "IMAGE nothing.jpg: no image found" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_is_skipped_with_its_reason(folder, capsys):  # noqa: F811
+    (folder / "broken.png").write_bytes(b"no image")
+    assert explain("--no-sanity", images="broken.png") == 1
+    assert "skipped broken.png" in capsys.readouterr().out
