@@ -131,13 +131,23 @@ def numbers_of(runs: ImageRuns, args: argparse.Namespace) -> list[dict[str, floa
 
 def table(content: dict[str, Any]) -> str:
     """Return the Markdown table, one row a model: means over images and detections, then over seeds."""
-    head = ["model", "tokens under a box", "score left", "random: score left", "faithfulness", "random weights", "rank"]
+    head = [
+        "model",
+        "tokens under a box",
+        "score",
+        "score without them",
+        "without random ones",
+        "faithfulness",
+        "random weights: score",
+        "score lost",
+        "faithfulness",
+        "rank",
+    ]
     return markdown_table(head, [_row(name, seeds) for name, seeds in content.items()])
 
 
 def _row(name: str, seeds: dict[str, Any]) -> list[str]:
-    trained = [_means(seed["trained"]) for seed in seeds.values()]
-    random = [_means(seed["random"]) for seed in seeds.values()]
+    trained, random = ([_means(seed[kind]) for seed in seeds.values()] for kind in ("trained", "random"))
     ranks = [
         statistics.fmean(value for value in seed["correlation"].values() if value is not None)
         for seed in seeds.values()
@@ -145,17 +155,23 @@ def _row(name: str, seeds: dict[str, Any]) -> list[str]:
     return [
         name,
         _spread([seed["tokens"] for seed in trained], 0),
-        _spread([100 * seed["dropped"] for seed in trained], 0) + " %",
-        _spread([100 * seed["random_dropped"] for seed in trained], 0) + " %",
-        _spread([seed["faithfulness"] for seed in trained], 3),
-        _spread([seed["faithfulness"] for seed in random], 3),
+        _spread([seed["score"] for seed in trained], 2),
+        _spread([seed["score_without"] for seed in trained], 2),
+        _spread([seed["score_without_random"] for seed in trained], 2),
+        _spread([seed["faithfulness"] for seed in trained], 2),
+        _spread([seed["score"] for seed in random], 3),
+        _spread([seed["score"] - seed["score_without"] for seed in random], 3),
+        _spread([seed["faithfulness"] for seed in random], 2),
         _spread(ranks, 2),
     ]
 
 
 def _means(images: dict[str, Any]) -> dict[str, float]:
     rows = [row for rows in images.values() for row in rows]
-    return {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+    means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
+    for name, key in (("score_without", "dropped"), ("score_without_random", "random_dropped")):
+        means[name] = statistics.fmean(row["score"] * row[key] for row in rows)
+    return means
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

@@ -12,7 +12,7 @@ is missed, and the first of these that is true of it is to blame:
 3. `beaten`: a final box fits it and is of its class, but another object took that detection, or it is not among those
    that count: its score is below the threshold, or too many others are better.
 4. `misclassified`: final boxes fit it, each with another class as its best.
-5. `badly localised`: a query started on it, but no final box fits it.
+5. `badly localised`: a query started on it, or that cannot be told, but no final box fits it.
 
 A box *fits* with an IoU of at least the threshold, after it is clipped to the image. Final boxes are those of all
 queries of the last decoder layer, whatever their scores. Tokens that are only pooled (PnP-DETR) are not selected.

@@ -142,7 +142,7 @@ def _remedy(blame: str, objects: Sequence[BlamedObject], score_threshold: float)
         pairs = Counter((item.class_name, item.seen_as) for item in objects if item.verdict == MISCLASSIFIED)
         (true, seen), number = pairs.most_common(1)[0]
         return f"look at these classes, most often {true} seen as {seen} ({number})"
-    return "a query starts on them but its box does not fit: larger images, more decoder layers, or a longer training"
+    return "no final box fits them: larger images, more decoder layers, or a longer training"
 
 
 def summary(objects: Sequence[BlamedObject], class_names: Sequence[str]) -> dict[str, Any]:

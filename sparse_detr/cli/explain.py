@@ -100,7 +100,7 @@ def explain_images(
         score_threshold=args.score_threshold, detections=args.detection, count=args.count, draws=args.draws
     )
     truths = Truth(args.truth, predictor.class_names) if args.truth else None
-    second = Predictor(*args.compare) if args.compare else None
+    second = second_model(args.compare, predictor) if args.compare else None
     random_model = None if args.no_sanity else random_twin(args, predictor)
     budget = resolved(args.budget, weights=predictor.weights, form=None)
     stories, skipped = [], []
@@ -126,6 +126,21 @@ def explain_images(
             raise UserError(f"{file}: {error}") from error
         stories.append((file, story))
     return stories, skipped
+
+
+def second_model(paths: Sequence[str], first: Predictor) -> Predictor:
+    """Load the model to compare with.
+
+    Raises:
+        UserError: its classes are not those of the first model.
+    """
+    second = Predictor(*paths)
+    if first.class_names and second.class_names and first.class_names != second.class_names:
+        raise UserError(
+            f"--compare {paths[1]} has the classes {', '.join(second.class_names)}, but --weights "
+            f"{', '.join(first.class_names)}; give a model of the same data"
+        )
+    return second
 
 
 def random_twin(args: argparse.Namespace, predictor: Predictor) -> Any:

@@ -1,13 +1,13 @@
 """Why a detection is there: drop tokens and run again, find the smallest budget, and account for the cost.
 
-interventions.py    change which tokens are refined, and run an image again, all changes in one batch
-faithfulness.py     the tokens that a detection was made from, compared with as many random ones
-minimal_budget.py   the smallest budget at which an object is found
-ledger.py           tokens, FLOPs and milliseconds by layer, level and size; shares by level that cost less
-compare.py          what a second model gains and loses
-sanity.py           the same with random weights, where nothing may be left
-image.py            all of this for one image
-words.py, page.py, pictures.py, report.py   as sentences, as one HTML file, as pictures, as numbers and arrays
+- `interventions.py`: change which tokens are refined, and run an image again, all changes in one batch
+- `faithfulness.py`: the tokens that a detection was made from, compared with as many random ones
+- `minimal_budget.py`: the smallest budget at which an object is found
+- `ledger.py`: tokens, FLOPs and milliseconds by layer, level and size; shares by level that cost less
+- `compare.py`: what a second model gains and loses
+- `sanity.py`: the same with random weights, where nothing may be left
+- `image.py`: all of this for one image
+- `words.py`, `page.py`, `pictures.py`, `report.py`: as sentences, as one HTML file, as pictures, as numbers and arrays
 """
 
 from sparse_detr.explain.compare import Difference, compare_models

@@ -259,7 +259,7 @@ function showDetection() {
     if (explained.alone) comparisonChart("Score with only tokens under the box refined", explained.alone, "of these tokens refined", "— tokens under the box");
     if (explained.points) comparisonChart("Score as tokens at its sampling points are dropped", explained.points, "of these tokens dropped", "— tokens at its points");
   } else {
-    paragraph(`This is a ${found.name} with a score of ${found.score.toFixed(2)}.`, at("story"));
+    paragraph(`This detection is of class ${found.name} and has a score of ${found.score.toFixed(2)}.`, at("story"));
     paragraph(image().not_editable ? `No causal test: ${image().not_editable}.` : view().own
       ? `No causal test was run on it; --detection ${state.detection + 1} runs it.`
       : "Causal tests are at the model's own budget: move the slider there.", at("story"));

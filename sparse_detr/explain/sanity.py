@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from statistics import fmean
 from typing import Any
 
 from scipy.stats import spearmanr
@@ -24,12 +25,15 @@ class Sanity:
         map_name: what was compared.
         trained, random: mean faithfulness number of the explained detections, and of the best ones of the random model,
             with tokens under the box dropped; None without any.
+        random_score: mean score of the detections of the random model, which are hardly any: where they depend on
+            which tokens become queries, their faithfulness number need not be 0.
     """
 
     correlation: float | None
     map_name: str
     trained: float | None
     random: float | None
+    random_score: float | None = None
 
 
 def check_sanity(
@@ -53,6 +57,7 @@ def check_sanity(
         map_name=name,
         trained=_mean([explanation.dropped for explanation in explanations]),
         random=_mean([explainer.drop_box(target) for target in targets]),
+        random_score=fmean(target.score or 0.0 for target in targets) if targets else None,
     )
 
 

@@ -24,7 +24,7 @@ def detection_sentences(explanation: Explanation, name: str) -> list[str]:
     """
     target = explanation.target
     assert target.score is not None
-    start = f"This is a {name} with a score of {target.score:.2f}."
+    start = f"This detection is of class {name} and has a score of {target.score:.2f}."
     if explanation.dropped is None:
         return [
             start,
@@ -85,7 +85,7 @@ def _forced(explanation: Explanation) -> str:
 def _number(found: Comparison) -> str:
     return (
         f"Faithfulness number: {found.faithfulness:.2f} (0: these tokens matter no more than random ones; "
-        "1: without them nothing is left, without random ones all is)."
+        "1: without them the detection is gone, without random ones it is unchanged)."
     )
 
 
@@ -157,7 +157,8 @@ def sanity_sentence(sanity: Sanity) -> str:
         if value is not None
     )
     maps = "" if sanity.correlation is None else f"rank correlation of the {sanity.map_name} {sanity.correlation:.2f}, "
-    return f"Sanity check against random weights: {maps}faithfulness numbers: {numbers or 'none'}."
+    score = "" if sanity.random_score is None else f", of detections with a mean score of {sanity.random_score:.2f}"
+    return f"Sanity check against random weights: {maps}faithfulness numbers: {numbers or 'none'}{score}."
 
 
 def difference_sentence(difference: Difference) -> str:

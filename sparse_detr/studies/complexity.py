@@ -142,7 +142,7 @@ def draw(results: Results, path: Path) -> None:
             axes.plot(*zip(*crosses, strict=True), color=f"C{number}", marker="x", markersize=9, linestyle="")
     if any(one["published_gigaflops"] for one in results.values()):
         axes.plot([], [], color="gray", marker="x", linestyle="", label="published")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(one["total_gigaflops"] for one in results.values()))
     axes.set_xlim(0, 105)
     save(figure, axes, path)
 

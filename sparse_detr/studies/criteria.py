@@ -12,7 +12,15 @@ from pathlib import Path
 from sparse_detr.analysis.tables import mean_and_deviation
 from sparse_detr.recipes.sparse_detr import Scorer, sparsify
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
-from sparse_detr.studies.training import add_training, cautions_of, check_training, dense_config, settings_of, train
+from sparse_detr.studies.training import (
+    add_training,
+    cautions_of,
+    check_training,
+    dense_config,
+    judged,
+    settings_of,
+    train,
+)
 
 SUMMARY = "tokens by the decoder's attention map, by objectness, or at random, each trained at several rho"
 SCORERS: dict[Scorer, str] = {
@@ -72,6 +80,7 @@ def draw(results: Results, path: Path) -> None:
         )
         x, y, spread = zip(*points, strict=True)
         axes.errorbar(x, y, yerr=spread, color=f"C{number}", marker="o", capsize=3, label=label)
+    axes.set_xlim(0, 105)
     axes.axhline(mean_of(groups[DENSE, 1.0], "AP"), color="gray", linestyle="--", label=DENSE)
     save(figure, axes, path)
 
@@ -92,7 +101,7 @@ def conclude(results: Results) -> Conclusion:
     best = max(mean_of(runs, "AP") for runs in groups.values())
     cautions = cautions_of(groups, best)
     return Conclusion(
-        random_worst and map_best,
+        judged(random_worst and map_best, best),
         "random tokens are worst at every rho, and the attention map is at least as good as objectness (rule: at most "
         f"{CHANCE} AP below it)",
         found,

@@ -14,7 +14,15 @@ from sparse_detr.budget import check_share
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.sparse_detr import sparsify
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
-from sparse_detr.studies.training import add_training, cautions_of, check_training, dense_config, settings_of, train
+from sparse_detr.studies.training import (
+    add_training,
+    cautions_of,
+    check_training,
+    dense_config,
+    judged,
+    settings_of,
+    train,
+)
 
 SUMMARY = "encoders of 3 to 12 layers, with and without the auxiliary loss of the encoder"
 DEPTHS = (3, 6, 9, 12)
@@ -100,7 +108,7 @@ def conclude(results: Results) -> Conclusion:
         f"{last} layers have {ap[last, True] - ap[first, True]:+.1f} AP against {first}"
     )
     return Conclusion(
-        agrees,
+        judged(agrees, max(ap.values())),
         "the auxiliary loss lets deep encoders train (rule: it gains more with the most layers than with the fewest, "
         "and with it the most layers are no worse than the fewest)",
         found,

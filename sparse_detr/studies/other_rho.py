@@ -22,6 +22,8 @@ RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 LOSS = 0.5
 """AP that a larger rho than that of the training may lose. In the paper Sparse DETR gains 0.2 from 30 % to 50 %, and
 PnP-DETR loses 5 from 33 % to 50 %."""
+REACH = 2
+"""Times the rho of the training up to which the rule holds: the numbers that we know of the paper end there."""
 FEW_IMAGES = 1000
 
 
@@ -121,27 +123,28 @@ def draw(results: Results, path: Path) -> None:
 
 
 def conclude(results: Results) -> Conclusion:
-    """Check that a larger rho than that of the training loses no AP."""
+    """Check that up to twice the rho of the training no AP is lost; say what is lost beyond."""
     measured = _measured(results)
-    changes = {}
+    near, far = {}, {}
     for (name, own, rho), runs in measured.items():
         if rho > own:
-            base = measured[name, own, 0]
-            changes[f"{name} at {100 * rho:g} %"] = mean_of(runs, "AP") - mean_of(base, "AP")
+            change = mean_of(runs, "AP") - mean_of(measured[name, own, 0], "AP")
+            (near if rho <= REACH * own else far)[f"{name} at {100 * rho:g} %"] = change
     finding = (
-        "more tokens than in training lose nothing, and fewer degrade slightly (rule: at every larger rho the mean AP "
-        f"is at most {LOSS} below that at the rho of the training)"
+        "somewhat more tokens than in training lose nothing (the paper: +0.2 AP from 30 % to 50 %; rule: up to "
+        f"{REACH} times the rho of the training, the mean AP is at most {LOSS} below that at the rho of the training)"
     )
-    if not changes:
-        return Conclusion(None, finding, "no model was evaluated at a larger rho than that of its training")
-    worst = min(changes, key=lambda key: changes[key])
+    beyond = f"; further away the lowest change is {_worst(far)}" if far else ""
+    if not near:
+        return Conclusion(None, finding, f"no model was evaluated at a rho in this range{beyond}")
     seeds = min(len(runs) for runs in measured.values())
     images = min(run["images"] for runs in measured.values() for run in runs)
     cautions = [f"{seeds} seed{'s' * (seeds > 1)} cannot tell the spread"] if seeds < 3 else []
     cautions += [f"{images} images are few: half an AP may be chance"] if images < FEW_IMAGES else []
-    return Conclusion(
-        changes[worst] >= -LOSS,
-        finding,
-        f"the largest change for the worse is {changes[worst]:+.1f} AP, of {worst}",
-        cautions,
-    )
+    found = f"the lowest change is {_worst(near)}{beyond}"
+    return Conclusion(min(near.values()) >= -LOSS, finding, found, cautions)
+
+
+def _worst(changes: dict[str, float]) -> str:
+    name = min(changes, key=lambda name: changes[name])
+    return f"{changes[name]:+.1f} AP, of {name}"

@@ -156,6 +156,7 @@ def draw(results: Results, path: Path) -> None:
     bins = [low + 2 * step for step in range(round((high - low) / 2) + 1)]
     axes.hist(values, bins=bins, label=[f"{key} ({100 * results[key]['ratio']:.1f} %)" for key in results])
     axes.axvline(100 * PAPER, color="black", linestyle="--", label=f"mean in the paper, about {100 * PAPER:.0f} %")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     save(figure, axes, path)
 
 

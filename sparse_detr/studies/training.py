@@ -137,6 +137,11 @@ def final_scores(folder: Path) -> dict[str, float]:
     }
 
 
+def judged(agrees: bool, best: float) -> bool | None:
+    """Return whether a study agrees with the paper; None if the best mean AP says that nothing has been learned."""
+    return agrees if best >= LEARNED else None
+
+
 def cautions_of(groups: Mapping[Any, Sequence[Result]], best: float) -> list[str]:
     """Return why the answer of trainings may be wrong: models that have hardly learned, few seeds.
 

@@ -30,7 +30,7 @@ def test_an_image_gets_a_page_pictures_arrays_numbers_and_text(folder, capsys): 
     write_truth(folder)
     assert explain("--truth", "truth.json", "--compare", "sparse.py", "sparse.pth") == 0
     said = capsys.readouterr().out
-    assert "detection 1: This is a" in said
+    assert "detection 1: This detection is of class" in said
     assert "Sanity check against random weights: rank correlation of the token scores" in said
     assert "gains 0 and loses 0" in said
     names = {path.name for path in (folder / "out").iterdir()}
@@ -71,7 +71,8 @@ def test_a_dense_model_is_explained_without_budgets(folder, capsys):  # noqa: F8
         (["--budget", "half"], "'half' is no budget"),
         (["--truth", "missing.json"], "missing.json"),
         (["--truth", "other.json"], "has no image tall.jpg"),
-        (["--weights", "dense.pth"], "dense.pth"),
+        (["--weights", "dense.pth"], "give the config it was trained with"),
+        (["--compare", "missing.py", "dense.pth"], "missing.py"),
     ],
 )
 def test_what_cannot_be_used_is_named(folder, capsys, words, message):  # noqa: F811

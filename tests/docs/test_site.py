@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mkdocs")
-
 ROOT = Path(__file__).parents[2]
-PUBLIC = ["structures", "layers", "ops", "modeling.selection", "recipes", "inference", "export", "checkpoint"]
-PUBLIC += ["visualization", "modeling.encoder", "modeling.decoder", "modeling.queries", "modeling.tokenizers"]
+PUBLIC = ["structures", "layers", "ops", "recipes", "inference", "export", "checkpoint", "visualization", "explain"]
+PUBLIC += [f"modeling.{stage}" for stage in ("selection", "encoder", "decoder", "queries", "tokenizers")]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
 NOT_LOADED = {"canonical", "next", "prev", "edit"}
 

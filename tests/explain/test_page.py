@@ -71,9 +71,9 @@ def test_pictures_arrays_and_numbers_are_written(story, tmp_path):
     assert arrays["under_1"].shape == arrays["attention_1"].shape == arrays["scores"].shape == (tokens,)
     numbers = json.loads(json.dumps(numbers_of(story, NAMES, "cat.png"), allow_nan=False))
     assert [row["class"] for row in numbers["found_from"]] == NAMES[:2]
-    assert numbers["detections"][0]["explanation"]["sentences"][0].startswith("This is a")
+    assert numbers["detections"][0]["explanation"]["sentences"][0].startswith("This detection is of class")
     assert numbers["detections"][4]["explanation"] is None
-    assert set(numbers["sanity"]) == {"correlation", "map_name", "trained", "random"}
+    assert set(numbers["sanity"]) == {"correlation", "map_name", "trained", "random", "random_score"}
 
 
 def test_a_detection_that_does_not_exist_is_refused():

@@ -91,6 +91,15 @@ def test_without_step_times_the_ratio_is_left_out(script):
     assert str(script.compare(bare, bare, WEIGHTS, WEIGHTS)).endswith("too few iterations for a step time")
 
 
+def test_measures_that_only_one_side_logs_are_not_compared_and_those_of_both_are(script):
+    bare, measured, other = (
+        {0: {"loss_bbox": 1.0, **more}} for more in ({}, {"tokens/recall": 0.5}, {"tokens/recall": 1.0})
+    )
+    assert script.compare(bare, measured, WEIGHTS, WEIGHTS).differences == []
+    assert script.compare(measured, bare, WEIGHTS, WEIGHTS).differences == []
+    assert "tokens/recall is 0.5 before" in script.compare(measured, other, WEIGHTS, WEIGHTS).differences[0]
+
+
 def test_nothing_to_compare_is_an_error(script):
     with pytest.raises(UserError, match="no numbers"):
         script.compare({}, {}, WEIGHTS, WEIGHTS)

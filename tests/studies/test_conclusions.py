@@ -79,6 +79,7 @@ CASES = [
     (other_rho, of_other_rho({0: 50.0, 0.1: 44.0, 0.3: 50.0, 0.5: 49.6, 1.0: 51.0}), True),
     (other_rho, of_other_rho({0: 50.0, 0.1: 44.0, 0.3: 50.0, 0.5: 45.0}), False),
     (other_rho, of_other_rho({0: 50.0, 0.1: 44.0}), None),
+    (other_rho, of_other_rho({0: 50.0, 0.5: 50.2, 1.0: 40.0}), True),
     (criteria, of_criteria({0.1: (45.0, 44.0, 41.0), 0.5: (46.0, 46.3, 45.0)}), True),
     (criteria, of_criteria({0.1: (45.0, 44.0, 44.5), 0.5: (46.0, 46.0, 45.0)}), False),
     (criteria, of_criteria({0.1: (43.0, 44.0, 41.0)}), False),
@@ -124,6 +125,20 @@ def test_every_study_has_a_table_and_a_picture(study, results, agrees, tmp_path)
 )
 def test_a_study_that_is_too_small_warns(study, results, caution):
     assert any(caution in text for text in study.conclude(results).cautions)
+
+
+def test_models_that_have_hardly_learned_neither_agree_nor_disagree():
+    assert criteria.conclude(of_criteria({0.1: (2.0, 1.0, 0.5)}, seeds=3)).agrees is not None  # the dense model has
+    assert depth.conclude(of_depth({3: 1.0, 12: 2.0}, {3: 1.0, 12: 0.0})).agrees is None
+    assert teacher.conclude(of_teacher({1.0: 0.1, 0.45: 0.1})).agrees is None
+
+
+def test_what_is_lost_far_from_the_rho_of_the_training_is_said_but_does_not_decide():
+    conclusion = other_rho.conclude(of_other_rho({0: 50.0, 0.5: 50.2, 1.0: 40.0}))
+    assert "+0.2 AP, of m at 50 %; further away the lowest change is -10.0 AP, of m at 100 %" in (conclusion.sentence)
+    alone = other_rho.conclude(of_other_rho({0: 50.0, 1.0: 40.0}))
+    assert alone.agrees is None
+    assert "-10.0 AP" in alone.sentence
 
 
 def test_dense_models_have_no_row_at_other_rho():
