@@ -175,8 +175,9 @@ def _means(images: dict[str, Any]) -> dict[str, float]:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    """Return the mean, and the lowest and highest where there are several."""
-    several = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    """Return the mean, and the lowest and highest where they differ."""
+    values = [round(value, digits) + 0.0 for value in values]  # no negative zero
+    several = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if min(values) < max(values) else ""
     return f"{statistics.fmean(values):.{digits}f}{several}"
 
 

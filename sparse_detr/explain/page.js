@@ -387,10 +387,10 @@ function showControls() {
   at("budget-value").textContent = view().ratio === null ? "all it has" : `${+(100 * view().ratio).toFixed(1)} %${view().own ? " (own)" : ""}`;
   buttons("views", viewNames().map((name) => [name, VIEW_NAMES[name]]), (name) => name === state.view, (name) => { state.view = name; });
   const levels = here.levels.map(([height, width], i) => [i + 1, `Level ${i + 1}: ${width} × ${height}`]);
-  buttons("levels", [[0, "All levels"], ...levels], (level) => level === state.level, (level) => { state.level = level; });
+  buttons("levels", levels.length > 1 ? [[0, "All levels"], ...levels] : [], (level) => level === state.level, (level) => { state.level = level; });
   const layers = view().kept.map((_, i) => [i, `Encoder layer ${i + 1}`]);
   buttons("layers", layers, (layer) => layer === state.layer, (layer) => { state.layer = layer; });
-  const marks = [["points", "Sampling points"], ...(here.truth ? [["truth", "True boxes"]] : [])];
+  const marks = [...(view().detections.some((found) => found.points) ? [["points", "Sampling points"]] : []), ...(here.truth ? [["truth", "True boxes"]] : [])];
   buttons("marks", marks, (mark) => state[mark], (mark) => { state[mark] = !state[mark]; });
   at("legend").textContent = LEGENDS[state.view];
   const mask = kept(), begin = state.level ? starts()[state.level - 1] : 0;

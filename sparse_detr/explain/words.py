@@ -28,7 +28,7 @@ def detection_sentences(explanation: Explanation, name: str) -> list[str]:
     if explanation.dropped is None:
         return [
             start,
-            "No token under its box is refined: it was made from the features of the backbone alone.",
+            "No token under its box is refined, so there is none to drop.",
             _forced(explanation),
         ]
     sentences = [start, _conclusion(explanation.dropped), _dropped(explanation.dropped, target.score, "under its box")]
@@ -44,8 +44,8 @@ def _conclusion(found: Comparison) -> str:
     if found.faithfulness >= MADE_FROM:
         return f"It was made mostly from {tokens} under its box."
     if found.faithfulness >= MATTERS:
-        return f"The {tokens} under its box help, but the features of the backbone are nearly enough for it."
-    return f"The {tokens} under its box matter little more than random ones: the features of the backbone are enough."
+        return f"The {tokens} under its box help, but it does not hang on them."
+    return f"The {tokens} under its box matter little more than random ones."
 
 
 def _dropped(found: Comparison, score: float, where: str) -> str:
