@@ -43,6 +43,7 @@ from sparse_detr.engine.evaluate import evaluate  # noqa: E402
 from sparse_detr.engine.weights import load_trained_weights  # noqa: E402
 from sparse_detr.errors import UserError, run_script  # noqa: E402
 from sparse_detr.files import write_text_atomically  # noqa: E402
+from sparse_detr.studies.training import final_scores  # noqa: E402
 
 SHARES = {"rho10": "0.1", "rho30": "0.3", "rho50": "0.5", "rho100": "1.0"}
 """The models with a share of their own, and that share as a budget."""
@@ -165,7 +166,7 @@ def is_trained(folder: Path, iterations: int) -> bool:
     Raises:
         UserError: it is, but had another number of iterations.
     """
-    done = measure.final_scores(folder).get("iterations")
+    done = final_scores(folder).get("iterations")
     if done is not None and abs(done + 1 - iterations) > 1:
         raise UserError(
             f"{folder} holds a training of {done + 1:.0f} iterations, not of {iterations}; give another --output"

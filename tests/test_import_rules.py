@@ -44,7 +44,9 @@ ALLOWED = {
     "benchmark": (
         "analysis",
         "budget",
+        "budget_table",
         "checkpoint",
+        "files",
         "config",
         "engine",
         "errors",

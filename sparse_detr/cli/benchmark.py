@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
+from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli._optimize import PRECISIONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
@@ -28,14 +29,7 @@ BUSY = 1  # the exit code if no table is printed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="config of the model, lazy or yaml; a config is code: load only configs you trust",
-    )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights, which take as long)")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser, random_weights=", which take as long")
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, folders or glob patterns (default: the evaluation data)"
     )
@@ -68,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-busy", action="store_true", help="print tables though the machine is busy; they say so first"
     )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_share, checked_budget
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli.demo import CONFIG_IS_CODE, MAX_REASONS
+from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli.demo import MAX_REASONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
 from sparse_detr.predictor import ImageError, Predictor, check_score
@@ -34,13 +36,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser)
     add_budget(parser)
-    parser.add_argument("--json", metavar="FILE", help="COCO annotation file (default: the config's evaluation data)")
+    parser.add_argument(
+        "--truth", metavar="FILE", help="COCO file of the true boxes (default: the config's evaluation data)"
+    )
     parser.add_argument("--images", metavar="DIR", help="folder that the file names in it start from")
     parser.add_argument("--iou", type=float, default=0.5, metavar="IOU", help="IoU from which a box fits (0.5)")
     parser.add_argument(
@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("output/blame"), metavar="DIR", help="folder (output/blame)"
     )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON and nothing else")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     predictor, data = load(args)
     found = blame_images(predictor, data, args)
     for reason in found.skipped[:MAX_REASONS]:
-        print(f"skipped {reason}")
+        print(f"skipped {reason}", file=sys.stderr)
     if not found.images:
-        print("no image can be read")
+        print("no image can be read", file=sys.stderr)
         return 1
     tide, problem = _tide(data, found, args)
     sums = summary(found.objects, list(data.class_names.values()))
@@ -86,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
         "advice": sentences,
     }
     _write(record, predictor, data, found, args)
+    if args.json:
+        print(json.dumps(record))
+        return 0
     print(as_tables(sums, record["tide"]))
     print()
     print("\n".join(_remarks(record, problem)))
@@ -105,8 +109,8 @@ def check_options(args: argparse.Namespace) -> None:
     check_share("--iou", args.iou)
     check_score("--score-threshold", args.score_threshold)
     args.budget = checked_budget("--budget", args.budget)
-    if (args.json is None) != (args.images is None):
-        raise UserError("--json and --images go together; give both, or none for the config's evaluation data")
+    if (args.truth is None) != (args.images is None):
+        raise UserError("--truth and --images go together; give both, or none for the config's evaluation data")
     for option, value in (("--max-images", args.max_images), ("--worst", args.worst)):
         if value is not None and value < 1:
             raise UserError(f"{option} {value} leaves nothing to do; give 1 or more")
@@ -160,9 +164,9 @@ def load(args: argparse.Namespace) -> tuple[Predictor, TrueObjects]:
     from sparse_detr.data.records import ground_truth
 
     cfg = load_config(args.config_file, args.opts)
-    if args.json is None:
+    if args.truth is None:
         use_own_data(cfg, {})
-    json_file, folder = (args.json, args.images) if args.json else _evaluation_files(cfg)
+    json_file, folder = (args.truth, args.images) if args.truth else _evaluation_files(cfg)
     coco = read_coco_file(json_file)
     data = TrueObjects(ground_truth(coco), folder, coco.class_names)
     if not data.truth["annotations"]:
@@ -185,7 +189,7 @@ def _evaluation_files(cfg: Any) -> tuple[str, str]:
 
     from sparse_detr.config.kinds import names_in
 
-    remedy = "give --json and --images"
+    remedy = "give --truth and --images"
     names = names_in(cfg, "test")
     if not names:
         raise UserError(f"the config names no evaluation data; {remedy}")

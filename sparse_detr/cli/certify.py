@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, checked_budget
+from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.errors import UserError
-from sparse_detr.files import write_text_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,21 +26,14 @@ SHAKEN = 0.02
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="config of the model, lazy or yaml; a config is code: load only configs you trust",
-    )
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: random weights)")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser, random_weights="")
     parser.add_argument(
         "--input", nargs="+", metavar="PATH", help="images, folders or glob patterns (default: the evaluation data)"
     )
     parser.add_argument("--max-images", type=int, default=4, metavar="N", help="of the images, the first N (4)")
     parser.add_argument("--batch-size", type=int, default=2, metavar="N", help="images in a batch, 2 or more (2)")
     parser.add_argument(
-        "--budgets",
+        "--budget",
         nargs="+",
         default=[OWN],
         metavar="B",
@@ -51,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float64", "float32"], help="(float64 float32)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["plain"], help="the model, its inference form")
     parser.add_argument("--draws", type=int, default=2, metavar="N", help="how often rounding is imitated (2)")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON; - for standard output, alone")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON and nothing else")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     from sparse_detr.analysis.certificate_report import as_record, as_text
 
     model, inputs = _load(args)
-    budgets = {text: None if text == OWN else checked_budget("--budgets", text, timed=False) for text in args.budgets}
+    budgets = {text: None if text == OWN else checked_budget("--budget", text, timed=False) for text in args.budget}
     for budget in budgets.values():
-        check_fits("--budgets", budget, model)
+        check_fits("--budget", budget, model)
     exceptions = sorted({text for budget in budgets.values() for text in exceptions_of(model, budget)})
     entries, skipped = _compare(args, model, inputs, budgets)
     record = as_record(
@@ -77,13 +69,7 @@ def run(args: argparse.Namespace) -> int:
         config=args.config_file,
         weights=args.weights or "",
     )
-    text = json.dumps(record, indent=1) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-        return int(not record["passed"])
-    print(as_text(record))
-    if args.json:
-        write_text_atomically(args.json, text)
+    print(json.dumps(record, indent=1) if args.json else as_text(record))
     return int(not record["passed"])
 
 
@@ -100,7 +86,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--weights is empty; give a checkpoint, or leave it out for random weights")
     if args.ema and not args.weights:
         raise UserError("--ema needs a checkpoint; give --weights FILE")
-    for option in ("budgets", "dtypes", "forms"):
+    for option in ("budget", "dtypes", "forms"):
         values = getattr(args, option)
         if len(set(values)) < len(values):
             raise UserError(f"--{option} names a value twice: {' '.join(values)}; name each once")
@@ -114,10 +100,13 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
     from sparse_detr.cli.demo import find_images
     from sparse_detr.config import load_config
     from sparse_detr.config.model import build_detector, build_test_mapper
+    from sparse_detr.config.own_data import use_own_data
     from sparse_detr.engine.weights import load_trained_weights
     from sparse_detr.modeling.transformer import DetectionTransformer
 
     cfg = load_config(args.config_file, args.opts)
+    if not args.input:
+        use_own_data(cfg, {}, args.opts)
     mapper = build_test_mapper(cfg)
     files = find_images(args.input)[: args.max_images] if args.input else files_of_evaluation(cfg, args.max_images)
     inputs = ImageStream(files, mapper).batch(len(files))

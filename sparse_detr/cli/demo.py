@@ -11,12 +11,12 @@ from pathlib import Path
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
+from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder
 from sparse_detr.predictor import ImageError, Predictor, check_score
 
-CONFIG_IS_CODE = "a config is code: load only configs you trust"
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
 MAX_REASONS = 10  # skipped images that are listed
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -24,11 +24,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser)
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="images, folders or glob patterns")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for pictures and detections")
     parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
@@ -36,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_optimize(parser)
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

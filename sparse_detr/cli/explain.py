@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli.demo import CONFIG_IS_CODE, find_images, load_predictor, unique_stems
+from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli.demo import find_images, load_predictor, unique_stems
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
 from sparse_detr.predictor import ImageError, Predictor, check_score
@@ -27,11 +28,7 @@ PAGE, NUMBERS = "explain.html", "explain.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders or glob patterns")
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the page and pictures")
     parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score shown (0.3)")
     parser.add_argument(
@@ -48,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON, and no text")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

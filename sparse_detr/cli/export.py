@@ -10,22 +10,18 @@ from typing import Any
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
+from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.errors import UserError
 from sparse_detr.predictor import Predictor
 
 NUM_IMAGES = 5  # of a folder, on which file and model are compared
 SAMPLE_VARIABLE, SAMPLE = "SPARSE_DETR_SAMPLE", "datasets/sample"
 FORMATS = ("onnx", "pt2", "torchscript")
-CONFIG_IS_CODE = "a config is code: load only configs you trust"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help=f"config of the model, lazy or yaml; {CONFIG_IS_CODE}"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
-    parser.add_argument("--ema", action="store_true", help="export the averaged weights of the checkpoint")
+    add_model(parser)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="file to write: NAME.onnx, .pt2 or .torchscript"
     )
@@ -51,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--force", action="store_true", help="overwrite the output")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, checked_budget, is_dense
 from sparse_detr.budget_table import PLAIN, TABLE
 from sparse_detr.cli._budget import HELP
+from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli._optimize import PRECISIONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
@@ -29,14 +30,7 @@ BUSY = 1  # the exit code if there are no times
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--config-file",
-        required=True,
-        metavar="FILE",
-        help="config of the model and its evaluation data, lazy or yaml; a config is code: load only configs you trust",
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of a training or of `convert`")
-    parser.add_argument("--ema", action="store_true", help="load the averaged weights of the checkpoint")
+    add_model(parser, config="config of the model and its evaluation data")
     parser.add_argument(
         "--budget", nargs="+", default=list(BUDGETS), metavar="B", help=f"{HELP} (default: {' '.join(BUDGETS)})"
     )
@@ -63,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--allow-busy", action="store_true", help="note times though the machine is busy; they say so")
     parser.add_argument("--json", action="store_true", help="print the table as JSON and nothing else")
-    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
+    add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:

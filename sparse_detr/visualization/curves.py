@@ -200,14 +200,23 @@ def _draw_panel(axis: Any, runs: Sequence[TrainingCurves], metric: str, smooth: 
             values = running_mean(values, smooth).tolist()
         marker = "o" if len(values) < 15 else ""
         axis.plot(iterations, values, **style, marker=marker, markersize=3.5)
-        if not is_loss:
-            axis.annotate(
-                f"{values[-1]:.3g}", (iterations[-1], values[-1]), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=8, color=style["color"],
-            )  # fmt: skip
     axis.set_title(metric, fontsize=10, loc="left")
     axis.set_xlabel("iterations", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+    if not is_loss:
+        _name_last_values(axis, runs, metric)
+
+
+def _name_last_values(axis: Any, runs: Sequence[TrainingCurves], metric: str) -> None:
+    """Write the last value of every run beside the end of its line, close ones below each other."""
+    runs_with_it = [(run.series[metric], number) for number, run in enumerate(runs) if metric in run.series]
+    low, high = axis.get_ylim()
+    place = math.inf
+    for (iterations, values), number in sorted(runs_with_it, key=lambda entry: -entry[0][1][-1]):
+        place = min(values[-1], place - 0.07 * (high - low))
+        color = _style(number)["color"]
+        text = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": color}
+        axis.annotate(f"{values[-1]:.3g}", (iterations[-1], place), xytext=(5, 0), annotation_clip=False, **text)

@@ -63,7 +63,7 @@ def make_truth(folder):
 
 def blame(folder, output, *options, kind="sparse", truth="truth.json"):
     """Run the command; return its exit code."""
-    paths = {"--config-file": f"{kind}.py", "--weights": f"{kind}.pth", "--json": truth, "--images": "images"}
+    paths = {"--config-file": f"{kind}.py", "--weights": f"{kind}.pth", "--truth": truth, "--images": "images"}
     words = [word for option, name in paths.items() for word in (option, str(folder / name))]
     return main(["blame", *words, "--output", str(output), *options])
 
@@ -129,7 +129,7 @@ def test_images_that_cannot_be_read_are_skipped_with_their_objects(folder, tmp_p
     record, rows = results(tmp_path)
     assert (record["images"], record["skipped"]) == (2, 1)
     assert {row["image_id"] for row in rows} == {"1"}
-    assert "missing.png" in capsys.readouterr().out
+    assert "missing.png" in capsys.readouterr().err
 
 
 def test_only_the_first_images_are_taken_on_request(folder, tmp_path):
@@ -145,6 +145,11 @@ def change_classes(folder, name, categories):
     truth["annotations"] = [item for item in truth["annotations"] if item["category_id"] == 1]
     (folder / name).write_text(json.dumps(truth))
     return name
+
+
+def test_the_sums_are_printed_as_json(folder, tmp_path, capsys):
+    assert blame(folder, tmp_path, "--json", "--max-images", "1") == 0
+    assert json.loads(capsys.readouterr().out) == results(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +175,6 @@ def test_data_of_another_model_are_refused(folder, tmp_path, capsys):
 def test_a_config_without_registered_evaluation_data_asks_for_files(folder, tmp_path, capsys):
     words = ["--config-file", str(folder / "sparse.py"), "--weights", str(folder / "sparse.pth")]
     assert main(["blame", *words, "--output", str(tmp_path), "--opts", "dataloader.test.dataset.names=nowhere"]) == 2
-    assert "give --json and --images" in capsys.readouterr().err
-    assert main(["blame", *words, "--output", str(tmp_path), "--json", "a.json"]) == 2
-    assert "--json and --images go together" in capsys.readouterr().err
+    assert "give --truth and --images" in capsys.readouterr().err
+    assert main(["blame", *words, "--output", str(tmp_path), "--truth", "a.json"]) == 2
+    assert "--truth and --images go together" in capsys.readouterr().err

@@ -1,0 +1,29 @@
+"""The options of commands that load a model."""
+
+import argparse
+
+CONFIG_IS_CODE = "a config is code: load only configs you trust"
+
+
+def add_model(
+    parser: argparse.ArgumentParser, *, config: str = "config of the model", random_weights: str | None = None
+) -> None:
+    """Declare `--config-file`, `--weights` and `--ema`.
+
+    Args:
+        config: what the config is of.
+        random_weights: what random weights are good for; with it, `--weights` may be left out.
+    """
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help=f"{config}, lazy or yaml; {CONFIG_IS_CODE}"
+    )
+    weights = "checkpoint of a training or of `convert`"
+    if random_weights is not None:
+        weights += f" (default: random weights{random_weights})"
+    parser.add_argument("--weights", required=random_weights is None, metavar="FILE", help=weights)
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Declare `--opts`."""
+    parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
