@@ -1,0 +1,25 @@
+"""A small Sparse DETR for whole aerial scenes, uncut: it is trained on large crops, with every share of the tokens.
+
+The scenes: python -m sparse_detr.data.sample --output datasets/scenes --tile-size 100000 --overlap 0; then train with
+--train-json datasets/scenes/train.json --train-images datasets/scenes/train, and the same of val.
+"""
+
+from sparse_detr.recipes import mobilenet_v2, sparse_detr
+
+from .trees import SIZES, training
+
+model = sparse_detr(
+    backbone=mobilenet_v2(),
+    num_classes=1,
+    dropout=0.0,
+    keep_ratio=0.2,
+    training_keep_ratios=(0.05, 0.5),
+    **{**SIZES, "num_queries": 400, "num_detections": 400},
+)
+dataloader, lr_multiplier, optimizer, train = training(__file__)
+# At the scale of the scenes, in which a tree has about 40 pixels; the crops are about as large as the held-out scene.
+dataloader.train.mapper.augmentations.update(
+    short_sizes=[1024], max_size=1248, crop_range=(896, 1152), crop_short_sizes=[2048, 2299, 2560]
+)
+dataloader.test.mapper.augmentations.update(short_size=1035, max_size=1249)
+dataloader.train.total_batch_size = 1

@@ -1,0 +1,352 @@
+"""Compare whole large images at several budgets with slices of them: AP and time on the same scenes.
+
+    python -m sparse_detr.data.sample --output datasets/scenes --tile-size 100000 --overlap 0     # uncut scenes
+    python scripts/compare_slicing.py --truth datasets/scenes/val.json --images datasets/scenes/val \
+        --sliced output/tiles/config.yaml output/tiles/model_final.pth \
+        --whole output/scenes/config.yaml output/scenes/model_final.pth
+
+A detector that was trained on tiles is run by SAHI on slices of the tiles' size, with and without overlap, and its
+detections are merged. One that was trained on large crops is run on the whole scene, with few tokens to all. Boxes of a
+DETR are relative to its image, so neither can do the work of the other. Both are in inference form, with one thread.
+Times are CPU times of a scene, of all in turn, with slicing and merging, without reading the file.
+
+Numbers and a picture go into `--output`; a way that has numbers there is not measured again. Several `--sliced` and
+`--whole` are seeds, of which means and deviations are printed. With `--readme`, the table goes into the block `slicing`
+of that file. SAHI is needed: pip install --no-deps sahi shapely
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sparse_detr import Predictor
+from sparse_detr.analysis.machine import cpu_model
+from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation
+from sparse_detr.data.annotations import read_coco_file
+from sparse_detr.data.records import ground_truth
+from sparse_detr.errors import UserError, run_script
+from sparse_detr.evaluation.coco import score_boxes
+from sparse_detr.files import make_folder, write_text_atomically
+
+MAX_DETECTIONS = 1000
+"""Detections of a class in a scene that count; COCO's 100 are too few for a scene with hundreds of objects."""
+HOW_TO_INSTALL = "pip install --no-deps sahi shapely"
+COLORS = {"slices": "#d1495b", "whole": "#2f6690"}
+
+Boxes = list[dict[str, Any]]
+"""COCO results without `image_id`: `bbox` as x, y, width, height, `score`, `category_id` as the class index."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way to detect in a scene.
+
+    Args:
+        kind: `slices` or `whole`.
+        name: what differs within the kind.
+        seed: number of the pair of config and weights.
+        detect: (H, W, 3) uint8 RGB -> detections.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    detect: Callable[[np.ndarray], Boxes]
+
+    @property
+    def key(self) -> str:
+        """Name in the JSON file."""
+        return f"{self.kind} {self.name} {self.seed}"
+
+
+def main() -> int:
+    """Measure what is missing; print, save and draw."""
+    args = parse(sys.argv[1:])
+    torch.set_num_threads(1)
+    scenes, truth = read_scenes(args.truth, args.images)
+    make_folder(args.output)
+    path = args.output / "slicing.json"
+    record = json.loads(path.read_text()) if path.is_file() else {"results": {}}
+    record |= {"machine": cpu_model(), "torch": torch.__version__, "scenes": len(scenes)}
+    waiting = [contestant for contestant in contestants(args) if contestant.key not in record["results"]]
+    for contestant in waiting:
+        record["results"][contestant.key] = {"kind": contestant.kind, "name": contestant.name, "seed": contestant.seed}
+    if waiting:
+        measure(waiting, scenes, truth, args.rounds, record)
+        write_text_atomically(path, json.dumps(record, indent=1) + "\n")
+    text = table(record)
+    print(text + "\n\n" + "\n".join(answers(record)))
+    draw(record, args.output / "slicing.png")
+    if args.readme:
+        fill_readme(args.readme, "slicing", text + "\n\n" + "\n".join(answers(record)))
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    pair = {"nargs": 2, "action": "append", "default": [], "metavar": ("CONFIG", "WEIGHTS")}
+    parser.add_argument("--truth", required=True, metavar="FILE", help="COCO file of the scenes")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the scenes")
+    parser.add_argument("--sliced", **pair, help="detector that was trained on tiles; repeatable, one a seed")
+    parser.add_argument("--whole", **pair, help="detector that was trained on large crops; repeatable, one a seed")
+    parser.add_argument("--slice", type=int, default=384, metavar="PIXELS", help="side of a slice (384)")
+    parser.add_argument("--overlaps", type=float, nargs="+", default=[0.0, 0.2], metavar="SHARE", help="(0 0.2)")
+    parser.add_argument("--budgets", nargs="+", default=["0.05", "0.1", "0.2", "0.3", "0.5", "1"], metavar="B")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times each scene is timed (5)")
+    parser.add_argument("--output", type=Path, default=Path("output/slicing"), metavar="DIR")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file with the block `slicing`")
+    args = parser.parse_args(arguments)
+    if not args.sliced and not args.whole:
+        raise UserError("there is nothing to compare; give --sliced CONFIG WEIGHTS, --whole CONFIG WEIGHTS, or both")
+    for share in args.overlaps:
+        if not 0 <= share < 1:
+            raise UserError(f"--overlaps {share:g} is no share of a slice; give 0 or more, below 1")
+    return args
+
+
+def read_scenes(file: str, folder: Path) -> tuple[list[tuple[int, np.ndarray]], dict[str, Any]]:
+    """Return the id and the pixels (H, W, 3) RGB of every scene, and the truth."""
+    from sparse_detr.data.any_image import read_any_image
+
+    truth = ground_truth(read_coco_file(file))
+    return [(image["id"], read_any_image(str(folder / image["file_name"]))) for image in truth["images"]], truth
+
+
+def contestants(args: argparse.Namespace) -> list[Contestant]:
+    """Return all ways to detect; models are loaded once each."""
+    found = []
+    for seed, (config, weights) in enumerate(args.sliced):
+        predictor = Predictor(config, weights, device="cpu", optimize=True)
+        for overlap in args.overlaps:
+            found.append(
+                Contestant("slices", f"overlap {overlap:.0%}", seed, by_slices(predictor, args.slice, overlap))
+            )
+    for seed, (config, weights) in enumerate(args.whole):
+        predictor = Predictor(config, weights, device="cpu", optimize=True)
+        found += [Contestant("whole", budget, seed, as_a_whole(predictor, budget)) for budget in args.budgets]
+    return found
+
+
+def as_a_whole(predictor: Predictor, budget: str) -> Callable[[np.ndarray], Boxes]:
+    """Return a function that detects in the whole scene, resized as the config says."""
+    return lambda scene: coco_boxes(predictor(scene, budget=budget))
+
+
+def coco_boxes(instances: Any) -> Boxes:
+    """Return detections of Detectron2 as COCO results."""
+    rows = zip(
+        instances.pred_boxes.tensor.tolist(), instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
+    )
+    return [
+        {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": score, "category_id": label}
+        for (x0, y0, x1, y1), score, label in rows
+    ]
+
+
+def by_slices(predictor: Predictor, side: int, overlap: float) -> Callable[[np.ndarray], Boxes]:
+    """Return a function that detects in slices of a scene, and merges what overlaps."""
+    model = sahi_model(predictor)
+
+    def detect(scene: np.ndarray) -> Boxes:
+        from sahi.predict import get_sliced_prediction
+
+        found = get_sliced_prediction(
+            scene,
+            model,
+            slice_height=side,
+            slice_width=side,
+            overlap_height_ratio=overlap,
+            overlap_width_ratio=overlap,
+            perform_standard_pred=False,
+            postprocess_type="NMS",
+            postprocess_match_metric="IOU",
+            verbose=0,
+        )
+        return [
+            {"bbox": one.bbox.to_xywh(), "score": float(one.score.value), "category_id": int(one.category.id)}
+            for one in found.object_prediction_list
+        ]
+
+    return detect
+
+
+def sahi_model(predictor: Predictor) -> Any:
+    """Return a predictor as SAHI takes detectors.
+
+    Raises:
+        UserError: SAHI is missing.
+    """
+    try:
+        from sahi.models.base import DetectionModel
+        from sahi.prediction import ObjectPrediction
+    except ImportError as error:
+        raise UserError(f"slices need SAHI, which cannot be imported ({error}); {HOW_TO_INSTALL}") from error
+
+    class SlicedDetector(DetectionModel):
+        """A `Predictor` behind SAHI's interface."""
+
+        def set_model(self, model: Any, **kwargs: Any) -> None:
+            self.model = model
+            names = model.class_names or ["0"]
+            self.category_mapping = {str(index): name for index, name in enumerate(names)}
+
+        def perform_inference(self, image: np.ndarray) -> None:
+            self._original_predictions = self.model(np.ascontiguousarray(image))
+
+        @property
+        def num_categories(self) -> int:
+            return len(self.category_mapping)
+
+        def _create_object_prediction_list_from_original_predictions(
+            self, shift_amount_list: Any = None, full_shape_list: Any = None
+        ) -> None:
+            shift = shift_amount_list or [0, 0]
+            shape = full_shape_list
+            shift = shift[0] if isinstance(shift[0], list | tuple) else shift
+            shape = shape[0] if shape and isinstance(shape[0], list | tuple) else shape
+            found = self._original_predictions
+            rows = zip(
+                found.pred_boxes.tensor.tolist(), found.scores.tolist(), found.pred_classes.tolist(), strict=True
+            )
+            self._object_prediction_list_per_image = [
+                [
+                    ObjectPrediction(
+                        bbox=box,
+                        category_id=label,
+                        category_name=self.category_mapping[str(label)],
+                        shift_amount=list(shift),
+                        score=score,
+                        full_shape=None if shape is None else list(shape),
+                    )
+                    for box, score, label in rows
+                    if score >= self.confidence_threshold
+                ]
+            ]
+
+    return SlicedDetector(model=predictor, device="cpu", confidence_threshold=0.0)
+
+
+def measure(
+    waiting: Sequence[Contestant],
+    scenes: Sequence[tuple[int, np.ndarray]],
+    truth: dict[str, Any],
+    rounds: int,
+    record: dict[str, Any],
+) -> None:
+    """Fill the scores and the seconds of a scene of every contestant; the first round warms up and is scored."""
+    categories = [category["id"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
+    seconds: dict[str, list[float]] = {contestant.key: [] for contestant in waiting}
+    found: dict[str, list[dict[str, Any]]] = {contestant.key: [] for contestant in waiting}
+    with tqdm(total=(rounds + 1) * len(waiting) * len(scenes), unit="scene", desc="detecting") as progress:
+        for turn in range(rounds + 1):
+            for image_id, scene in scenes:
+                for contestant in waiting[turn % len(waiting) :] + waiting[: turn % len(waiting)]:
+                    start = time.process_time()
+                    boxes = contestant.detect(scene)
+                    if turn:
+                        seconds[contestant.key].append(time.process_time() - start)
+                    else:
+                        found[contestant.key] += [
+                            {**box, "image_id": image_id, "category_id": categories[box["category_id"]]}
+                            for box in boxes
+                        ]
+                    progress.update()
+    for contestant in waiting:
+        stats = (
+            score_boxes(truth, found[contestant.key], [1, 100, MAX_DETECTIONS]).stats if found[contestant.key] else None
+        )
+        record["results"][contestant.key] |= {
+            "AP": 0.0 if stats is None else 100 * float(stats[0]),
+            "AP50": 0.0 if stats is None else 100 * float(stats[1]),
+            "seconds": statistics.median(seconds[contestant.key]),
+            "detections": len(found[contestant.key]) / len(scenes),
+        }
+
+
+def groups_of(record: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the results of all seeds by kind and name."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in record["results"].values():
+        groups.setdefault((result["kind"], result["name"]), []).append(result)
+    return groups
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    rows = []
+    for (kind, name), results in groups_of(record).items():
+        what = f"slices, {name}" if kind == "slices" else f"whole scene, budget {name}"
+        scores = [mean_and_deviation([result[score] for result in results]) for score in ("AP", "AP50")]
+        rows.append([what, *scores, f"{statistics.fmean(result['seconds'] for result in results):.2f}"])
+    return markdown_table(["way", "AP", "AP50", "seconds a scene"], rows)
+
+
+def answers(record: dict[str, Any]) -> list[str]:
+    """Say for every way of slicing what the best budget does in at most its time."""
+    means = {
+        key: {name: statistics.fmean(result[name] for result in results) for name in ("AP50", "seconds")}
+        for key, results in groups_of(record).items()
+    }
+    found = []
+    for (kind, name), slices in means.items():
+        if kind != "slices":
+            continue
+        fast = {
+            key: whole for key, whole in means.items() if key[0] == "whole" and whole["seconds"] <= slices["seconds"]
+        }
+        start = f"Slices with {name}: AP50 {slices['AP50']:.1f} in {slices['seconds']:.2f} s a scene"
+        if not fast:
+            found.append(f"{start}; the whole scene takes longer at every budget.")
+            continue
+        (_, budget), best = max(fast.items(), key=lambda item: item[1]["AP50"])
+        found.append(
+            f"{start}; the whole scene in at most this time: AP50 {best['AP50']:.1f} in {best['seconds']:.2f} s, "
+            f"at the budget {budget}."
+        )
+    return found
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw AP50 over seconds, a point a way, the seeds as thin points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    for kind, color in COLORS.items():
+        named = {name: results for (of, name), results in groups_of(record).items() if of == kind}
+        points = [
+            (statistics.fmean(r["seconds"] for r in results), statistics.fmean(r["AP50"] for r in results), name)
+            for name, results in named.items()
+        ]
+        for results in named.values():
+            axis.plot([r["seconds"] for r in results], [r["AP50"] for r in results], ".", color=color, alpha=0.4, ms=5)
+        points.sort()
+        label = "slices (SAHI)" if kind == "slices" else "whole scene, by budget"
+        axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=color, label=label)
+        for x, y, name in points:
+            axis.annotate(name, (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8, color=color)
+    axis.set_xlabel(f"seconds a scene (CPU time, one thread, {record['machine']})")
+    axis.set_ylabel("AP50")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    run_script(main)
