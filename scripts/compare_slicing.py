@@ -1,6 +1,6 @@
 """Compare whole large images at several budgets with slices of them: AP and time on the same scenes.
 
-    python -m sparse_detr.data.sample --output datasets/scenes --tile-size 100000 --overlap 0     # uncut scenes
+    python -m sparse_detr.data.sample --output datasets/scenes --tile-size 1200    # leaves the held-out scene whole
     python scripts/compare_slicing.py --truth datasets/scenes/val.json --images datasets/scenes/val \
         --sliced output/tiles/config.yaml output/tiles/model_final.pth \
         --whole output/scenes/config.yaml output/scenes/model_final.pth

@@ -1,7 +1,8 @@
 """A small Sparse DETR for whole aerial scenes, uncut: it is trained on large crops, with every share of the tokens.
 
-The scenes: python -m sparse_detr.data.sample --output datasets/scenes --tile-size 100000 --overlap 0; then train with
---train-json datasets/scenes/train.json --train-images datasets/scenes/train, and the same of val.
+The scenes: python -m sparse_detr.data.sample --output datasets/scenes --tile-size 1200 leaves the held-out scene whole
+and cuts the other one into four. Then train with --train-json datasets/scenes/train.json --train-images
+datasets/scenes/train --val-json datasets/scenes/val.json --val-images datasets/scenes/val.
 """
 
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
@@ -19,7 +20,7 @@ model = sparse_detr(
 dataloader, lr_multiplier, optimizer, train = training(__file__)
 # At the scale of the scenes, in which a tree has about 40 pixels; the crops are about as large as the held-out scene.
 dataloader.train.mapper.augmentations.update(
-    short_sizes=[1024], max_size=1248, crop_range=(896, 1152), crop_short_sizes=[2048, 2299, 2560]
+    short_sizes=[1024], max_size=1248, crop_range=(768, 1100), crop_short_sizes=[1088, 1200, 1312]
 )
 dataloader.test.mapper.augmentations.update(short_size=1035, max_size=1249)
 dataloader.train.total_batch_size = 1
