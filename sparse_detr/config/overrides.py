@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sparse_detr.config.rules import TRAINING
 from sparse_detr.errors import UserError
 
 OVERRIDE_ERRORS = (
@@ -127,9 +128,15 @@ def _as_text(cfg: DictConfig, key: str, value: str) -> str:
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
-    """Refuse a key that does not exist, unless it is an argument of the callable of its group."""
+    """Refuse a key that does not exist.
+
+    An argument of the callable of a group may be added, and a setting of the training, which the saved config of an
+    older version may lack.
+    """
     parent_key, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
+    if key in TRAINING and isinstance(parent, DictConfig):
+        return
     if isinstance(parent, DictConfig) and name not in parent and not accepts(parent.get("_target_"), name):
         known = [str(existing) for existing in parent if existing != "_target_"]
         guess = difflib.get_close_matches(name, known, n=1)

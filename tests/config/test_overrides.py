@@ -53,6 +53,18 @@ def test_texts_are_equal_in_the_config_that_a_run_saves(tmp_path):
         assert load_config(str(saved)).train.init_checkpoint == text
 
 
+def test_the_saved_config_of_an_older_version_takes_settings_that_it_lacks(tmp_path):
+    old = tmp_path / "config.yaml"
+    LazyConfig.save(load_config(str(LAZY)), str(old))
+    saved = OmegaConf.load(old)
+    del saved.train["vis_period"]
+    OmegaConf.save(saved, old)
+    assert make_run(load_config(str(old))).settings.vis_period == 0
+    assert make_run(load_config(str(old), ["train.vis_period=5"])).settings.vis_period == 5
+    with pytest.raises(UserError, match=r"the config has no key 'train.vis_perod'"):
+        load_config(str(old), ["train.vis_perod=5"])
+
+
 def test_an_interpolation_of_an_existing_key_is_kept():
     cfg = load_config(str(LAZY), ["train.init_checkpoint=${train.output_dir}/w.pth", "train.output_dir=out"])
     assert cfg.train.init_checkpoint == "out/w.pth"
