@@ -50,6 +50,15 @@ def _parsed(name: str, text: str, timed: bool) -> float | str:
     return parsed.tokens if isinstance(parsed.tokens, float) and parsed == Effort(tokens=parsed.tokens) else text
 
 
+def check_tokens_alone(name: str, budget: Any) -> None:
+    """Raise a `UserError` if a resolved budget also sets decoder layers or queries."""
+    from sparse_detr.modeling.effort import effort_of_call
+
+    effort = effort_of_call(budget)
+    if effort.decoder_layers is not None or effort.query_numbers:
+        raise UserError(f"{name} {budget} sets more than the tokens, which this command cannot; give tokens alone")
+
+
 def check_share(name: str, value: Any) -> None:
     """Raise a `UserError` unless `value` is in (0, 1]."""
     if not (is_real(value) and 0 < value <= 1):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
-from sparse_detr.budget import check_fits, checked_budget
+from sparse_detr.budget import check_fits, check_tokens_alone, checked_budget
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.errors import UserError
 
@@ -57,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
     model, inputs = _load(args)
     budgets = {text: None if text == OWN else checked_budget("--budget", text, timed=False) for text in args.budget}
     for budget in budgets.values():
+        check_tokens_alone("--budget", budget)
         check_fits("--budget", budget, model)
     exceptions = sorted({text for budget in budgets.values() for text in exceptions_of(model, budget)})
     entries, skipped = _compare(args, model, inputs, budgets)
+    if not entries:
+        raise UserError(f"nothing can be compared: {'; '.join(skipped)}")
     record = as_record(
         entries,
         exceptions=exceptions,

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=3, metavar="N", help="explain the best N detections (3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="draws of random tokens to compare with (3)")
-    add_budget(parser)
+    add_budget(parser, tokens_alone=True)
     parser.add_argument("--truth", metavar="FILE", help="COCO file with the true boxes of the images")
     parser.add_argument(
         "--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model: what it gains and loses"
@@ -90,16 +90,17 @@ def explain_images(
     """Return the path and the story of every image that can be read, and one reason for each that cannot."""
     from tqdm import tqdm
 
-    from sparse_detr.budget import resolved
+    from sparse_detr.budget import check_tokens_alone, resolved
     from sparse_detr.explain import Choices, explain_image
 
     choices = Choices(
         score_threshold=args.score_threshold, detections=args.detection, count=args.count, draws=args.draws
     )
+    budget = resolved(args.budget, weights=predictor.weights, form=None)
+    check_tokens_alone("--budget", budget)
     truths = Truth(args.truth, predictor.class_names) if args.truth else None
     second = second_model(args.compare, predictor) if args.compare else None
     random_model = None if args.no_sanity else random_twin(args, predictor)
-    budget = resolved(args.budget, weights=predictor.weights, form=None)
     stories, skipped = [], []
     for file in tqdm(files, desc="explaining", unit="image"):
         try:
@@ -119,7 +120,7 @@ def explain_images(
                 other=None if second is None else (second.model, second.preprocess(file)),
                 budget=budget,
             )
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{file}: {error}") from error
         stories.append((file, story))
     return stories, skipped

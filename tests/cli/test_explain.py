@@ -68,6 +68,7 @@ def test_a_dense_model_is_explained_without_budgets(folder, capsys):  # noqa: F8
         (["--count", "0"], "--count is 0; give 1 or more"),
         (["--detection", "0"], "detections are counted from 1"),
         (["--detection", "500"], "there is no detection 500"),
+        (["--budget", "0.3+decoder:1"], "--budget 0.3+decoder:1 sets more than the tokens"),
         (["--budget", "half"], "'half' is no budget"),
         (["--truth", "missing.json"], "missing.json"),
         (["--truth", "other.json"], "has no image tall.jpg"),
