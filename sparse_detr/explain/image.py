@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from sparse_detr.analysis.tokens import object_tokens, watch_object_rows, watch_sampled_points
+from sparse_detr.errors import UserError
 from sparse_detr.explain.compare import Difference, compare_models
 from sparse_detr.explain.faithfulness import Explainer, Explanation, Target, list_targets
 from sparse_detr.explain.interventions import ImageRuns, Intervention, Prediction, why_not_editable
 from sparse_detr.explain.ledger import Ledger, make_ledger
 from sparse_detr.explain.minimal_budget import GRID, FoundFrom, has_budget, predict_at, search_budgets
 from sparse_detr.explain.sanity import Sanity, check_sanity
-from sparse_detr.modeling.selection import AnyBudget, budget_of_call
+from sparse_detr.modeling.selection import AnyBudget, LevelBudget, MassBudget, budget_of_call
 from sparse_detr.visualization.token_maps import TokenMaps, token_maps
 
 
@@ -124,7 +125,7 @@ def explain_image(
         budget: what is explained, as in a call of the model; None for the model's own budget.
 
     Raises:
-        ValueError: a chosen detection does not exist.
+        UserError: a chosen detection does not exist, or the encoder has no layers.
     """
     with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
         runs = ImageRuns(model, item, budget=budget)
@@ -160,8 +161,8 @@ def _views(runs: ImageRuns, choices: Choices, targets: Sequence[Target], not_edi
     own = runs.run([Intervention()], samples=True)[0]
     if not has_budget(runs.model):
         return [BudgetView(None, True, own, targets)]
-    own_ratio = budget_of_call(runs.budget, runs.model.selector.budget).keep_ratio
-    views = [BudgetView(own_ratio, True, own, targets)]
+    own_ratio = _own_ratio(runs)
+    views = [BudgetView(_kept_share(runs) if own_ratio is None else own_ratio, True, own, targets)]
     others = [budget for budget in choices.budgets if budget != own_ratio]
     for budget, prediction in predict_at(runs, others, samples=True).items():
         found = list_targets(prediction, choices.score_threshold)
@@ -169,10 +170,24 @@ def _views(runs: ImageRuns, choices: Choices, targets: Sequence[Target], not_edi
     return sorted(views, key=lambda view: view.keep_ratio or 0)
 
 
+def _own_ratio(runs: ImageRuns) -> float | None:
+    """Return the keep ratio of the budget that is explained; None if it is no share of all tokens."""
+    budget = budget_of_call(runs.budget, runs.model.selector.budget)
+    return None if isinstance(budget, LevelBudget | MassBudget) else budget.keep_ratio
+
+
+def _kept_share(runs: ImageRuns) -> float:
+    """Return the share of the tokens that the first layer refines."""
+    return int(runs.kept[0].sum()) / int((~runs.pyramid.padding_mask[0]).sum())
+
+
 def _explain(runs: ImageRuns, targets: Sequence[Target], choices: Choices) -> dict[int, Explanation]:
     numbers = [number - 1 for number in choices.detections] or list(range(min(choices.count, len(targets))))
     if wrong := [number + 1 for number in numbers if not 0 <= number < len(targets)]:
-        raise ValueError(f"there is no detection {wrong[0]}; the image has {len(targets)}, from 1")
+        raise UserError(
+            f"there is no detection {wrong[0]}: {len(targets)} have a score of at least {choices.score_threshold:g}; "
+            "give a smaller number, or a lower score threshold"
+        )
     if not numbers:
         return {}
     explainer = Explainer(runs, draws=choices.draws)
@@ -184,5 +199,6 @@ def _found(
 ) -> list[FoundFrom]:
     if not has_budget(runs.model):
         return []
-    predictions = {view.keep_ratio: view.prediction for view in views if view.keep_ratio is not None}
+    tried = [view for view in views if not view.own or _own_ratio(runs) is not None]
+    predictions = {view.keep_ratio: view.prediction for view in tried if view.keep_ratio is not None}
     return search_budgets(runs, objects, predictions, score_threshold=choices.score_threshold)

@@ -209,11 +209,18 @@ class ImageRuns:
         output: of the model with this budget and no intervention, with the attention map.
         tokens: what the encoder starts from.
         size: (height, width) of the image.
+
+    Raises:
+        UserError: the encoder has no layers.
     """
 
     def __init__(
         self, model: Any, item: dict[str, Any], *, budget: AnyBudget | None = None, chunk: int | None = None
     ) -> None:
+        if not len(model.encoder.layers):
+            raise UserError(
+                "the encoder of this model has no layers of its own, so there are no refined tokens to explain"
+            )
         self.model, self.item, self.budget = model, item, budget
         self.size = (int(item["height"]), int(item["width"]))
         with torch.no_grad(), _watch_tokens(model.tokenizer) as seen:

@@ -251,8 +251,12 @@ class Proposal:
 
     @property
     def is_better(self) -> bool:
-        """Whether at least a tenth of the tokens is saved, no detection is lost and scores fall by at most 0.01."""
-        return self.tokens <= (1 - WORTHWHILE) * self.tokens_now and self.lost == 0 and self.score_change >= -0.01
+        """Whether at least a tenth of the tokens is saved, no detection is lost and scores fall by at most 0.01.
+
+        Without a detection nothing was tried, so no proposal is better.
+        """
+        saves = self.tokens <= (1 - WORTHWHILE) * self.tokens_now
+        return saves and self.detections > 0 and self.lost == 0 and self.score_change >= -0.01
 
 
 def needed_shares(runs: ImageRuns) -> list[float] | None:

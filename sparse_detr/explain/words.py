@@ -40,12 +40,15 @@ def detection_sentences(explanation: Explanation, name: str) -> list[str]:
 
 
 def _conclusion(found: Comparison) -> str:
-    tokens = _tokens(found.explained.counts[-1])
+    count = found.explained.counts[-1]
+    tokens, s = _tokens(count), "s" if count == 1 else ""
     if found.faithfulness >= MADE_FROM:
         return f"It was made mostly from {tokens} under its box."
     if found.faithfulness >= MATTERS:
-        return f"The {tokens} under its box help, but it does not hang on them."
-    return f"The {tokens} under its box matter little more than random ones."
+        return f"The {tokens} under its box help{s}, but the detection does not depend on {'it' if s else 'them'}."
+    if found.faithfulness > -MATTERS:
+        return f"The {tokens} under its box matter{s} little more than {'a random one' if s else 'random ones'}."
+    return f"The {tokens} under its box matter{s} less than {'a random one' if s else 'random ones'}."
 
 
 def _dropped(found: Comparison, score: float, where: str) -> str:
@@ -55,7 +58,7 @@ def _dropped(found: Comparison, score: float, where: str) -> str:
     are = "is" if count == 1 else "are"
     return (
         f"If the {_tokens(count)} {where} {are} not refined, its score {without}; "
-        f"without {count} random tokens it {random}."
+        f"without {count} random token{'' if count == 1 else 's'} it {random}."
     )
 
 
@@ -78,8 +81,9 @@ def _alone(found: Comparison) -> str:
 
 
 def _forced(explanation: Explanation) -> str:
-    tokens = _tokens(int(explanation.under.sum()))
-    return f"If all {tokens} under its box are refined, its score is {explanation.forced:.2f}."
+    count = int(explanation.under.sum())
+    tokens = "the one token under its box is" if count == 1 else f"all {count} tokens under its box are"
+    return f"If {tokens} refined, its score is {explanation.forced:.2f}."
 
 
 def _number(found: Comparison) -> str:
@@ -112,7 +116,7 @@ def size_sentences(rows: Sequence[FoundFrom]) -> list[str]:
         if not facts["objects"]:
             continue
         never = f"; {facts['never_found']} never" if facts["never_found"] else ""
-        half = "" if facts["median"] is None else f", half of those found from rho = {facts['median']:.2g} on"
+        half = "" if facts["median"] is None else f", half of the found ones from rho = {facts['median']:.2g} on"
         sentences.append(f"{size}: {facts['objects']} object{'' if facts['objects'] == 1 else 's'}{half}{never}")
     again = sum(bool(row.lost_again) for row in rows)
     if again:
@@ -128,12 +132,17 @@ def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
         f"{count / total:.0%} on {name} objects" for name, count in kept.items() if count and name != BACKGROUND
     )
     sentences = [
-        f"The encoder takes {ledger.gigaflops:.2g} GFLOPs. Of the tokens that it refines, "
+        f"The encoder takes {_two_digits(ledger.gigaflops)} GFLOPs. Of the tokens that it refines, "
         f"{ledger.background_share:.0%} lie on the background{', ' + objects if objects else ''}."
     ]
     if proposal is not None:
         sentences.append(_proposal(proposal))
     return sentences
+
+
+def _two_digits(number: float) -> str:
+    """Return two significant digits, and all digits before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _proposal(proposal: Proposal) -> str:

@@ -96,6 +96,10 @@ def test_a_proposal_is_better_if_it_saves_a_tenth_and_loses_nothing(tokens, lost
     assert proposal.is_better is better
 
 
+def test_a_proposal_that_was_tried_on_no_detection_is_not_better():
+    assert not Proposal("levels:0.2,0.5", 100, 50, detections=0, lost=0, score_change=0.0).is_better
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_sentences_name_the_budget_to_paste():
     ledger = make_ledger(runs_of("sparse"), [], rounds=0)

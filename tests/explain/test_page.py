@@ -81,7 +81,31 @@ def test_a_detection_that_does_not_exist_is_refused():
     from tests.modeling.tiny import build, picture
 
     item = picture(64, 64)
-    with pytest.raises(ValueError, match="there is no detection 99; the image has"):
+    with pytest.raises(ValueError, match="there is no detection 99: [0-9]+ have a score of at least 0.3"):
         explain_image(
             build("sparse").eval(), item, np.zeros((64, 64, 3), np.uint8), name="x", choices=Choices(detections=[99])
         )
+
+
+def test_a_budget_that_is_no_share_of_all_tokens_is_shown_by_what_it_keeps_and_not_searched():
+    from sparse_detr.explain import Choices, explain_image
+    from tests.modeling.tiny import build, picture
+
+    item = picture(64, 64)
+    choices = Choices(score_threshold=0.005, count=1, draws=1, budgets=(0.5, 1.0), rounds=0)
+    story = explain_image(
+        build("sparse").eval(), item, np.zeros((64, 64, 3), np.uint8), name="x", choices=choices, budget="mass:0.5"
+    )
+    own = story.views[story.own_view]
+    assert own.keep_ratio == int(own.prediction.kept[0].sum()) / story.runs.pyramid.num_tokens < 1
+    assert [view.keep_ratio for view in story.views if not view.own] == [0.5, 1.0]
+    assert {row.budgets for row in story.found} == {(0.5, 1.0)}
+
+
+def test_a_model_without_encoder_layers_is_refused():
+    from sparse_detr.errors import UserError
+    from sparse_detr.explain import ImageRuns
+    from tests.modeling.tiny import build, picture
+
+    with pytest.raises(UserError, match="has no layers of its own"):
+        ImageRuns(build("imfa").eval(), picture(64, 64))
