@@ -58,13 +58,17 @@ def make(args: argparse.Namespace) -> Study:
         raise UserError("--rhos needs --models; without them, the rhos are the published ones")
     compared = size == IMAGE_SIZE and not args.models
     parts = {
-        f"{Path(config).stem.partition('_rho')[0]} at {f'{rho:g}' if rho else 'its own'}": partial(
+        f"{config if args.models else _name(config)} at {f'{rho:g}' if rho else 'its own'}": partial(
             measure, config, rho, size, number if compared else None
         )
         for config, rows in published.items()
         for rho, number in rows.items()
     }
     return Study("complexity", parts, {"image_size": size}, table, draw, conclude)
+
+
+def _name(config: str) -> str:
+    return Path(config).stem.partition("_rho")[0]
 
 
 def measure(config: str, rho: float | None, size: tuple[int, int], published: float | None) -> Result:
@@ -94,7 +98,7 @@ def measure(config: str, rho: float | None, size: tuple[int, int], published: fl
     flops = gigaflops(model, image, rho)
     training_only = sum(p.numel() for part in (model.encoder_heads, model.denoising) for p in part.parameters())
     return {
-        "name": Path(config).stem.partition("_rho")[0],
+        "name": _name(config),
         "rho": rho or model.keep_ratio,
         "mean_keep_ratio": model.mean_keep_ratio if rho is None else rho,
         **{f"{part}_gigaflops": value for part, value in flops.items()},

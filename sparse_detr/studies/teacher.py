@@ -14,6 +14,7 @@ from pathlib import Path
 from detectron2.config import LazyCall as L
 
 from sparse_detr.analysis.tables import mean_and_deviation
+from sparse_detr.errors import UserError
 from sparse_detr.recipes.sparse_detr import sparsify
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
 from sparse_detr.studies.taught import TaughtDETR, TeacherScorer, frozen_teacher
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make(args: argparse.Namespace) -> Study:
     """Return the study."""
     check_training(args)
+    if 1 in args.rhos:
+        raise UserError("--rhos 1 is the teacher itself, which is trained anyway; leave it out")
     parts = {}
     for seed in args.seeds:
         parts[f"teacher seed {seed}"] = partial(measure_teacher, args, seed)

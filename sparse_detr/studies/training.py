@@ -69,7 +69,9 @@ def check_training(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the scores depend on, without folders of a machine."""
-    return {"config": Path(args.config_file).stem, "iterations": args.iterations, "overrides": list(args.opts)}
+    files = {key: Path(value).name for key in OWN_DATA_KEYS if (value := getattr(args, key))}
+    facts = {"config": Path(args.config_file).stem, "iterations": args.iterations, "overrides": list(args.opts)}
+    return {**facts, "data": files} if files else facts
 
 
 def dense_config(args: argparse.Namespace) -> DictConfig:
@@ -100,13 +102,16 @@ def train(cfg: DictConfig, args: argparse.Namespace, folder: Path, seed: int) ->
         seed: of the training.
 
     Raises:
-        UserError: the training fails.
+        UserError: the training fails, or a finished one in the folder had other settings.
     """
-    if found := final_scores(folder):
-        return {"seed": seed, **found}
     cfg.train.seed, cfg.train.max_iter, cfg.train.eval_period = seed, args.iterations, args.iterations
     config = make_folder(folder.parent / "configs") / f"{folder.name}.yaml"
-    write_text_atomically(config, kind_of(cfg).text())
+    text = kind_of(cfg).text()
+    if found := final_scores(folder):
+        if not config.is_file() or config.read_text(encoding="utf-8") != text:
+            raise UserError(f"the training in {folder} had other settings; remove it, or choose another --output")
+        return {"seed": seed, **found}
+    write_text_atomically(config, text)
     command = [sys.executable, "-m", "sparse_detr.train", "--config-file", str(config), "--resume"]
     command += ["--output-dir", str(folder)]
     for key in OWN_DATA_KEYS:

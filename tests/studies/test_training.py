@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from sparse_detr.cli.main import main
+from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.model import build_detector
 from sparse_detr.errors import UserError
 from sparse_detr.modeling.selection import LearnedScorer, ObjectnessScorer, RandomScorer
-from sparse_detr.studies import criteria, depth, teacher, training
+from sparse_detr.studies import complexity, criteria, depth, teacher, training
 from sparse_detr.studies.taught import TaughtDETR, TeacherScorer
 
 
@@ -91,8 +92,37 @@ def test_a_finished_training_is_read_and_not_started(tmp_path, monkeypatch):
     lines = [{"time": 0.5, "iteration": 1}, {"bbox/AP": 12.0, "bbox/AP50": 30.0, "iteration": 2, "time": 0.7}]
     (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
     monkeypatch.setattr(training.subprocess, "run", lambda *args: pytest.fail("a training was started"))
-    result = training.train(None, arguments(criteria, output=tmp_path), folder, 3)
+    args = arguments(criteria, output=tmp_path)
+    (tmp_path / "configs").mkdir()
+    cfg = training.dense_config(args)
+    cfg.train.seed, cfg.train.max_iter, cfg.train.eval_period = 3, args.iterations, args.iterations
+    (tmp_path / "configs" / "done.yaml").write_text(kind_of(cfg).text())
+    result = training.train(training.dense_config(args), args, folder, 3)
     assert result == {"seed": 3, "AP": 12.0, "AP50": 30.0, "seconds_per_iteration": 0.6, "iterations": 2}
+
+
+def test_a_finished_training_of_other_settings_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "done"
+    folder.mkdir()
+    (folder / "model_final.pth").touch()
+    (folder / "metrics.json").write_text(json.dumps({"bbox/AP": 12.0, "iteration": 2}))
+    monkeypatch.setattr(training.subprocess, "run", lambda *args: pytest.fail("a training was started"))
+    args = arguments(criteria, output=tmp_path)
+    with pytest.raises(UserError, match="done had other settings"):
+        training.train(training.dense_config(args), args, folder, 3)
+
+
+def test_numbers_of_other_data_have_other_settings(tmp_path):
+    own = arguments(criteria, "--train-json", str(tmp_path / "own.json"), output=tmp_path)
+    assert criteria.make(own).settings["data"] == {"train_json": "own.json"}
+    assert "data" not in criteria.make(arguments(criteria, output=tmp_path)).settings
+
+
+def test_own_models_whose_names_differ_by_rho_are_all_counted(tmp_path):
+    names = ["SparseDETR/sparse_detr_r50_rho10.py", "SparseDETR/sparse_detr_r50_rho30.py"]
+    own = complexity.make(arguments(complexity, "--models", *names, output=tmp_path)).parts
+    assert list(own) == [f"{name} at its own" for name in names]
+    assert not set(own) & set(complexity.make(arguments(complexity, output=tmp_path)).parts)
 
 
 def test_a_training_gets_the_config_the_data_and_goes_on_and_its_failure_is_named(tmp_path, monkeypatch):
@@ -127,6 +157,7 @@ def test_a_training_gets_the_config_the_data_and_goes_on_and_its_failure_is_name
         (["referred", "--runs", "nowhere"], "there is no config.yaml"),
         (["referred", "--config-file", "a.py"], "go together"),
         (["other-rho", "--rhos", "0"], "--rhos 0 is no share"),
+        (["teacher", "--rhos", "0.3", "1"], "--rhos 1 is the teacher itself"),
         (["complexity", "--rhos", "0.3"], "--rhos needs --models"),
         (["complexity", "--image-size", "4", "4"], "--image-size 4 4 is too small"),
         (["complexity", "--models", "quick/gone.py"], "no config 'quick/gone.py'"),
