@@ -113,6 +113,8 @@ def advice(objects: Sequence[BlamedObject], *, score_threshold: float, has_selec
     """Return sentences that say what to do, the most frequent blame first."""
     counts = verdict_counts(objects)
     missed = len(objects) - counts[FOUND]
+    if not objects:
+        return ["there are no true objects in these images, so nothing can be missed"]
     if not missed:
         return [f"all {len(objects)} objects are found"]
     sentences = [

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     found = blame_images(predictor, data, args)
     for reason in found.skipped[:MAX_REASONS]:
         print(f"skipped {reason}", file=sys.stderr)
+    if len(found.skipped) > MAX_REASONS:
+        print(f"... and {len(found.skipped) - MAX_REASONS} more", file=sys.stderr)
     if not found.images:
         print("no image can be read", file=sys.stderr)
         return 1
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     }
     _write(record, predictor, data, found, args)
     if args.json:
-        print(json.dumps(record))
+        print(json.dumps(_without_nan(record)))
         return 0
     print(as_tables(sums, record["tide"]))
     print()

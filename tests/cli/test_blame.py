@@ -12,6 +12,7 @@ from PIL import Image
 from sparse_detr import Predictor
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
+from sparse_detr.evaluation.tide import Tide
 from tests.cli.test_demo import COMMON, CONFIG
 from tests.modeling.tiny import shake
 
@@ -150,6 +151,21 @@ def change_classes(folder, name, categories):
 def test_the_sums_are_printed_as_json(folder, tmp_path, capsys):
     assert blame(folder, tmp_path, "--json", "--max-images", "1") == 0
     assert json.loads(capsys.readouterr().out) == results(tmp_path)[0]
+
+
+def test_a_number_that_json_does_not_have_is_printed_as_null(folder, tmp_path, capsys, monkeypatch):
+    tide = Tide({"Cls": 0}, {"Cls": float("nan")}, set())
+    monkeypatch.setattr("sparse_detr.cli.blame._tide", lambda *args: (tide, ""))
+    assert blame(folder, tmp_path, "--json", "--max-images", "1") == 0
+    assert '"delta_ap": {"Cls": null}' in capsys.readouterr().out
+
+
+def test_images_without_a_true_object_have_nothing_to_miss(folder, tmp_path, capsys):
+    truth = json.loads((folder / "truth.json").read_text())
+    truth["images"].insert(0, {**truth["images"].pop(), "id": 0})
+    (folder / "first.json").write_text(json.dumps(truth))
+    assert blame(folder, tmp_path, "--max-images", "1", truth="first.json") == 0
+    assert "there are no true objects in these images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
