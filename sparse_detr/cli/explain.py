@@ -91,6 +91,7 @@ def explain_images(
     from tqdm import tqdm
 
     from sparse_detr.budget import check_tokens_alone, resolved
+    from sparse_detr.config.num_classes import model_classes
     from sparse_detr.explain import Choices, explain_image
 
     choices = Choices(
@@ -98,7 +99,7 @@ def explain_images(
     )
     budget = resolved(args.budget, weights=predictor.weights, form=None)
     check_tokens_alone("--budget", budget)
-    truths = Truth(args.truth, predictor.class_names) if args.truth else None
+    truths = Truth(args.truth, predictor.class_names, model_classes(predictor.model)) if args.truth else None
     second = second_model(args.compare, predictor) if args.compare else None
     random_model = None if args.no_sanity else random_twin(args, predictor)
     stories, skipped = [], []
@@ -130,9 +131,18 @@ def second_model(paths: Sequence[str], first: Predictor) -> Predictor:
     """Load the model to compare with.
 
     Raises:
-        UserError: its classes are not those of the first model.
+        UserError: it is no model of this package, or its classes are not those of the first model.
     """
-    second = Predictor(*paths)
+    from sparse_detr.config.num_classes import model_classes
+
+    second = Predictor(*paths, device=str(first.model.device))
+    if not hasattr(second.model, "outputs"):
+        raise UserError(f"--compare {paths[0]} describes a model of another package; give one of sparse_detr")
+    numbers = model_classes(first.model), model_classes(second.model)
+    if None not in numbers and numbers[0] != numbers[1]:
+        raise UserError(
+            f"--compare {paths[1]} has {numbers[1]} classes, but --weights {numbers[0]}; give a model of the same data"
+        )
     if first.class_names and second.class_names and first.class_names != second.class_names:
         raise UserError(
             f"--compare {paths[1]} has the classes {', '.join(second.class_names)}, but --weights "
@@ -161,16 +171,23 @@ class Truth:
 
     Args:
         path: the file.
-        class_names: of the model, by class index.
+        class_names: of the model, by class index; empty if they are unknown.
+        num_classes: of the model; None if it does not say.
 
     Raises:
-        UserError: the file cannot be read, or has none of these classes.
+        UserError: the file cannot be read, has none of these classes, or another number of classes where the names of
+            the model's are unknown.
     """
 
-    def __init__(self, path: str, class_names: Sequence[str]) -> None:
+    def __init__(self, path: str, class_names: Sequence[str], num_classes: int | None) -> None:
         from sparse_detr.data.annotations import read_coco_file
 
         self.path, self.coco = path, read_coco_file(path)
+        if not class_names and num_classes not in (None, len(self.coco.class_names)):
+            raise UserError(
+                f"--truth {path} has {len(self.coco.class_names)} classes, but the model {num_classes} without names; "
+                "give the file of the same data, or the names with --train-json"
+            )
         names = class_names or list(self.coco.class_names.values())
         self.labels = {key: names.index(name) for key, name in self.coco.class_names.items() if name in names}
         if not self.labels:
@@ -178,21 +195,21 @@ class Truth:
                 f"--truth {path} has the classes {', '.join(self.coco.class_names.values())}, but the model "
                 f"{', '.join(class_names)}; give the file of the same data"
             )
-        self.ids = {Path(image["file_name"]).name: key for key, image in self.coco.sound_images.items()}
+        self.ids: dict[str, list[int]] = {}
+        for key, image in self.coco.sound_images.items():
+            self.ids.setdefault(Path(image["file_name"]).name, []).append(key)
 
     def of(self, file: str) -> list[Target]:
-        """Return the true objects of an image, found by its file name.
+        """Return the true objects of an image, found by its file name; of equal names the one in the same folder.
 
         Raises:
-            UserError: the file has no such image.
+            UserError: the file has no such image, or several.
         """
         import torch
 
         from sparse_detr.explain import Target
 
-        key = self.ids.get(Path(file).name)
-        if key is None:
-            raise UserError(f"--truth {self.path} has no image {Path(file).name}; leave --truth out, or give its file")
+        key = self._image_of(Path(file))
         found = []
         for item, box, used in zip(self.coco.sound_annotations, self.coco.boxes, self.coco.is_target(), strict=True):
             if used and item["image_id"] == key and item["category_id"] in self.labels:
@@ -200,6 +217,19 @@ class Truth:
                 corners = torch.tensor([left, top, left + width, top + height])
                 found.append(Target(corners, self.labels[item["category_id"]]))
         return found
+
+    def _image_of(self, file: Path) -> int:
+        """Return the id of an image."""
+        keys = self.ids.get(file.name, [])
+        if len(keys) > 1:  # the same name in several folders
+            whole = file.resolve().parts
+            named = {key: Path(self.coco.sound_images[key]["file_name"]).parts for key in keys}
+            keys = [key for key, parts in named.items() if len(parts) > 1 and whole[-len(parts) :] == parts]
+            if len(keys) != 1:
+                raise UserError(f"--truth {self.path} has several images {file.name}; give a file with one of them")
+        if not keys:
+            raise UserError(f"--truth {self.path} has no image {file.name}; leave --truth out, or give its file")
+        return keys[0]
 
 
 def write_results(args: argparse.Namespace, predictor: Predictor, stories: Sequence[tuple[str, ImageStory]]) -> None:

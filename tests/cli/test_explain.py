@@ -4,8 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from detectron2.config import instantiate
 
+from sparse_detr.cli.explain import Truth
 from sparse_detr.cli.main import main
+from sparse_detr.config import load_config
+from sparse_detr.errors import UserError
 from tests.cli.test_demo import folder  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -92,3 +97,32 @@ def test_an_unreadable_image_is_skipped_with_its_reason(folder, capsys):  # noqa
     (folder / "broken.png").write_bytes(b"no image")
     assert explain("--no-sanity", images="broken.png") == 1
     assert "skipped broken.png" in capsys.readouterr().out
+
+
+def test_of_images_with_one_name_the_true_boxes_of_the_own_folder_are_taken(folder):  # noqa: F811
+    write_truth(folder)
+    content = json.loads((folder / "truth.json").read_text())
+    other = {"id": 8, "file_name": "other/tall.jpg", "height": 90, "width": 64}
+    content["images"] = [{**content["images"][0], "file_name": "images/tall.jpg"}, other]
+    content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 8, "bbox": [0, 0, 5, 5]})
+    (folder / "truth.json").write_text(json.dumps(content))
+    truth = Truth("truth.json", ["cat", "dog"], 2)
+    [found] = truth.of("images/tall.jpg")
+    assert found.box.tolist() == [10, 20, 40, 60]
+    with pytest.raises(UserError, match=r"has several images tall\.jpg"):
+        truth.of("tall.jpg")
+
+
+def test_true_boxes_of_another_number_of_classes_are_refused_where_names_are_unknown(folder):  # noqa: F811
+    write_truth(folder)
+    with pytest.raises(UserError, match="has 2 classes, but the model 3"):
+        Truth("truth.json", [], 3)
+    assert Truth("truth.json", [], 2).of("tall.jpg")[0].label == 1
+
+
+def test_a_second_model_with_another_number_of_classes_is_refused(folder, capsys):  # noqa: F811
+    text = (folder / "sparse.py").read_text().replace("num_classes=2", "num_classes=3")
+    (folder / "three.py").write_text(text)
+    torch.save({"model": instantiate(load_config("three.py").model).state_dict()}, "three.pth")
+    assert explain("--no-sanity", "--compare", "three.py", "three.pth") == 2
+    assert "three.pth has 3 classes, but --weights 2" in capsys.readouterr().err
