@@ -103,8 +103,8 @@ def _verdict(record: Mapping[str, Any]) -> str:
         demanded = sum(not entry["note"] for entry in record["comparisons"])
         reported = len(record["comparisons"]) - demanded
         return (
-            f"passed: {demanded} comparisons of {record['images']} images are inside the tolerances; {reported} more are "
-            "reported only"
+            f"passed: {demanded} comparisons of {record['images']} images are inside the tolerances; {reported} more "
+            "are reported only"
         )
     lines = [f"failed: {len(record['reasons'])} numbers are outside of the tolerances"]
     lines += [f"  {reason}" for reason in record["reasons"]]
