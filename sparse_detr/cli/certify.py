@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,10 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, list[dict[str, Any]]]:
         use_own_data(cfg, {}, args.opts)
     mapper = build_test_mapper(cfg)
     files = find_images(args.input)[: args.max_images] if args.input else files_of_evaluation(cfg, args.max_images)
-    inputs = ImageStream(files, mapper).batch(len(files))
+    images = ImageStream(files, mapper)
+    inputs = images.batch(len(files))[: images.num_files]  # without the repetitions in place of unreadable ones
+    if unread := len(files) - len(inputs):
+        print(f"{unread} of {len(files)} images cannot be read and are left out", file=sys.stderr)
     torch.manual_seed(0)
     model = build_detector(cfg).eval()
     if not isinstance(model, DetectionTransformer):

@@ -28,6 +28,14 @@ def test_all_numbers_are_printed_as_json(folder, capsys):  # noqa: F811
     assert record["comparisons"][0]["allowed"] == {"scores": 1e-9, "logits": 1e-9, "boxes": 1e-9}
 
 
+def test_an_image_that_cannot_be_read_is_left_out_and_counted(folder, capsys):  # noqa: F811
+    (folder / "images" / "a_broken.png").write_bytes(b"no image")
+    assert certify("sparse.py", "--dtypes", "float64", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["images"] == 2
+    assert "1 of 3 images cannot be read and are left out" in said.err
+
+
 def test_a_model_with_a_released_part_fails_and_the_part_is_named(folder, capsys):  # noqa: F811
     options = ["--dtypes", "float64", "--json", "--opts", "model.tokenizer.padding=released"]
     assert certify("sparse.py", *options) == 1
