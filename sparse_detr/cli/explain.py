@@ -246,7 +246,8 @@ def write_results(args: argparse.Namespace, predictor: Predictor, stories: Seque
     )
     caption = f"score at least {args.score_threshold:g}"
     origin = {"weights": args.weights, "class_names": names, "score_threshold": args.score_threshold}
-    for (file, story), stem in zip(stories, unique_stems([file for file, _ in stories]), strict=True):
+    stems = unique_stems([NUMBERS, *(file for file, _ in stories)])[1:]  # no image may take the name of the numbers
+    for (file, story), stem in zip(stories, stems, strict=True):
         found = predictor.model.detections(story.runs.output, [story.runs.item])[0]["instances"]
         detections = list_detections(found, names, args.score_threshold)
         prefix = args.output / stem

@@ -126,3 +126,10 @@ def test_a_second_model_with_another_number_of_classes_is_refused(folder, capsys
     torch.save({"model": instantiate(load_config("three.py").model).state_dict()}, "three.pth")
     assert explain("--no-sanity", "--compare", "three.py", "three.pth") == 2
     assert "three.pth has 3 classes, but --weights 2" in capsys.readouterr().err
+
+
+def test_an_image_with_the_name_of_the_numbers_keeps_its_detections(folder):  # noqa: F811
+    (folder / "images" / "tall.jpg").rename("explain.jpg")
+    assert explain("--no-sanity", images="explain.jpg") == 0
+    assert "proposal" in json.loads((folder / "out" / "explain.json").read_text())
+    assert "detections" in json.loads((folder / "out" / "explain-2.json").read_text())
