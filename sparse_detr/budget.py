@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_detr.budget_table import PLAIN, budget_within, check_limit
 from sparse_detr.errors import UserError
@@ -29,7 +29,9 @@ def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | flo
     """
     from sparse_detr.modeling.effort import Effort
 
-    if value is None or isinstance(value, Effort) or hasattr(value, "select"):
+    if value is None or isinstance(value, Effort):
+        return value
+    if hasattr(value, "select") and not isinstance(value, type | Tensor):
         return value
     if isinstance(value, str):
         return _parsed(name, value.strip(), timed)

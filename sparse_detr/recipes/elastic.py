@@ -43,7 +43,7 @@ def elastic(
         behavior: of the model; it must be `exact`.
 
     Raises:
-        ValueError: the model is `released`, has no budget, or a range has not two ends.
+        ValueError: the model is `released`, has no budget, or not so many levels, or a range has not two ends.
     """
     ranges = (training_keep_ratios, training_level_shares, training_decoder_layers, training_num_queries)
     if all(value is None for value in (*ranges, distillation_weight)):
@@ -71,6 +71,12 @@ def elastic(
 def _budget(model: Any, keep_ratios: Sequence[float], level_ranges: Sequence[Sequence[float]]) -> Any:
     if "budget" not in model.selector:
         raise ValueError("training_keep_ratios needs an encoder that refines a share of the tokens; use a sparse model")
+    levels = model.tokenizer.get("num_levels")
+    if level_ranges and levels is not None and len(level_ranges) != levels:
+        raise ValueError(
+            f"training_level_shares has {len(level_ranges)} ranges, but the model {levels} levels; give one for every "
+            "level, fine to coarse"
+        )
     smallest, largest = range_ends("training_keep_ratios", keep_ratios)
     return L(ElasticBudget)(
         budget="${..budget}",
