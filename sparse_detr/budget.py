@@ -11,12 +11,13 @@ from sparse_detr.budget_table import PLAIN, budget_within, check_limit
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
+    from sparse_detr.modeling.effort import Effort
     from sparse_detr.modeling.selection import Budget
 
 TIME = "ms:"
 
 
-def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | float | str | None:
+def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | Effort | float | str | None:
     """Return a budget; a number of NumPy becomes Python's, and a text that is a number that number.
 
     Args:
