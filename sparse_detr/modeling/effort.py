@@ -139,7 +139,7 @@ class ElasticEffort:
         iteration: returns the number of optimiser steps that the training has taken.
 
     Raises:
-        ValueError: a range does not start above 0, or falls.
+        ValueError: a range has no two whole numbers, does not start above 0, or falls.
     """
 
     layer_range: Sequence[int] | None = None
@@ -152,7 +152,8 @@ class ElasticEffort:
             if ends is None:
                 continue
             object.__setattr__(self, name, tuple(ends))
-            if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            whole = all(isinstance(end, Integral) for end in ends)
+            if not whole or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
                 raise ValueError(f"{name} is {list(ends)}; give two whole numbers above 0, the smaller first")
 
     @property

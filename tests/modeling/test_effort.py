@@ -190,6 +190,7 @@ def test_a_training_step_draws_and_inference_does_not():
     [
         ({"training_decoder_layers": (1, 5)}, f"decoder_layers is 5, but the decoder has {LAYERS}"),
         ({"training_decoder_layers": (2, 1)}, "give two whole numbers above 0, the smaller first"),
+        ({"training_num_queries": (1.5, 4)}, "give two whole numbers above 0, the smaller first"),
         ({"training_num_queries": (2, 100)}, f"num_queries is 100, but the model has {QUERIES}"),
         ({"training_num_queries": (2,)}, "training_num_queries must be the two ends of a range"),
         (
