@@ -57,11 +57,11 @@ class Queries:
         Raises:
             ValueError: the list has not one number for every image.
         """
-        images = len(self.content)
-        numbers = list(number) if isinstance(number, Sequence) else [number] * images
-        if len(numbers) != images:
+        numbers = list(number) if isinstance(number, Sequence) else [number]
+        if isinstance(number, Sequence) and len(numbers) != self.content.shape[0]:
             raise ValueError(
-                f"there are {len(numbers)} numbers of queries for {images} images; give one for every image"
+                f"there are {len(numbers)} numbers of queries for {self.content.shape[0]} images; give one for every "
+                "image"
             )
         rows = max(numbers)
         position = None if self.position is None else self.position[:, :rows]
