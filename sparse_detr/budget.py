@@ -5,18 +5,19 @@ from __future__ import annotations
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_detr.budget_table import PLAIN, budget_within, check_limit
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
+    from sparse_detr.modeling.effort import Effort
     from sparse_detr.modeling.selection import Budget
 
 TIME = "ms:"
 
 
-def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | float | str | None:
+def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | Effort | float | str | None:
     """Return a budget; a number of NumPy becomes Python's, and a text that is a number that number.
 
     Args:
@@ -29,7 +30,9 @@ def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | flo
     """
     from sparse_detr.modeling.effort import Effort
 
-    if value is None or isinstance(value, Effort) or hasattr(value, "select"):
+    if value is None or isinstance(value, Effort):
+        return value
+    if hasattr(value, "select") and not isinstance(value, type | Tensor):
         return value
     if isinstance(value, str):
         return _parsed(name, value.strip(), timed)

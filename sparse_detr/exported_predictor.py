@@ -77,15 +77,28 @@ class ExportedPredictor(Predictor):
         raise UserError(f"{self.weights} gives detections alone; for scores and tokens make a Predictor of the config")
 
     def _check(self, options: Options) -> None:
-        most, ratio = self.metadata.num_detections, self.metadata.keep_ratio
+        most = self.metadata.num_detections
         if options.top_k is not None and most is not None and options.top_k > most:
             raise UserError(f"top_k is {options.top_k}, but the file gives at most {most} detections")
-        if options.budget not in (None, ratio if ratio is not None else 1.0, self.metadata.budget):
-            fixed = self.metadata.budget or ("all tokens" if ratio is None else f"{ratio:g}")
+        if options.budget is not None and str(options.budget) != self._fixed_budget:
+            fixed = "all tokens" if self.is_dense and self.metadata.budget is None else self._fixed_budget
             raise UserError(
                 f"budget is {options.budget}, but the file's is fixed: {fixed}; leave budget out, or export another "
                 "file with --budget"
             )
+
+    @property
+    def _fixed_budget(self) -> str:
+        """The file's budget as text: the one of the export, else the model's own share."""
+        if self.metadata.budget is not None:
+            return self.metadata.budget
+        return str(1.0 if self.metadata.keep_ratio is None else self.metadata.keep_ratio)
+
+    def _chosen(self, options: dict[str, Any]) -> Options:
+        """Return the predictor's options, updated by those of a call; a time is no budget of a file."""
+        chosen = self.options.updated(options)
+        self._check(chosen)
+        return chosen
 
     def _budget(self, options: Options) -> dict[str, Any]:
         return {}

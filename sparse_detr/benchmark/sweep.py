@@ -149,6 +149,11 @@ class Sweep:
                     "remove it"
                 )
 
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """The budget and the form of every entry."""
+        return [(entry["budget"], entry["form"]) for entry in self.record["entries"]]
+
     def entry(self, budget: str, form: str) -> Entry:
         """Return the entry of a budget, a new one if there is none."""
         for entry in self.record["entries"]:
@@ -251,17 +256,17 @@ def time_entries(
     return measured.disturbance
 
 
-def sweep_contestants(model: nn.Module, budgets: Sequence[str], forms: Sequence[str]) -> list[Contestant]:
-    """Return the model in every form with every budget; their names are the budget and the form.
+def sweep_contestants(model: nn.Module, rows: Sequence[tuple[str, str]]) -> list[Contestant]:
+    """Return the model with every budget in its form; their names are the budget and the form.
 
     Args:
         model: a trained detector in eval mode.
-        budgets: as `parse_budget` reads them.
-        forms: `plain`, or a precision of the inference form.
+        rows: budgets as `parse_effort` reads them, each with its form: `plain`, or a precision of the inference form.
     """
     from sparse_detr.benchmark.contestants import check_optimizable
     from sparse_detr.inference import optimize_to
 
+    forms = dict.fromkeys(form for _, form in rows)
     if any(form != PLAIN for form in forms):
         check_optimizable(model)
     models = {form: model if form == PLAIN else optimize_to(model, form).eval() for form in forms}
@@ -275,8 +280,7 @@ def sweep_contestants(model: nn.Module, budgets: Sequence[str], forms: Sequence[
             is_trained=True,
             counts_flops=form == PLAIN,
         )
-        for budget in budgets
-        for form in forms
+        for budget, form in rows
     ]
 
 

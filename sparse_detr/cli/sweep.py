@@ -88,9 +88,9 @@ def check_options(args: argparse.Namespace) -> None:
     for option, value in (("--rounds", args.rounds), ("--max-images", args.max_images), ("--threads", args.threads)):
         if value is not None and value < 1:
             raise UserError(f"{option} {value} cannot be used; give a whole number, 1 or more")
-    if args.within_ap < 0:
-        raise UserError(f"--within-ap {args.within_ap:g} is negative; give a loss of AP, 0 or more")
-    if args.under_ms is not None and args.under_ms <= 0:
+    if not args.within_ap >= 0:  # nan too
+        raise UserError(f"--within-ap {args.within_ap:g} is no loss of AP; give 0 or more")
+    if args.under_ms is not None and not args.under_ms > 0:
         raise UserError(f"--under-ms {args.under_ms:g} is no time; give milliseconds above 0")
 
 
@@ -115,13 +115,11 @@ def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
     device = usable_device(cfg)
     model = build_detector(cfg, device=device).eval()
     load_trained_weights(model, args.weights, ema=args.ema)
-    if is_dense(model):
-        raise UserError("this model has a dense encoder, which refines every token: there is no budget to sweep")
+    _check_has_budget(model)
     for budget in args.budget:
         check_fits("--budget", checked_budget("--budget", budget), model)
     forms = [PLAIN, *(args.optimize or ["fp32"])] if args.optimize is not None else [PLAIN]
-    contestants = sweep_contestants(model, args.budget, forms)
-    make_folder(folder)
+    asked = [(budget, form) for budget in args.budget for form in forms]
     setting = {
         "config": Path(args.config_file).name,
         "weights": file_digest(args.weights),
@@ -131,14 +129,35 @@ def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
         "images": "all images" if args.max_images is None else f"the first {args.max_images} images",
     }
     sweep = Sweep(folder / TABLE.name, setting)
+    contestants = sweep_contestants(model, list(dict.fromkeys([*sweep.rows, *asked])))
+    make_folder(folder)
     images = ImageStream(files_of_evaluation(cfg, args.rounds + 1), build_test_mapper(cfg))
-    return sweep, lambda: _measure(args, sweep, contestants, description, images, device)
+    return sweep, lambda: _measure(args, sweep, contestants, asked, description, images, device)
+
+
+def _check_has_budget(model: Any) -> None:
+    from sparse_detr.modeling.selection import LevelSelector
+
+    if is_dense(model):
+        raise UserError("this model has a dense encoder, which refines every token: there is no budget to sweep")
+    if isinstance(model.selector, LevelSelector):
+        raise UserError("this model refines levels, not a share of the tokens: there is no budget to sweep")
 
 
 def _measure(
-    args: argparse.Namespace, sweep: Sweep, contestants: list[Contestant], description: Any, images: Any, device: str
+    args: argparse.Namespace,
+    sweep: Sweep,
+    contestants: list[Contestant],
+    asked: list[tuple[str, str]],
+    description: Any,
+    images: Any,
+    device: str,
 ) -> str | None:
-    """Complete the table; return what disturbed the times, or None."""
+    """Complete the table; return what disturbed the times, or None.
+
+    All contestants are timed, those of earlier calls too, since only times of one run can be compared; `asked` are
+    scored.
+    """
     from sparse_detr.benchmark.machine import find_disturbance, sample_load
     from sparse_detr.benchmark.sweep import (
         FLOP_IMAGES,
@@ -159,11 +178,12 @@ def _measure(
         disturbance = time_entries(sweep, contestants, images, **options)
     count_entries(sweep, [c for c in contestants if c.counts_flops], images.batch(min(FLOP_IMAGES, images.num_files)))
     names = sweep.record["setting"]["data"]
-    missing = sum(sweep.entry(*entry_name(contestant))["scores"] is None for contestant in contestants)
+    scored = [contestant for contestant in contestants if entry_name(contestant) in asked]
+    missing = sum(sweep.entry(*entry_name(contestant))["scores"] is None for contestant in scored)
     with _progress(description, args.max_images, missing, quiet=args.json) as step:
         score_entries(
             sweep,
-            contestants,
+            scored,
             lambda model: _scores(description, model, before_image=step, max_images=args.max_images),
             true_boxes_of(names),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Union
 
 import torch
@@ -28,7 +29,7 @@ class Effort:
         num_queries: the best proposals that become queries, in two-stage models; a list has a number for every image.
 
     Raises:
-        ValueError: a number is no whole number above 0.
+        ValueError: a number is no whole number above 0, or the list is empty.
     """
 
     tokens: AnyBudget | None = None
@@ -36,9 +37,11 @@ class Effort:
     num_queries: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.num_queries is not None and not self.query_numbers:
+            raise ValueError("num_queries is an empty list; give one number for every image")
         given = [("decoder_layers", self.decoder_layers), *(("num_queries", number) for number in self.query_numbers)]
         for name, value in given:
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be a whole number above 0, got {value!r}")
 
     @property
@@ -136,7 +139,7 @@ class ElasticEffort:
         iteration: returns the number of optimiser steps that the training has taken.
 
     Raises:
-        ValueError: a range does not start above 0, or falls.
+        ValueError: a range has no two whole numbers, does not start above 0, or falls.
     """
 
     layer_range: Sequence[int] | None = None
@@ -149,7 +152,8 @@ class ElasticEffort:
             if ends is None:
                 continue
             object.__setattr__(self, name, tuple(ends))
-            if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            whole = all(isinstance(end, Integral) for end in ends)
+            if not whole or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
                 raise ValueError(f"{name} is {list(ends)}; give two whole numbers above 0, the smaller first")
 
     @property

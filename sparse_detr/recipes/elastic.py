@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 
 from sparse_detr.modeling.detector import TrainingIteration
 from sparse_detr.modeling.effort import ElasticEffort
-from sparse_detr.modeling.selection import ElasticBudget
+from sparse_detr.modeling.selection import ElasticBudget, LevelSelector
 from sparse_detr.modeling.training import Distillation
 from sparse_detr.recipes.shared import Behavior, range_ends
 
@@ -43,7 +43,8 @@ def elastic(
         behavior: of the model; it must be `exact`.
 
     Raises:
-        ValueError: the model is `released`, has no budget, or a range has not two ends.
+        ValueError: the model is `released`, has no budget, or not so many levels, or selects levels and cannot teach
+            itself, or a range has not two ends.
     """
     ranges = (training_keep_ratios, training_level_shares, training_decoder_layers, training_num_queries)
     if all(value is None for value in (*ranges, distillation_weight)):
@@ -64,6 +65,10 @@ def elastic(
             iteration=L(TrainingIteration)(),
         )
     if distillation_weight is not None:
+        if model.selector._target_ is LevelSelector:
+            raise ValueError(
+                "distillation_weight needs a whole model to learn from, and this one always leaves out levels"
+            )
         model.distillation = L(Distillation)(weight=distillation_weight)
     return model
 
@@ -71,6 +76,12 @@ def elastic(
 def _budget(model: Any, keep_ratios: Sequence[float], level_ranges: Sequence[Sequence[float]]) -> Any:
     if "budget" not in model.selector:
         raise ValueError("training_keep_ratios needs an encoder that refines a share of the tokens; use a sparse model")
+    levels = model.tokenizer.get("num_levels")
+    if level_ranges and levels is not None and len(level_ranges) != levels:
+        raise ValueError(
+            f"training_level_shares has {len(level_ranges)} ranges, but the model {levels} levels; give one for every "
+            "level, fine to coarse"
+        )
     smallest, largest = range_ends("training_keep_ratios", keep_ratios)
     return L(ElasticBudget)(
         budget="${..budget}",

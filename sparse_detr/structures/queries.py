@@ -53,8 +53,16 @@ class Queries:
 
         Args:
             number: a list has one for every image; further rows fill the batch.
+
+        Raises:
+            ValueError: the list has not one number for every image.
         """
-        numbers = [number] if isinstance(number, int) else list(number)
+        numbers = list(number) if isinstance(number, Sequence) else [number]
+        if isinstance(number, Sequence) and len(numbers) != self.content.shape[0]:
+            raise ValueError(
+                f"there are {len(numbers)} numbers of queries for {self.content.shape[0]} images; give one for every "
+                "image"
+            )
         rows = max(numbers)
         position = None if self.position is None else self.position[:, :rows]
         valid = None if self.valid is None else self.valid[:, :rows]

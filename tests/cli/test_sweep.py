@@ -24,11 +24,12 @@ from sparse_detr.recipes import mobilenet_v2, {recipe}
 dataloader, optimizer, lr_multiplier, train = LazyConfig.load(
     "configs/common/coco.py", ("dataloader", "optimizer", "lr_multiplier", "train"))
 model = {recipe}(backbone=mobilenet_v2(), num_classes=2, embed_dim=64, encoder_layers=2, decoder_layers=1, num_levels=3,
-                 feedforward_dim=16, num_queries=5)
+                 feedforward_dim=16, num_queries=5{more})
 dataloader.test.mapper.augmentations.short_size = 64
 dataloader.test.num_workers = 0
 train.device = "cpu"
 """
+RECIPES = {"sparse_detr": "", "deformable_detr": "", "lite_deformable_detr": ", high_levels=1, blocks=1"}
 BUDGETS = ["0.1", "1.0", "levels:0.1,0.5,1"]
 
 
@@ -47,8 +48,8 @@ def folder(tmp_path, monkeypatch):
     classes = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     truth = tmp_path / "own.json"
     truth.write_text(json.dumps({"images": images, "annotations": annotations, "categories": classes}))
-    for recipe in ("sparse_detr", "deformable_detr"):
-        (tmp_path / f"{recipe}.py").write_text(CONFIG.format(recipe=recipe))
+    for recipe, more in RECIPES.items():
+        (tmp_path / f"{recipe}.py").write_text(CONFIG.format(recipe=recipe, more=more))
         cfg = load_config(str(tmp_path / f"{recipe}.py"))
         own = {"train_json": str(truth), "train_images": str(tmp_path / "images")}
         use_own_data(cfg, own | {"val_json": own["train_json"], "val_images": own["train_images"]})
@@ -114,6 +115,39 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(folder, monkeypatch, caps
     assert len(scored) == 14
 
 
+def test_one_more_budget_is_timed_with_all_that_the_table_has(folder, monkeypatch):
+    """Only times of one run can be compared, and the note of a busy machine is of all of them."""
+    assert run_sweep(folder, budgets=["0.1", "1"]) == 0
+    timed, measure_times = [], measure.measure_times
+
+    def watch(contestants, *arguments, **options):
+        timed.extend(contestant.name for contestant in contestants)
+        return measure_times(contestants, *arguments, **options)
+
+    monkeypatch.setattr(measure, "measure_times", watch)
+    assert run_sweep(folder, "--optimize", budgets=["0.3"]) == 0
+    assert timed == ["0.1 plain", "1.0 plain", "0.3 plain", "0.3 fp32"]
+
+
+def test_a_budget_of_an_earlier_call_is_timed_and_not_scored(folder, monkeypatch):
+    machine_is_quiet(monkeypatch, load=1.5)
+    monkeypatch.setattr(sweep.SelectionMeter, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(folder, budgets=["0.1", "0.3"])
+    monkeypatch.undo()
+    machine_is_quiet(monkeypatch)
+    assert run_sweep(folder, budgets=["0.3"]) == 0
+    unscored, scored = json.loads((folder / "sweep" / "sweep.json").read_text())["entries"]
+    assert unscored["milliseconds"]
+    assert scored["milliseconds"]
+    assert unscored["scores"] is None
+    assert scored["scores"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_busy_machine_keeps_the_scores_and_gets_no_times(folder, monkeypatch, capsys):
     machine_is_quiet(monkeypatch, load=1.5)
     assert run_sweep(folder, budgets=["0.1"]) == 1
@@ -148,8 +182,11 @@ def test_a_table_of_other_weights_is_refused(folder, capsys):
         ("sparse_detr", ["--budget", "0.1", "0.10"], "--budget names one twice: 0.1 0.1; name each once"),
         ("sparse_detr", ["--budget", "levels:0.1"], "--budget levels:0.1 has 1 shares, but this model 3 levels"),
         ("sparse_detr", ["--rounds", "0"], "--rounds 0 cannot be used; give a whole number, 1 or more"),
-        ("sparse_detr", ["--within-ap", "-1"], "--within-ap -1 is negative"),
+        ("lite_deformable_detr", [], "this model refines levels, not a share of the tokens: there is no budget"),
+        ("sparse_detr", ["--within-ap", "-1"], "--within-ap -1 is no loss of AP"),
+        ("sparse_detr", ["--within-ap", "nan"], "--within-ap nan is no loss of AP"),
         ("sparse_detr", ["--under-ms", "0"], "--under-ms 0 is no time"),
+        ("sparse_detr", ["--under-ms", "nan"], "--under-ms nan is no time"),
         ("sparse_detr", ["--weights", "none.pth"], "none.pth"),
     ],
 )

@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,22 @@ def test_there_are_no_other_outputs_than_detections(folder, exported):
 
 def test_the_files_own_budget_may_be_named(folder):
     assert Predictor(folder / "model.torchscript", budget=0.3).options.budget == 0.3
+
+
+@pytest.mark.parametrize(("fixed", "share"), [("mass:0.9", 1.0), ("0.3+decoder:1", 0.3), ("levels:0.25,0.5,1", 0.4)])
+def test_a_share_is_not_the_budget_of_a_file_that_has_more_than_a_share(folder, monkeypatch, fixed, share):
+    """The share of the first layer, which the file also says, may be that number."""
+    predictor = Predictor(folder / "model.torchscript")
+    monkeypatch.setattr(predictor, "metadata", replace(predictor.metadata, budget=fixed, keep_ratio=share))
+    image = pictures(folder)[0]
+    with pytest.raises(UserError, match=re.escape(f"budget is {share}, but the file's is fixed: {fixed}; leave")):
+        predictor(image, budget=share)
+    assert len(predictor(image, budget=fixed)) > 0
+
+
+def test_a_time_is_refused_in_a_call_of_a_file_too(folder, exported):
+    with pytest.raises(UserError, match="budget is ms:30, but the file's is fixed: 0.3"):
+        exported(pictures(folder)[0], budget="ms:30")
 
 
 def test_an_image_larger_than_the_file_takes_is_named(folder, exported):

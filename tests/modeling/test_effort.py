@@ -1,5 +1,6 @@
 """How much of a model a call runs: decoder layers and queries, besides tokens; and what a training step draws."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -70,6 +71,14 @@ def test_every_image_may_have_its_own_number_of_queries():
     assert mixed.valid.int().tolist() == [[1, 1, 0], [1, 1, 1]]
     assert queries.first([3, 3]).valid is None
     assert queries.first(9).content.shape[1] == 5
+    with pytest.raises(ValueError, match="there are 3 numbers of queries for 2 images; give one for every image"):
+        queries.first([3, 3, 3])
+
+
+def test_an_effort_takes_whole_numbers_of_numpy_and_no_empty_list():
+    assert Effort(decoder_layers=np.int64(2)) == Effort(decoder_layers=2)
+    with pytest.raises(ValueError, match="num_queries is an empty list; give one number for every image"):
+        Effort(num_queries=[])
 
 
 @pytest.mark.parametrize("name", ["sparse", "sparse_dino", "focus"])
@@ -131,6 +140,9 @@ def test_a_command_line_takes_an_effort_and_a_dense_model_its_decoder_layers():
     assert checked_budget("--budget", "0.30") == 0.3
     with pytest.raises(UserError, match="--budget: 'decoder:' has no whole number"):
         checked_budget("--budget", "decoder:")
+    for value in (torch.tensor(0.3), LevelBudget):  # both have a `select`
+        with pytest.raises(UserError, match="is no share; give a number above 0"):
+            checked_budget("budget", value)
     check_fits("--budget", "decoder:1", build("dino"))
     with pytest.raises(UserError, match="this model has a dense encoder"):
         check_fits("--budget", "0.5+decoder:1", build("dino"))
@@ -178,8 +190,13 @@ def test_a_training_step_draws_and_inference_does_not():
     [
         ({"training_decoder_layers": (1, 5)}, f"decoder_layers is 5, but the decoder has {LAYERS}"),
         ({"training_decoder_layers": (2, 1)}, "give two whole numbers above 0, the smaller first"),
+        ({"training_num_queries": (1.5, 4)}, "give two whole numbers above 0, the smaller first"),
         ({"training_num_queries": (2, 100)}, f"num_queries is 100, but the model has {QUERIES}"),
         ({"training_num_queries": (2,)}, "training_num_queries must be the two ends of a range"),
+        (
+            {"training_keep_ratios": (0.1, 1.0), "training_level_shares": [[0.1, 0.5], [0.5, 1.0]]},
+            "training_level_shares has 2 ranges, but the model 4 levels; give one for every level",
+        ),
         ({"training_level_shares": [[0.1, 1.0]]}, "training_level_shares needs training_keep_ratios"),
         ({"distillation_weight": 1.0, "behavior": "released"}, "use behavior exact"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sparse_detr import recipes
 from sparse_detr.data.loader import build_train_loader
 from sparse_detr.engine.training import train
 from sparse_detr.modeling.selection import CascadedBudget, ElasticBudget, EvenBudget, LevelBudget
@@ -218,3 +219,8 @@ def test_a_model_learns_from_shares_of_levels():
     losses = model([WIDE, HIGH, WIDE])
     sum(losses.values()).backward()
     assert model.selector.training_budget.level_ranges == tuple(map(tuple, shares))
+
+
+def test_a_model_that_selects_levels_cannot_teach_itself():
+    with pytest.raises(ValueError, match="distillation_weight needs a whole model to learn from"):
+        recipes.elastic(recipes.lite_deformable_detr(num_classes=2, high_levels=1, blocks=1), distillation_weight=1.0)
