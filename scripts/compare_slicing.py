@@ -10,7 +10,8 @@ detections are merged. One that was trained on large crops is run on the whole s
 DETR are relative to its image, so neither can do the work of the other. Both are in inference form, with one thread.
 Times are CPU times of a scene, of all in turn, with slicing and merging, without reading the file.
 
-Numbers and a picture go into `--output`; a way that has numbers there is not measured again. Several `--sliced` and
+Numbers and a picture go into `--output`; a way that has numbers there is not measured again, and numbers
+of other detectors or slices are refused. Several `--sliced` and
 `--whole` are seeds, of which means and deviations are printed. With `--readme`, the table goes into the block `slicing`
 of that file. SAHI is needed: pip install --no-deps sahi shapely
 """
@@ -78,7 +79,10 @@ def main() -> int:
     scenes, truth = read_scenes(args.truth, args.images)
     make_folder(args.output)
     path = args.output / "slicing.json"
-    record = json.loads(path.read_text()) if path.is_file() else {"results": {}}
+    setting = {"slice": args.slice, "rounds": args.rounds, "truth": args.truth, "pairs": [args.sliced, args.whole]}
+    record = json.loads(path.read_text()) if path.is_file() else {"results": {}, "setting": setting}
+    if record["setting"] != setting:
+        raise UserError(f"{path} is of {record['setting']}, not of {setting}; give another --output, or remove it")
     record |= {"machine": cpu_model(), "torch": torch.__version__, "scenes": len(scenes)}
     waiting = [contestant for contestant in contestants(args) if contestant.key not in record["results"]]
     for contestant in waiting:

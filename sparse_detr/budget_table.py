@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,14 @@ def read_table(path: str | os.PathLike[str]) -> list[Entry]:
     Raises:
         UserError: there is no such file, or it is not a table of `sparse-detr sweep`.
     """
+    return _read(path)[1]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Entry]]:
+    """Return what a table was measured with, and its entries."""
     try:
-        return measured_entries(json.loads(Path(path).read_text(encoding="utf-8")))
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        return dict(record.get("setting") or {}), measured_entries(record)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); measure the budgets first: sparse-detr sweep"
@@ -105,11 +113,13 @@ def budget_within(text: str, weights: str, form: str) -> str:
         form: `plain`, or the precision of the inference form.
 
     Raises:
-        UserError: there is no table, none of its budgets was measured with the form, or all take longer.
+        UserError: there is no table, it is of other weights, none of its budgets was measured with the form, or all
+            take longer.
     """
     milliseconds, file = check_limit("budget", text)
     path = Path(file) if file else Path(weights).parent / TABLE
-    entries = read_table(path)
+    setting, entries = _read(path)
+    _check_weights(path, setting.get("weights"), weights)
     measured = [entry for entry in entries if entry.form == form]
     if not measured:
         forms = ", ".join(sorted({entry.form for entry in entries})) or "none"
@@ -122,3 +132,27 @@ def budget_within(text: str, weights: str, form: str) -> str:
             f"{fastest.milliseconds:.3g} ms"
         )
     return chosen.budget
+
+
+def _check_weights(path: Path, digest: str | None, weights: str) -> None:
+    """Refuse a table of other weights, where both are known."""
+    if digest is None or not os.path.isfile(weights):
+        return
+    facts = os.stat(weights)
+    if _digest_once(weights, facts.st_size, facts.st_mtime_ns) != digest:
+        raise UserError(f"{path} is of other weights than {weights}; measure these with sparse-detr sweep")
+
+
+@lru_cache
+def _digest_once(path: str, size: int, modified: int) -> str:
+    """Return the digest of a file, read anew only after it has changed."""
+    return file_digest(path)
+
+
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

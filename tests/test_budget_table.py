@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from sparse_detr.budget_table import Entry, best_within, budget_within, cheapest_near_best, read_table
+from sparse_detr.budget_table import (
+    Entry,
+    best_within,
+    budget_within,
+    cheapest_near_best,
+    file_digest,
+    read_table,
+)
 from sparse_detr.errors import UserError
 
 FEW = Entry(budget="0.1", form="plain", score=40.0, milliseconds=10.0)
@@ -48,6 +55,19 @@ def test_a_time_means_the_best_budget_of_the_table_beside_the_weights(tmp_path):
     assert budget_within("ms:19", weights, "plain") == "levels:0.1,0.5,1"
     with pytest.raises(UserError, match="has no times of the fp32 form, only of: plain"):
         budget_within("ms:19", weights, "fp32")
+
+
+def test_a_table_of_other_weights_is_refused(tmp_path):
+    write(tmp_path / "sweep" / "sweep.json", *ENTRIES)
+    weights, table = tmp_path / "model_final.pth", tmp_path / "sweep" / "sweep.json"
+    weights.write_bytes(b"weights")
+    table.write_text(json.dumps({**json.loads(table.read_text()), "setting": {"weights": file_digest(str(weights))}}))
+    assert budget_within("ms:19", str(weights), "plain") == "levels:0.1,0.5,1"
+    weights.write_bytes(b"better weights")
+    with pytest.raises(
+        UserError, match=r"sweep.json is of other weights than .*; measure these with sparse-detr sweep"
+    ):
+        budget_within("ms:19", str(weights), "plain")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"entries": [{"budget": 1}]', '{"entries": [3]}'])

@@ -11,7 +11,6 @@ The table is a dict that is written as JSON after every piece of work:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -309,12 +308,3 @@ def knee(points: Sequence[tuple[float, float]]) -> int | None:
     heights = [(score - cheapest[1]) / gain - (price - cheapest[0]) / cost for price, score in points]
     highest = max(range(len(points)), key=heights.__getitem__)
     return highest if heights[highest] > 1e-9 else None
-
-
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

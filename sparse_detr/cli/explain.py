@@ -87,7 +87,7 @@ def check_options(args: argparse.Namespace) -> None:
 def explain_images(
     args: argparse.Namespace, predictor: Predictor, files: Sequence[str]
 ) -> tuple[list[tuple[str, ImageStory]], list[str]]:
-    """Return the path and the story of every image that can be read, and one reason for each that cannot."""
+    """Return the path and the story of every image that can be explained, and one reason for each that cannot."""
     from tqdm import tqdm
 
     from sparse_detr.budget import check_tokens_alone, resolved
@@ -122,7 +122,10 @@ def explain_images(
                 budget=budget,
             )
         except UserError as error:
-            raise UserError(f"{file}: {error}") from error
+            if len(files) == 1:
+                raise UserError(f"{file}: {error}") from error
+            skipped.append(f"{file}: {error}")
+            continue
         stories.append((file, story))
     return stories, skipped
 

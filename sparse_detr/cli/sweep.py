@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, checked_budget, is_dense
-from sparse_detr.budget_table import PLAIN, TABLE
+from sparse_detr.budget_table import PLAIN, TABLE, file_digest
 from sparse_detr.cli._budget import HELP
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli._optimize import PRECISIONS
@@ -97,7 +97,7 @@ def check_options(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
     """Load model and data; return the table and a function that completes it."""
     from sparse_detr.benchmark.images import ImageStream, files_of_evaluation
-    from sparse_detr.benchmark.sweep import Sweep, file_digest, sweep_contestants
+    from sparse_detr.benchmark.sweep import Sweep, sweep_contestants
     from sparse_detr.config import load_config
     from sparse_detr.config.model import build_detector, build_test_mapper, usable_device
     from sparse_detr.config.own_data import use_own_data

@@ -99,6 +99,12 @@ def test_an_unreadable_image_is_skipped_with_its_reason(folder, capsys):  # noqa
     assert "skipped broken.png" in capsys.readouterr().out
 
 
+def test_an_image_without_the_chosen_detection_does_not_stop_the_others(folder, capsys):  # noqa: F811
+    assert explain("--no-sanity", "images/wide.png", "--detection", "500") == 1
+    said = capsys.readouterr().out
+    assert said.count("there is no detection 500") == 2
+
+
 def test_of_images_with_one_name_the_true_boxes_of_the_own_folder_are_taken(folder):  # noqa: F811
     write_truth(folder)
     content = json.loads((folder / "truth.json").read_text())

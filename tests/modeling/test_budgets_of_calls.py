@@ -69,5 +69,6 @@ def test_a_dense_model_takes_all_tokens_only():
     model = build("topk").eval()
     for everything in (1, "1", "levels:1,1,1,1"):
         run(model, PICTURES[:1], everything)
-    with pytest.raises(ValueError, match="this model has a dense encoder; it cannot keep 0.5"):
-        run(model, PICTURES[:1], "0.5")
+    for budget, named in (("0.5", "0.5 of the tokens"), ("mass:0.9", "mass:0.9")):
+        with pytest.raises(ValueError, match=f"this model has a dense encoder; it cannot keep {named}"):
+            run(model, PICTURES[:1], budget)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_detr.modeling.heads import Proposals
 from sparse_detr.modeling.selection.budgets import Budget, EvenBudget
-from sparse_detr.modeling.selection.steering import AnyBudget, budget_of_call
+from sparse_detr.modeling.selection.steering import AnyBudget, MassBudget, budget_of_call
 from sparse_detr.structures import (
     AllTokens,
     PredictionGroup,
@@ -123,9 +123,10 @@ class KeepAllTokens(nn.Module):
         Raises:
             ValueError: the budget keeps fewer than all tokens.
         """
-        share = budget_of_call(budget, EvenBudget(keep_ratio=1.0)).keep_ratio
-        if share != 1:
-            raise ValueError(f"this model has a dense encoder; it cannot keep {share:g} of the tokens, only 1.0")
+        chosen = budget_of_call(budget, EvenBudget(keep_ratio=1.0))
+        if chosen.keep_ratio != 1 or isinstance(chosen, MassBudget):
+            kept = chosen if isinstance(chosen, MassBudget) else f"{chosen.keep_ratio:g} of the tokens"
+            raise ValueError(f"this model has a dense encoder; it cannot keep {kept}, only 1.0")
         return Selected(AllTokens(tokens.pyramid))
 
 
