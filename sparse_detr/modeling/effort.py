@@ -123,6 +123,11 @@ def _whole(part: str, number: str) -> int:
     return int(number)
 
 
+def first_iteration() -> int:
+    """Return 0, the number of steps before a training."""
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ElasticEffort:
     """What a training step runs of the decoder, drawn anew in every step; see `deal` for what is drawn how often.
@@ -144,7 +149,7 @@ class ElasticEffort:
 
     layer_range: Sequence[int] | None = None
     query_range: Sequence[int] | None = None
-    iteration: Callable[[], int] = lambda: 0
+    iteration: Callable[[], int] = first_iteration
 
     def __post_init__(self) -> None:
         for name in ("layer_range", "query_range"):

@@ -211,7 +211,8 @@ def test_peak_memory_counts_only_memory_that_the_call_maps():
         pytest.skip("needs Linux with glibc")
     there = torch.ones(8 * 2**20 // 4)
     _ = there + 1, there.sum()  # the first call of an operator maps its code too
-    assert memory.resident_peak(lambda: there + 1) == pytest.approx(8, abs=1)
+    # Three times: what other threads of the process take in the meantime counts too.
+    assert min(memory.resident_peak(lambda: there + 1) for _ in range(3)) == pytest.approx(8, abs=1)
     assert memory.resident_peak(lambda: there.sum()) < 1
 
 

@@ -33,7 +33,7 @@ from sparse_detr.data.mapper import DetrDatasetMapper
 from sparse_detr.engine.weights import load_trained_weights
 from sparse_detr.modeling.initialization import initialize_transformer
 from sparse_detr.modeling.selection import ScoringNetwork, TopDownScorer
-from sparse_detr.modeling.selection.selector import share_of
+from sparse_detr.modeling.selection.budgets import share_of
 from sparse_detr.structures import Pyramid, Tokens
 
 FORMS = ("none", "released", "exact")
