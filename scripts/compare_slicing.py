@@ -16,8 +16,6 @@ of other detectors or slices are refused. Several `--sliced` and
 of that file. SAHI is needed: pip install --no-deps sahi shapely
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

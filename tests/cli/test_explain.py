@@ -100,7 +100,7 @@ def test_an_unreadable_image_is_skipped_with_its_reason(folder, capsys):  # noqa
 
 
 def test_an_image_without_the_chosen_detection_does_not_stop_the_others(folder, capsys):  # noqa: F811
-    assert explain("--no-sanity", "images/wide.png", "--detection", "500") == 1
+    assert explain("--no-sanity", "--detection", "500", images="images") == 1
     said = capsys.readouterr().out
     assert said.count("there is no detection 500") == 2
 
