@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({run.name: run.final_values(panels) for run in runs}, indent=1))
     else:
-        print(f"{len(panels)} metrics of {len(runs)} runs are drawn in {args.output}")
+        print(f"{len(panels)} metrics of {len(runs)} run{'s' * (len(runs) != 1)} are drawn in {args.output}")
     return 0
 
 

@@ -81,7 +81,8 @@ class DetectionTransformer(nn.Module):
         Args:
             images: (B, channels, H, W), normalised and padded with zeros at the right and bottom.
             sizes: (h, w) of every image before padding, see `ImageSizes`; (B, 2) long for export, None for no padding.
-            budget: how many tokens the encoder refines; a number is a share of the tokens, None the model's own budget.
+            budget: how many tokens the encoder refines, and how many decoder layers and queries run, see `AnyEffort`; a
+                number is a share of the tokens, None the model's own budget.
 
         Returns:
             Logits (B, Q, classes) and boxes (B, Q, 4), cxcywh in [0, 1] of the unpadded image.
