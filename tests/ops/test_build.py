@@ -89,7 +89,7 @@ def test_each_instruction_set_is_compiled_with_its_flags_and_all_are_linked(buil
     compiled = [call for call in builder.calls() if "kernels.cpp" in call]
     assert len(compiled) == 3
     assert sum("-mavx512f" in call and "-DSPARSE_DETR_ISA=avx512" in call for call in compiled) == 1
-    assert sum("-m" in call for call in compiled) == 2
+    assert sum(any(word.startswith("-m") for word in call.split()) for call in compiled) == 2
     assert all("-DTORCH_TARGET_VERSION=0x020a000000000000" in call for call in compiled)
     assert not any("fast-math" in call for call in builder.calls())
     assert (tmp_path / "out" / "libsparse_detr_cpu.so").read_text() == "made\n"
