@@ -371,6 +371,7 @@ def test_a_wrong_image_alone_is_refused_as_well(predictor, folder):
         ({"budget": "mass:2"}, "budget: mass must be above 0 and at most 1, got 2"),
         ({"budget": "levels"}, "budget: 'levels' is no budget; give a share of the tokens like 0.3"),
         ({"budget": "levels:0.5,1"}, "budget levels:0.5,1 has 2 shares, but this model 4 levels"),
+        ({"budget": "0.3+layers:2"}, "'layers:2' is no budget; .*; decoder:2 and queries:100 set layers and queries"),
         ({"budget": "ms:fast"}, "budget 'ms:fast' is no time; give milliseconds above 0 like ms:30"),
         ({"top_k": 0}, "top_k 0 cannot be used; give a whole number, 1 or more"),
         (

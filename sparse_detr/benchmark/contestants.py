@@ -11,7 +11,7 @@ from torch import nn
 
 from sparse_detr.analysis.cost import part_gigaflops
 from sparse_detr.benchmark.images import Input
-from sparse_detr.budget import check_fits
+from sparse_detr.budget import check_fits, resolved
 from sparse_detr.errors import UserError
 from sparse_detr.modeling.transformer import DetectionTransformer
 
@@ -119,6 +119,7 @@ def our_contestants(
     is_trained: bool,
     budgets: Sequence[float | str] = (),
     precisions: Sequence[str] = (),
+    weights: str = "",
 ) -> list[Contestant]:
     """Return the model as it is and in inference form, each with every budget.
 
@@ -126,23 +127,30 @@ def our_contestants(
         model: a detector of any config; it is put into eval mode.
         name: its name in tables.
         is_trained: it has trained weights.
-        budgets: how many tokens to refine, as in a call of the model; () for the model's own budget.
+        budgets: how many tokens to refine, as in a call of the model, or a time like `ms:30`, which is another budget
+            for every form; () for the model's own budget.
         precisions: of `sparse_detr.inference.PRECISIONS`, one optimised model each.
+        weights: checkpoint of the model, beside which the table for times lies.
 
     Raises:
-        UserError: the model has no inference form, or no share of tokens to choose.
+        UserError: the model has no inference form, or no share of tokens to choose, or a time means no budget.
     """
     plain = Contestant(
         name, "" if is_trained else "random weights", model.eval(), parts_of(model), is_trained=is_trained
     )
     if precisions:
         check_optimizable(model)
-    for budget in budgets:
-        check_fits("--budget", budget, model)
-    forms = [plain, *(_optimized(plain, precision) for precision in precisions)]
+    meanings = {
+        (budget, form): resolved(budget, weights=weights, form=form)
+        for budget in budgets
+        for form in (None, *precisions)
+    }
+    for meaning in meanings.values():
+        check_fits("--budget", meaning, model)
+    forms = {None: plain} | {precision: _optimized(plain, precision) for precision in precisions}
     if not budgets:
-        return forms
-    return [_with_budget(form, budget) for budget in budgets for form in forms]
+        return list(forms.values())
+    return [_with_budget(forms[form], budget, meaning) for (budget, form), meaning in meanings.items()]
 
 
 def _optimized(plain: Contestant, precision: str) -> Contestant:
@@ -159,9 +167,10 @@ def _optimized(plain: Contestant, precision: str) -> Contestant:
     )
 
 
-def _with_budget(contestant: Contestant, budget: float | str) -> Contestant:
+def _with_budget(contestant: Contestant, budget: float | str, meaning: float | str) -> Contestant:
     kept = f"keep {100 * budget:g} %" if isinstance(budget, float) else f"keep {budget}"
-    return replace(contestant, name=f"{contestant.name}, {kept}", budget=budget)
+    kept += "" if meaning == budget else f" = {meaning}"
+    return replace(contestant, name=f"{contestant.name}, {kept}", budget=meaning)
 
 
 def check_optimizable(model: nn.Module) -> None:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PRECISION",
         help=f"also time the inference form: {', '.join(PRECISIONS)} (default: fp32)",
     )
-    add_budget(parser, several=True, timed=False)
+    add_budget(parser, several=True)
     parser.add_argument(
         "--rival",
         nargs="+",
@@ -151,7 +151,12 @@ def _prepare(args: argparse.Namespace) -> _Setting:
     name = Path(args.config_file).stem
     precisions = (args.optimize or ["fp32"]) if args.optimize is not None else []
     contestants = our_contestants(
-        model, name, is_trained=bool(args.weights), budgets=args.budget, precisions=precisions
+        model,
+        name,
+        is_trained=bool(args.weights),
+        budgets=args.budget,
+        precisions=precisions,
+        weights=args.weights or "",
     )
     samples = ImageStream(files, mapper).batch(2)
     ours = Reference(
@@ -212,7 +217,7 @@ def check_options(args: argparse.Namespace) -> None:
     _check_counts("--rounds", [args.rounds])
     if args.threads is not None:
         _check_counts("--threads", [args.threads])
-    args.budget = [checked_budget("--budget", budget, timed=False) for budget in args.budget]
+    args.budget = [checked_budget("--budget", budget) for budget in args.budget]
     if args.weights is not None and not args.weights.strip():
         raise UserError("--weights is empty; give a checkpoint, or leave it out for random weights")
     if args.optimize and len(set(args.optimize)) < len(args.optimize):

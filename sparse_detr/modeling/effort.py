@@ -13,7 +13,7 @@ from typing import Any, Union
 
 import torch
 
-from sparse_detr.modeling.selection import AnyBudget, deal, parse_budget
+from sparse_detr.modeling.selection import AnyBudget, UnknownBudgetError, deal, parse_budget
 
 PARTS = {"decoder": "decoder_layers", "queries": "num_queries"}
 """The words of a text, and the fields that they set."""
@@ -110,11 +110,18 @@ def parse_effort(text: str) -> Effort:
     for part in text.split("+"):
         word, _, number = part.strip().partition(":")
         name = PARTS.get(word, "tokens")
-        value = parse_budget(part.strip()) if name == "tokens" else _whole(part.strip(), number)
+        value = _tokens(part.strip()) if name == "tokens" else _whole(part.strip(), number)
         if name in fields:
             raise ValueError(f"{text!r} says {name} twice; give each part once")
         fields[name] = value
     return Effort(**fields)
+
+
+def _tokens(part: str) -> AnyBudget:
+    try:
+        return parse_budget(part)
+    except UnknownBudgetError as error:
+        raise ValueError(f"{error}; decoder:2 and queries:100 set layers and queries") from error
 
 
 def _whole(part: str, number: str) -> int:

@@ -1,6 +1,7 @@
 """Our models as contestants: their parts, budgets, forms and FLOPs."""
 
 import copy
+import json
 import sys
 import types
 
@@ -65,6 +66,22 @@ def test_every_budget_is_a_contestant_and_costs_what_it_should():
     assert torch.equal(
         half.detect([image])[0]["instances"].scores, small.model.detections(alone, [image])[0]["instances"].scores
     )
+
+
+def test_a_time_means_the_measured_budget_of_each_form(stand_in, tmp_path):
+    rows = [("0.5", "plain", 20), ("0.1", "plain", 10), ("0.5", "fp32", 12)]
+    entries = [
+        {"budget": budget, "form": form, "scores": {"AP": 50.0 + time}, "milliseconds": {"p50": time}}
+        for budget, form, time in rows
+    ]
+    table = tmp_path / "sweep.json"
+    table.write_text(json.dumps({"entries": entries}))
+    model, options = build("sparse", dtype=torch.float32), {"is_trained": True, "precisions": ("fp32",)}
+    plain, fused = our_contestants(model, "s", budgets=(f"ms:15@{table}",), **options)
+    assert (plain.budget, fused.budget) == ("0.1", "0.5")
+    assert plain.name == f"s, keep ms:15@{table} = 0.1"
+    with pytest.raises(UserError, match="every budget of .* takes longer; the fastest, 0.1, takes 10 ms"):
+        our_contestants(model, "s", budgets=(f"ms:5@{table}",), **options)
 
 
 @pytest.mark.parametrize(("name", "what"), [("topk", "refines every token"), ("lite", "refines levels, not a share")])

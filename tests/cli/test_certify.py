@@ -55,12 +55,25 @@ def test_nothing_to_compare_is_no_pass(folder, capsys):  # noqa: F811
     assert "nothing can be compared: optimized float16: float16 is slow on a CPU" in capsys.readouterr().err
 
 
+def test_a_time_is_the_budget_of_a_table(folder, capsys):  # noqa: F811
+    entry = {"budget": "0.3", "form": "plain", "scores": {"AP": 1.0}, "milliseconds": {"p50": 20.0}}
+    (folder / "sweep.json").write_text(json.dumps({"entries": [entry]}))
+    asked = ["--dtypes", "float64", "--json", "--budget"]
+    assert certify("sparse.py", *asked, "ms:30@sweep.json") == 0
+    found = json.loads(capsys.readouterr().out)["comparisons"]
+    assert certify("sparse.py", *asked, "0.3") == 0
+    same = json.loads(capsys.readouterr().out)["comparisons"]
+    assert {entry["budget"] for entry in found} == {"ms:30@sweep.json"}
+    assert [{**entry, "budget": "0.3"} for entry in found] == same
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--batch-size", "1"], "--batch-size 1 cannot be used; give 2 or more"),
         (["--budget", "half"], "'half' is no budget"),
         (["--budget", "0.3+decoder:1"], "--budget 0.3+decoder:1 sets more than the tokens"),
+        (["--budget", "ms:30"], "sweep/sweep.json cannot be read"),
         (["--budget", "0.3", "0.3"], "--budget names a value twice"),
         (["--weights", " "], "--weights is empty"),
         (["--weights", "gone.pth"], "gone.pth"),

@@ -26,6 +26,7 @@ from sparse_detr.modeling.selection.steering import (
     LevelBudget,
     MassBudget,
     MixedBudget,
+    UnknownBudgetError,
     budget_of_call,
     parse_budget,
 )
@@ -59,5 +60,6 @@ __all__ = [
     "budget_of_call",
     "deal",
     "layer_shares",
+    "UnknownBudgetError",
     "parse_budget",
 ]

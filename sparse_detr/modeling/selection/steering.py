@@ -286,6 +286,10 @@ def _selected(
     return top_token_cascade(ranking, layers, rows, exact=exact)
 
 
+class UnknownBudgetError(ValueError):
+    """A text is of no kind of budget."""
+
+
 def parse_budget(text: str) -> float | LevelBudget | MassBudget:
     """Return the budget that a command line names.
 
@@ -294,7 +298,8 @@ def parse_budget(text: str) -> float | LevelBudget | MassBudget:
             as hold 90 % of the saliency, or `mass:0.9,0.05,0.5` with the smallest and the largest share.
 
     Raises:
-        ValueError: the text names no budget, or a share is out of range.
+        UnknownBudgetError: the text names no budget.
+        ValueError: a share is out of range.
     """
     kind, _, values = text.rpartition(":")
     try:
@@ -310,7 +315,7 @@ def parse_budget(text: str) -> float | LevelBudget | MassBudget:
         return MassBudget(mass=numbers[0])
     if kind == "mass" and len(numbers) == 3:
         return MassBudget(mass=numbers[0], min_keep_ratio=numbers[1], max_keep_ratio=numbers[2])
-    raise ValueError(
+    raise UnknownBudgetError(
         f"{text!r} is no budget; give a share of the tokens like 0.3, a share for every level like levels:0.25,0.5,1, "
         "or a share of the saliency like mass:0.9"
     )
