@@ -1,11 +1,11 @@
 """Measure how faithful kept tokens are: drop those under detections, and compare with as many random ones.
 
     python scripts/measure_faithfulness.py "Sparse DETR, rho 30 %=output/rho30_seed*" --test-json test.json \
-        --test-images images --record docs/explain/faithfulness.json --readme docs/explain.md
+        --test-images images --record docs/results/faithfulness.json --readme docs/explain.md
 
 Every model is a name and a pattern of training folders with `config.yaml` and `model_final.pth`, one a seed; each is
 measured trained and with random weights. An image that is in the record is not measured again, so a stopped
-measurement goes on where it was.
+measurement goes on where it was. A record of other images or settings is refused.
 """
 
 import argparse
@@ -30,7 +30,8 @@ from sparse_detr.explain.interventions import ImageRuns
 from sparse_detr.explain.sanity import rank_correlation
 from sparse_detr.files import write_text_atomically
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARES = [0.25, 0.5, 0.75, 1.0]
+KNOBS = ("detections", "draws")
 TABLE = "faithfulness"
 
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=2, metavar="N", help="of random tokens (2)")
     parser.add_argument("--max-images", type=int, metavar="N")
     args = parser.parse_args(argv)
-    record = Record(args.record)
+    setting = {"images": Path(args.test_json).name, "shares": SHARES, **{key: getattr(args, key) for key in KNOBS}}
+    record = Record(args.record, setting)
     files = [image["file_name"] for image in read_coco_file(args.test_json).sound_images.values()][: args.max_images]
     for model in args.models:
         name, folders = seeds_of(model)
@@ -60,11 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Record:
-    """All numbers, in a JSON file: model -> folder -> `trained` or `random` -> image -> list of detections."""
+    """All numbers, in a JSON file: model -> folder -> `trained` or `random` -> image -> list of detections.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    Args:
+        path: the file; it need not exist.
+        setting: what all numbers of a file have in common.
+
+    Raises:
+        UserError: the file has another setting.
+    """
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self.path, self.setting = path, setting
+        record = json.loads(path.read_text()) if path.is_file() else {"setting": setting, "models": {}}
+        if record["setting"] != setting:
+            raise UserError(f"{path} is of {record['setting']}, not of {setting}; give another --record, or remove it")
+        self.content: dict[str, Any] = record["models"]
 
     def images(self, *keys: str) -> dict[str, Any]:
         """Return the numbers of a model, to be added to."""
@@ -75,7 +88,7 @@ class Record:
 
     def write(self) -> None:
         """Write the file."""
-        write_text_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_text_atomically(self.path, json.dumps({"setting": self.setting, "models": self.content}, indent=1) + "\n")
 
 
 def seeds_of(model: str) -> tuple[str, list[Path]]:

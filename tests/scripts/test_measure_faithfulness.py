@@ -18,6 +18,7 @@ def row(score, dropped, number):
     return {"tokens": 10, "score": score, "dropped": dropped, "random_dropped": 1.0, "faithfulness": number}
 
 
+SETTING = {"images": "test.json", "shares": [0.5, 1.0], "detections": 3, "draws": 2}
 CONTENT = {
     "sparse": {
         "seed0": {
@@ -36,14 +37,18 @@ def test_the_table_holds_means_over_detections(script):
 
 def test_an_image_in_the_record_is_not_measured_again(script, tmp_path, monkeypatch):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(CONTENT))
+    path.write_text(json.dumps({"setting": SETTING, "models": CONTENT}))
     loaded = Namespace(model=None, preprocess=lambda image: pytest.fail(f"{image} is measured again"))
     monkeypatch.setattr(script, "Predictor", lambda *paths: loaded)
     monkeypatch.setattr(script, "load_config", lambda path: None)
     monkeypatch.setattr(script, "build_detector", lambda cfg: Namespace(eval=lambda: None))
-    record = script.Record(path)
+    record = script.Record(path, SETTING)
     script.measure(record, "sparse", Path("seed0"), ["a.png", "b.png"], Namespace(test_images=tmp_path))
     assert record.content == CONTENT
+    record.write()
+    assert json.loads(path.read_text()) == {"setting": SETTING, "models": CONTENT}
+    with pytest.raises(UserError, match=r"record.json is of \{.*'draws': 2\}, not of .*; give another --record"):
+        script.Record(path, {**SETTING, "draws": 3})
 
 
 @pytest.mark.parametrize("model", ["sparse", "sparse=nowhere*", "="])
