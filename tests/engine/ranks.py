@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 
 from sparse_detr.engine.distributed import wrap_for_ranks
 from sparse_detr.engine.training import train
+from sparse_detr.modeling.effort import Effort, ElasticEffort
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
 from tests.engine.toys import ToyDetector, toy_loader, toy_run
 
@@ -23,6 +25,7 @@ WORLD_SIZE = 2
 TIMEOUT = timedelta(seconds=300)  # a hang takes for ever; a busy machine takes long
 EMPTY = "images of the second rank have no boxes"
 FULL = "all images have boxes"
+ELASTIC = "an elastic step"
 
 
 def run_scenarios(folder: Path) -> None:
@@ -107,12 +110,12 @@ def stop_second_rank(folder: Path) -> None:
     train(toy_run(folder, model=model))
 
 
-def tiny_detector() -> torch.nn.Module:
+def tiny_detector(**elastic: Any) -> torch.nn.Module:
     from detectron2.config import instantiate
 
     torch.manual_seed(0)
     options = {"embed_dim": 32, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "feedforward_dim": 16}
-    model = sparse_detr(backbone=mobilenet_v2(), num_classes=3, num_queries=10, dropout=0.0, **options)
+    model = sparse_detr(backbone=mobilenet_v2(), num_classes=3, num_queries=10, dropout=0.0, **options, **elastic)
     return instantiate(model).double().train()
 
 
@@ -132,14 +135,42 @@ def images(*, empty: bool) -> list[dict[str, Any]]:
 
 def detector_gradients(*, empty: bool) -> dict[str, Any]:
     """Return the losses of this process and the gradients of the joint batch of four images, after the exchange."""
+    return gradients_of(tiny_detector(), share_of_rank(images(empty=empty)))
+
+
+def elastic_gradients(folder: Path) -> dict[str, Any]:
+    """Return the same of an elastic training step: a share for every image, one decoder layer of two."""
+    model = tiny_detector(training_keep_ratios=(0.2, 1.0), training_decoder_layers=(1, 2))
+    budget = model.selector.training_budget
+    # Between 0.4 and 1, tokens without attention would tie, and which of them are labels depends on the batch.
+    shares = share_of_rank([0.2, 0.3, 0.4, 1.0])
+    object.__setattr__(budget, "deal", lambda number: [budget.with_keep_ratio(share) for share in shares])
+    one_layer = next(i for i in range(99) if first_draw(i).decoder_layers == 1)
+    model.training_effort = replace(model.training_effort, iteration=lambda: one_layer)
+    return gradients_of(model, share_of_rank(images(empty=False)), find_unused_parameters=True)
+
+
+def first_draw(iteration: int) -> Effort:
+    """Return what a step at an iteration runs."""
+    return ElasticEffort(layer_range=(1, 2), iteration=lambda: iteration).draw(2)
+
+
+def share_of_rank(joint: list[Any]) -> list[Any]:
+    """Return the part of a joint batch of four that this process has."""
     share = 4 // comm.get_world_size()
-    batch = images(empty=empty)[comm.get_rank() * share :][:share]
-    model = wrap_for_ranks(tiny_detector(), torch.device("cpu"), broadcast_buffers=False)
+    return joint[comm.get_rank() * share :][:share]
+
+
+def gradients_of(detector: torch.nn.Module, batch: list[dict[str, Any]], **ddp_options: Any) -> dict[str, Any]:
+    """Return the losses of this process and the gradients after the exchange, zeros where there is none."""
+    model = wrap_for_ranks(detector, torch.device("cpu"), broadcast_buffers=False, **ddp_options)
     losses = model(batch)
     sum(losses.values()).backward()
+    trained = {name.removeprefix("module."): p for name, p in model.named_parameters() if p.requires_grad}
     return {
         "losses": {name: loss.item() for name, loss in losses.items()},
-        "gradients": [p.grad for p in model.parameters() if p.requires_grad],
+        "gradients": [torch.zeros_like(p) if p.grad is None else p.grad for p in trained.values()],
+        "unused": [name for name, p in trained.items() if p.grad is None],
     }
 
 
@@ -150,4 +181,5 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "signal": stop_second_rank,
     FULL: lambda folder: detector_gradients(empty=False),
     EMPTY: lambda folder: detector_gradients(empty=True),
+    ELASTIC: elastic_gradients,
 }

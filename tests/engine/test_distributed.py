@@ -36,6 +36,16 @@ def test_detector_in_two_processes_has_the_gradients_of_the_joint_batch(outcome,
         torch.testing.assert_close(mine, joint, rtol=1e-7, atol=1e-9)
 
 
+def test_an_elastic_step_in_two_processes_has_the_gradients_of_the_joint_batch(outcome, tmp_path):
+    alone = ranks.elastic_gradients(tmp_path)
+    first, second = outcome[ranks.ELASTIC]
+    assert alone["unused"] == first["unused"] == second["unused"]
+    assert any(name.startswith("decoder.layers.1.") for name in alone["unused"])  # the layer that this step left out
+    for mine, theirs, joint in zip(first["gradients"], second["gradients"], alone["gradients"], strict=True):
+        assert torch.equal(mine, theirs)
+        torch.testing.assert_close(mine, joint, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("empty", [False, True])
 def test_mean_of_the_losses_of_two_processes_is_the_loss_of_the_joint_batch(outcome, empty):
     alone = ranks.detector_gradients(empty=empty)["losses"]

@@ -26,7 +26,9 @@ class NoSupervision(nn.Module):
 class AttentionMapSupervision(nn.Module):
     """Binary cross entropy of the token scores against the binarised attention map of the decoder.
 
-    The tokens with most attention are positive, as many of an image as the encoder keeps of it.
+    The tokens with most attention are positive, as many of an image as the encoder keeps of it. Tokens that no query
+    samples tie at 0: if more are kept than are sampled, which of these are positive is up to PyTorch's `topk`, as in
+    the public implementation, and can depend on the other images of the batch.
 
     Args:
         weight: weight of the loss.
