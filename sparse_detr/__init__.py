@@ -4,9 +4,9 @@
 """
 
 import warnings
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from sparse_detr._flop_counter import teach_flop_counter
 from sparse_detr._threads import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ let_waiting_threads_sleep()  # before anything loads PyTorch
 # fvcore and Detectron2 use torch.jit.script when they are imported; a user cannot change that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
 
-if find_spec("fvcore") is not None:
-    from sparse_detr.analysis.flops import register_flop_handles
-
-    register_flop_handles()
+teach_flop_counter()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from sparse_detr.budget_table import PLAIN, budget_within, check_limit
+from sparse_detr.checks import check_share
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparse_detr.modeling.effort import Effort
     from sparse_detr.modeling.selection import Budget
 
@@ -28,14 +28,16 @@ def checked_budget(name: str, value: Any, *, timed: bool = True) -> Budget | Eff
     Raises:
         UserError: it is no budget.
     """
-    from sparse_detr.modeling.effort import Effort
-
-    if value is None or isinstance(value, Effort):
-        return value
-    if hasattr(value, "select") and not isinstance(value, type | Tensor):
-        return value
+    if value is None:
+        return None
     if isinstance(value, str):
         return _parsed(name, value.strip(), timed)
+    from torch import Tensor
+
+    from sparse_detr.modeling.effort import Effort
+
+    if isinstance(value, Effort) or (hasattr(value, "select") and not isinstance(value, type | Tensor)):
+        return value
     check_share(name, value)
     return float(value)
 
@@ -60,12 +62,6 @@ def check_tokens_alone(name: str, budget: Any) -> None:
     effort = effort_of_call(budget)
     if effort.decoder_layers is not None or effort.query_numbers:
         raise UserError(f"{name} {budget} sets more than the tokens, which this command cannot; give tokens alone")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise a `UserError` unless `value` is in (0, 1]."""
-    if not (is_real(value) and 0 < value <= 1):
-        raise UserError(f"{name} {number_or_quoted(value)} is no share; give a number above 0, at most 1")
 
 
 def resolved(budget: Any, *, weights: str, form: str | None) -> Any:
@@ -134,13 +130,3 @@ def is_dense(model: nn.Module) -> bool:
     from sparse_detr.modeling.selection import KeepAllTokens
 
     return isinstance(getattr(model, "selector", KeepAllTokens()), KeepAllTokens)
-
-
-def is_real(value: Any) -> bool:
-    """Return whether a value is a number, NumPy's too, and no truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def number_or_quoted(value: Any) -> str:
-    """Return a value as a message names it."""
-    return f"{value:g}" if is_real(value) else repr(value)

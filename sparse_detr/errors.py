@@ -9,6 +9,10 @@ class UserError(ValueError):
     """An error of the input; the message names the value and the remedy, and commands print it without a traceback."""
 
 
+class ImageError(UserError):
+    """An error: an image cannot be used; the message names the image, the reason and the remedy."""
+
+
 class WorkerError(UserError):
     """A `UserError` for data-loading processes, without the traceback that PyTorch puts before the message.
 

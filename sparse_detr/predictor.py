@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_detr._detectron2 import require_detectron2
-from sparse_detr.budget import check_fits, checked_budget, is_dense, is_real, number_or_quoted, resolved
-from sparse_detr.errors import UserError
+from sparse_detr.budget import check_fits, checked_budget, is_dense, resolved
+from sparse_detr.checks import check_score, is_real
+from sparse_detr.errors import ImageError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 CHANNEL_ORDERS = ("RGB", "BGR")
 EXPORTED_SUFFIXES = (".onnx", ".pt2", ".torchscript")
-
-
-class ImageError(UserError):
-    """An error: an image cannot be used; the message names the image, the reason and the remedy."""
 
 
 class Outputs(NamedTuple):
@@ -328,12 +325,6 @@ def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, argumen
     if stamp is not None and os.path.isfile(weights) and _stamp(weights) != stamp:
         raise UserError(f"{weights} has changed since the predictor was pickled; make a new Predictor")
     return Predictor(pickle.loads(config), weights, **arguments)
-
-
-def check_score(name: str, value: Any) -> None:
-    """Raise a `UserError` unless `value` is in [0, 1]."""
-    if not (is_real(value) and 0 <= value <= 1):
-        raise UserError(f"{name} {number_or_quoted(value)} is no score; give a number from 0 to 1")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -58,6 +58,7 @@ ALLOWED = {
     "studies": (
         "analysis",
         "budget",
+        "checks",
         "config",
         "engine",
         "errors",

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
-from sparse_detr.budget import check_share, checked_budget
+from sparse_detr.budget import checked_budget
+from sparse_detr.checks import check_score, check_share
 from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli.demo import MAX_REASONS
-from sparse_detr.errors import UserError
+from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder, write_text_atomically
-from sparse_detr.predictor import ImageError, Predictor, check_score
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from sparse_detr import Predictor
     from sparse_detr.analysis.blame import LabeledBoxes, Verdict
     from sparse_detr.analysis.blame_report import BlamedObject
     from sparse_detr.analysis.token_recall import TokenRecall
@@ -159,6 +160,7 @@ def load(args: argparse.Namespace) -> tuple[Predictor, TrueObjects]:
         UserError: one of them cannot be used, or the model has other classes than the data.
     """
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
+    from sparse_detr import Predictor
     from sparse_detr.config import load_config
     from sparse_detr.config.num_classes import model_classes
     from sparse_detr.config.own_data import use_own_data

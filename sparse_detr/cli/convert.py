@@ -6,18 +6,53 @@ or unknown, which recipe, backbone and position embedding the file needs and, wi
 model.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport, convert_checkpoint, load_file, match_report
-from sparse_detr.checkpoint.convert import has_our_names
-from sparse_detr.checkpoint.layouts import LAYOUTS
-from sparse_detr.checkpoint.unwrap import unwrap
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparse_detr.checkpoint import ConvertedCheckpoint, MatchReport
+
+SOURCES = (
+    "dab_deformable_detr",
+    "lite_dino",
+    "dino",
+    "sparse_detr",
+    "deformable_detr",
+    "dab_detr",
+    "anchor_detr",
+    "pnp_detr",
+    "detr",
+    "conditional_detr",
+    "imfa_dab_detr",
+    "detrex_focus_detr",
+    "detrex_dab_deformable_detr",
+    "detrex_dino",
+    "detrex_dab_detr",
+    "detrex_anchor_detr",
+    "detrex_pnp_detr",
+    "detrex_detr",
+    "detrex_conditional_detr",
+    "transformers_deformable_detr",
+    "transformers_conditional_detr",
+    "transformers_detr",
+    "mmdet_dino",
+    "mmdet_deformable_detr",
+    "mmdet_conditional_detr",
+    "mmdet_detr",
+    "torchvision_resnet",
+    "swin",
+    "dat",
+    "scrl",
+)
+"""The names of `sparse_detr.checkpoint.layouts.LAYOUTS`, which loads PyTorch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         default="auto",
-        choices=["auto", *LAYOUTS],
+        choices=["auto", *SOURCES],
         metavar="LAYOUT",
-        help=f"how the file names its entries: {', '.join(LAYOUTS)} (default: auto, by the names)",
+        help=f"how the file names its entries: {', '.join(SOURCES)} (default: auto, by the names)",
     )
     parser.add_argument(
         "--classes",
@@ -68,6 +103,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.output} exists; give another name, or --force to overwrite it")
     if not 0 <= args.min_match <= 1:
         raise UserError(f"--min-match {args.min_match:g} is no share; give a number from 0 to 1")
+    from sparse_detr.checkpoint import convert_checkpoint, load_file
+    from sparse_detr.checkpoint.convert import has_our_names
+    from sparse_detr.checkpoint.unwrap import unwrap
+
     checkpoint = load_file(args.input)
     make_folder(args.output.parent)
     if args.ema and has_our_names(averaged := unwrap(checkpoint, averaged=True).weights):
@@ -116,15 +155,17 @@ def _is_close_enough(converted: ConvertedCheckpoint, args: argparse.Namespace) -
     return True
 
 
-def _fit(model: torch.nn.Module, converted: ConvertedCheckpoint) -> MatchReport:
+def _fit(model: nn.Module, converted: ConvertedCheckpoint) -> MatchReport:
     """Compare the weights with the model, or with its backbone if they are a backbone's."""
+    from sparse_detr.checkpoint import match_report
+
     if converted.description.recipe is not None:
         return match_report(model, converted.state_dict)
     weights = {name.removeprefix("backbone."): value for name, value in converted.state_dict.items()}
     return match_report(model.get_submodule("backbone"), weights)
 
 
-def _model(config_file: Path) -> torch.nn.Module:
+def _model(config_file: Path) -> nn.Module:
     from sparse_detr._detectron2 import require_detectron2
 
     require_detectron2()
@@ -147,5 +188,7 @@ def _write_converted(converted: ConvertedCheckpoint, path: Path) -> None:
 
 
 def _save_weights(path: Path, content: dict[str, Any]) -> None:
+    import torch
+
     weights = {name: value.contiguous().clone() for name, value in content["model"].items()}
     write_atomically(path, lambda file: torch.save({**content, "model": weights}, file))

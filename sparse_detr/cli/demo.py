@@ -7,15 +7,19 @@ import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
+from sparse_detr.checks import check_score
 from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli._optimize import add_optimize
-from sparse_detr.errors import UserError
+from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder
-from sparse_detr.predictor import ImageError, Predictor, check_score
+
+if TYPE_CHECKING:
+    from sparse_detr import Predictor
 
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
 MAX_REASONS = 10  # skipped images that are listed
@@ -96,6 +100,7 @@ def find_images(inputs: Sequence[str], *, option: str = "--input") -> list[str]:
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
     """Load the detector that the arguments name."""
+    from sparse_detr import Predictor
     from sparse_detr.config import load_config
     from sparse_detr.config.settings import check_device_of
     from sparse_detr.data.annotations import read_coco_file

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
+from sparse_detr.checks import check_score
 from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.cli.demo import find_images, load_predictor, unique_stems
-from sparse_detr.errors import UserError
+from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder, write_text_atomically
-from sparse_detr.predictor import ImageError, Predictor, check_score
 
 if TYPE_CHECKING:
+    from sparse_detr import Predictor
     from sparse_detr.explain import ImageStory, Target
 
 PAGE, NUMBERS = "explain.html", "explain.json"
@@ -136,6 +137,7 @@ def second_model(paths: Sequence[str], first: Predictor) -> Predictor:
     Raises:
         UserError: it is no model of this package, or its classes are not those of the first model.
     """
+    from sparse_detr import Predictor
     from sparse_detr.config.num_classes import model_classes
 
     second = Predictor(*paths, device=str(first.model.device))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._model import add_model, add_overrides
 from sparse_detr.errors import UserError
-from sparse_detr.predictor import Predictor
+
+if TYPE_CHECKING:
+    from sparse_detr import Predictor
 
 NUM_IMAGES = 5  # of a folder, on which file and model are compared
 SAMPLE_VARIABLE, SAMPLE = "SPARSE_DETR_SAMPLE", "datasets/sample"
@@ -118,6 +120,7 @@ def find_images(given: list[str] | None) -> list[str]:
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
     """Load the detector that the arguments name, on the CPU."""
+    from sparse_detr import Predictor
     from sparse_detr.config import load_config
     from sparse_detr.data.annotations import read_coco_file
 

@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparse_detr.budget import check_share
+from sparse_detr.checks import check_share
 from sparse_detr.errors import UserError
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study
 
-SUMMARY = "GFLOPs and weights of models over rho, with the papers' numbers beside; nothing is trained"
 IMAGE_SIZE = (850, 1040)
 PUBLISHED: dict[str, dict[float | None, float]] = {
     "SparseDETR/deformable_detr_topk_r50.py": {None: 177.3},

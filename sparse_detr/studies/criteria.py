@@ -22,7 +22,6 @@ from sparse_detr.studies.training import (
     train,
 )
 
-SUMMARY = "tokens by the decoder's attention map, by objectness, or at random, each trained at several rho"
 SCORERS: dict[Scorer, str] = {
     "attention_map": "decoder's attention map",
     "objectness": "objectness",

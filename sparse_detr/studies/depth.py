@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sparse_detr.analysis.tables import mean_and_deviation
-from sparse_detr.budget import check_share
+from sparse_detr.checks import check_share
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.sparse_detr import sparsify
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
@@ -24,7 +24,6 @@ from sparse_detr.studies.training import (
     train,
 )
 
-SUMMARY = "encoders of 3 to 12 layers, with and without the auxiliary loss of the encoder"
 DEPTHS = (3, 6, 9, 12)
 NAMES = {True: "with the loss", False: "without the loss"}
 

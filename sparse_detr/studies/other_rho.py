@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_detr.analysis.tables import mean_and_deviation
-from sparse_detr.budget import check_share
+from sparse_detr.checks import check_share
 from sparse_detr.errors import UserError
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
 from sparse_detr.studies.trained import Trained, add_trained, facts_of, trained_of
 
-SUMMARY = "a model trained at one rho, evaluated at others"
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 LOSS = 0.5
 """AP that a larger rho than that of the training may lose. In the paper Sparse DETR gains 0.2 from 30 % to 50 %, and

@@ -24,7 +24,6 @@ from sparse_detr.errors import UserError
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study
 from sparse_detr.studies.trained import Trained, add_trained, facts_of, trained_of
 
-SUMMARY = "share of the encoder's tokens that the decoder refers to: about 45 %% in the paper"
 PAPER, WITHIN = 0.45, 0.10
 PAPER_DENSITY = 300 * 6 * 8 * 4 / (107 * 130)
 """Sampling points per token of the finest level in the paper: queries, layers, heads and points of a level, over the

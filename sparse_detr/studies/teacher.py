@@ -28,7 +28,6 @@ from sparse_detr.studies.training import (
     train,
 )
 
-SUMMARY = "training with the tokens of a trained teacher's attention map, in two stages"
 PAPER_RHO, PAPER_LOSS, WITHIN = 0.45, 0.1, 0.5
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sparse_detr.budget import check_share
+from sparse_detr.checks import check_share
 from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.load import load_config
 from sparse_detr.config.own_data import OWN_DATA_KEYS

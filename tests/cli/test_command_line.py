@@ -15,6 +15,7 @@ import pytest
 import sparse_detr.train
 from sparse_detr.cli.main import build_parser, command_modules
 from sparse_detr.engine import replay
+from sparse_detr.studies import SUMMARIES
 
 FILE = Path(__file__).with_name("command_line.txt")
 UPDATE = "python tests/cli/test_command_line.py > tests/cli/command_line.txt"
@@ -29,6 +30,10 @@ def parsers():
         command = module.replace("_", "-")
         subparsers = next(action for action in build_parser(command)._actions if action.dest == "command")
         yield f"sparse-detr {command}", subparsers.choices[command]
+        for name in SUMMARIES if command == "study" else ():
+            studies = next(action for action in subparsers.choices[command]._actions if action.dest == "study")
+            studies.choices[name].declare()
+            yield f"sparse-detr study {name}", studies.choices[name]
     yield "python -m sparse_detr.engine.replay", replay.build_parser()
 
 
