@@ -54,6 +54,9 @@ SPARSE, DENSE = "configs/quick/sparse_detr_mnv2.py", "configs/quick/deformable_d
 FOCUS, FLAT = "configs/quick/focus_detr_mnv2.py", "model.selector.budget.schedule.shares=[1.0,1.0]"
 FAST_SAMPLING = "optimizer.params.sampling_multiplier=1.0"
 NORMS_STAY = "optimizer.params.norm_weight_decay=0.0"
+TRAIN_AUGMENTATIONS, TEST_AUGMENTATIONS = (f"dataloader.{split}.mapper.augmentations" for split in ("train", "test"))
+AT_480 = [f"{TRAIN_AUGMENTATIONS}.short_sizes=[480]", f"{TEST_AUGMENTATIONS}.short_size=480"]
+AT_480 += [f"{augmentations}.max_size=480" for augmentations in (TRAIN_AUGMENTATIONS, TEST_AUGMENTATIONS)]
 NO_ENCODER_LOSS = "model.heads.encoder_layers=0"
 VARIANTS = {
     "rho10": ("Sparse DETR, rho 10 %", SPARSE, ["model.selector.budget.keep_ratio=0.1"]),
@@ -62,6 +65,7 @@ VARIANTS = {
     "rho50": ("Sparse DETR, rho 50 %", SPARSE, ["model.selector.budget.keep_ratio=0.5"]),
     "elastic": ("Sparse DETR, elastic from 10 % to all", "configs/quick/elastic_sparse_detr_mnv2.py", []),
     "dense": ("Deformable DETR, two-stage, dense", DENSE, []),
+    "dense_480": ("Deformable DETR, two-stage, dense, at 480 pixels", DENSE, AT_480),
     "efficient": ("Efficient DETR", "configs/quick/efficient_detr_mnv2.py", []),
     "dino": ("DINO", "configs/quick/dino_mnv2.py", []),
     "sparse_dino": ("Sparse DETR on DINO, rho 30 %", "configs/quick/sparse_dino_mnv2.py", []),
