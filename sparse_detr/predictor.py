@@ -266,6 +266,22 @@ class Predictor:
         """
         return self._input(image, 0, self.options.updated({"channel_order": channel_order}))
 
+    def detect(self, inputs: Sequence[dict[str, Any]], **options: Any) -> list[Instances]:
+        """Detect objects in images that are preprocessed: those of one size go through the model together.
+
+        Args:
+            inputs: what `preprocess` returns, one dict an image.
+            options: as in a call of the predictor; `batch_size` and `channel_order` change nothing.
+
+        Returns:
+            `Instances` of every image, as in a call of the predictor.
+
+        Raises:
+            UserError: an option cannot be used.
+        """
+        chosen = self._chosen(options)
+        return [_best(instances, chosen) for instances in self._detect(list(inputs), chosen)]
+
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
         """Return the model's input for an image, as the evaluation's mapper makes it."""
         from detectron2.data import transforms as T

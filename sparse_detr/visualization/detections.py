@@ -36,6 +36,22 @@ class Detection:
     label: int
     name: str
 
+    @property
+    def mark(self) -> str:
+        """What the label says before class and score."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TrackedDetection(Detection):
+    """One object in a frame of a video, with the number that it has in all frames."""
+
+    number: int
+
+    @property
+    def mark(self) -> str:
+        return f"#{self.number} "
+
 
 def list_detections(instances: Any, class_names: Sequence[str], score_threshold: float = 0.0) -> list[Detection]:
     """Read Detectron2's `Instances` into plain numbers, best first.
@@ -119,7 +135,8 @@ class _Canvas:
     def draw_label(self, detection: Detection, boxes: Sequence[Detection]) -> None:
         """Write the score, and the class if there are several, beside the box; nowhere if it would hide something."""
         several = any(other.label != detection.label for other in boxes)
-        text = f"{detection.name} {detection.score:.0%}" if several else f"{detection.score:.0%}"
+        name = f"{detection.name} " if several else ""
+        text = f"{detection.mark}{name}{detection.score:.0%}"
         place = self._free_place(detection, text, np.array([other.box for other in boxes]) * self.scale)
         if place is None:
             return
