@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.track and not inputs.videos():
         raise UserError("--track numbers objects through the frames of a video, but --input names none; leave it out")
     predictor = load_predictor(args)
-    job = Job(args.output, inputs.names(), setting_of(args, predictor), predictor.class_names, args.shard_size)
+    job = Job(args.output, inputs.names(), setting_of(args, predictor), class_names(predictor), args.shard_size)
     detect_shards(args, predictor, inputs, job, part)
     if not job.is_done():
         missing = sum(not job.path(shard).is_file() for shard in range(len(job)))
@@ -97,6 +97,13 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     if not predictor.class_names:
         print("the class names are unknown, so numbers are written; --train-json FILE gives the names")
     return predictor
+
+
+def class_names(predictor: Predictor) -> list[str]:
+    """Return the names of the classes, numbers where they are unknown."""
+    from sparse_detr.config.num_classes import model_classes
+
+    return predictor.class_names or [str(label) for label in range(model_classes(predictor.model) or 0)]
 
 
 def check_options(args: argparse.Namespace) -> Part:
