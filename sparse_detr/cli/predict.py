@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, folders with their subfolders, patterns, a list of paths (.txt), tar files, videos",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    add_model(parser, config="config of the model, or a file of `export`,", weights_inside=True)
+    add_model(parser, config="config of the model, a file of `export`, or a folder of `pack`,", weights_inside=True)
     parser.add_argument(
         "--format", nargs="+", choices=FORMATS, default=["coco"], help="what is written of the detections (coco)"
     )
@@ -91,7 +91,9 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     from sparse_detr.data.annotations import read_coco_file
 
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
-    options = {"ema": args.ema, "class_names": names, "optimize": args.optimize, "budget": args.budget}
+    options = {"ema": args.ema, "class_names": names, "optimize": args.optimize}
+    if args.budget is not None:  # else that of a saved folder
+        options["budget"] = args.budget
     config = load_config(args.config_file, args.opts) if args.opts else args.config_file
     predictor = Predictor(config, args.weights, **options)
     if not predictor.class_names:
@@ -136,7 +138,7 @@ def setting_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]
         "weights": file_digest(weights) if os.path.isfile(weights) else weights,
         "ema": args.ema,
         "overrides": args.opts,
-        "budget": None if args.budget is None else str(args.budget),
+        "budget": None if predictor.budget is None else str(predictor.budget),
         "optimize": args.optimize,
         "score_threshold": args.score_threshold,
         "top_k": args.top_k,
