@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, folders with their subfolders, patterns, a list of paths (.txt), tar files, videos",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
-    add_model(parser, config="config of the model, a file of `export`, or a folder of `pack`,", weights_inside=True)
+    add_model(parser, config="config of the model (or a file of `export`, or a folder of `pack`)", weights_inside=True)
     parser.add_argument(
         "--format", nargs="+", choices=FORMATS, default=["coco"], help="what is written of the detections (coco)"
     )

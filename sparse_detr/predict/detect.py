@@ -12,7 +12,7 @@ from sparse_detr.errors import ImageError
 from sparse_detr.predict.job import Found
 
 if TYPE_CHECKING:
-    from sparse_detr import Predictor
+    from sparse_detr.predictor import Predictor
 
 READERS = 4
 """Threads that decode and resize; decoding releases Python's lock."""

@@ -11,7 +11,7 @@ import numpy as np
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
-    from sparse_detr import Predictor
+    from sparse_detr.predictor import Predictor
 
 HOW_TO_INSTALL = "pip install --no-deps sahi shapely"
 
