@@ -37,7 +37,6 @@ from matplotlib.text import Text
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torchvision.ops import batched_nms, box_convert
 
 from sparse_detr.analysis.cost import gigaflops, inference, seconds_in_turn, training_step
 from sparse_detr.analysis.tables import fill_readme, markdown_table, mean_and_deviation
@@ -46,6 +45,7 @@ from sparse_detr.config.model import build_detector
 from sparse_detr.config.own_data import OWN_DATA_KEYS, use_own_data
 from sparse_detr.config.run import Run, make_run
 from sparse_detr.errors import run_script
+from sparse_detr.evaluation.duplicates import suppress_duplicates
 from sparse_detr.studies.training import final_scores
 from sparse_detr.train import add_arguments
 
@@ -254,18 +254,7 @@ def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[s
 def suppressed_score(folder: Path, dataset: str) -> float:
     """Return the AP50 of a run after non-maximum suppression of the detections that its evaluation saved."""
     saved = folder / "inference" / "coco_instances_results.json"
-    return ap50(COCO(MetadataCatalog.get(dataset).json_file), suppress(json.loads(saved.read_text())))
-
-
-def suppress(detections: list[dict[str, Any]], max_iou: float = 0.7) -> list[dict[str, Any]]:
-    """Drop COCO results whose IoU with a better one of the same image and class is above `max_iou`."""
-    boxes = box_convert(
-        torch.tensor([detection["bbox"] for detection in detections], dtype=torch.float32), "xywh", "xyxy"
-    )
-    scores = torch.tensor([detection["score"] for detection in detections])
-    groups = {key: i for i, key in enumerate({(d["image_id"], d["category_id"]) for d in detections})}
-    group = torch.tensor([groups[d["image_id"], d["category_id"]] for d in detections])
-    return [detections[i] for i in batched_nms(boxes, scores, group, max_iou).tolist()]
+    return ap50(COCO(MetadataCatalog.get(dataset).json_file), suppress_duplicates(json.loads(saved.read_text())))
 
 
 def ap50(truth: COCO, detections: list[dict[str, Any]]) -> float:

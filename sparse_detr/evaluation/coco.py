@@ -130,6 +130,16 @@ def score_boxes(
         max_detections: how many detections of a class in an image count: three limits, the last one for the precision.
         image_ids: images that count; all if None.
     """
+    return scores_of(evaluate_boxes(truth, detections, max_detections, image_ids))
+
+
+def evaluate_boxes(
+    truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    max_detections: list[int],
+    image_ids: list[int] | None = None,
+) -> Any:
+    """Return hotcoco's `COCOeval` of boxes with all matches; arguments as of `score_boxes`."""
     import hotcoco
 
     ground_truth = hotcoco.COCO(boxes_only(truth))
@@ -138,10 +148,16 @@ def score_boxes(
     if image_ids is not None:
         evaluated.params.img_ids = image_ids
     evaluated.evaluate()
+    return evaluated
+
+
+def scores_of(evaluated: Any) -> BoxScores:
+    """Return COCO's scores of what `evaluate_boxes` returned."""
     evaluated.accumulate()
     arrays = {kind: np.asarray(evaluated.eval[kind]) for kind in ("precision", "recall")}
     thresholds = np.asarray(evaluated.params.iou_thrs)
-    return BoxScores(np.array([_mean(arrays, thresholds, *score) for score in SCORES]), arrays, max_detections)
+    limits = list(evaluated.params.max_dets)
+    return BoxScores(np.array([_mean(arrays, thresholds, *score) for score in SCORES]), arrays, limits)
 
 
 def boxes_only(truth: dict[str, Any]) -> dict[str, Any]:

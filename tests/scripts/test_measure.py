@@ -36,15 +36,6 @@ def test_every_variant_has_a_config(script):
         assert all("=" in override for override in overrides)
 
 
-def test_suppression_leaves_the_best_of_overlapping_detections_of_an_image_and_class(script):
-    box, near, far = [10, 10, 20, 20], [11, 10, 20, 20], [60, 60, 20, 20]
-    rows = [(1, 1, near, 0.5), (1, 1, box, 0.9), (1, 1, far, 0.3), (1, 2, near, 0.4), (2, 1, near, 0.2)]
-    keys = ("image_id", "category_id", "bbox", "score")
-    detections = [dict(zip(keys, row, strict=True)) for row in rows]
-    left = script.suppress(detections)
-    assert sorted(detection["score"] for detection in left) == [0.2, 0.3, 0.4, 0.9]
-
-
 def overlap(one, other):
     return min(one[2], other[2]) > max(one[0], other[0]) and min(one[3], other[3]) > max(one[1], other[1])
 

@@ -1,0 +1,1 @@
+"""A report on a set of detections: tables, curves, pictures and one page, see `docs/report.md`."""
