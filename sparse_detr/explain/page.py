@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from math import isnan
 from typing import Any
 
@@ -28,6 +23,7 @@ from sparse_detr.explain.words import (
     size_sentences,
 )
 from sparse_detr.visualization.colors import class_color
+from sparse_detr.visualization.html import base64_of, html_page, jpeg_url
 
 LONG_SIDE = 1024
 MAX_POINTS = 96
@@ -62,21 +58,7 @@ def write_page(
         "threshold": score_threshold,
         "images": [_image(story, class_names, proposal) for story in stories],
     }
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
-    title = html.escape(f"Explained: {', '.join(story.name for story in stories[:3])}")
-    page = _asset("page.html")
-    for place, filling in {
-        "__TITLE__": title,
-        "__CSS__": _asset("page.css"),
-        "__JS__": _asset("page.js"),
-        "__DATA__": text,
-    }.items():
-        page = page.replace(place, filling, 1)
-    return page
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8").strip()
+    return html_page(__package__, title=f"Explained: {', '.join(story.name for story in stories[:3])}", data=content)
 
 
 def name_of(target: Target, class_names: Sequence[str]) -> str:
@@ -98,7 +80,7 @@ def _image(story: ImageStory, class_names: Sequence[str], proposal: Proposal | N
         "name": story.name,
         "size": [width, height],
         "shown": list(photo.size),
-        "jpeg": _jpeg(photo),
+        "jpeg": jpeg_url(photo),
         "levels": [list(level) for level in pyramid.valid_sizes[0].tolist()],
         "views": [_view(story, view, class_names) for view in story.views],
         "scores": _heat(story.maps.scores),
@@ -174,7 +156,7 @@ def _points(story: ImageStory, view: BudgetView, target: Target) -> str | None:
     packed["x"], packed["y"] = (np.floor(points[:, axis] * 65535) for axis in (0, 1))
     packed["level"] = points[:, 2]
     packed["weight"] = np.round(255 * points[:, 3] / max(points[:, 3].max(initial=0), 1e-12))
-    return _base64(packed.tobytes())
+    return base64_of(packed.tobytes())
 
 
 def sampling_points(story: ImageStory, view: BudgetView, target: Target) -> np.ndarray | None:
@@ -246,21 +228,11 @@ def _heat(levels: Sequence[np.ndarray] | None, *, root: bool = False) -> str | N
     values = np.sqrt(values.clip(min=0)) if root else values
     low, high = np.percentile(values, (0.5, 99.5))
     scaled = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
-    return _base64(np.round(255 * scaled).astype(np.uint8).tobytes())
+    return base64_of(np.round(255 * scaled).astype(np.uint8).tobytes())
 
 
 def _bits(mask: Tensor) -> str:
-    return _base64(np.packbits(mask.cpu().numpy()).tobytes())
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
-
-
-def _jpeg(photo: Image.Image) -> str:
-    file = io.BytesIO()
-    photo.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{_base64(file.getvalue())}"
+    return base64_of(np.packbits(mask.cpu().numpy()).tobytes())
 
 
 def _box(target: Target) -> list[float]:

@@ -116,7 +116,7 @@ def _indices(truth: Mapping[str, Any]) -> dict[int, int]:
 def report_numbers(
     truth: dict[str, Any], detections: list[dict[str, Any]], *, limit: int = LIMIT, worst: int = 9
 ) -> dict[str, Any]:
-    """Return all numbers of a report, fit for JSON: AP in percent, all else in [0, 1]; None where there is no number.
+    """Return all numbers of a report, fit for JSON: AP and AR in percent, all else in [0, 1]; None where there is no number.
 
     Args:
         truth: content of a COCO file with ascending ids of categories, as `data.records.ground_truth` returns it.
@@ -144,7 +144,7 @@ def report_numbers(
         "detections": len(detections),
         "iou": IOU,
         "max_detections": limit,
-        "scores": {name: _percent(value) for name, value in zip(_SCORES, scores.stats, strict=True)},
+        "scores": _scores(scores),
         "all": None if every is None else asdict(every),
         "classes": _class_rows(truth, detections, scores, matches, points),
         "confusion": _confusion(truth, detections, matches, shown),
@@ -154,6 +154,12 @@ def report_numbers(
         "duplicates": _duplicates(truth, detections, scores, limits),
         "worst": _worst(truth, detections, matches, shown, worst),
     }
+
+
+def _scores(scores: BoxScores) -> dict[str, float | None]:
+    """Return COCO's twelve scores, and the recall at an IoU of 0.5; average recalls in percent too."""
+    named = {name: _percent(value) for name, value in zip(_SCORES, scores.stats, strict=True)}
+    return {**named, "recall": _known(_mean(scores.eval["recall"][_AT_50, :, 0, -1]))}
 
 
 def _of_class(matches: Matches, index: int) -> tuple[np.ndarray, np.ndarray, int]:

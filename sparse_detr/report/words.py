@@ -116,17 +116,11 @@ def class_rows(numbers: Mapping[str, Any]) -> list[list[str]]:
         "name": "all",
         "true_boxes": numbers["true_boxes"],
         "detections": numbers["detections"],
-        **{name: scores[name] for name in ("AP", "AP50", "AP75")},
-        "recall": _mean_recall(numbers),
+        **{name: scores[name] for name in ("AP", "AP50", "AP75", "recall")},
         "threshold": best.get("threshold"),
         **{f"{name}_there": best.get(name) for name in ("precision", "recall", "f1")},
     }
     return [[_cell(name, row[name]) for name in COLUMNS] for row in [*numbers["classes"], total]]
-
-
-def _mean_recall(numbers: Mapping[str, Any]) -> float | None:
-    known = [row["recall"] for row in numbers["classes"] if row["recall"] is not None]
-    return sum(known) / len(known) if known else None
 
 
 def table(numbers: Mapping[str, Any]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from sparse_detr.analysis.blame import (
     BADLY_LOCALISED,
@@ -23,6 +21,8 @@ from sparse_detr.analysis.blame import (
 from sparse_detr.analysis.blame_report import BlamedObject, verdict_counts, worst_images
 from sparse_detr.files import write_atomically
 from sparse_detr.visualization.colors import Color
+from sparse_detr.visualization.figures import new_figure, png_of
+from sparse_detr.visualization.outlines import Outline, draw_outlines, in_rows, short_name
 from sparse_detr.visualization.page import Legend, Panel, compose_page
 
 COLORS: dict[str, Color] = {
@@ -34,7 +34,6 @@ COLORS: dict[str, Color] = {
     BADLY_LOCALISED: (0, 148, 92),
 }
 _HATCHES = dict(zip(MISSES, ("", "////", "", "....", "\\\\\\\\"), strict=True))
-_COLUMNS, _LONG_SIDE = 3, 1000
 _MOST_CLASSES = 20
 
 
@@ -58,14 +57,7 @@ def worst_images_page(objects: Sequence[BlamedObject], read: Callable[[str], np.
     missed = sum(item.verdict != FOUND for item in objects)
     here = sum(item.verdict != FOUND for item in shown)
     remark = f"{here} of the {missed} missed objects of the data are here; a thick box is a missed object"
-    return compose_page(title, remark, _rows(panels), _legend(shown))
-
-
-def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
-    """Lay the panels out in rows of three, the last filled up with blank ones."""
-    blank = Panel(np.full_like(panels[0].picture, 255), "")
-    filled = [*panels, *[blank] * (-len(panels) % _COLUMNS if len(panels) > _COLUMNS else 0)]
-    return [filled[i : i + _COLUMNS] for i in range(0, len(filled), _COLUMNS)]
+    return compose_page(title, remark, in_rows(panels), _legend(shown))
 
 
 def _legend(objects: Sequence[BlamedObject]) -> Legend:
@@ -74,27 +66,13 @@ def _legend(objects: Sequence[BlamedObject]) -> Legend:
 
 def _panel(image: np.ndarray, objects: Sequence[BlamedObject]) -> Panel:
     missed = sum(item.verdict != FOUND for item in objects)
-    name = Path(objects[0].file_name).name
-    name = name if len(name) <= 26 else f"...{name[-23:]}"
+    name = short_name(objects[0].file_name)
     return Panel(draw_verdicts(image, objects), name, f"{missed} of {len(objects)} missed")
 
 
 def draw_verdicts(image: np.ndarray, objects: Sequence[BlamedObject]) -> np.ndarray:
     """Draw the boxes of true objects on an image (H, W, 3) uint8 RGB; it is returned at a long side of 1000."""
-    scale = _LONG_SIDE / max(image.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
-    for item in sorted(objects, key=lambda item: item.verdict != FOUND):
-        corners = [round(side * scale) for side in item.box]
-        corners[2:] = max(corners[0], corners[2]), max(corners[1], corners[3])
-        if item.verdict == FOUND:
-            pen.rectangle(corners, outline=COLORS[FOUND], width=4)
-        else:
-            around = [corners[0] - 3, corners[1] - 3, corners[2] + 3, corners[3] + 3]
-            pen.rectangle(around, outline=(255, 255, 255), width=14)
-            pen.rectangle(corners, outline=COLORS[item.verdict], width=8)
-    return np.asarray(picture)
+    return draw_outlines(image, [Outline(item.box, COLORS[item.verdict], item.verdict != FOUND) for item in objects])
 
 
 def draw_bars(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
@@ -105,28 +83,21 @@ def draw_bars(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
         path: PNG file.
         title: stands above the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     classes = sorted(summary["by_class"].items(), key=lambda entry: -_missed(entry[1]))
     parts = [
         ("size", [*summary["by_size"].items(), ("all", summary["verdicts"])]),
         ("class" if len(classes) <= _MOST_CLASSES else f"class, the {_MOST_CLASSES} with most misses", classes),
     ]
     rows = max(len(part[:_MOST_CLASSES]) for _, part in parts)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 1.9 + 0.42 * rows), layout="constrained")
+    figure, axes = new_figure(11, 1.9 + 0.42 * rows, columns=2)
     for axis, (name, part) in zip(axes, parts, strict=True):
         _draw_part(axis, dict(part[:_MOST_CLASSES]))
         axis.set_title(f"by {name}", fontsize=10, loc="left")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    pyplot.close(figure)
-    write_atomically(path, lambda file: file.write(content.getvalue()))
+    content = png_of(figure)
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _draw_part(axis: Any, rows: Mapping[str, Mapping[str, int]]) -> None:

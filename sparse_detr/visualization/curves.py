@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_atomically
+from sparse_detr.visualization.figures import png_of
 
 METRICS_FILE = "metrics.json"
 PANELS = (
@@ -177,10 +177,8 @@ def draw_curves(runs: Sequence[TrainingCurves], panels: Sequence[str], path: Pat
     if smooth > 1:
         text = f"losses: mean of {smooth} logged values; pale: as logged (Detectron2 logs the median of 20 iterations)"
         figure.supxlabel(text, fontsize=8, color="#666666")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    pyplot.close(figure)
-    write_atomically(path, lambda file: file.write(content.getvalue()))
+    content = png_of(figure)
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""Write a report: its numbers, its pictures and the page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sparse_detr.files import make_folder, write_atomically, write_text_atomically
+from sparse_detr.report import words
+from sparse_detr.visualization.html import html_page, jpeg_url, png_url
+from sparse_detr.visualization.report import draw_calibration, draw_confusion, draw_curves, worst_page
+
+NUMBERS, PAGE, WORST = "report.json", "report.html", "worst.png"
+PICTURES = {
+    "curves.png": ("Curves", draw_curves),
+    "confusion.png": ("Confusion matrix", draw_confusion),
+    "calibration.png": ("Calibration", draw_calibration),
+}
+_ERRORS = {
+    "Cls": "wrong class",
+    "Loc": "badly localised",
+    "Both": "both",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+
+
+def write_report(
+    folder: Path,
+    numbers: Mapping[str, Any],
+    *,
+    title: str,
+    about: str,
+    read: Callable[[str], np.ndarray] | None = None,
+) -> list[str]:
+    """Write `report.json`, `report.html` and the pictures into a folder.
+
+    Args:
+        folder: it is made.
+        numbers: see `numbers.report_numbers`.
+        title: of the page.
+        about: what the page says about the detections.
+        read: file name -> (H, W, 3) uint8 RGB, for the images with most errors; None without image files.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        UserError: a file cannot be written, or an image cannot be read.
+    """
+    make_folder(folder)
+    drawn = {name: draw(numbers) for name, (_, draw) in PICTURES.items()}
+    shown = [{"title": PICTURES[name][0], "url": png_url(content)} for name, content in drawn.items()]
+    if read is not None and numbers["worst"]:
+        sheet = Image.fromarray(worst_page(numbers["worst"], read))
+        drawn[WORST] = _png(sheet)
+        shown.append({"title": "Images with most errors", "url": jpeg_url(sheet)})
+    else:
+        Path(folder, WORST).unlink(missing_ok=True)  # of an earlier report, with other detections
+    page = {
+        "about": about,
+        "sentences": words.sentences(numbers),
+        "titles": list(words.COLUMNS.values()),
+        "rows": words.class_rows(numbers),
+        "errors": _errors(numbers),
+        "pictures": shown,
+    }
+    record = {**numbers, "sentences": page["sentences"]}
+    write_text_atomically(folder / NUMBERS, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    for name, content in drawn.items():
+        write_atomically(folder / name, lambda file, content=content: file.write(content))
+    write_text_atomically(folder / PAGE, html_page(__package__, title=title, data=page))
+    return [NUMBERS, PAGE, *drawn]
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG", compress_level=2)
+    return content.getvalue()
+
+
+def _errors(numbers: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of the table of TIDE's errors, its titles first."""
+    counts, costs = numbers["tide"]["counts"], numbers["tide"]["delta_ap"]
+    names = [name for name in _ERRORS if name in counts]
+    return [
+        ["", *(_ERRORS[name] for name in names)],
+        ["errors", *(str(counts[name]) for name in names)],
+        ["AP50 that they cost", *(f"{100 * costs[name]:.1f}" for name in names)],
+    ]
