@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,42 +38,42 @@ def write_report(
     *,
     title: str,
     about: str,
-    read: Callable[[str], np.ndarray] | None = None,
+    pictures: Mapping[str, np.ndarray],
 ) -> list[str]:
     """Write `report.json`, `report.html` and the pictures into a folder.
 
     Args:
         folder: it is made.
-        numbers: see `numbers.report_numbers`.
+        numbers: see `numbers.report_numbers`, with `sentences`.
         title: of the page.
         about: what the page says about the detections.
-        read: file name -> (H, W, 3) uint8 RGB, for the images with most errors; None without image files.
+        pictures: (H, W, 3) uint8 RGB, by file name, of the images with most errors; of some or of none.
 
     Returns:
         The names of the files.
 
     Raises:
-        UserError: a file cannot be written, or an image cannot be read.
+        UserError: a file cannot be written.
     """
     make_folder(folder)
     drawn = {name: draw(numbers) for name, (_, draw) in PICTURES.items()}
     shown = [{"title": PICTURES[name][0], "url": png_url(content)} for name, content in drawn.items()]
-    if read is not None and numbers["worst"]:
-        sheet = Image.fromarray(worst_page(numbers["worst"], read))
+    worst = [image for image in numbers["worst"] if image["file_name"] in pictures]
+    if worst:
+        sheet = Image.fromarray(worst_page(worst, pictures))
         drawn[WORST] = _png(sheet)
         shown.append({"title": "Images with most errors", "url": jpeg_url(sheet)})
     else:
         Path(folder, WORST).unlink(missing_ok=True)  # of an earlier report, with other detections
     page = {
         "about": about,
-        "sentences": words.sentences(numbers),
+        "sentences": numbers["sentences"],
         "titles": list(words.COLUMNS.values()),
         "rows": words.class_rows(numbers),
         "errors": _errors(numbers),
         "pictures": shown,
     }
-    record = {**numbers, "sentences": page["sentences"]}
-    write_text_atomically(folder / NUMBERS, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_text_atomically(folder / NUMBERS, json.dumps(numbers, indent=1, allow_nan=False) + "\n")
     for name, content in drawn.items():
         write_atomically(folder / name, lambda file, content=content: file.write(content))
     write_text_atomically(folder / PAGE, html_page(__package__, title=title, data=page))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ def draw_curves(numbers: Mapping[str, Any]) -> bytes:
     if numbers["all"]:
         point = numbers["all"]["threshold"], numbers["all"]["f1"]
         axes[1].plot(*point, "o", color=_INK)
-        axes[1].annotate(f"{point[1]:.2f} at {point[0]:.3f}", point, xytext=(8, 6), textcoords="offset points")
+        place = {"xytext": (0, -18), "textcoords": "offset points", "ha": "center"}
+        axes[1].annotate(f"{point[1]:.2f} at {point[0]:.2f}", point, **place)
     titles = ("precision over recall, IoU 0.5", "F1 over the score threshold, IoU 0.5")
     for axis, title, x, y in zip(axes, titles, ("recall", "score threshold"), ("precision", "F1"), strict=True):
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel=x, ylabel=y)
@@ -123,23 +124,27 @@ def draw_calibration(numbers: Mapping[str, Any]) -> bytes:
     above.legend(fontsize=8, frameon=False, loc="upper left")
     error = numbers["calibration"]["expected_error"]
     _finish(above, f"calibration at IoU 0.5: expected error {error:.3f}")
-    below.bar(lefts, [one["detections"] for one in full], widths, color="#8a8a94", **style)
-    below.set(xlim=(0, 1), yscale="log", xlabel="score", ylabel="detections")
-    _finish(below, "")
+    bars = below.bar(lefts, [one["detections"] for one in full], widths, color="#8a8a94", **style)
+    below.bar_label(bars, fontsize=8)
+    most = max(one["detections"] for one in full)
+    below.set(xlim=(0, 1), yscale="log", ylim=(0.5, 4 * most), xlabel="score")
+    below.set_yticks([], [])
+    below.set_yticks([], [], minor=True)
+    _finish(below, "detections with such a score")
     return png_of(figure)
 
 
-def worst_page(worst: Sequence[Mapping[str, Any]], read: Callable[[str], np.ndarray]) -> np.ndarray:
+def worst_page(worst: Sequence[Mapping[str, Any]], pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     """Show the images with most errors, with missed, false and right boxes.
 
     Args:
         worst: a report's `worst`, see `report.numbers`; at least one.
-        read: file name -> (H, W, 3) uint8 RGB.
+        pictures: (H, W, 3) uint8 RGB of each, by file name.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    panels = [_panel(read(image["file_name"]), image) for image in worst]
+    panels = [_panel(pictures[image["file_name"]], image) for image in worst]
     legend = [(COLORS[kind], f"{what} {sum(image[kind] for image in worst)}") for kind, what in _MEANINGS.items()]
     title = f"The {len(panels)} images with most errors" if len(panels) > 1 else "The image with most errors"
     return compose_page(title, "Detections from the threshold of their class on, IoU 0.5", in_rows(panels), legend)
@@ -147,7 +152,7 @@ def worst_page(worst: Sequence[Mapping[str, Any]], read: Callable[[str], np.ndar
 
 def _panel(image: np.ndarray, errors: Mapping[str, Any]) -> Panel:
     outlines = [Outline(_corners(box["bbox"]), COLORS[box["kind"]], box["kind"] != "right") for box in errors["boxes"]]
-    remark = f"{errors['missed']} missed, {errors['false']} false, {errors['right']} right"
+    remark = f"{errors['missed']} missed, {errors['false']} false"
     return Panel(draw_outlines(image, outlines), short_name(errors["file_name"]), remark)
 
 
