@@ -43,7 +43,8 @@ def _weakest(numbers: Mapping[str, Any]) -> str:
     if len(known) < 2:
         return ""
     worst = min(known, key=lambda row: row["AP"])
-    return f"the class with the lowest AP is {worst['name']}: {number(worst['AP'])}, {worst['true_boxes']} true boxes"
+    boxes = f"{worst['true_boxes']} true box{'' if worst['true_boxes'] == 1 else 'es'}"
+    return f"the class with the lowest AP is {worst['name']}: {number(worst['AP'])}, {boxes}"
 
 
 def _confused(numbers: Mapping[str, Any]) -> str:
@@ -89,6 +90,8 @@ def _empty_classes(numbers: Mapping[str, Any]) -> str:
     empty = [row["name"] for row in numbers["classes"] if not row["true_boxes"]]
     if not empty:
         return ""
+    if len(empty) == 1:
+        return f"{empty[0]} has no true boxes here, so it has no scores"
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     return f"{', '.join(empty[:5])}{more} have no true boxes here, so they have no scores"
 

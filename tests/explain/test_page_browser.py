@@ -1,34 +1,18 @@
 """The page in a real browser: the slider, the boxes, the keys, the phone, and no request to anywhere."""
 
-import json
-import shutil
-
 import pytest
 
+from tests.browser import complaints, forget_log, headless_browser, needs_browser, open_sized, requested
 from tests.explain.conftest import THRESHOLD
 
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver")
+pytest.importorskip("selenium.webdriver")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
-    yield driver
-    driver.quit()
+    with headless_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +31,7 @@ def opened(browser, address):
 def open_page(browser, address, *, width, height):
     from selenium.webdriver.support.wait import WebDriverWait
 
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(address)
+    open_sized(browser, address, width=width, height=height)
     WebDriverWait(browser, 30).until(lambda driver: state(driver).get("ready") == "0")
     return browser
 
@@ -177,13 +159,11 @@ def test_everything_fits_on_a_phone(browser, address):
 
 
 def test_there_are_no_errors_and_no_requests(browser, address):
-    for kind in ("performance", "browser"):
-        browser.get_log(kind)  # forget what was before
+    forget_log(browser)
     opened = open_page(browser, address, width=1280, height=900)
     press(opened, *"vvvvvvlnp123450")
-    events = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = requested(opened)
     assert address in asked
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert [entry for entry in opened.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert complaints(opened) == []
     assert f"at least {THRESHOLD}" in text(opened, "status")

@@ -1,0 +1,61 @@
+"""Results that do not belong to the true boxes are refused, with the first fault."""
+
+import json
+
+import pytest
+
+from sparse_detr.errors import UserError
+from sparse_detr.report.read import read_results
+from tests.report.made_up import make_results, make_truth
+
+
+def written(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_only_the_fields_of_boxes_are_read(tmp_path):
+    path = written(tmp_path, [{**row, "segmentation": "x"} for row in make_results()])
+    assert read_results(path, make_truth()) == make_results()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, "a detection of image 9, which is not in the true boxes' file"),
+        ({"image_id": "1"}, "a detection of image '1'"),
+        ({"image_id": True}, "a detection of image True"),
+        ({"category_id": 0}, "category 0, but the true boxes' file has 1, 5, 7; results name category ids, not class"),
+        ({"bbox": [0, 0, 5]}, "has a bbox that is no numbers: x, y, width, height"),
+        ({"bbox": [0, 0, -5, 5]}, r"entry 1 of .* has the bbox \[0, 0, -5, 5\]; give x, y, width, height, sides of 0 or"),
+        ({"bbox": [0, 0, float("nan"), 5]}, "entry 1 of .* has the bbox"),
+        ({"score": "high"}, "has a score that is no number"),
+        ({"score": 87}, "entry 1 of .* has the score 87; give a score from 0 to 1"),
+    ],
+)
+def test_a_wrong_detection_is_named(tmp_path, change, message):
+    rows = make_results()
+    rows[1] |= change
+    with pytest.raises(UserError, match=message):
+        read_results(written(tmp_path, rows), make_truth())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{]", "cannot be read .it is no complete JSON.; give a COCO results file"),
+        ({"annotations": []}, "holds a JSON dict; a COCO results file is a list of detections"),
+        ([], "holds no detections, so there is nothing to report"),
+        ([{"image_id": 1}], "entry 0 of .* is no detection; each needs image_id, category_id, bbox, score"),
+        ([3], "entry 0 of .* is no detection"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        read_results(written(tmp_path, content), make_truth())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.json cannot be read .No such file or directory."):
+        read_results(tmp_path / "gone.json", make_truth())
