@@ -45,6 +45,7 @@ def draw_curves(numbers: Mapping[str, Any]) -> bytes:
         point = numbers["all"]["threshold"], numbers["all"]["f1"]
         axes[1].plot(*point, "o", color=_INK)
         place = {"xytext": (0, -18), "textcoords": "offset points", "ha": "center"}
+        place["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
         axes[1].annotate(f"{point[1]:.2f} at {point[0]:.2f}", point, **place)
     titles = ("precision over recall, IoU 0.5", "F1 over the score threshold, IoU 0.5")
     for axis, title, x, y in zip(axes, titles, ("recall", "score threshold"), ("precision", "F1"), strict=True):

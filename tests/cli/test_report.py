@@ -1,0 +1,127 @@
+"""The command reports on files and on a run, and names what is wrong with either."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_detr.cli.main import main
+from sparse_detr.config import load_config
+from sparse_detr.config.own_data import use_own_data
+from sparse_detr.config.run import make_run
+from sparse_detr.engine.config_changes import write_config
+from tests.cli.test_demo import COMMON, CONFIG, YAML
+from tests.report.made_up import make_results, make_truth
+
+FILES = ["--truth", "truth.json", "--results", "results.json"]
+NAMES = {"report.json", "report.html", "curves.png", "confusion.png", "calibration.png"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return the working directory, with true boxes, images and detections."""
+    monkeypatch.chdir(tmp_path)
+    Path("truth.json").write_text(json.dumps(make_truth()))
+    Path("results.json").write_text(json.dumps(make_results()))
+    Path("images").mkdir()
+    for number in (1, 2, 3):
+        Image.fromarray(np.full((64, 64, 3), 60 * number, np.uint8)).save(f"images/{number}.png")
+    return tmp_path
+
+
+@pytest.fixture(params=["lazy", "yaml"])
+def run_folder(folder, request):
+    """Return the folder that an evaluated training leaves behind."""
+    config = Path("tiny.py" if request.param == "lazy" else "tiny.yaml")
+    text = CONFIG.format(coco=str(COMMON / "coco.py"), schedule=str(COMMON / "schedule.py"), recipe="sparse_detr")
+    config.write_text(text if request.param == "lazy" else YAML)
+    run = folder / "run"
+    (run / "inference").mkdir(parents=True)
+    overrides = {"lazy": [f"train.output_dir={run}"], "yaml": ["OUTPUT_DIR", str(run)]}[request.param]
+    cfg = load_config(str(config), overrides)
+    paths = {f"{split}_{what}": str(folder / name) for split in ("train", "val") for what, name in
+             (("json", "truth.json"), ("images", "images"))}  # fmt: skip
+    use_own_data(cfg, paths)
+    write_config(make_run(cfg))
+    (run / "inference" / "coco_instances_results.json").write_text(json.dumps(make_results()))
+    return run
+
+
+def names_in(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_files_give_a_report(folder, capsys):
+    assert main(["report", *FILES, "--output", "out"]) == 0
+    assert names_in("out") == NAMES
+    printed = capsys.readouterr().out
+    assert "| cat | 3 | 6 | 73.5 |" in printed
+    assert "duplicates cost 5.0 AP50" in printed
+    assert "are in out: report.json, report.html" in printed
+
+
+def test_with_images_the_worst_are_shown(folder, capsys):
+    assert main(["report", *FILES, "--images", "images", "--output", "out", "--json"]) == 0
+    assert names_in("out") == NAMES | {"worst.png"}
+    assert json.loads(capsys.readouterr().out) == json.loads(Path("out/report.json").read_text())
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(folder, capsys):
+    Path("images/1.png").write_bytes(b"no image")
+    assert main(["report", *FILES, "--images", "images", "--output", "out"]) == 0
+    assert names_in("out") == NAMES
+    assert "not shown: " in capsys.readouterr().err
+
+
+def test_a_run_gives_the_report_of_its_last_evaluation(run_folder, capsys):
+    assert main(["report", "--run", str(run_folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert names_in(run_folder / "report") == NAMES | {"worst.png"}
+    assert found["scores"]["AP"] == pytest.approx(100 * (34 + 67 * 3 / 5) / 101 / 2)
+    assert found["max_detections"] == 100
+
+
+def test_the_number_of_detections_that_count_can_be_chosen(folder, capsys):
+    assert main(["report", *FILES, "--output", "out", "--max-detections", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["max_detections"] == 1
+    # The best cat of either image is right; the third cat can no longer be found.
+    assert found["classes"][0]["recall"] == pytest.approx(2 / 3)
+
+
+def test_a_run_that_was_not_evaluated_says_how(run_folder, capsys):
+    (run_folder / "inference" / "coco_instances_results.json").unlink()
+    assert main(["report", "--run", str(run_folder)]) == 2
+    message = capsys.readouterr().err
+    assert "evaluate first: train_net.py --eval-only, or give --truth and --results" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --run with the output folder of a training, or both --truth and --results"),
+        (["--truth", "truth.json"], "both --truth and --results"),
+        (["--run", "run", "--images", "images"], "--run and --images exclude each other"),
+        ([*FILES, "train.max_iter=1"], "train.max_iter=1 is an override of a config, but only --run has one"),
+        ([*FILES, "--worst", "0"], "--worst 0 leaves nothing to do"),
+        ([*FILES, "--max-detections", "0"], "--max-detections 0 leaves nothing to do"),
+        ([*FILES, "--images", "gone"], "--images gone is no folder"),
+        (["--run", "gone"], "there is no gone/config.yaml; name the output folder of a training"),
+        (["--truth", "gone.json", "--results", "results.json"], "gone.json"),
+        (["--truth", "truth.json", "--results", "truth.json"], "truth.json holds a JSON dict; a COCO results file is"),
+    ],
+)
+def test_wrong_options_are_named(folder, capsys, options, message):
+    assert main(["report", *options, "--output", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_true_boxes_that_cannot_be_used_are_refused(folder, capsys):
+    truth = make_truth()
+    truth["annotations"] = truth["annotations"][4:]  # the crowd
+    Path("truth.json").write_text(json.dumps(truth))
+    assert main(["report", *FILES, "--output", "out"]) == 2
+    assert "truth.json has no true boxes that can be used; `sparse-detr check-data` says why" in capsys.readouterr().err
