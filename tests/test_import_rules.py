@@ -69,6 +69,7 @@ ALLOWED = {
         "structures",
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
+    "report": ("analysis", "config", "data", "evaluation", "visualization", "files", "errors"),
     "predict": ("predictor", "visualization", "files", "errors"),
     "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }

@@ -33,6 +33,7 @@ YACS_KEYS: dict[str, str] = {key: yacs for key, (yacs, _) in TRAINING.items() if
     "model.num_classes": "MODEL.DETR.NUM_CLASSES",
     "model.class_channels": "MODEL.DETR.CLASS_CHANNELS",
     "model.postprocess.num_detections": "TEST.DETECTIONS_PER_IMAGE",
+    "model.postprocess.suppress_duplicates": "TEST.SUPPRESS_DUPLICATES",
 }
 
 

@@ -90,9 +90,20 @@ def _load_yacs(path: str, overrides: Sequence[str]) -> CfgNode:
     except Exception as error:  # yaml and yacs raise many types, and yaml may run code
         raise UserError(f"{path}: {_described(error, path)}") from error
     apply_to_yacs(cfg, path, overrides)
-    if cfg.MODEL.META_ARCHITECTURE not in RECIPES and cfg.TEST.DETECTIONS_PER_IMAGE is None:
-        cfg.TEST.DETECTIONS_PER_IMAGE = 100  # Detectron2's own models need a number
+    if cfg.MODEL.META_ARCHITECTURE not in RECIPES:
+        _fit_to_detectron2(cfg)
     return cfg
+
+
+def _fit_to_detectron2(cfg: CfgNode) -> None:
+    """Set what Detectron2's own models need; refuse what they do not read."""
+    if cfg.TEST.DETECTIONS_PER_IMAGE is None:
+        cfg.TEST.DETECTIONS_PER_IMAGE = 100
+    if cfg.TEST.SUPPRESS_DUPLICATES is not None:
+        raise UserError(
+            f"TEST.SUPPRESS_DUPLICATES is {cfg.TEST.SUPPRESS_DUPLICATES}, but {cfg.MODEL.META_ARCHITECTURE} does not "
+            "read it; remove the key"
+        )
 
 
 def _load_lazy(path: str, kind: str, overrides: Sequence[str]) -> DictConfig:

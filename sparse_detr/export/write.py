@@ -111,6 +111,13 @@ def _check_model(model: nn.Module) -> None:
         raise UserError(f"a {type(model).__name__} cannot be exported; models of this package's recipes can")
     if model.device.type != "cpu":
         raise UserError(f"the model is on {model.device}; move it to the CPU for the export")
+    max_iou = getattr(model.postprocess, "suppress_duplicates", None)
+    if max_iou is not None:
+        raise UserError(
+            f"suppress_duplicates is {max_iou:g}, but a file gives as many detections of every image, so it cannot drop "
+            "any; export with model.postprocess.suppress_duplicates=null (yaml: TEST.SUPPRESS_DUPLICATES None), and "
+            "drop them where the file runs, such as with torchvision.ops.batched_nms"
+        )
 
 
 def _inference_form(model: nn.Module) -> nn.Module:

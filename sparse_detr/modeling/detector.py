@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import batched_nms, box_convert
 
 # ruff: noqa: E402 - the check must come before what it checks for
 from sparse_detr._detectron2 import require_detectron2
@@ -304,16 +304,28 @@ class GeneralizedDETR(DetectionTransformer):
 
 
 class TopKDetections(nn.Module):
-    """The best (query, class) pairs of an image, without suppression or threshold (Deformable DETR, appendix A.4).
+    """The best (query, class) pairs of an image, without threshold (Deformable DETR, appendix A.4).
 
     Args:
         classification: what the logits mean; `SigmoidFocal` if None.
         num_detections: largest number of detections of an image.
+        suppress_duplicates: of these, in eval mode, drop those whose IoU with a better one of the same class is above
+            this number; None to keep them, since a model that is trained enough has none.
+
+    Raises:
+        ValueError: `suppress_duplicates` is not between 0 and 1.
     """
 
-    def __init__(self, *, classification: Classification | None = None, num_detections: int = 100):
+    def __init__(
+        self,
+        *,
+        classification: Classification | None = None,
+        num_detections: int = 100,
+        suppress_duplicates: float | None = None,
+    ):
         super().__init__()
         self.classification, self.num_detections = classification or SigmoidFocal(), num_detections
+        self.suppress_duplicates = _checked_iou(suppress_duplicates)
 
     def forward(
         self,
@@ -332,10 +344,11 @@ class TopKDetections(nn.Module):
         if class_channels is not None:
             scores = scores[..., class_channels]
         valid = [None] * len(image_sizes) if group.valid is None else list(group.valid)
-        return [
+        found = [
             self._detect(scores[image], group.boxes[image], valid[image], size)
             for image, size in enumerate(image_sizes)
         ]
+        return found if self.training else without_duplicates(found, self.suppress_duplicates)
 
     def choose(self, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the detections of a batch, as many of every image, with tensors alone.
@@ -361,15 +374,20 @@ class TopKDetections(nn.Module):
 
 
 class BestClassDetections(nn.Module):
-    """The best class of every query, one detection a query, without suppression or threshold (DETR, section 3).
+    """The best class of every query, one detection a query, without threshold (DETR, section 3).
 
     Args:
         classification: what the logits mean; `SoftmaxNoObject` if None.
+        suppress_duplicates: see `TopKDetections`.
+
+    Raises:
+        ValueError: `suppress_duplicates` is not between 0 and 1.
     """
 
-    def __init__(self, *, classification: Classification | None = None):
+    def __init__(self, *, classification: Classification | None = None, suppress_duplicates: float | None = None):
         super().__init__()
         self.classification = classification or SoftmaxNoObject()
+        self.suppress_duplicates = _checked_iou(suppress_duplicates)
 
     def forward(
         self,
@@ -383,15 +401,36 @@ class BestClassDetections(nn.Module):
             scores = scores[..., class_channels]
         best, classes = scores.max(-1)
         rows = [slice(None)] * len(image_sizes) if group.valid is None else list(group.valid)
-        return [
+        found = [
             as_instances(size, group.boxes[image, rows[image]], best[image, rows[image]], classes[image, rows[image]])
             for image, size in enumerate(image_sizes)
         ]
+        return found if self.training else without_duplicates(found, self.suppress_duplicates)
 
     def choose(self, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the detections of a batch, one a query, in the order of the queries; see `TopKDetections.choose`."""
         best, classes = _without_surplus(scores, valid).max(-1)
         return best, torch.arange(scores.shape[1], device=scores.device).expand_as(classes), classes
+
+
+def _checked_iou(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise ValueError(f"suppress_duplicates is an IoU above 0 and below 1, or None, got {value}")
+    return value
+
+
+def without_duplicates(found: list[Instances], max_iou: float | None) -> list[Instances]:
+    """Drop the detections whose IoU with a better one of the same image and class is above a number; None drops none.
+
+    The others keep their order.
+    """
+    return found if max_iou is None else [_suppressed(instances, max_iou) for instances in found]
+
+
+def _suppressed(instances: Instances, max_iou: float) -> Instances:
+    boxes = instances.pred_boxes.tensor.float()  # the kernel has no bfloat16
+    kept = batched_nms(boxes, instances.scores.float(), instances.pred_classes, max_iou)
+    return instances[kept.sort().values]
 
 
 def _without_surplus(scores: Tensor, valid: Tensor | None) -> Tensor:

@@ -94,7 +94,10 @@ def recipe_config(name: str, cfg: CfgNode, backbone: BackboneSpec) -> Any:
         keys = ", ".join(f"MODEL.DETR.{key.upper()}" for key in unknown)
         raise UserError(f"{name} has no option {keys}; remove it or choose another MODEL.META_ARCHITECTURE")
     derived = _falling_steps(name, cfg) | _detections(name, cfg)
-    return RECIPES[name].functions[0](backbone=backbone, **given, **derived)
+    model = RECIPES[name].functions[0](backbone=backbone, **given, **derived)
+    if cfg.TEST.SUPPRESS_DUPLICATES is not None:
+        model.postprocess.suppress_duplicates = cfg.TEST.SUPPRESS_DUPLICATES
+    return model
 
 
 def _falling_steps(name: str, cfg: CfgNode) -> dict[str, int]:
