@@ -139,6 +139,7 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
     from sparse_detr.engine.results import report_results
     from sparse_detr.engine.setup import set_up_process
     from sparse_detr.engine.training import evaluate_only, train
+    from sparse_detr.report.after import report_after
 
     settings = run_description.settings
     set_up_process(cfg, settings, args)
@@ -152,6 +153,7 @@ def _work(args: argparse.Namespace, cfg: "Config", run_description: "Run", held:
         )
     else:
         scores = train(run_description, **options)
+    report_after(run_description, scores)
     report_results(scores, settings, trained=not args.eval_only)
 
 

@@ -22,4 +22,5 @@ train = dict(
     checkpoint_activations=[],  # "backbone", "encoder", "decoder": less memory, about a third more time
     ema=dict(enabled=False, decay=0.9997),
     best_metric="bbox/AP",  # chooses model_best.pth
+    report=True,  # write a report into the output folder after the last evaluation
 )

@@ -28,6 +28,7 @@ def add_detr_config(cfg: CfgNode) -> None:
     cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model and of the evaluator; None means the recipe's default
     cfg.TEST.SUPPRESS_DUPLICATES = None  # IoU above which the worse of two detections of a class is dropped
     cfg.TEST.BEST_METRIC = "bbox/AP"  # the score that chooses model_best.pth
+    cfg.TEST.REPORT = True  # write a report into the output folder after the last evaluation
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.INPUT.DRAFT_SHORT_SIDE = None  # decode large JPEGs at a part of their size in training; see `DetrDatasetMapper`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used

@@ -115,6 +115,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.eval_period": ("TEST.EVAL_PERIOD", whole(0)),
     "train.vis_period": ("VIS_PERIOD", whole(0)),
     "train.best_metric": ("TEST.BEST_METRIC", NAME),
+    "train.report": ("TEST.REPORT", FLAG),
     "optimizer.lr": ("SOLVER.BASE_LR", POSITIVE),
     "optimizer.weight_decay": ("SOLVER.WEIGHT_DECAY", number(0)),
     "optimizer.params.norm_weight_decay": ("SOLVER.NORM_WEIGHT_DECAY", optional(number(0))),

@@ -50,6 +50,7 @@ class TrainSettings:
     log_period: int = 20
     vis_period: int = 0
     best_metric: str = "bbox/AP"
+    report: bool = True
     ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
 
 
@@ -220,6 +221,7 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         eval_period=cfg.TEST.EVAL_PERIOD,
         vis_period=cfg.VIS_PERIOD,
         best_metric=cfg.TEST.BEST_METRIC,
+        report=cfg.TEST.REPORT,
     )
 
 

@@ -36,5 +36,6 @@ def output_lines(settings: TrainSettings, *, trained: bool) -> list[str]:
     names = {"model_final.pth": "weights and training state", "model_best.pth": f"best {settings.best_metric}"}
     names |= {"metrics.json": "losses and scores", "log.txt": "log"} if trained else {}
     names |= {"config.yaml": "this run's config", "inference": "detections"}
+    names |= {os.path.join("report", "report.html"): "report on them"}
     paths = {os.path.join(settings.output_dir, name): what for name, what in names.items()}
     return [f"  {path}  {what}" for path, what in paths.items() if os.path.exists(path)]

@@ -14,7 +14,7 @@ LEAST_COST = 0.5
 def sentences(numbers: Mapping[str, Any]) -> list[str]:
     """Return what a reader should know first, from the `report_numbers`."""
     found = [_summary(numbers), _working_point(numbers), _weakest(numbers), _confused(numbers)]
-    found += [_calibration(numbers), _duplicates(numbers), _empty_classes(numbers)]
+    found += [_calibration(numbers), duplicates(numbers), _empty_classes(numbers)]
     return [sentence for sentence in found if sentence]
 
 
@@ -73,7 +73,8 @@ def _calibration(numbers: Mapping[str, Any]) -> str:
     return f"scores of 0.5 or more are too {word}: {score:.0%} on average, but {right:.0%} of the detections are right"
 
 
-def _duplicates(numbers: Mapping[str, Any]) -> str:
+def duplicates(numbers: Mapping[str, Any]) -> str:
+    """Return what duplicates cost and what helps; "" where they cost little."""
     found = numbers["duplicates"]
     if found["AP50_cost"] is None or found["AP50_cost"] < LEAST_COST:
         return ""
