@@ -1,4 +1,4 @@
-"""Report on detections: scores and thresholds a class, curves, confusions, calibration, worst images, cost of duplicates.
+"""Report on detections: scores and thresholds a class, curves, confusions, calibration, worst images, duplicates.
 
 docs/report.md tells what the numbers mean.
 """

@@ -1,8 +1,8 @@
 """The numbers of a report: scores and thresholds of classes, curves, confusions, calibration, errors of images.
 
 AP and recall are COCO's, from hotcoco, and equal pycocotools'. All else follows from the same matches: best detection
-first, each with the free true box of its class with the highest IoU. Detections that lie on a crowd of their class count
-neither as right nor as false.
+first, each with the free true box of its class with the highest IoU. Detections that lie on a crowd of their class
+count neither as right nor as false.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _indices(truth: Mapping[str, Any]) -> dict[int, int]:
 def report_numbers(
     truth: dict[str, Any], detections: list[dict[str, Any]], *, limit: int = LIMIT, worst: int = 9
 ) -> dict[str, Any]:
-    """Return all numbers of a report, fit for JSON: AP and AR in percent, all else in [0, 1]; None where there is no number.
+    """Return all numbers of a report, fit for JSON; None where there is no number.
+
+    AP and AR are in percent, other shares in [0, 1].
 
     Args:
         truth: content of a COCO file with ascending ids of categories, as `data.records.ground_truth` returns it.

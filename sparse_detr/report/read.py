@@ -31,7 +31,9 @@ def read_results(path: str | Path, truth: Mapping[str, Any]) -> list[dict[str, A
         if not isinstance(row, dict) or any(field not in row for field in FIELDS):
             raise UserError(f"entry {number} of {path} is no detection; each needs {', '.join(FIELDS)}")
         if not _is_known(row["image_id"], images):
-            raise UserError(f"{path} has a detection of image {row['image_id']!r}, which is not in the true boxes' file")
+            raise UserError(
+                f"{path} has a detection of image {row['image_id']!r}, which is not in the true boxes' file"
+            )
         if not _is_known(row["category_id"], classes):
             raise UserError(
                 f"{path} has a detection of category {row['category_id']!r}, but the true boxes' file has "

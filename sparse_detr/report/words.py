@@ -79,8 +79,8 @@ def duplicates(numbers: Mapping[str, Any]) -> str:
     if found["AP50_cost"] is None or found["AP50_cost"] < LEAST_COST:
         return ""
     return (
-        f"duplicates cost {found['AP50_cost']:.1f} AP50 and {found['AP_cost']:.1f} AP: without detections that overlap a "
-        f"better one of their class (IoU above {found['max_iou']:g}), AP50 is {found['AP50']:.1f} and AP "
+        f"duplicates cost {found['AP50_cost']:.1f} AP50 and {found['AP_cost']:.1f} AP: without detections that overlap "
+        f"a better one of their class (IoU above {found['max_iou']:g}), AP50 is {found['AP50']:.1f} and AP "
         f"{found['AP']:.1f}; train longer, or suppress them with "
         f"model.postprocess.suppress_duplicates={found['max_iou']:g} (yaml: TEST.SUPPRESS_DUPLICATES "
         f"{found['max_iou']:g})"

@@ -82,7 +82,7 @@ def draw_confusion(numbers: Mapping[str, Any]) -> bytes:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     shares[-1] = 0  # what is no object has no number of its own to be a share of
     shares, counts = shares[np.ix_(chosen, chosen)], matrix[np.ix_(chosen, chosen)]
-    side = 3.2 + min(0.75, 8 / len(chosen) + 0.15) * len(chosen)
+    side = 3.2 + min(0.75, 4.5 / len(chosen) + 0.15) * len(chosen)
     figure, axis = new_figure(side + 0.6, side)
     drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(len(names)), [*names[:-1], "missed"], rotation=45, ha="right", fontsize=9)

@@ -53,7 +53,7 @@ LAZY_FAULTS = {
         "^model.encoder._target_=sparse_detr.modeling.encoder.Encoder is not in this version of sparse_detr; in place "
         "of a config.yaml of another version give the config that its training was started with .*: its checkpoints"
     ),
-    "model.postprocess.suppress_duplicates=0": "model.postprocess.suppress_duplicates=0 cannot be used; give a number above",
+    "model.postprocess.suppress_duplicates=0": "suppress_duplicates=0 cannot be used; give a number above 0 and below 1",
     "model.postprocess.suppress_duplicates=a": "model.postprocess.suppress_duplicates=a cannot be used",
 }
 
@@ -76,7 +76,7 @@ YACS_FAULTS = {
     ("SEED", "None"): "SEED None cannot be used",
     ("DATALOADER.NUM_WORKERS", "-1"): "DATALOADER.NUM_WORKERS -1 cannot be used",
     ("TEST.DETECTIONS_PER_IMAGE", "0"): "TEST.DETECTIONS_PER_IMAGE 0 cannot be used",
-    ("TEST.SUPPRESS_DUPLICATES", "1.5"): "TEST.SUPPRESS_DUPLICATES 1.5 cannot be used; give a number above 0 and below 1",
+    ("TEST.SUPPRESS_DUPLICATES", "1.5"): "TEST.SUPPRESS_DUPLICATES 1.5 cannot be used; give a number above 0",
     ("TEST.SUPPRESS_DUPLICATES", "True"): "TEST.SUPPRESS_DUPLICATES True cannot be used",
     ("MODEL.DETR.ENCODER_LAYERS", "x"): "MODEL.DETR.ENCODER_LAYERS x cannot be used",
     ("MODEL.DETR.KEEP_RATIO", "2"): "MODEL.DETR.KEEP_RATIO 2.0 cannot be used",

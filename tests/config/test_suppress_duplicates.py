@@ -72,5 +72,5 @@ def test_an_export_is_refused_with_the_remedy(folder, capsys):
 
 def test_a_model_of_detectron2_does_not_read_the_key(tmp_path):
     (tmp_path / "x.yaml").write_text("MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n")
-    with pytest.raises(UserError, match="TEST.SUPPRESS_DUPLICATES is 0.7, but GeneralizedRCNN does not read it; remove"):
+    with pytest.raises(UserError, match="SUPPRESS_DUPLICATES is 0.7, but GeneralizedRCNN does not read it; remove"):
         load_config(str(tmp_path / "x.yaml"), YAML_KEY)

@@ -1,7 +1,7 @@
 """True boxes and detections whose scores are solved by hand.
 
-Cats and dogs have boxes, hens have none. Of the cats' detections, from the best: right, a duplicate of it, one on a dog,
-right, right, one in an empty image. The only dog detection lies on a crowd of dogs, so it does not count.
+Cats and dogs have boxes, hens have none. Of the cats' detections, from the best: right, a duplicate of it, one on a
+dog, right, right, one in an empty image. The only dog detection lies on a crowd of dogs, so it does not count.
 """
 
 CAT, DOG, HEN = 1, 5, 7
@@ -27,14 +27,13 @@ DETECTIONS = [  # image, category, box, score
 
 def make_truth():
     """Return the content of a COCO file."""
+    keys = ("id", "image_id", "category_id", "bbox", "iscrowd")
+    boxes = [dict(zip(keys, row, strict=True)) for row in BOXES]
     return {
         "images": [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 64} for n in (1, 2, 3)],
-        "annotations": [
-            {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
-            for number, image, category, box, crowd in BOXES
-        ],
+        "annotations": [{**box, "area": box["bbox"][2] * box["bbox"][3]} for box in boxes],
         "categories": [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog </script>"}, {"id": HEN, "name": "hen"}],
-    }  # fmt: skip
+    }
 
 
 def make_results():

@@ -28,7 +28,10 @@ def test_only_the_fields_of_boxes_are_read(tmp_path):
         ({"image_id": True}, "a detection of image True"),
         ({"category_id": 0}, "category 0, but the true boxes' file has 1, 5, 7; results name category ids, not class"),
         ({"bbox": [0, 0, 5]}, "has a bbox that is no numbers: x, y, width, height"),
-        ({"bbox": [0, 0, -5, 5]}, r"entry 1 of .* has the bbox \[0, 0, -5, 5\]; give x, y, width, height, sides of 0 or"),
+        (
+            {"bbox": [0, 0, -5, 5]},
+            r"entry 1 of .* has the bbox \[0, 0, -5, 5\]; give x, y, width, height, sides of 0 or",
+        ),
         ({"bbox": [0, 0, float("nan"), 5]}, "entry 1 of .* has the bbox"),
         ({"score": "high"}, "has a score that is no number"),
         ({"score": 87}, "entry 1 of .* has the score 87; give a score from 0 to 1"),
