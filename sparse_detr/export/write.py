@@ -115,8 +115,8 @@ def _check_model(model: nn.Module) -> None:
     if max_iou is not None:
         raise UserError(
             f"suppress_duplicates is {max_iou:g}, but a file gives as many detections of every image, so it cannot "
-            "drop any; export with model.postprocess.suppress_duplicates=null (yaml: TEST.SUPPRESS_DUPLICATES None), and "
-            "drop them where the file runs, such as with torchvision.ops.batched_nms"
+            "drop any; export with model.postprocess.suppress_duplicates=null (yaml: TEST.SUPPRESS_DUPLICATES None), "
+            "and drop them where the file runs, such as with torchvision.ops.batched_nms"
         )
 
 

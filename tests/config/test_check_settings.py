@@ -53,7 +53,7 @@ LAZY_FAULTS = {
         "^model.encoder._target_=sparse_detr.modeling.encoder.Encoder is not in this version of sparse_detr; in place "
         "of a config.yaml of another version give the config that its training was started with .*: its checkpoints"
     ),
-    "model.postprocess.suppress_duplicates=0": "suppress_duplicates=0 cannot be used; give a number above 0 and below 1",
+    "model.postprocess.suppress_duplicates=0": "suppress_duplicates=0 cannot be used; give a number above 0",
     "model.postprocess.suppress_duplicates=a": "model.postprocess.suppress_duplicates=a cannot be used",
 }
 
