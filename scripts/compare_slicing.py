@@ -38,10 +38,10 @@ from sparse_detr.data.records import ground_truth
 from sparse_detr.errors import UserError, run_script
 from sparse_detr.evaluation.coco import score_boxes
 from sparse_detr.files import make_folder, write_text_atomically
+from sparse_detr.predict.slicing import Merged, by_slices
 
 MAX_DETECTIONS = 1000
 """Detections of a class in a scene that count; COCO's 100 are too few for a scene with hundreds of objects."""
-HOW_TO_INSTALL = "pip install --no-deps sahi shapely"
 COLORS = {"slices": "#d1495b", "whole": "#2f6690"}
 
 Boxes = list[dict[str, Any]]
@@ -133,13 +133,18 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     for seed, (config, weights) in enumerate(args.sliced):
         predictor = Predictor(config, weights, device="cpu", optimize=True)
         for overlap in args.overlaps:
-            found.append(
-                Contestant("slices", f"overlap {overlap:.0%}", seed, by_slices(predictor, args.slice, overlap))
-            )
+            detect = in_slices(predictor, args.slice, overlap)
+            found.append(Contestant("slices", f"overlap {overlap:.0%}", seed, detect))
     for seed, (config, weights) in enumerate(args.whole):
         predictor = Predictor(config, weights, device="cpu", optimize=True)
         found += [Contestant("whole", budget, seed, as_a_whole(predictor, budget)) for budget in args.budgets]
     return found
+
+
+def in_slices(predictor: Predictor, side: int, overlap: float) -> Callable[[np.ndarray], Boxes]:
+    """Return a function that detects in slices of a scene, and merges what overlaps."""
+    detect = by_slices(predictor, side, overlap)
+    return lambda scene: rows_of(detect(scene))
 
 
 def as_a_whole(predictor: Predictor, budget: str) -> Callable[[np.ndarray], Boxes]:
@@ -149,96 +154,17 @@ def as_a_whole(predictor: Predictor, budget: str) -> Callable[[np.ndarray], Boxe
 
 def coco_boxes(instances: Any) -> Boxes:
     """Return detections of Detectron2 as COCO results."""
-    rows = zip(
-        instances.pred_boxes.tensor.tolist(), instances.scores.tolist(), instances.pred_classes.tolist(), strict=True
-    )
+    boxes, scores, labels = instances.pred_boxes.tensor, instances.scores, instances.pred_classes
+    return rows_of(Merged(boxes.tolist(), scores.tolist(), labels.tolist()))
+
+
+def rows_of(found: Merged) -> Boxes:
+    """Return detections as COCO results."""
+    rows = zip(found.boxes, found.scores, found.labels, strict=True)
     return [
         {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": score, "category_id": label}
         for (x0, y0, x1, y1), score, label in rows
     ]
-
-
-def by_slices(predictor: Predictor, side: int, overlap: float) -> Callable[[np.ndarray], Boxes]:
-    """Return a function that detects in slices of a scene, and merges what overlaps."""
-    model = sahi_model(predictor)
-
-    def detect(scene: np.ndarray) -> Boxes:
-        from sahi.predict import get_sliced_prediction
-
-        found = get_sliced_prediction(
-            scene,
-            model,
-            slice_height=side,
-            slice_width=side,
-            overlap_height_ratio=overlap,
-            overlap_width_ratio=overlap,
-            perform_standard_pred=False,
-            postprocess_type="NMS",
-            postprocess_match_metric="IOU",
-            verbose=0,
-        )
-        return [
-            {"bbox": one.bbox.to_xywh(), "score": float(one.score.value), "category_id": int(one.category.id)}
-            for one in found.object_prediction_list
-        ]
-
-    return detect
-
-
-def sahi_model(predictor: Predictor) -> Any:
-    """Return a predictor as SAHI takes detectors.
-
-    Raises:
-        UserError: SAHI is missing.
-    """
-    try:
-        from sahi.models.base import DetectionModel
-        from sahi.prediction import ObjectPrediction
-    except ImportError as error:
-        raise UserError(f"slices need SAHI, which cannot be imported ({error}); {HOW_TO_INSTALL}") from error
-
-    class SlicedDetector(DetectionModel):
-        """A `Predictor` behind SAHI's interface."""
-
-        def set_model(self, model: Any, **kwargs: Any) -> None:
-            self.model = model
-            names = model.class_names or ["0"]
-            self.category_mapping = {str(index): name for index, name in enumerate(names)}
-
-        def perform_inference(self, image: np.ndarray) -> None:
-            self._original_predictions = self.model(np.ascontiguousarray(image))
-
-        @property
-        def num_categories(self) -> int:
-            return len(self.category_mapping)
-
-        def _create_object_prediction_list_from_original_predictions(
-            self, shift_amount_list: Any = None, full_shape_list: Any = None
-        ) -> None:
-            shift = shift_amount_list or [0, 0]
-            shape = full_shape_list
-            shift = shift[0] if isinstance(shift[0], list | tuple) else shift
-            shape = shape[0] if shape and isinstance(shape[0], list | tuple) else shape
-            found = self._original_predictions
-            rows = zip(
-                found.pred_boxes.tensor.tolist(), found.scores.tolist(), found.pred_classes.tolist(), strict=True
-            )
-            self._object_prediction_list_per_image = [
-                [
-                    ObjectPrediction(
-                        bbox=box,
-                        category_id=label,
-                        category_name=self.category_mapping[str(label)],
-                        shift_amount=list(shift),
-                        score=score,
-                        full_shape=None if shape is None else list(shape),
-                    )
-                    for box, score, label in rows
-                    if score >= self.confidence_threshold
-                ]
-            ]
-
-    return SlicedDetector(model=predictor, device="cpu", confidence_threshold=0.0)
 
 
 def measure(

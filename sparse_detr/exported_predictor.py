@@ -76,6 +76,10 @@ class ExportedPredictor(Predictor):
         """Refuse: an exported file gives detections alone."""
         raise UserError(f"{self.weights} gives detections alone; for scores and tokens make a Predictor of the config")
 
+    def save(self, folder: str | os.PathLike[str], *, notes: str = "") -> None:
+        """Refuse: the file holds all that is needed."""
+        raise UserError(f"{self.weights} holds all that a predictor needs; copy this file")
+
     def _check(self, options: Options) -> None:
         most = self.metadata.num_detections
         if options.top_k is not None and most is not None and options.top_k > most:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from numbers import Integral
@@ -105,7 +105,7 @@ class Predictor:
     Args:
         config: a config file of either kind, such as the `config.yaml` of a training; or a name of
             `sparse_detr.model_zoo`; or a loaded config, which is not changed. A config is code: load only configs you
-            trust. Or a file of `sparse-detr export`, which holds the weights too.
+            trust. Or a file of `sparse-detr export`, or a folder of `save`, which hold the weights too.
         weights: checkpoint of a training or of `sparse-detr convert`; None takes the config's (train.init_checkpoint,
             MODEL.WEIGHTS). It must hold the whole model, not its backbone alone.
         device: the model's device; None takes the config's, or the CPU if that is a GPU and there is none.
@@ -144,6 +144,7 @@ class Predictor:
         optimize: bool | str | None = False,
         **options: Any,
     ) -> None:
+        config, weights, class_names, options = _opened(config, weights, class_names, options)
         self.options = Options().updated(options)
         require_detectron2()
         from sparse_detr.config.model import build_detector, build_test_mapper, class_names_of, set_num_classes
@@ -191,17 +192,23 @@ class Predictor:
 
         Args:
             images: one image, or any iterable of images. An image is a path, a `PIL.Image`, a NumPy array (H, W, 3)
-                uint8, a gray one (H, W), or a tensor (3, h, w) uint8.
+                uint8, a gray one (H, W), or a tensor (3, h, w) uint8. Or a dict of columns, as of Ray Data, with
+                images in `image` or paths in `path`.
             options: for this call, in place of the predictor's: see `Options`.
 
         Returns:
             `Instances` for one image, a list of them for many: `pred_boxes` (x1, y1, x2, y2 in pixels of the image),
-            `scores` and `pred_classes`, best first, on the model's device.
+            `scores` and `pred_classes`, best first, on the model's device. A dict of arrays for a dict, see
+            `sparse_detr.columns.detect_columns`.
 
         Raises:
             UserError: an option cannot be used.
             ImageError: an image cannot be used; names it and the reason.
         """
+        if isinstance(images, Mapping):
+            from sparse_detr.columns import detect_columns
+
+            return detect_columns(images, lambda rows: self(rows, **options))
         chosen = self._chosen(options)
         found: list[Instances] = []
         for batch in _batches(images, chosen.batch_size):
@@ -265,6 +272,47 @@ class Predictor:
             ImageError: the image cannot be used; says why.
         """
         return self._input(image, 0, self.options.updated({"channel_order": channel_order}))
+
+    def detect(self, inputs: Sequence[dict[str, Any]], **options: Any) -> list[Instances]:
+        """Detect objects in images that are preprocessed: those of one size go through the model together.
+
+        Args:
+            inputs: what `preprocess` returns, one dict an image.
+            options: as in a call of the predictor; `batch_size` and `channel_order` change nothing.
+
+        Returns:
+            `Instances` of every image, as in a call of the predictor.
+
+        Raises:
+            UserError: an option cannot be used.
+        """
+        chosen = self._chosen(options)
+        return [_best(instances, chosen) for instances in self._detect(list(inputs), chosen)]
+
+    def save(self, folder: str | os.PathLike[str], *, notes: str = "") -> None:
+        """Write all that this predictor needs into a folder, which `Predictor(folder)` loads on another machine.
+
+        It holds the config, the weights that were loaded (the averaged ones with `ema=True`), the class names, the
+        options of a call (in place of `ms:30` the budget that it means here) and a card, README.md. The device and the
+        inference form are chosen where it is loaded.
+
+        Args:
+            folder: it is made; an earlier save in it is replaced.
+            notes: what the card says of the model, such as its data and its scores; Markdown.
+
+        Raises:
+            UserError: the folder cannot be written, or a budget is an object of Python, which has no text.
+        """
+        from sparse_detr.config.model import build_detector
+        from sparse_detr.engine.weights import load_trained_weights
+        from sparse_detr.saved_folder import write_folder
+
+        options = vars(self._chosen({}))
+        if not isinstance(options["budget"], float | str | None):
+            raise UserError(f"budget {options['budget']} is an object; give a number or a text to save the predictor")
+        model = build_detector(self._config, device="cpu").eval()
+        load_trained_weights(model, self.weights, ema=self._ema)
+        write_folder(folder, self._config, model, self.class_names, options, notes)
 
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
         """Return the model's input for an image, as the evaluation's mapper makes it."""
@@ -412,6 +460,17 @@ def _checked_mapper(mapper: Any) -> Any:
             "predictor needs one with `augmentations` and the `image_format` RGB or BGR, such as DetrDatasetMapper"
         )
     return mapper
+
+
+def _opened(config: Any, weights: Any, class_names: Any, options: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """Return config, weights, class names and options; of a saved folder those that are not given."""
+    from sparse_detr.saved_folder import is_saved_folder, read_folder
+
+    if not is_saved_folder(config):
+        return config, weights, class_names, options
+    file, saved_weights, saved_names, saved_options = read_folder(config)
+    names = saved_names if class_names is None else class_names
+    return file, saved_weights if weights is None else weights, names, {**saved_options, **options}
 
 
 def _is_exported_file(config: Any) -> bool:

@@ -69,6 +69,7 @@ ALLOWED = {
         "structures",
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
+    "predict": ("predictor", "visualization", "files", "errors"),
     "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

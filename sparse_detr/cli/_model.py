@@ -6,13 +6,18 @@ CONFIG_IS_CODE = "a config is code: load only configs you trust"
 
 
 def add_model(
-    parser: argparse.ArgumentParser, *, config: str = "config of the model", random_weights: str | None = None
+    parser: argparse.ArgumentParser,
+    *,
+    config: str = "config of the model",
+    random_weights: str | None = None,
+    weights_inside: bool = False,
 ) -> None:
     """Declare `--config-file`, `--weights` and `--ema`.
 
     Args:
         config: what the config is of.
         random_weights: what random weights are good for; with it, `--weights` may be left out.
+        weights_inside: what `--config-file` names may hold the weights; then `--weights` may be left out.
     """
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help=f"{config}, lazy or yaml; {CONFIG_IS_CODE}"
@@ -20,7 +25,10 @@ def add_model(
     weights = "checkpoint of a training or of `convert`"
     if random_weights is not None:
         weights += f" (default: random weights{random_weights})"
-    parser.add_argument("--weights", required=random_weights is None, metavar="FILE", help=weights)
+    if weights_inside:
+        weights += " (default: those that the config names or the file holds)"
+    may_be_missing = weights_inside or random_weights is not None
+    parser.add_argument("--weights", required=not may_be_missing, metavar="FILE", help=weights)
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
 
 

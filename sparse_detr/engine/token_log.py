@@ -141,6 +141,7 @@ def draw_validation_image(model: nn.Module, image: ValidationImage, *, title: st
     from sparse_detr.visualization import draw_detections, list_detections, overview_page
     from sparse_detr.visualization.detections import list_boxes
     from sparse_detr.visualization.token_maps import watch_token_maps
+    from sparse_detr.visualization.views import OVERVIEW_ZOOM
 
     with watch_token_maps(model) as maps_of:
         output = model.outputs([image.inputs])
@@ -149,10 +150,10 @@ def draw_validation_image(model: nn.Module, image: ValidationImage, *, title: st
     truth = list_boxes(image.boxes, image.labels, image.class_names)
     page = overview_page(
         image.image,
-        draw_detections(image.image, found, caption=f"score at least {_SCORE_THRESHOLD:g}"),
+        draw_detections(image.image, found, caption=f"score at least {_SCORE_THRESHOLD:g}", zoom=OVERVIEW_ZOOM),
         maps_of(output),
         title=title,
-        truth=draw_detections(image.image, truth, with_labels=False),
+        truth=draw_detections(image.image, truth, with_labels=False, zoom=OVERVIEW_ZOOM),
     )
     height = round(page.shape[0] * _WIDTH / page.shape[1])
     return np.asarray(Image.fromarray(page).resize((_WIDTH, height), Image.Resampling.LANCZOS))

@@ -36,6 +36,22 @@ class Detection:
     label: int
     name: str
 
+    @property
+    def mark(self) -> str:
+        """What the label says before class and score."""
+        return ""
+
+
+@dataclass(frozen=True)
+class TrackedDetection(Detection):
+    """One object in a frame of a video, with the number that it has in all frames."""
+
+    number: int
+
+    @property
+    def mark(self) -> str:
+        return f"#{self.number} "
+
 
 def list_detections(instances: Any, class_names: Sequence[str], score_threshold: float = 0.0) -> list[Detection]:
     """Read Detectron2's `Instances` into plain numbers, best first.
@@ -67,7 +83,12 @@ def list_boxes(boxes: np.ndarray, labels: Sequence[int], class_names: Sequence[s
 
 
 def draw_detections(
-    image: np.ndarray, detections: Sequence[Detection], *, caption: str = "", with_labels: bool = True
+    image: np.ndarray,
+    detections: Sequence[Detection],
+    *,
+    caption: str = "",
+    with_labels: bool = True,
+    zoom: float = 1.0,
 ) -> np.ndarray:
     """Draw boxes, labels where they fit, and a line below that names the colours and counts the objects.
 
@@ -78,6 +99,7 @@ def draw_detections(
         detections: in pixels of the image.
         caption: stands at the right of the line below the picture.
         with_labels: write scores, and classes if there are several; False for true boxes.
+        zoom: how many times as large lines and letters are; above 1 for a picture that is shown reduced.
 
     Returns:
         (H', W', 3) uint8 RGB; the image enlarged to at least 1280, reduced to at most 2048 pixels on its long side,
@@ -85,7 +107,7 @@ def draw_detections(
     """
     long_side = max(image.shape[:2])
     scale = min(max(long_side, _MIN_LONG_SIDE), _MAX_LONG_SIDE) / long_side * _SUPERSAMPLING
-    canvas = _Canvas(image=image, scale=scale)
+    canvas = _Canvas(image=image, scale=scale, zoom=zoom)
     ordered = sorted(detections, key=lambda detection: detection.score)
     for detection in ordered:
         canvas.draw_box(detection)
@@ -100,13 +122,14 @@ class _Canvas:
 
     image: np.ndarray
     scale: float
+    zoom: float = 1.0
     labels: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         height, width = (round(side * self.scale) for side in self.image.shape[:2])
         self.picture = Image.fromarray(self.image).resize((width, height), Image.Resampling.BICUBIC)
         self.pen = ImageDraw.Draw(self.picture, "RGBA")
-        self.unit = max(width, height) / 640  # a hair line; everything that is drawn is measured in it
+        self.unit = self.zoom * max(width, height) / 640  # a hair line; everything that is drawn is measured in it
         self.font = font(round(9 * self.unit))
 
     def draw_box(self, detection: Detection) -> None:
@@ -119,7 +142,8 @@ class _Canvas:
     def draw_label(self, detection: Detection, boxes: Sequence[Detection]) -> None:
         """Write the score, and the class if there are several, beside the box; nowhere if it would hide something."""
         several = any(other.label != detection.label for other in boxes)
-        text = f"{detection.name} {detection.score:.0%}" if several else f"{detection.score:.0%}"
+        name = f"{detection.name} " if several else ""
+        text = f"{detection.mark}{name}{detection.score:.0%}"
         place = self._free_place(detection, text, np.array([other.box for other in boxes]) * self.scale)
         if place is None:
             return

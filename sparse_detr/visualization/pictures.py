@@ -15,6 +15,7 @@ from sparse_detr.files import write_atomically
 from sparse_detr.visualization.detections import Detection, draw_detections
 from sparse_detr.visualization.token_maps import TokenMaps
 from sparse_detr.visualization.views import (
+    OVERVIEW_ZOOM,
     attention_heat,
     heat_page,
     kept_tokens_page,
@@ -50,11 +51,11 @@ def write_files(
     Raises:
         UserError: a file cannot be written; says why.
     """
-    drawn = draw_detections(image, detections, caption=caption)
+    zoomed = draw_detections(image, detections, caption=caption, zoom=OVERVIEW_ZOOM)
     objects = f"{len(detections)} object{'' if len(detections) == 1 else 's'}"
     pictures = {
-        "detections": drawn,
-        "overview": overview_page(image, drawn, maps, title=f"{prefix.name}: {objects}"),
+        "detections": draw_detections(image, detections, caption=caption),
+        "overview": overview_page(image, zoomed, maps, title=f"{prefix.name}: {objects}"),
     }
     if maps.scores is not None or maps.is_selective:
         pictures["tokens"] = kept_tokens_page(image, maps)

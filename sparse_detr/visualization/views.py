@@ -85,6 +85,10 @@ def pooled_tokens_page(image: np.ndarray, maps: TokenMaps) -> np.ndarray:
     return compose_page("Polled and pooled tokens", remark, [top, *rows])
 
 
+OVERVIEW_ZOOM = 2.0
+"""Of the picture of the detections: on the page, it is shown with a third to a half of its width."""
+
+
 def overview_page(
     image: np.ndarray, detections: np.ndarray, maps: TokenMaps, *, title: str, truth: np.ndarray | None = None
 ) -> np.ndarray:
@@ -92,7 +96,7 @@ def overview_page(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        detections: picture of the detections, of the image's proportions.
+        detections: picture of the detections, of the image's proportions, drawn with `OVERVIEW_ZOOM`.
         maps: tokens of the image; those of a dense encoder, without scores and all kept, are not shown.
         title: heading of the page, such as the name of the image.
         truth: picture of the true boxes, which shares the first row with the detections; None for none.

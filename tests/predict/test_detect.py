@@ -1,0 +1,93 @@
+"""Pictures of one size are detected together, each gives what it gives alone, and a bad one is passed on."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from sparse_detr.errors import ImageError
+from sparse_detr.predict.detect import AHEAD, detect_in_slices, detect_pictures
+from sparse_detr.predict.job import Found
+
+
+class Counting:
+    """Stands for a predictor: finds one box in every picture, as large as the picture; remembers its batches."""
+
+    def __init__(self):
+        self.batches = []
+
+    def preprocess(self, picture):
+        if picture == "torn":
+            raise ImageError("torn: cannot be decoded")
+        height, width = picture
+        return {"image": torch.zeros(3, height, width), "height": height, "width": width}
+
+    def detect(self, inputs, *, score_threshold):
+        self.batches.append([item["image"].shape[1] for item in inputs])
+        found = []
+        for item in inputs:
+            instances = Instances((item["height"], item["width"]))
+            instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, item["width"], item["height"]]]))
+            instances.scores = torch.tensor([score_threshold])
+            instances.pred_classes = torch.tensor([2])
+            found.append(instances)
+        return found
+
+
+def detect(sizes, batch_size):
+    predictor = Counting()
+    pictures = [(number, f"{number}.jpg", size) for number, size in enumerate(sizes)]
+    found = sorted(
+        detect_pictures(predictor, pictures, batch_size=batch_size, score_threshold=0.5), key=lambda one: one.number
+    )
+    return found, predictor.batches
+
+
+def test_pictures_of_one_size_go_together_and_the_rest_at_the_end():
+    found, batches = detect([(10, 5), (20, 5), (10, 5), (20, 5), (10, 5)], 2)
+    assert batches == [[10, 10], [20, 20], [10]]
+    assert found[1] == Found(1, "1.jpg", 5, 20, [[0.0, 0.0, 5.0, 20.0]], [0.5], [2])
+    assert [one.height for one in found] == [10, 20, 10, 20, 10]
+
+
+def test_not_more_than_some_batches_wait_for_company():
+    sizes = [(height, 5) for height in range(1, 2 * AHEAD + 2)]  # no two of one size
+    found, batches = detect(sizes, 2)
+    assert [one.number for one in found] == list(range(len(sizes)))
+    assert batches[0] == [1]  # when 2 * AHEAD wait, one of the largest groups goes
+    assert len(batches) == len(sizes)
+
+
+def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_found():
+    found, batches = detect([(10, 5), "torn", (10, 5)], 2)
+    assert batches == [[10, 10]]
+    assert found[1] == Found(1, "1.jpg", problem="torn: cannot be decoded")
+
+
+def test_an_error_of_the_source_is_passed_on():
+    pictures = [(0, "a", ImageError("a is torn")), (1, "b", (4, 4))]
+    found = list(detect_pictures(Counting(), pictures, batch_size=1, score_threshold=0.1))
+    assert found[0].problem == "a is torn"
+    assert found[1].problem == ""
+
+
+def test_slices_are_merged_over_the_whole_picture():
+    pytest.importorskip("sahi")
+
+    class Slices:
+        class_names = ["cell"]
+
+        def read(self, picture):
+            return np.zeros((40, 60, 3), np.uint8)
+
+        def __call__(self, image, **options):
+            height, width = image.shape[:2]
+            instances = Instances((height, width))
+            instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 11.0, 12.0]]))
+            instances.scores, instances.pred_classes = torch.tensor([0.8]), torch.tensor([0])
+            return instances
+
+    (found,) = detect_in_slices(Slices(), [(0, "a", "a")], 20, 0.0, score_threshold=0.5, top_k=None)
+    assert (found.width, found.height) == (60, 40)
+    corners = sorted(tuple(box[:2]) for box in found.boxes)
+    assert corners == [(x + 1.0, y + 2.0) for x in (0, 20, 40) for y in (0, 20)]

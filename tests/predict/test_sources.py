@@ -1,0 +1,120 @@
+"""Pictures from folders, lists, patterns, tar files and videos: all found, in order, with distinct names."""
+
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_detr.errors import ImageError, UserError
+from sparse_detr.predict.sources import find_inputs
+
+
+def save(path, value=0, size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.jpg", "deep/c.PNG"):
+        save(tmp_path / "images" / name)
+    (tmp_path / "images" / "notes.md").write_text("no image")
+    return tmp_path
+
+
+def write_video(path, values):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for value in values:
+        writer.write(np.full((48, 64, 3), (0, 0, value), np.uint8))  # BGR: red
+    writer.release()
+
+
+def write_tar(path, *files, extra=()):
+    with tarfile.open(path, "w") as archive:
+        for file in (*files, *extra):
+            archive.add(file, file.name)
+    return path
+
+
+def test_a_folder_is_read_with_its_subfolders_in_the_order_of_names(folder):
+    inputs = find_inputs([str(folder / "images")])
+    assert inputs.names() == ["a.jpg", "b.png", "deep/c.PNG"]
+    assert list(inputs.read(1, 3)) == [str(folder / "images" / name) for name in ("b.png", "deep/c.PNG")]
+
+
+def test_a_list_names_files_relative_to_itself(folder):
+    (folder / "list.txt").write_text("# held out\nimages/b.png\n\nimages/deep/c.PNG\n")
+    inputs = find_inputs([str(folder / "list.txt")])
+    assert inputs.names() == ["images/b.png", "images/deep/c.PNG"]
+    assert list(inputs.read(0, 2)) == [str(folder / "images/b.png"), str(folder / "images/deep/c.PNG")]
+
+
+def test_a_file_that_is_named_twice_is_read_once_and_equal_names_get_a_number(folder):
+    other = save(folder / "more" / "b.png")
+    inputs = find_inputs([str(folder / "images" / "b.png"), str(folder / "images" / "*.png"), str(other)])
+    assert inputs.names() == ["b.png", "b-2.png"]
+
+
+def test_all_kinds_together_can_be_read_from_any_place_on(folder):
+    files = [save(folder / f"{value}.png", value) for value in (10, 20, 30)]
+    write_tar(folder / "some.tar", *files)
+    write_video(folder / "clip.mp4", [40, 140, 240])
+    inputs = find_inputs([str(folder / "clip.mp4"), str(folder / "images" / "a.jpg"), str(folder / "some.tar")])
+    assert inputs.names() == [
+        "a.jpg",
+        *(f"clip.mp4/{index:06d}" for index in range(3)),
+        *(f"some.tar/{value}.png" for value in (10, 20, 30)),
+    ]
+    assert len(inputs) == 7
+
+    def red(picture):
+        return int(np.asarray(Image.open(picture) if isinstance(picture, str) else picture)[0, 0, 0])
+
+    whole = [red(picture) for picture in inputs.read(0, 7)]
+    assert whole[4:] == [10, 20, 30]
+    assert whole[1:4] == [pytest.approx(value, abs=12) for value in (40, 140, 240)]  # MPEG-4 is lossy
+    for start in range(7):
+        for stop in range(start, 8):
+            assert [red(picture) for picture in inputs.read(start, stop)] == whole[start:stop]
+    ((name, video, first),) = inputs.videos()
+    assert (name, first, video.frames_per_second) == ("clip.mp4", 1, 10)
+
+
+def test_a_torn_image_in_a_tar_file_is_an_error_that_is_passed_on(folder):
+    torn = folder / "torn.jpg"
+    torn.write_bytes((folder / "images" / "a.jpg").read_bytes()[:40])
+    write_tar(folder / "some.tar", torn, folder / "images" / "b.png")
+    first, second = find_inputs([str(folder / "some.tar")]).read(0, 2)
+    assert isinstance(first, ImageError)
+    assert "torn.jpg cannot be decoded" in str(first)
+    assert second.size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty", None, "empty: no image found; give images, folders"),
+        ("gone.png", None, "gone.png: no image found"),
+        ("words.tar", b"no tar", "words.tar cannot be read as a tar file"),
+        ("words.mp4", b"no video", "words.mp4 cannot be read as a video"),
+        ("binary.txt", b"\xff\xfe\x00", "binary.txt cannot be read as a list"),
+        ("blank.txt", b"\n\n", "blank.txt: no image found"),
+    ],
+)
+def test_what_gives_no_picture_is_refused(tmp_path, name, content, message):
+    if content is None and "." not in name:
+        (tmp_path / name).mkdir()
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        find_inputs([str(tmp_path / name)])
+
+
+def test_a_tar_file_without_images_is_refused(tmp_path):
+    note = tmp_path / "note.md"
+    note.write_text("no image")
+    with pytest.raises(UserError, match="holds no image"):
+        find_inputs([str(write_tar(tmp_path / "a.tar", note))])
