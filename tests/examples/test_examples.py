@@ -73,7 +73,7 @@ def test_sahi_merges_the_detections_of_slices(folder, tmp_path):
 def test_ray_data_passes_its_batches_to_a_predictor(folder, expected, tmp_path):
     ray = pytest.importorskip("ray")
     pytest.importorskip("pyarrow")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         number = load("with_ray_data").main(str(folder / "detector"), str(folder / "photos"), str(tmp_path / "out"))
     finally:
