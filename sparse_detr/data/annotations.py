@@ -4,61 +4,23 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparse_detr.data.boxes import BoxFaults, corners_of, find_box_faults, read_flag
+from sparse_detr.data.findings import FaultKind, Finding, Severity, errors_first
 from sparse_detr.data.masks import box_of_mask
 from sparse_detr.errors import UserError
 
-NUM_EXAMPLES = 5
 MAX_ID = 2**53  # many tools keep the numbers of a JSON file as float64
 
 T = TypeVar("T", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A kind of fault that a data set has.
-
-    Attributes:
-        code: its name for programs.
-        is_error: whether it stops the training; else it is a warning.
-        count: the number of items with this fault.
-        message: what the fault is, and its effect or remedy.
-        examples: a few of the items.
-    """
-
-    code: str
-    is_error: bool
-    count: int
-    message: str
-    examples: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        where = f" ({', '.join(self.examples)}{more})" if self.examples else ""
-        return f"{self.count} {self.message}{where}"
-
-
-class FaultKind(NamedTuple):
-    """A kind of fault to search for in a file."""
-
-    code: str
-    message: str
-    is_error: bool = True
-
-    def findings(self, items: Sequence[object]) -> list[Finding]:
-        """Return one finding with `items` as examples; [] if there are no items."""
-        if not items:
-            return []
-        return [Finding(self.code, self.is_error, len(items), self.message, tuple(map(str, items[:NUM_EXAMPLES])))]
 
 
 @dataclass(frozen=True)
@@ -133,7 +95,15 @@ def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoF
         UserError: the file does not exist, is not complete JSON, or lacks one of COCO's three lists.
     """
     path = Path(path)
-    content = _read_json(path)
+    return coco_file_of(path, _read_json(path), boxes_from_masks=boxes_from_masks)
+
+
+def coco_file_of(path: Path, content: Any, *, boxes_from_masks: bool = False) -> CocoFile:
+    """Return the COCO file with this content; see `read_coco_file`.
+
+    Args:
+        path: where the content comes from, for messages.
+    """
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}; give a COCO file, an object with 'images'")
     keys = ("images", "annotations", "categories")
@@ -190,10 +160,6 @@ def check_annotations(coco: CocoFile) -> list[Finding]:
     return errors_first(finding for check in checks for finding in check(coco))
 
 
-def errors_first(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: not finding.is_error)
-
-
 def check_classes_have_boxes(
     coco: CocoFile, unusable: Collection[str] = (), *, for_validation: bool = False
 ) -> list[Finding]:
@@ -211,7 +177,8 @@ def check_classes_have_boxes(
     left = {number for number, used in zip(classes, is_target) if used}
     empty = [number for number in coco.class_names if number in set(classes) - left]
     use = "evaluate with; their AP is not defined" if for_validation else "train on; mend them or remove the class"
-    return FaultKind("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
+    severity: Severity = "warning" if for_validation else "error"
+    return FaultKind("class-without-boxes", f"classes have no box left to {use}", severity).findings(
         [f"{coco.class_names[number]}: {_causes(coco, unusable, number)}" for number in empty]
     )
 
@@ -221,7 +188,8 @@ def _without_targets(
 ) -> Finding:
     remedy = "; set iscrowd to 0 where it is a single object" if coco.crowd.any() else ""
     causes = _causes(coco, unusable) or "the list of annotations is empty"
-    return Finding("no-boxes", not for_validation, 1, f"annotation file leaves no box to {use}: {causes}{remedy}")
+    severity: Severity = "warning" if for_validation else "error"
+    return Finding("no-boxes", severity, 1, f"annotation file leaves no box to {use}: {causes}{remedy}")
 
 
 def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None = None) -> str:
@@ -253,8 +221,8 @@ def check_box_counts(
     queries = f"images have more boxes than the model's {num_queries} queries; it cannot detect them all"
     kept = f"images have more boxes than the {num_detections} detections that are kept of an image; raise that limit"
     return [
-        *FaultKind("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
-        *FaultKind("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
+        *FaultKind("too-many-boxes", queries, severity="warning").findings(above(num_queries)),
+        *FaultKind("more-boxes-than-detections", kept, severity="warning").findings(above(num_detections)),
     ]
 
 
@@ -347,11 +315,11 @@ def _check_categories(coco: CocoFile) -> list[Finding]:
         *FaultKind("duplicate-category-id", "category ids occur more than once; give each class its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *FaultKind("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
+        *FaultKind("duplicate-category-name", "class names belong to several ids", severity="warning").findings(
             _repeated(item["name"] for item in sound)
         ),
         *FaultKind(
-            "absent-category", "classes have no box; they are kept, and their AP is not defined", is_error=False
+            "absent-category", "classes have no box; they are kept, and their AP is not defined", severity="warning"
         ).findings([name for number, name in coco.class_names.items() if number not in used]),
     ]
 
@@ -368,7 +336,7 @@ def _check_images(coco: CocoFile) -> list[Finding]:
         *FaultKind("duplicate-image-id", "image ids occur more than once; give each image its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *FaultKind("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
+        *FaultKind("duplicate-file-name", "files belong to several image ids", severity="warning").findings(
             _repeated(item["file_name"] for item in sound)
         ),
     ]
@@ -385,9 +353,9 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
             "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers"
             + ("; --boxes-from-masks takes the boxes from 'segmentation'" if masked else ""),
         ).findings([_shorten(item) for item in faulty]),
-        *([Finding("boxes-from-masks", False, coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
+        *([Finding("boxes-from-masks", "warning", coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
         *FaultKind(
-            "no-annotations", "list of annotations is empty: every image is a negative", is_error=False
+            "no-annotations", "list of annotations is empty: every image is a negative", severity="warning"
         ).findings([] if coco.annotations else [str(coco.path)]),
         *FaultKind("duplicate-annotation-id", "annotation ids occur more than once; number the annotations").findings(
             _repeated(item["id"] for item in sound)
@@ -406,7 +374,7 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
             [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
         *FaultKind(
-            "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", False
+            "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", "warning"
         ).findings(
             [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
         ),
@@ -418,16 +386,16 @@ def _check_box_entries(coco: CocoFile) -> list[Finding]:
     entries = coco.sound_annotations
     same_box = _repeated((item["image_id"], item["category_id"], *item["bbox"]) for item in entries)
     return [
-        *FaultKind("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
-            [_name(entries[index]) for index in faults.degenerate.nonzero()[0]]
-        ),
-        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
+        *FaultKind(
+            "degenerate-box", "boxes have no area or are not finite; they are dropped", severity="warning"
+        ).findings([_name(entries[index]) for index in faults.degenerate.nonzero()[0]]),
+        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", severity="warning").findings(
             [_name(entries[index]) for index in faults.outside.nonzero()[0]]
         ),
         *FaultKind(
-            "clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False
+            "clipped-box", "boxes reach over the border of their image; they are clipped", severity="warning"
         ).findings([_name(entries[index]) for index in faults.clipped.nonzero()[0]]),
-        *FaultKind("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
+        *FaultKind("duplicate-box", "boxes occur more than once with the same class", severity="warning").findings(
             [f"image {image_id}" for image_id, *_ in same_box]
         ),
     ]
@@ -446,7 +414,7 @@ def _check_units(coco: CocoFile) -> list[Finding]:
 
 
 def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
-    return [Finding(code, False, int(found.sum()), f"boxes look like {what}")] if found.any() else []
+    return [Finding(code, "warning", int(found.sum()), f"boxes look like {what}")] if found.any() else []
 
 
 def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:

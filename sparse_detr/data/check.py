@@ -15,17 +15,15 @@ from tqdm import tqdm
 
 from sparse_detr.data.annotations import (
     CocoFile,
-    FaultKind,
-    Finding,
     boxes_per_image,
     check_annotations,
     check_box_counts,
     check_classes_have_boxes,
-    errors_first,
     missing_files,
     num_images_of,
     read_coco_file,
 )
+from sparse_detr.data.findings import FaultKind, Finding, errors_first
 from sparse_detr.data.images import (
     BadImageError,
     Depth,
@@ -59,14 +57,15 @@ class Report:
         return any(finding.is_error for finding in self.findings)
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "stops_training": self.stops_training}, indent=2)
+        findings = [{**asdict(finding), "is_error": finding.is_error} for finding in self.findings]
+        return json.dumps({**asdict(self), "findings": findings, "stops_training": self.stops_training}, indent=2)
 
     def __str__(self) -> str:
         tables = [
             tabulate(self.facts.items(), headers=["data set", "number"]),
             tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=True),
         ]
-        lines = [f"{'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
+        lines = [f"{finding.severity}: {finding}" for finding in self.findings]
         return "\n\n".join([*tables, "\n".join(lines or ["nothing is wrong"])])
 
 
@@ -108,7 +107,7 @@ def check_data(
         *check_annotations(coco),
         *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
-        *FaultKind("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
+        *FaultKind("missing-image", "image files are missing; they are skipped", severity="warning").findings(missing),
         *_check_damaged(damaged),
         *_check_share(num_images_of(coco, unusable), len(coco.sound_images), max_bad_share),
         *_check_depths(images_read, value_range),
@@ -162,7 +161,7 @@ def _check_classes_have_boxes(
     yield from findings
     for finding in check_classes_have_boxes(coco, unusable, for_validation=for_validation):
         if finding.code not in {known.code for known in findings}:
-            yield replace(finding, is_error=finding.is_error and finding.code == "no-boxes")
+            yield finding if finding.code == "no-boxes" else replace(finding, severity="warning")
 
 
 def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | None) -> Iterator[Finding]:
@@ -176,7 +175,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
                 "dark-images",
                 f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "
                 f"to white; if that is too dark, set value_range, such as [0,{_rounded_up(high):g}]",
-                is_error=False,
+                severity="warning",
             ).findings([image.file_name for image in kept])
 
 
@@ -206,9 +205,13 @@ def _by_depth(images: Iterable[_ImageRead]) -> dict[str, list[_ImageRead]]:
 
 def _check_damaged(damaged: list[BadImageError]) -> Iterator[Finding]:
     kinds = {
-        "corrupt": FaultKind("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
-        "another size": FaultKind("image-size", "image files have another size than recorded; they are skipped", False),
-        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", False),
+        "corrupt": FaultKind(
+            "corrupt-image", "image files are corrupt or truncated; they are skipped", severity="warning"
+        ),
+        "another size": FaultKind(
+            "image-size", "image files have another size than recorded; they are skipped", "warning"
+        ),
+        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", "warning"),
         "value range": FaultKind("value-range", "images have values that no setting explains"),
     }
     for kind, fault in kinds.items():
@@ -219,7 +222,7 @@ def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:
     if not (bad == total or too_many_bad(bad, total, max_bad_share)):
         return []
     message = f"of {total} images cannot be used, more than the allowed share of {max_bad_share:.2%}; training stops"
-    return [Finding("bad-share", True, bad, message)] if bad else []
+    return [Finding("bad-share", "error", bad, message)] if bad else []
 
 
 def _boxes_per_class(coco: CocoFile, unusable: set[str]) -> dict[str, int]:
