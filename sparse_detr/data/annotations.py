@@ -143,14 +143,15 @@ def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
 
 def _with_box_of_mask(item: Any, images: Mapping[int, dict[str, Any]]) -> Any:
     """Return the item with the box around its mask; `item` itself if it has a box, or no usable mask."""
-    if not _needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
+    if not needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
         return item
     image = images[item["image_id"]]
     box = box_of_mask(item.get("segmentation"), image["height"], image["width"])
     return {**item, "bbox": box} if box else item
 
 
-def _needs_box(item: Any) -> bool:
+def needs_box(item: Any) -> bool:
+    """Return whether an annotation has no box."""
     return isinstance(item, dict) and item.get("bbox") in (None, [])
 
 
@@ -345,7 +346,7 @@ def _check_images(coco: CocoFile) -> list[Finding]:
 def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.annotations if is_annotation(item)]
     faulty = [item for item in coco.annotations if not is_annotation(item) and not _has_huge_id(item)]
-    masked = [item for item in faulty if _needs_box(item) and item.get("segmentation")]
+    masked = [item for item in faulty if needs_box(item) and item.get("segmentation")]
     from_masks = "annotations have no 'bbox' and were given the box around their mask"
     return [
         *FaultKind(

@@ -62,8 +62,17 @@ def read(path: Path, root: Path, part: str) -> Part:
         UserError: the file cannot be used, or no folder holds its images.
     """
     coco = read_coco_file(path)
+    return _part(coco, _image_folder(coco, root, part))
+
+
+def read_with_images(path: Path, images: Path) -> Part:
+    """Read a COCO file whose file names start from a known folder."""
+    return _part(read_coco_file(path), images)
+
+
+def _part(coco: CocoFile, images: Path) -> Part:
     content = {"images": coco.images, "annotations": coco.annotations, "categories": coco.categories}
-    return Part(path, content, _image_folder(coco, root, part), json_file=path)
+    return Part(coco.path, content, images, json_file=coco.path)
 
 
 def _image_folder(coco: CocoFile, root: Path, part: str) -> Path:

@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from sparse_detr.data.annotations import is_category, is_image
+from sparse_detr.data.annotations import is_category, is_image, needs_box
 from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.images import DECODING_ERRORS, upright_size
 from sparse_detr.errors import UserError
@@ -76,8 +77,7 @@ class Part:
     @property
     def class_names(self) -> list[str]:
         """The names of the categories in the order of their ids."""
-        categories = [item for item in self.content["categories"] if is_category(item)]
-        return [item["name"] for item in sorted(categories, key=lambda item: item["id"])]
+        return [name for _, name in sorted(self._names_by_id.items())]
 
     @property
     def file_names(self) -> list[str]:
@@ -90,21 +90,34 @@ class Part:
         Raises:
             UserError: the part has boxes of a class that is not among `names`.
         """
-        own = {item["id"]: item["name"] for item in self.content["categories"] if is_category(item)}
         ids = {name: number for number, name in enumerate(names, start=1)}
-        used = {own.get(item.get("category_id")) for item in self.content["annotations"]} - {None}
-        unknown = sorted(str(name) for name in used - ids.keys())
+        used = {name for item in self.content["annotations"] if (name := self._class_of(item)) is not None}
+        unknown = sorted(used - ids.keys())
         if unknown:
             raise UserError(
-                f"{self.source} has boxes of {', '.join(map(repr, unknown))}, which the training data do not name; "
-                f"their classes are {', '.join(names)}"
+                f"{self.source} has boxes of {', '.join(map(repr, unknown))}, which the other part does not name; "
+                f"its classes are {', '.join(names)}"
             )
         annotations = [
-            {**item, "category_id": ids.get(own.get(item.get("category_id"), ""), -1)}
+            item if (name := self._class_of(item)) is None else {**item, "category_id": ids[name]}
             for item in self.content["annotations"]
         ]
         content = {**self.content, "annotations": annotations, "categories": _categories(names)}
         return replace(self, content=content, json_file=None, fixed_classes=True)
+
+    @cached_property
+    def _names_by_id(self) -> dict[int, str]:
+        return {item["id"]: item["name"] for item in self.content["categories"] if is_category(item)}
+
+    def _class_of(self, annotation: Any) -> str | None:
+        """Return the class of an annotation; None if it names none, which the checks of the data report."""
+        number = annotation.get("category_id") if isinstance(annotation, dict) else None
+        return self._names_by_id.get(number) if isinstance(number, int) else None
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether an annotation has a mask and no box."""
+        return any(needs_box(item) and bool(item.get("segmentation")) for item in self.content["annotations"])
 
     def only(self, file_names: Collection[str]) -> Part:
         """Return the part of the images with these names; ids and classes stay."""

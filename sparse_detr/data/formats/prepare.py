@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparse_detr.data.findings import Finding
@@ -39,7 +39,7 @@ class OwnParts:
 
 
 def read_own_parts(
-    train: str | Path,
+    train: str | Path | Part,
     val: str | Path | None = None,
     *,
     share: float = SHARE,
@@ -52,7 +52,7 @@ def read_own_parts(
     image, which is the same in every run.
 
     Args:
-        train, val: folders or files of COCO, YOLO, Pascal VOC or CSV.
+        train, val: folders or files of COCO, YOLO, Pascal VOC or CSV; training data may be read already.
         share: of the images for validation where neither `val` nor a part "val" is there; 0 for none.
         seed: of that choice.
         folder: where the choice is kept for later runs; None does not write it.
@@ -60,23 +60,28 @@ def read_own_parts(
     Raises:
         UserError: the data cannot be read; says what was looked for or what to mend.
     """
-    found = find_data_set(train)
-    name = training_part(found)
-    part = found.parts[name]()
-    decisions = [_sentence(found, name, part, "training")]
+    part, inside, decisions = (train, None, []) if isinstance(train, Part) else _read_training(train)
     other: Part | None = None
     if val is not None:
         val_found = find_data_set(val)
         val_name = validation_part(val_found)
         other = val_found.parts[val_name]()
         decisions.append(_sentence(val_found, val_name, other, "validation"))
-    elif "val" in found.parts:
-        other = found.parts["val"]()
-        decisions.append(_sentence(found, "val", other, "validation"))
+    elif inside is not None:
+        other = inside.parts["val"]()
+        decisions.append(_sentence(inside, "val", other, "validation"))
     elif share > 0:
         return _divide(part, share, seed, folder, decisions)
-    part, other, decision = with_same_classes(part, other)
-    return OwnParts(part, other, [*decisions, *decision])
+    same, more = with_same_classes([part] if other is None else [part, other])
+    return OwnParts(same[0], same[1] if other is not None else None, [*decisions, *more])
+
+
+def _read_training(path: str | Path) -> tuple[Part, Found | None, list[str]]:
+    """Return the training part, the data set if it has a part for validation too, and a sentence."""
+    found = find_data_set(path)
+    name = training_part(found)
+    part = found.parts[name]()
+    return part, found if name != "val" and "val" in found.parts else None, [_sentence(found, name, part, "training")]
 
 
 def _sentence(found: Found, name: str, part: Part, use: str) -> str:
@@ -97,36 +102,27 @@ def _divide(part: Part, share: float, seed: int, folder: Path | None, decisions:
         f"no validation data are named: {len(split.val)} of the {len(names)} images are taken for it (by image, share "
         f"{share:g}, seed {seed}) and {len(split.train)} are left for training{kept}"
     )
-    fixed, _, _ = with_same_classes(part, None)
-    return OwnParts(fixed.only(split.train), _without_findings(fixed.only(split.val)), [*decisions, decision])
+    return OwnParts(part.only(split.train), replace(part.only(split.val), findings=[]), [*decisions, decision])
 
 
-def _without_findings(part: Part) -> Part:
-    return Part(part.source, part.content, part.images)
+def with_same_classes(parts: Sequence[Part]) -> tuple[list[Part], list[str]]:
+    """Give all parts the same ids of classes, by name, if their names allow it; return them and what was decided.
 
-
-def with_same_classes(train: Part, val: Part | None) -> tuple[Part, Part | None, list[str]]:
-    """Give both parts the same ids of classes, by name, if their names allow it; return what was decided.
-
-    Where the training data do not say the order of the classes, it is alphabetical, over both parts. Two sources that
-    both say it and differ stay as they are: the checks of the data name the difference.
+    Where no part says the order of the classes, it is alphabetical, over all parts. Parts that all say it and have
+    different names stay as they are: the checks of the data name the difference.
 
     Raises:
-        UserError: a part has boxes of a class that the other one, which names the classes, lacks.
+        UserError: a part has boxes of a class that the one which names the classes lacks.
     """
-    if val is None:
-        return train, None, []
-    if train.fixed_classes and val.fixed_classes:
-        if _ids(train) == _ids(val) or sorted(train.class_names) != sorted(val.class_names):
-            return train, val, []
-        names = train.class_names
-        decision = [f"the classes of {val.source} are numbered as in {train.source}, by name"]
-        return train.with_classes(names), val.with_classes(names), decision
-    if train.fixed_classes or val.fixed_classes:
-        names = (train if train.fixed_classes else val).class_names
-    else:
-        names = sorted({*train.class_names, *val.class_names})
-    return train.with_classes(names), val.with_classes(names), []
+    fixed = [part for part in parts if part.fixed_classes]
+    if len(fixed) < len(parts):
+        names = fixed[0].class_names if fixed else sorted({name for part in parts for name in part.class_names})
+        return [part.with_classes(names) for part in parts], []
+    first, others = fixed[0], [part for part in fixed if _ids(part) != _ids(fixed[0])]
+    if not others or any(sorted(part.class_names) != sorted(first.class_names) for part in others):
+        return list(parts), []
+    decisions = [f"the classes of {part.source} are numbered as in {first.source}, by name" for part in others]
+    return [part.with_classes(first.class_names) for part in parts], decisions
 
 
 def _ids(part: Part) -> list[tuple[object, object]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
@@ -48,8 +48,9 @@ def _check(names: Sequence[str], share: float) -> None:
         raise UserError(f"{len(names)} image cannot be divided into training and validation; name validation data")
 
 
-def _number(name: str, seed: int) -> float:
-    """Return a number from 0 to 1 that depends on nothing else."""
+def _number(path: str, seed: int) -> float:
+    """Return a number from 0 to 1 that depends on the seed and the file's own name alone, not on its folder."""
+    name = PurePosixPath(path).name
     return int.from_bytes(sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
 
@@ -61,17 +62,17 @@ def saved_split(path: Path, names: Sequence[str], *, share: float, seed: int) ->
     Raises:
         UserError: the file is of another share or seed, or cannot be read.
     """
-    if not path.is_file():
+    old = _read(path) if path.is_file() else None
+    known = {*old.train, *old.val} if old else set()
+    if old is None or not known & set(names):  # of other data
         split = make_split(names, share=share, seed=seed)
         write_text_atomically(path, json.dumps(asdict(split), indent=1) + "\n")
         return split
-    old = _read(path)
     if (old.share, old.seed) != (share, seed):
         raise UserError(
             f"{path} divides these data with share {old.share} and seed {old.seed}, not {share} and {seed}; go on with "
             "those, or choose another output folder"
         )
-    known = {*old.train, *old.val}
     new = [name for name in names if name not in known]
     if not new and known <= set(names):
         return old
