@@ -232,6 +232,20 @@ def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[i
     return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
 
 
+def class_differences(train: CocoFile, val: CocoFile) -> list[str]:
+    """Return a sentence for each category that the two files do not share."""
+    return [
+        f"category {number} is {_class_or_missing(train.class_names, number)} in {train.path}, "
+        f"{_class_or_missing(val.class_names, number)} in {val.path}"
+        for number in sorted(train.class_names.keys() | val.class_names.keys())
+        if train.class_names.get(number) != val.class_names.get(number)
+    ]
+
+
+def _class_or_missing(names: dict[int, str], number: int) -> str:
+    return repr(names[number]) if number in names else "missing"
+
+
 def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
     """Return the file names of the images that are not in the folder, in the order of the annotation file."""
     folder = Path(folder)

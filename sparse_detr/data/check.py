@@ -23,6 +23,7 @@ from sparse_detr.data.annotations import (
     num_images_of,
     read_coco_file,
 )
+from sparse_detr.data.duplicates import Fingerprint, fingerprint
 from sparse_detr.data.findings import FaultKind, Finding, errors_first
 from sparse_detr.data.images import (
     BadImageError,
@@ -56,9 +57,18 @@ class Report:
     def stops_training(self) -> bool:
         return any(finding.is_error for finding in self.findings)
 
-    def to_json(self) -> str:
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
         findings = [{**asdict(finding), "is_error": finding.is_error} for finding in self.findings]
-        return json.dumps({**asdict(self), "findings": findings, "stops_training": self.stops_training}, indent=2)
+        return {**asdict(self), "findings": findings, "stops_training": self.stops_training}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         tables = [
@@ -66,7 +76,7 @@ class Report:
             tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=True),
         ]
         lines = [f"{finding.severity}: {finding}" for finding in self.findings]
-        return "\n\n".join([*tables, "\n".join(lines or ["nothing is wrong"])])
+        return "\n\n".join([*tables, "\n".join([*(["nothing is wrong"] if self.is_sound else []), *lines])])
 
 
 def check_data(
@@ -97,10 +107,53 @@ def check_data(
     Raises:
         UserError: the file or folder does not exist, or the file is not a COCO file.
     """
-    value_range = check_value_range(value_range)
     coco = read_coco_file(json_file, boxes_from_masks=boxes_from_masks)
+    return check_coco(
+        coco,
+        Path(images),
+        num_queries=num_queries,
+        num_detections=num_detections,
+        decode_images=decode_images,
+        max_bad_share=max_bad_share,
+        for_validation=for_validation,
+        value_range=value_range,
+    ).report
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A data set after its check.
+
+    Args:
+        coco: its content.
+        images: the folder that its file names start from.
+        report: what was found.
+        unusable: file names of the images that are missing or damaged.
+        fingerprints: of the images that were read, by file name.
+    """
+
+    coco: CocoFile
+    images: Path
+    report: Report
+    unusable: frozenset[str]
+    fingerprints: list[tuple[str, Fingerprint]]
+
+
+def check_coco(
+    coco: CocoFile,
+    images: Path,
+    *,
+    num_queries: int | None,
+    num_detections: int | None,
+    decode_images: bool,
+    max_bad_share: float,
+    for_validation: bool,
+    value_range: Sequence[float] | None,
+) -> Checked:
+    """Check a COCO data set; for the arguments see `check_data`."""
+    value_range = check_value_range(value_range)
     missing = missing_files(coco, images)
-    images_read = _read_all(coco, Path(images), set(missing), value_range) if decode_images else []
+    images_read = _read_all(coco, images, set(missing), value_range) if decode_images else []
     damaged = [image.fault for image in images_read if image.fault]
     unusable = {*missing, *(image.file_name for image in images_read if image.fault)}
     findings = [
@@ -113,7 +166,9 @@ def check_data(
         *_check_depths(images_read, value_range),
     ]
     facts = {**_facts(coco, unusable), **_depth_facts(images_read)}
-    return Report(facts, _boxes_per_class(coco, unusable), errors_first(findings))
+    report = Report(facts, _boxes_per_class(coco, unusable), errors_first(findings))
+    fingerprints = [(image.file_name, image.fingerprint) for image in images_read if image.fingerprint]
+    return Checked(coco, images, report, frozenset(unusable), fingerprints)
 
 
 @dataclass(frozen=True)
@@ -125,6 +180,7 @@ class _ImageRead:
     depth: Depth | None = None
     low: float = 0.0
     high: float = 0.0
+    fingerprint: Fingerprint | None = None
 
 
 def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequence[float] | None) -> list[_ImageRead]:
@@ -137,8 +193,9 @@ def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequ
 
 def _read_one(image: dict[str, Any], folder: Path, value_range: Sequence[float] | None) -> _ImageRead:
     name, path = image["file_name"], str(folder / image["file_name"])
+    found = None
     try:
-        read_recorded_image({**image, "file_name": path}, value_range=value_range)
+        found = fingerprint(read_recorded_image({**image, "file_name": path}, value_range=value_range))
         fault = None
     except BadImageError as error:
         if error.kind != "value range":
@@ -146,11 +203,11 @@ def _read_one(image: dict[str, Any], folder: Path, value_range: Sequence[float] 
         fault = error
     depth = image_depth(path)
     if depth is None:
-        return _ImageRead(name)
+        return _ImageRead(name, fingerprint=found)
     values = read_values(path)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    return _ImageRead(name, fault, depth, low, high)
+    return _ImageRead(name, fault, depth, low, high, found)
 
 
 def _check_classes_have_boxes(

@@ -18,6 +18,7 @@ from sparse_detr.data.annotations import (
     check_annotations,
     check_box_counts,
     check_classes_have_boxes,
+    class_differences,
     missing_files,
     num_images_of,
     read_coco_file,
@@ -151,18 +152,9 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
 
 
 def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
-    differences = [
-        f"category {number} is {_class_or_missing(train.class_names, number)} in {train.path}, "
-        f"{_class_or_missing(val.class_names, number)} in {val.path}"
-        for number in sorted(train.class_names.keys() | val.class_names.keys())
-        if train.class_names.get(number) != val.class_names.get(number)
-    ]
+    differences = class_differences(train, val)
     if differences:
         raise UserError("both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
-
-
-def _class_or_missing(names: dict[int, str], number: int) -> str:
-    return repr(names[number]) if number in names else "missing"
 
 
 def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:
