@@ -19,6 +19,7 @@ _LARGEST_FACTOR = 2.0  # by which a larger size is proposed; beyond it, cut the 
 _SIZE_STEP, _QUERY_STEP, _RATIO_STEP = 32, 50, 0.05
 _SPARE_QUERIES = 1.5
 _LARGE = 0.5
+_LEAST_TOKENS = 4  # for each object, among those that are kept
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,16 @@ class Objects:
         sides: (T, 2) width and height in pixels.
         shares: (T, 2) of the image's width and height.
         cover: (N,) share of an image's tokens that lie in a box; NaN where the strides are unknown.
+        num_tokens: (N,) tokens of an image on all levels.
+        counts: (N,) boxes of an image.
         images: (N, 2) width and height of the images that have boxes.
     """
 
     sides: np.ndarray
     shares: np.ndarray
     cover: np.ndarray
+    num_tokens: np.ndarray
+    counts: np.ndarray
     images: np.ndarray
 
     @property
@@ -53,7 +58,7 @@ def objects_at_training_size(coco: CocoFile, unusable: Collection[str], plan: Pl
     groups: dict[int, list[int]] = {}
     for index in targets.nonzero()[0]:
         groups.setdefault(coco.sound_annotations[index]["image_id"], []).append(index)
-    sides, shares, cover, images = [], [], [], []
+    sides, shares, cover, num_tokens, images = [], [], [], [], []
     for image_id, indices in groups.items():
         image = coco.sound_images[image_id]
         size = np.array([image["width"], image["height"]], dtype=np.float64)
@@ -63,17 +68,21 @@ def objects_at_training_size(coco: CocoFile, unusable: Collection[str], plan: Pl
         sides.append((high - low) * scale)
         shares.append((high - low) / size)
         images.append(size * scale)
-        cover.append(_cover(np.concatenate([low, high], axis=1) * scale, size * scale, plan.strides))
+        inside, total = _tokens_inside(np.concatenate([low, high], axis=1) * scale, size * scale, plan.strides)
+        cover.append(inside / total if total else math.nan)
+        num_tokens.append(total)
     return Objects(
         np.concatenate(sides).reshape(-1, 2) if sides else np.zeros((0, 2)),
         np.concatenate(shares).reshape(-1, 2) if shares else np.zeros((0, 2)),
         np.array(cover),
+        np.array(num_tokens),
+        np.array([len(indices) for indices in groups.values()]),
         np.array(images).reshape(-1, 2),
     )
 
 
-def _cover(boxes: np.ndarray, size: np.ndarray, strides: tuple[int, ...]) -> float:
-    """Return the share of the tokens of all levels whose centre lies in one of the (T, 4) boxes x1, y1, x2, y2."""
+def _tokens_inside(boxes: np.ndarray, size: np.ndarray, strides: tuple[int, ...]) -> tuple[int, int]:
+    """Count the tokens of all levels whose centre lies in one of the (T, 4) boxes x1, y1, x2, y2, and all tokens."""
     inside = total = 0
     for stride in strides:
         columns, rows = (np.arange(math.ceil(side / stride)) for side in size)
@@ -81,7 +90,7 @@ def _cover(boxes: np.ndarray, size: np.ndarray, strides: tuple[int, ...]) -> flo
         for x1, y1, x2, y2 in np.ceil(boxes / stride - 0.5).astype(int):  # centres lie at (index + 1/2) * stride
             taken[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = True
         inside, total = inside + int(taken.sum()), total + taken.size
-    return inside / total if total else math.nan
+    return inside, total
 
 
 def facts_of(objects: Objects, plan: Plan) -> dict[str, float]:
@@ -127,18 +136,23 @@ def check_objects(
             message = f"of {total} objects get less than one token on their best level, that of stride {finest}"
             findings.append(Finding("objects-without-token", "warning", without, message))
     if plan.strides and plan.keep_ratio is not None:
-        beyond = int((objects.cover > plan.keep_ratio).sum())
-        if beyond > _SOME * len(objects.cover):
+        few = int((_kept_for_each(objects, plan.keep_ratio) < _LEAST_TOKENS).sum())
+        if few > _SOME * len(objects.counts):
             message = (
-                f"of {len(objects.cover)} images have more tokens in objects than the keep ratio {plan.keep_ratio:g} "
-                "keeps of all"
+                f"of {len(objects.counts)} images keep fewer than {_LEAST_TOKENS} tokens for each of their objects at "
+                f"the keep ratio {plan.keep_ratio:g}"
             )
-            findings.append(Finding("keep-ratio-below-objects", "warning", beyond, message))
+            findings.append(Finding("few-kept-tokens", "warning", few, message))
     if plan.crops and float(np.median(objects.shares.max(axis=1))) > _LARGE:
         cut = int((objects.shares.max(axis=1) > _LARGE).sum())
         message = f"of {total} objects are longer than half of the image, and the augmentation cuts images"
         findings.append(Finding("crops-of-large-objects", "warning", cut, message))
     return findings
+
+
+def _kept_for_each(objects: Objects, keep_ratio: float) -> np.ndarray:
+    """Return (N,) how many of the kept tokens of an image there are for each of its objects."""
+    return keep_ratio * objects.num_tokens / objects.counts
 
 
 def check_evaluation_limit(coco: CocoFile, unusable: Collection[str], plan: Plan) -> list[Finding]:
@@ -223,19 +237,23 @@ def _of_crops(objects: Objects, plan: Plan) -> Iterator[Change]:
 
 
 def _of_keep_ratio(objects: Objects, plan: Plan) -> Iterator[Change]:
-    """Propose the ratio at which the tokens of objects are kept in nine of ten images."""
-    if plan.keep_ratio is None or plan.keep_ratio >= 1 or not plan.strides:
+    """Propose a ratio that keeps some tokens for each object, or a smaller one where objects are few."""
+    if plan.keep_ratio is None or not plan.strides:
         return
-    most = float(np.quantile(objects.cover, 0.9))
-    beyond = float((objects.cover > plan.keep_ratio).mean())
-    if beyond > _SOME:
-        reason = f"in nine of ten images up to {most:.0%} of the tokens lie in objects"
-        yield Change("model.selector.budget.keep_ratio", round(min(_up(most, _RATIO_STEP), 1.0), 2), reason)
-    elif most * 3 < plan.keep_ratio:
-        reason = f"in nine of ten images at most {most:.0%} of the tokens lie in objects; twice that may be enough"
-        value = round(max(_up(2 * most, _RATIO_STEP), _RATIO_STEP), 2)
-        if value < plan.keep_ratio:
-            yield Change("model.selector.budget.keep_ratio", value, reason)
+    needed = float(np.quantile(_LEAST_TOKENS * objects.counts / objects.num_tokens, 1 - _SOME))
+    most = float(np.quantile(objects.cover, 1 - _SOME))
+    if needed > plan.keep_ratio:
+        reason = f"it keeps {_LEAST_TOKENS} tokens for each object in 19 of 20 images"
+        yield _keep_ratio(min(_up(needed, _RATIO_STEP), 1.0), reason)
+        return
+    enough = max(_up(2 * most, _RATIO_STEP), _up(needed, _RATIO_STEP))
+    if enough < plan.keep_ratio < 1:
+        reason = f"in 19 of 20 images at most {most:.0%} of the tokens lie in objects; twice as many may be enough"
+        yield _keep_ratio(enough, reason)
+
+
+def _keep_ratio(value: float, reason: str) -> Change:
+    return Change("model.selector.budget.keep_ratio", round(value, 2), reason)
 
 
 def _up(value: float, step: float) -> float:

@@ -57,7 +57,7 @@ def find_duplicates(images: Named) -> list[Finding]:
         for name, print_ in images
         if first.setdefault(print_.digest, name) != name  # all but the first of equal ones
     ]
-    single = list({print_.digest: (name, print_) for name, print_ in images}.values())
+    single = [(name, print_) for name, print_ in images if first[print_.digest] == name]
     near = [f"{a} ~ {b}" for a, b in _near_pairs(single, None)] if len(single) <= _MOST else []
     return [
         *FaultKind("duplicate-image", "images have the same pixels as another one; remove them", "warning").findings(
@@ -73,7 +73,7 @@ def find_duplicates(images: Named) -> list[Finding]:
 
 def find_leaks(train: Named, val: Named) -> list[Finding]:
     """Find images of the validation data that are in the training data too, so that the scores are too high."""
-    known = {print_.digest: name for name, print_ in train}
+    known = {print_.digest: name for name, print_ in reversed(train)}
     exact = [f"{name} = {known[print_.digest]}" for name, print_ in val if print_.digest in known]
     others = [(name, print_) for name, print_ in val if print_.digest not in known]
     near = [f"{a} ~ {b}" for a, b in _near_pairs(others, train)]

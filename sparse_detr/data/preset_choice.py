@@ -12,7 +12,7 @@ from sparse_detr.data.duplicates import Fingerprint
 
 Preset = Literal["photos", "aerial", "industrial"]
 
-_SMALL, _MANY = 0.08, 8  # of an aerial image: length of the median object as a share of it, objects an image
+_SMALL, _MANY = 0.12, 10  # of an aerial image: length of the median object as a share of it, objects an image
 _ALIKE = 0.3  # share of the bits in which two images of a fixed camera differ; those of photographs differ in half
 _LEAST = 5  # images for a judgement
 _SAMPLES = 200

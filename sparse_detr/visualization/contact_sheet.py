@@ -65,7 +65,7 @@ def draw_contact_sheet(
         left = _MARGIN + index % columns * (_CELL + _GAP)
         upper = top + index // columns * (_CELL + _LINE + _GAP)
         picture = _picture(sample)
-        page.paste(picture, (left + (_CELL - picture.width) // 2, upper + (_CELL - picture.height) // 2))
+        page.paste(picture, (left + (_CELL - picture.width) // 2, upper + _CELL - picture.height))
         height, width_ = sample.image.shape[:2]
         text = f"{_short(sample.name, 24)}  {width_} x {height}, {len(sample.labels)} boxes"
         pen.text((left, upper + _CELL + 4), text, MUTED, font(_TEXT - 2))
