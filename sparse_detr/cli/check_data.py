@@ -146,7 +146,7 @@ def _of_folders(args: argparse.Namespace) -> "tuple[Source, Source | None, list[
     from sparse_detr.data.formats import Part, read_own_parts
 
     def source(part: Part) -> Source:
-        coco = coco_file_of(part.source, part.content, boxes_from_masks=args.boxes_from_masks or part.needs_masks)
+        coco = coco_file_of(part.source, part.to_coco(), boxes_from_masks=args.boxes_from_masks or part.needs_masks)
         return Source(coco, part.images, part.findings)
 
     own = read_own_parts(args.train, args.val, share=args.val_share, seed=args.split_seed)

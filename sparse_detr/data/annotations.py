@@ -18,6 +18,7 @@ from sparse_detr.data.findings import FaultKind, Finding, Severity, errors_first
 from sparse_detr.data.masks import box_of_mask
 from sparse_detr.errors import UserError
 
+CONVERTER = "sparse_detr"  # the contributor in the `info` of a file that was made from data in another form
 MAX_ID = 2**53  # many tools keep the numbers of a JSON file as float64
 
 T = TypeVar("T", bound=Hashable)
@@ -27,7 +28,8 @@ T = TypeVar("T", bound=Hashable)
 class CocoFile:
     """The three lists of a COCO file, and the entries of each that training and evaluation use.
 
-    `boxes_from_masks` counts the annotations without a box that got the box around their mask.
+    `boxes_from_masks` counts the annotations without a box that got the box around their mask. With `made_ids` the
+    numbers are this program's, as of data that were in another form: then messages name images by their files.
     """
 
     path: Path
@@ -35,6 +37,14 @@ class CocoFile:
     annotations: list[Any]
     categories: list[Any]
     boxes_from_masks: int = 0
+    made_ids: bool = False
+
+    def name_of(self, annotation: dict[str, Any]) -> str:
+        """Return the name of a sound annotation for messages."""
+        image = self.sound_images.get(annotation["image_id"])
+        if self.made_ids and image is not None:
+            return f"annotation {annotation['id']} in {image['file_name']}"
+        return f"annotation {annotation['id']} of image {annotation['image_id']}"
 
     @cached_property
     def sound_images(self) -> dict[int, dict[str, Any]]:
@@ -113,7 +123,10 @@ def coco_file_of(path: Path, content: Any, *, boxes_from_masks: bool = False) ->
             f"{path} has no list {' and no list '.join(map(repr, wrong))}; a COCO file has {', '.join(keys)} "
             "(an empty list is fine for annotations)"
         )
-    coco = CocoFile(path, *(content[key] for key in keys))
+    info = content.get("info")
+    coco = CocoFile(
+        path, *(content[key] for key in keys), made_ids=isinstance(info, dict) and info.get("contributor") == CONVERTER
+    )
     return _with_boxes_of_masks(coco) if boxes_from_masks else coco
 
 
@@ -378,20 +391,28 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
         *FaultKind(
             "unknown-category", "annotations have a category_id that is not in 'categories'; add it there"
         ).findings(
-            [f"{_name(item)}: {item['category_id']}" for item in sound if item["category_id"] not in coco.class_names]
+            [
+                f"{coco.name_of(item)}: {item['category_id']}"
+                for item in sound
+                if item["category_id"] not in coco.class_names
+            ]
         ),
         *FaultKind(
             "crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)"
         ).findings(
-            [f"{_name(item)}: {_shorten(item['iscrowd'])}" for item in sound if read_flag(item.get("iscrowd")) is None]
+            [
+                f"{coco.name_of(item)}: {_shorten(item['iscrowd'])}"
+                for item in sound
+                if read_flag(item.get("iscrowd")) is None
+            ]
         ),
         *FaultKind("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
-            [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
+            [coco.name_of(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
         *FaultKind(
             "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", "warning"
         ).findings(
-            [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
+            [f"{coco.name_of(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
         ),
     ]
 
@@ -403,13 +424,13 @@ def _check_box_entries(coco: CocoFile) -> list[Finding]:
     return [
         *FaultKind(
             "degenerate-box", "boxes have no area or are not finite; they are dropped", severity="warning"
-        ).findings([_name(entries[index]) for index in faults.degenerate.nonzero()[0]]),
+        ).findings([coco.name_of(entries[index]) for index in faults.degenerate.nonzero()[0]]),
         *FaultKind("outside-box", "boxes lie outside their image; they are dropped", severity="warning").findings(
-            [_name(entries[index]) for index in faults.outside.nonzero()[0]]
+            [coco.name_of(entries[index]) for index in faults.outside.nonzero()[0]]
         ),
         *FaultKind(
             "clipped-box", "boxes reach over the border of their image; they are clipped", severity="warning"
-        ).findings([_name(entries[index]) for index in faults.clipped.nonzero()[0]]),
+        ).findings([coco.name_of(entries[index]) for index in faults.clipped.nonzero()[0]]),
         *FaultKind("duplicate-box", "boxes occur more than once with the same class", severity="warning").findings(
             [f"image {image_id}" for image_id, *_ in same_box]
         ),
@@ -446,10 +467,6 @@ def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     possible = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= size + 1)).all(axis=1)
     found = (boxes[:, 2:] > 1.1 * size - boxes[:, :2]).any(axis=1) & possible
     return found & (possible.sum() >= 0.98 * len(boxes)) & (found.sum() >= 0.05 * len(boxes))
-
-
-def _name(annotation: dict[str, Any]) -> str:
-    return f"annotation {annotation['id']} of image {annotation['image_id']}"
 
 
 def _repeated(values: Iterable[T]) -> list[T]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sparse_detr.data.annotations import check_annotations, read_coco_file
 from sparse_detr.data.formats import find_data_set, read_own_parts, write_parts
 from sparse_detr.data.formats.split import make_split, saved_split
 from sparse_detr.errors import UserError
@@ -450,3 +451,25 @@ def test_a_data_yaml_without_a_folder_that_exists_is_refused(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [a]\ntrain: nowhere\n")
     with pytest.raises(UserError, match=r"names no folder that exists \(train: nowhere\)"):
         find_data_set(tmp_path / "data.yaml")
+
+
+def test_messages_about_data_of_another_form_name_the_files_and_not_made_numbers(tmp_path):
+    drawing = copies.Drawing("image_01", 64, 48, [copies.Shape("cup", 5, 5, 5, 20)])
+    root = copies.write("CSV", tmp_path / "data", {"train": [*copies.drawings(2, start=4), drawing]})
+    (path,) = write_parts([("train", train_of(root))], tmp_path / "out")
+
+    (finding,) = [f for f in check_annotations(read_coco_file(path)) if f.code == "degenerate-box"]
+    assert finding.examples == ("annotation 1 in image_01.png",)
+
+
+def test_annotations_of_unknown_images_stay_in_a_part_for_the_checks(tmp_path):
+    root = copies.write("COCO", tmp_path / "data", {None: copies.drawings(4)})
+    path = root / "annotations" / "instances.json"
+    content = json.loads(path.read_text())
+    content["annotations"] += [
+        content["annotations"][0] | {"id": 90 + n, "image_id": image} for n, image in enumerate((77, [1]))
+    ]
+    path.write_text(json.dumps(content))
+    own = read_own_parts(root, share=0.5)
+
+    assert [item["id"] for item in own.train.content["annotations"]][-2:] == [90, 91]

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sparse_detr.data.annotations import is_category, is_image, needs_box
+from sparse_detr.data.annotations import CONVERTER, is_category, is_image, needs_box
 from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.images import DECODING_ERRORS, upright_size
 from sparse_detr.errors import UserError
@@ -84,6 +84,13 @@ class Part:
         """The file names of the images, sorted."""
         return sorted({item["file_name"] for item in self.content["images"] if is_image(item)})
 
+    def to_coco(self) -> dict[str, Any]:
+        """Return the content of a COCO file that says what it was read from."""
+        info = {"description": f"read from {self.source}", "images": str(self.images)}
+        if self.json_file is None:
+            info["contributor"] = CONVERTER
+        return {"info": info, **self.content}
+
     def with_classes(self, names: Sequence[str]) -> Part:
         """Return the part with these classes, ids from 1 on; boxes keep the names of their classes.
 
@@ -123,12 +130,17 @@ class Part:
         """Return the part of the images with these names; ids and classes stay."""
         chosen = set(file_names)
         images = [item for item in self.content["images"] if not is_image(item) or item["file_name"] in chosen]
-        ids = {item["id"] for item in images if is_image(item)}
-        annotations = [
-            item for item in self.content["annotations"] if not isinstance(item, dict) or item.get("image_id") in ids
-        ]
+        left_out = {item["id"] for item in self.content["images"] if is_image(item)}
+        left_out -= {item["id"] for item in images if is_image(item)}
+        annotations = [item for item in self.content["annotations"] if _image_of(item) not in left_out]
         content = {**self.content, "images": images, "annotations": annotations}
         return replace(self, content=content, json_file=None)
+
+
+def _image_of(annotation: Any) -> int | None:
+    """Return the id of an annotation's image; None if it is no number."""
+    number = annotation.get("image_id") if isinstance(annotation, dict) else None
+    return number if isinstance(number, int) else None
 
 
 def _categories(names: Sequence[str]) -> list[dict[str, Any]]:

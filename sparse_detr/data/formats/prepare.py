@@ -152,5 +152,4 @@ def write_parts(parts: Iterable[tuple[str, Part]], folder: Path) -> list[Path]:
 
 def coco_text(part: Part) -> str:
     """Return a part as the text of a COCO file."""
-    info = {"description": f"read from {part.source} by sparse_detr", "images": str(part.images)}
-    return json.dumps({"info": info, **part.content}) + "\n"
+    return json.dumps(part.to_coco()) + "\n"
