@@ -185,9 +185,11 @@ def _text(diagnosis: "Diagnosis", cfg: Any, decisions: list[str], val: "Source |
     changes = _changes(diagnosis, cfg)
     if changes:
         lines = [f"  {change['override'] or change['value']}   # {change['reason']}" for change in changes]
-        pasted = " ".join(change["override"] for change in changes if change["override"])
         parts.append("\n".join(["what to change in the config:", *lines]))
-        parts.append(f"to paste: {pasted}")
+        if pasted := " ".join(change["override"] for change in changes if change["override"]):
+            parts.append(f"to paste: {pasted}")
+    if cfg is None:
+        parts.append("name a config with --config-file to compare the data with its sizes, tokens and queries")
     if diagnosis.preset:
         parts.append(str(diagnosis.preset))
     return "\n\n".join(parts)

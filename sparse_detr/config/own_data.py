@@ -73,7 +73,7 @@ def paths_of_folders(cfg: Config, train: str | None, val: str | None, *, share: 
     """
     from sparse_detr.data.formats import read_own_parts, write_parts
 
-    folder = Path(os.path.expanduser(kind_of(cfg).get("train.output_dir") or ".")) / FOLDER
+    folder = Path(os.path.abspath(kind_of(cfg).get("train.output_dir") or "."), FOLDER)
     training = train or _stored_part(cfg)
     if training is None:
         raise UserError(f"--val {val} needs the training data, which give the classes; add --train")

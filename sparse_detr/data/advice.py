@@ -19,6 +19,12 @@ _LARGEST_FACTOR = 2.0  # by which a larger size is proposed; beyond it, cut the 
 _SIZE_STEP, _QUERY_STEP, _RATIO_STEP = 32, 50, 0.05
 _SPARE_QUERIES = 1.5
 _LARGE = 0.5
+_FINE = 4
+FINER_LEVEL = (
+    "or, in place of larger images, a level of stride 4: resnet(50, num_maps=4) or "
+    "mobilenet_v2(strides=(4, 8, 16, 32)) as the backbone, and num_levels one higher"
+)
+TILES = "cut the images into tiles"
 _LEAST_TOKENS = 4  # for each object, among those that are kept
 
 
@@ -224,9 +230,13 @@ def _of_sizes(objects: Objects, plan: Plan, least: float) -> Iterator[Change]:
     for part, key in (("train", "max_size"), ("test", "short_size"), ("test", "max_size")):
         value = short if key == "short_size" else longest
         yield Change(f"dataloader.{part}.mapper.augmentations.{key}", value, "with it")
+    if finest > _FINE:
+        there, here = (fifth / _FINE) ** 2, (fifth / finest) ** 2
+        reason = f"an object of {fifth:.1f} pixels gets {there:.1f} tokens there, {here:.1f} on stride {finest}"
+        yield Change("", FINER_LEVEL, reason)
     if wanted / fifth > _LARGEST_FACTOR:
         reason = f"at twice the size a twentieth of the objects is still below {fifth * factor:.1f} pixels"
-        yield Change("", "cut the images into tiles, or take a backbone with a level of stride 4", reason)
+        yield Change("", TILES, reason)
 
 
 def _of_crops(objects: Objects, plan: Plan) -> Iterator[Change]:

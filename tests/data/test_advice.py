@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from sparse_detr.data.advice import (
-    changes_for,
-    facts_of,
-    objects_at_training_size,
-)
+from sparse_detr import recipes
+from sparse_detr.data.advice import FINER_LEVEL, TILES, changes_for, facts_of, objects_at_training_size
 from sparse_detr.data.annotations import coco_file_of
 from sparse_detr.data.duplicates import find_duplicates, find_leaks, fingerprint
 from sparse_detr.data.plan import Plan, Resize
@@ -98,12 +95,22 @@ def test_small_objects_ask_for_a_larger_size_and_very_small_ones_for_tiles_too()
     assert changes(six, plan, least=6) == {}
     tiles = changes(two, plan)
     assert tiles["dataloader.train.mapper.augmentations.short_sizes"] == [128]  # twice 50, in steps of 32
-    assert tiles[""] == "cut the images into tiles, or take a backbone with a level of stride 4"
+    assert tiles[""] == TILES
 
 
 def test_the_finest_level_asks_for_a_token_in_each_object():
     plan = Plan(resize=Resize(50, 100), strides=(16, 32))
-    assert changes([[(5, 5, 12, 12)]] * 4, plan)["dataloader.train.mapper.augmentations.short_sizes"] == [96]
+    asked = changes([[(5, 5, 12, 12)]] * 4, plan)
+    assert asked["dataloader.train.mapper.augmentations.short_sizes"] == [96]
+    assert asked[""] == FINER_LEVEL
+    fine = Plan(resize=Resize(50, 100), strides=(4, 8))
+    assert "" not in changes([[(5, 5, 6, 6)]] * 4, fine)
+
+
+def test_the_backbones_that_are_proposed_have_a_level_of_stride_4():
+    for backbone in ("resnet(50, num_maps=4)", "mobilenet_v2(strides=(4, 8, 16, 32))"):
+        assert backbone in FINER_LEVEL
+        assert eval(backbone, vars(recipes)).strides == (4, 8, 16, 32)
 
 
 def test_large_objects_ask_for_no_crops():

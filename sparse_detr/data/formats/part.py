@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from tqdm import tqdm
@@ -18,9 +18,11 @@ from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.images import DECODING_ERRORS, upright_size
 from sparse_detr.errors import UserError
 
+T = TypeVar("T")
+
 # YOLO's shares are written with six decimals: a corner is known to about a millionth of the image's side.
 _ROUNDING = 1e-6
-_SLOW = 2000  # images whose headers take seconds to read
+_SLOW = 2000  # files that take seconds to read
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def make_part(
     ids = {name: number for number, name in enumerate(names, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    shown = tqdm(pictures, desc="reading sizes", unit="image", disable=len(pictures) < _SLOW)
-    for number, picture in enumerate(shown, start=1):
+    for number, picture in enumerate(with_progress(pictures, "reading sizes"), start=1):
         width, height = _size_of(picture)
         name = Path(os.path.relpath(os.path.abspath(picture.file), root)).as_posix()
         images.append({"id": number, "file_name": name, "width": width, "height": height})
@@ -219,6 +220,11 @@ def _size_of(picture: Picture) -> tuple[int, int]:
         corners = [box.corners for box in picture.boxes if not box.as_shares]
         right, bottom = (max([1.0, *(corner[side] for corner in corners)]) for side in (2, 3))
         return (int(min(-(-right // 1), 1e6)), int(min(-(-bottom // 1), 1e6)))
+
+
+def with_progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """Return the items, with a progress bar if there are many."""
+    return tqdm(items, desc=what, unit="file", disable=len(items) < _SLOW)
 
 
 def unreadable(source: str, entries: Sequence[str], remedy: str) -> list[Finding]:

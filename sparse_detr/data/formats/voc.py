@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.formats.files import ALL, ImageFinder, files_with, images_below, near_folders, part_of, subfolders
-from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable
+from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
 from sparse_detr.errors import UserError
 
 NAME = "Pascal VOC"
@@ -171,7 +171,7 @@ def _read(folder: Path, xmls: Sequence[Path], listed: Path | None) -> Part:
         raise UserError(f"{listed or folder} names no annotation; check the path")
     near = near_folders(xmls[0], folder, part_of(folder.name))
     read = _Annotations(ImageFinder(near, folder))
-    pictures = [picture for path in xmls if (picture := read.read(path)) is not None]
+    pictures = [picture for path in with_progress(xmls, "reading labels") if (picture := read.read(path)) is not None]
     used = {picture.file.resolve() for picture in pictures}
     broken = {path.stem for path in xmls}
     others = (

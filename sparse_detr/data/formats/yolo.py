@@ -19,7 +19,7 @@ import yaml
 
 from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.formats.files import ALL, IMAGE_SUFFIXES, files_with, images_below, part_of, subfolders
-from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable
+from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
 from sparse_detr.errors import UserError
 
 NAME = "YOLO"
@@ -253,7 +253,9 @@ def _read(source: Path, places: Sequence[Path], classes: _Classes | None) -> Par
     if not images:
         raise UserError(f"{source} names {', '.join(map(str, places))}, where no image is; correct the path")
     labels = _Labels(classes or _find_classes(places[0] if places[0].is_dir() else places[0].parent))
-    pictures = [Picture(image, labels.read(_label_of(image), image.name)) for image in images]
+    pictures = [
+        Picture(image, labels.read(_label_of(image), image.name)) for image in with_progress(images, "reading labels")
+    ]
     texts = {_label_of(image) for image in images}
     folders = sorted({path.parent for path in texts}) if all(place.is_dir() for place in places) else []
     others = [p for folder in folders for p in files_with(folder, ".txt") if p.name.lower() not in _NO_LABELS]
