@@ -16,7 +16,7 @@ _YACS_OVERRIDES = {
     "model.queries.num_queries": "MODEL.DETR.NUM_QUERIES {}",
     "model.selector.budget.keep_ratio": "MODEL.DETR.KEEP_RATIO {}",
     "dataloader.train.mapper.augmentations.crop_range": "INPUT.CROP.ENABLED False",
-    "dataloader.train.mapper.augmentations.short_sizes": "INPUT.MIN_SIZE_TRAIN ({0[0]},)",
+    "dataloader.train.mapper.augmentations.short_sizes": "INPUT.MIN_SIZE_TRAIN {}",
 }
 
 
@@ -37,6 +37,7 @@ def plan_of(cfg: Config) -> Plan:
         evaluation_limit=chosen_limit(cfg),
         value_range=kind_of(cfg).get("dataloader.train.mapper.value_range"),
         resize=_resize(parts),
+        short_sizes=_short_sizes(parts),
         strides=tuple(int(stride) for stride in strides if stride),
         keep_ratio=getattr(getattr(model, "selector", None), "keep_ratio", None),
         crops=any(isinstance(part, T.RandomCrop) for part in parts),
@@ -51,13 +52,20 @@ def _parts(augmentation: Any) -> list[Any]:
     return [augmentation, *(part for one in inner for part in _parts(one))]
 
 
+def _last_resize(parts: list[Any]) -> Any:
+    """Return the last resize, which all images pass; None if there is none."""
+    return next((part for part in reversed(parts) if isinstance(part, T.ResizeShortestEdge)), None)
+
+
+def _short_sizes(parts: list[Any]) -> tuple[int, ...]:
+    last = _last_resize(parts)
+    return () if last is None else tuple(sorted(int(length) for length in last.short_edge_length))
+
+
 def _resize(parts: list[Any]) -> Resize | None:
-    """Return the last resize, which all images pass, with the middle of its short sides."""
-    found = [part for part in parts if isinstance(part, T.ResizeShortestEdge)]
-    if not found:
-        return None
-    lengths = sorted(found[-1].short_edge_length)
-    return Resize(int(lengths[len(lengths) // 2]), int(found[-1].max_size))
+    """Return the last resize with the middle of its short sides."""
+    lengths = _short_sizes(parts)
+    return Resize(lengths[len(lengths) // 2], int(_last_resize(parts).max_size)) if lengths else None
 
 
 def override_of(cfg: Config, change: Change) -> str | None:
@@ -69,12 +77,15 @@ def _lazy_override(cfg: Config, change: Change) -> str | None:
     group = change.key.rpartition(".")[0]
     if not change.key or kind_of(cfg).get(group) is None:
         return None
-    if isinstance(change.value, list):
-        return f"{change.key}=[{','.join(map(str, change.value))}]"
-    return kind_of(cfg).assignment(change.key, "null" if change.value is None else change.value)
+    return kind_of(cfg).assignment(change.key, "null" if change.value is None else _listed(change.value))
+
+
+def _listed(value: object) -> object:
+    """Return a list as text without spaces, which a shell would take apart; any other value as it is."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
 def _yacs_override(cfg: Config, change: Change) -> str | None:
     if change.key in _YACS_OVERRIDES:
-        return _YACS_OVERRIDES[change.key].format(change.value)
+        return _YACS_OVERRIDES[change.key].format(_listed(change.value))
     return kind_of(cfg).assignment(change.key, change.value) if change.key in YACS_KEYS else None

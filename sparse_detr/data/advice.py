@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,21 +190,30 @@ def most_of_a_class(coco: CocoFile, unusable: Collection[str]) -> dict[int, int]
     return most
 
 
-def changes_for(coco: CocoFile, unusable: Collection[str], objects: Objects, plan: Plan, least: float) -> list[Change]:
-    """Return the settings to change: queries, detections, the evaluator's limit, sizes, crops, keep ratio."""
+def changes_for(
+    parts: Sequence[tuple[CocoFile, Collection[str]]], objects: Objects, plan: Plan, least: float
+) -> list[Change]:
+    """Return the settings to change: queries, detections, the evaluator's limit, sizes, crops, keep ratio.
+
+    Args:
+        parts: the training data, and the validation data if there are any, each with its unusable images.
+        objects: of the training data.
+        plan: the numbers of the config.
+        least: pixels, see `check_objects`.
+    """
     if not len(objects.sides):
         return []
     return [
-        *_of_counts(coco, unusable, plan),
+        *_of_counts(parts, plan),
         *_of_sizes(objects, plan, least),
         *_of_crops(objects, plan),
         *_of_keep_ratio(objects, plan),
     ]
 
 
-def _of_counts(coco: CocoFile, unusable: Collection[str], plan: Plan) -> Iterator[Change]:
-    most = max(boxes_per_image(coco, unusable).values())
-    of_class = max(most_of_a_class(coco, unusable).values())
+def _of_counts(parts: Sequence[tuple[CocoFile, Collection[str]]], plan: Plan) -> Iterator[Change]:
+    most = max(count for part in parts for count in boxes_per_image(*part).values())
+    of_class = max(count for part in parts for count in most_of_a_class(*part).values())
     if plan.num_queries is not None and most > plan.num_queries:
         wanted = _up(most * _SPARE_QUERIES, _QUERY_STEP)
         reason = f"an image has {most} boxes; half as many queries more, since not each finds its object"
@@ -225,12 +234,13 @@ def _of_sizes(objects: Objects, plan: Plan, least: float) -> Iterator[Change]:
         return
     factor = min(wanted / fifth, _LARGEST_FACTOR)
     short, longest = (int(_up(side * factor, _SIZE_STEP)) for side in (plan.resize.short, plan.resize.longest))
+    lengths = sorted({int(_up(side * factor, _SIZE_STEP)) for side in plan.short_sizes or (plan.resize.short,)})
     reason = f"a twentieth of the objects is below {fifth:.1f} pixels; at this size below {fifth * factor:.1f}"
-    yield Change("dataloader.train.mapper.augmentations.short_sizes", [short], reason)
+    yield Change("dataloader.train.mapper.augmentations.short_sizes", lengths, reason)
     for part, key in (("train", "max_size"), ("test", "short_size"), ("test", "max_size")):
         value = short if key == "short_size" else longest
         yield Change(f"dataloader.{part}.mapper.augmentations.{key}", value, "with it")
-    if finest > _FINE:
+    if finest > _FINE and len(plan.strides) > 1:
         there, here = (fifth / _FINE) ** 2, (fifth / finest) ** 2
         reason = f"an object of {fifth:.1f} pixels gets {there:.1f} tokens there, {here:.1f} on stride {finest}"
         yield Change("", FINER_LEVEL, reason)

@@ -132,7 +132,8 @@ def examine(
     val_report = None
     if val and checked_val:
         val_report = _with(checked_val.report, [*val.findings, *_alone(checked_val, True), *limits], {})
-    changes = changes_for(checked.coco, checked.unusable, objects, plan, least)
+    parts = [(part.coco, part.unusable) for part in (checked, checked_val) if part]
+    changes = changes_for(parts, objects, plan, least)
     preset = choose_preset(objects, checked.fingerprints)
     return Diagnosis(report, val_report, changes, preset), checked
 

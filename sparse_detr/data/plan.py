@@ -33,6 +33,7 @@ class Plan:
         evaluation_limit: detections of a class in an image that its scores count, if the config sets it.
         value_range: values of black and white of gray images of more than 8 bits.
         resize: of the training, by the middle of its short sides.
+        short_sizes: the lengths that the training draws the short side from.
         strides: pixels from token to token, level by level; () if unknown.
         keep_ratio: share of the tokens that the encoder refines; 1 for all.
         crops: whether the augmentation cuts images.
@@ -43,6 +44,7 @@ class Plan:
     evaluation_limit: int | None = None
     value_range: Sequence[float] | None = None
     resize: Resize | None = None
+    short_sizes: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     keep_ratio: float | None = None
     crops: bool = False

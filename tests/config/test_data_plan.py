@@ -12,7 +12,7 @@ LAZY = model_zoo.get_config_file("quick/sparse_detr_mnv2.py")
 CHANGES = [
     Change("model.queries.num_queries", 150, ""),
     Change("model.postprocess.num_detections", 120, ""),
-    Change("dataloader.train.mapper.augmentations.short_sizes", [512], ""),
+    Change("dataloader.train.mapper.augmentations.short_sizes", [480, 512, 544], ""),
     Change("dataloader.train.mapper.augmentations.max_size", 544, ""),
     Change("dataloader.test.mapper.augmentations.short_size", 512, ""),
     Change("dataloader.test.mapper.augmentations.max_size", 544, ""),
@@ -33,6 +33,7 @@ def test_the_plan_of_a_lazy_config_is_read_off_its_parts():
         num_queries=100,
         num_detections=100,
         resize=Resize(384, 384),
+        short_sizes=(384,),
         strides=(8, 16, 32),
         keep_ratio=0.3,
         crops=True,
@@ -55,22 +56,22 @@ def test_a_model_on_one_map_keeps_all_its_tokens():
 def test_the_proposed_overrides_of_a_lazy_config_do_what_they_say():
     cfg = load_config(LAZY)
     overrides = [override_of(cfg, change) for change in CHANGES]
-    assert overrides[2] == "dataloader.train.mapper.augmentations.short_sizes=[512]"
+    assert overrides[2] == "dataloader.train.mapper.augmentations.short_sizes=[480,512,544]"
     assert overrides[6] == "dataloader.train.mapper.augmentations.crop_range=null"
     plan = plan_of(load_config(LAZY, overrides))
     assert (plan.num_queries, plan.num_detections, plan.resize) == (150, 120, Resize(512, 544))
-    assert (plan.crops, plan.keep_ratio) == (False, 0.45)
+    assert (plan.crops, plan.keep_ratio, plan.short_sizes) == (False, 0.45, (480, 512, 544))
 
 
 def test_the_proposed_overrides_of_a_yaml_config_do_what_they_say(yacs):
     cfg = load_config(yacs)
     overrides = [override_of(cfg, change) for change in CHANGES]
-    assert overrides[2] == "INPUT.MIN_SIZE_TRAIN (512,)"
+    assert overrides[2] == "INPUT.MIN_SIZE_TRAIN [480,512,544]"
     words = [word for override in overrides for word in override.split(" ", 1)]
     changed = load_config(yacs, words)
     plan = plan_of(changed)
     assert (plan.num_queries, plan.num_detections, plan.resize) == (150, 120, Resize(512, 544))
-    assert (plan.crops, plan.keep_ratio) == (False, 0.45)
+    assert (plan.crops, plan.keep_ratio, plan.short_sizes) == (False, 0.45, (480, 512, 544))
     assert (changed.INPUT.MIN_SIZE_TEST, changed.INPUT.MAX_SIZE_TEST) == (512, 544)
 
 

@@ -25,7 +25,8 @@ def coco(boxes_of_images, *, width=100, height=50):
 
 def changes(boxes_of_images, plan, *, least=8.0, **size):
     data = coco(boxes_of_images, **size)
-    return {c.key: c.value for c in changes_for(data, (), objects_at_training_size(data, (), plan), plan, least)}
+    found = changes_for([(data, ())], objects_at_training_size(data, (), plan), plan, least)
+    return {change.key: change.value for change in found}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,13 @@ def test_queries_and_detections_have_room_for_the_fullest_image():
     assert changes(boxes, Plan(num_queries=61, num_detections=61, evaluation_limit=61)) == {}
 
 
+def test_the_fullest_image_may_be_one_for_validation():
+    train, val = coco([[(1, 1, 20, 20)]]), coco([[(index, 1, 20, 20) for index in range(70)]])
+    plan = Plan(num_queries=60)
+    (change,) = changes_for([(train, ()), (val, ())], objects_at_training_size(train, (), plan), plan, 8.0)
+    assert (change.key, change.value) == ("model.queries.num_queries", 150)  # 70 * 1.5 = 105
+
+
 def test_small_objects_ask_for_a_larger_size_and_very_small_ones_for_tiles_too():
     six, two = [[(5, 5, 6, 6)]] * 4, [[(5, 5, 2, 2)]] * 4
     plan = Plan(resize=Resize(50, 100))
@@ -93,6 +101,8 @@ def test_small_objects_ask_for_a_larger_size_and_very_small_ones_for_tiles_too()
     }
     assert changes(six, plan) == sizes
     assert changes(six, plan, least=6) == {}
+    several = changes(six, Plan(resize=Resize(50, 100), short_sizes=(40, 50, 100)))
+    assert several["dataloader.train.mapper.augmentations.short_sizes"] == [64, 96, 160]  # 53.3, 66.7, 133.3
     tiles = changes(two, plan)
     assert tiles["dataloader.train.mapper.augmentations.short_sizes"] == [128]  # twice 50, in steps of 32
     assert tiles[""] == TILES
@@ -105,6 +115,7 @@ def test_the_finest_level_asks_for_a_token_in_each_object():
     assert asked[""] == FINER_LEVEL
     fine = Plan(resize=Resize(50, 100), strides=(4, 8))
     assert "" not in changes([[(5, 5, 6, 6)]] * 4, fine)
+    assert "" not in changes([[(5, 5, 30, 30)]] * 4, Plan(resize=Resize(50, 100), strides=(32,)))
 
 
 def test_the_backbones_that_are_proposed_have_a_level_of_stride_4():
