@@ -3,12 +3,15 @@
 import csv
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from sparse_detr.data.annotations import check_annotations, read_coco_file
+from sparse_detr.data.annotations import check_annotations, coco_file_of, read_coco_file
 from sparse_detr.data.formats import find_data_set, read_own_parts, write_parts
 from sparse_detr.data.formats.split import make_split, saved_split
 from sparse_detr.errors import UserError
@@ -253,6 +256,7 @@ def test_a_polygon_in_voc_becomes_a_box_and_keypoints_in_yolo_are_left_out(tmp_p
         file.write("kpt_shape: [2, 3]\n")
     (root / "labels" / "train" / "image_00.txt").write_text("0 0.5 0.5 0.5 0.5 0.1 0.1 2 0.2 0.2 2\n")
     assert boxes(train_of(root))[0] == [12, 16, 24, 32]
+    assert "shares-as-pixels" not in codes(train_of(root))
 
 
 def test_masks_without_boxes_in_a_coco_file_are_noticed(tmp_path):
@@ -293,6 +297,10 @@ def test_images_without_a_voc_file_are_left_out_and_those_without_a_yolo_file_ar
     (yolo / "labels" / "train" / "other.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     assert codes(train_of(yolo))["unlabelled-image"].severity == "warning"
     assert codes(train_of(yolo))["label-without-image"].examples == ("other.txt",)
+    table = copies.write("CSV", tmp_path / "csv", {None: copies.drawings(4)})
+    rows = (table / "boxes.csv").read_text().splitlines()
+    (table / "boxes.csv").write_text("\n".join(row for row in rows if "image_01" not in row))
+    assert codes(train_of(table))["image-without-annotation"].examples == ("image_01.png",)
 
 
 def test_a_turned_image_has_the_size_that_is_seen(tmp_path):
@@ -473,3 +481,46 @@ def test_annotations_of_unknown_images_stay_in_a_part_for_the_checks(tmp_path):
     own = read_own_parts(root, share=0.5)
 
     assert [item["id"] for item in own.train.content["annotations"]][-2:] == [90, 91]
+
+
+LABEL_FILES = {
+    "COCO": "annotations/instances.json",
+    "YOLO": "labels/image_00.txt",
+    "Pascal VOC": "Annotations/image_00.xml",
+    "CSV": "boxes.csv",
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused_and_nothing_else(data, tmp_path_factory):
+    form = data.draw(st.sampled_from(FORMS))
+    root = tmp_path_factory.getbasetemp() / f"damaged {form}"
+    if not root.exists():
+        copies.write(form, root, {None: copies.drawings(3)})
+    names = [LABEL_FILES[form], *(["data.yaml"] if form == "YOLO" else [])]
+    path = root / data.draw(st.sampled_from(names))
+    whole = path.read_bytes()
+    start = data.draw(st.integers(0, len(whole)))
+    piece = data.draw(
+        st.sampled_from([b"", b"\0", b"\xff", b"nan", b"1e999", b"-3", b'"', b"<a>", b"[", b"{}", b"0 1\n"])
+    )
+    path.write_bytes(whole[:start] + piece + whole[start + data.draw(st.integers(0, 40)) :])
+    try:
+        with suppress(UserError):
+            own = read_own_parts(root, share=0.4)
+            findings = check_annotations(coco_file_of(root, own.train.to_coco(), boxes_from_masks=True))
+            assert all(str(finding) for finding in [*findings, *own.findings])
+    finally:
+        path.write_bytes(whole)
+
+
+def test_lists_that_are_no_text_are_refused_with_their_name(tmp_path):
+    root = copies.write("Pascal VOC", tmp_path / "data", {"train": copies.drawings(2)})
+    path = root / "ImageSets" / "Main" / "train.txt"
+    path.write_bytes(b"image_00\n\xff")
+    with pytest.raises(UserError, match=r"train.txt is no text in UTF-8 \(byte 9\)"):
+        train_of(root)
+    path.write_text("image_00\nimage_77\n")
+    with pytest.raises(UserError, match=r"train.txt names image_77, which have no .xml file"):
+        train_of(root)

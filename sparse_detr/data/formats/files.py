@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from sparse_detr.errors import UserError
+
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 ALL = "all"
 PARTS = {
@@ -16,6 +18,21 @@ PARTS = {
     "test": {"test", "testing"},
 }
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img", "data")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file without spaces at their ends; empty ones are left out.
+
+    Raises:
+        UserError: the file cannot be read, or is no text in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def part_of(*names: str) -> str:

@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sparse_detr.data.formats.files import ALL, ImageFinder, files_with, near_folders, part_of, shortened, subfolders
+from sparse_detr.data.findings import FaultKind
+from sparse_detr.data.formats.files import (
+    ALL,
+    ImageFinder,
+    files_with,
+    images_below,
+    near_folders,
+    part_of,
+    shortened,
+    subfolders,
+)
 from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable
 from sparse_detr.errors import UserError
 
@@ -173,4 +183,13 @@ def _read(path: Path, root: Path, part: str, only: set[str] | None) -> Part:
     near = near_folders(path, root, part)
     finder = ImageFinder(near or [root], root)
     pictures = [Picture(finder.find(name) or finder.missing(name), boxes) for name, boxes in table.boxes.items()]
-    return make_part(path, pictures, None, unreadable("rows", table.faulty, "correct or remove them"))
+    without_row: list[str] = []
+    if part == ALL and only is None:  # else the other images may be those of other parts
+        used = {picture.file.resolve() for picture in pictures}
+        without_row = [image.name for image in images_below(root) if image.resolve() not in used]
+    left_out = "images have no row and are left out; a row without numbers marks an empty image"
+    findings = [
+        *unreadable("rows", table.faulty, "correct or remove them"),
+        *FaultKind("image-without-annotation", left_out, "warning").findings(without_row),
+    ]
+    return make_part(path, pictures, None, findings)

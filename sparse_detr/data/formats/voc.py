@@ -15,7 +15,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from sparse_detr.data.findings import FaultKind, Finding
-from sparse_detr.data.formats.files import ALL, ImageFinder, files_with, images_below, near_folders, part_of, subfolders
+from sparse_detr.data.formats.files import (
+    ALL,
+    ImageFinder,
+    files_with,
+    images_below,
+    near_folders,
+    part_of,
+    read_lines,
+    subfolders,
+)
 from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
 from sparse_detr.errors import UserError
 
@@ -161,7 +170,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _read(folder: Path, xmls: Sequence[Path], listed: Path | None) -> Part:
     """Read XML files, all or those whose names a list of ImageSets/ gives."""
     if listed is not None:
-        names = {line.split()[0] for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        names = {line.split()[0] for line in read_lines(listed)}
         by_stem = {path.stem: path for path in xmls}
         unknown = sorted(names - by_stem.keys())
         if unknown:
@@ -185,7 +194,7 @@ def _class_names(folder: Path, used: set[str]) -> tuple[list[str] | None, list[F
     """Return the classes of a file with one name a line, if there is one with all `used` names; else None."""
     for path in (folder / "labels.txt", folder / "classes.txt"):
         if path.is_file():
-            names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            names = read_lines(path)
             missing = sorted(used - set(names))
             lacks = f"classes are not in {path}, which is therefore not used; the order is alphabetical"
             findings = FaultKind("incomplete-class-list", lacks, "warning").findings(missing)

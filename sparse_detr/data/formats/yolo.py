@@ -17,8 +17,16 @@ from typing import Any
 
 import yaml
 
-from sparse_detr.data.findings import FaultKind, Finding
-from sparse_detr.data.formats.files import ALL, IMAGE_SUFFIXES, files_with, images_below, part_of, subfolders
+from sparse_detr.data.findings import FaultKind, Finding, Severity
+from sparse_detr.data.formats.files import (
+    ALL,
+    IMAGE_SUFFIXES,
+    files_with,
+    images_below,
+    part_of,
+    read_lines,
+    subfolders,
+)
 from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
 from sparse_detr.errors import UserError
 
@@ -155,23 +163,19 @@ def _label_of(image: Path) -> Path:
 
 
 def _find_classes(folder: Path) -> _Classes:
-    """Return the classes that a file in the folder, or up to three folders above, names."""
-    above = [folder.absolute(), *folder.absolute().parents][:4]
+    """Return the classes that a file in the folder, or up to two folders above, names."""
+    above = [folder.absolute(), *folder.absolute().parents][:3]
     for place in [*above, *(path / "labels" for path in above)]:
         for path in files_with(place, ".yaml", ".yml"):
             if "names" in (content := _yaml(path)):
                 return _classes_of_yaml(path, content)
         for name in _NAME_FILES:
-            if (place / name).is_file() and (names := _lines(place / name)):
-                return _Classes(place / name, [line.strip() for line in names])
+            if (place / name).is_file() and (names := read_lines(place / name)):
+                return _Classes(place / name, names)
     raise UserError(
         f"the class names of the YOLO labels in {folder} are not found; looked for data.yaml with 'names' and "
         f"{', '.join(_NAME_FILES)} there and in the folders above; write one name a line into classes.txt"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 @dataclass
@@ -209,7 +213,7 @@ class _Labels:
         if index not in range(len(self.classes.names)):
             self.unknown.append(f"{where}: {first}")
             return None
-        if max(numbers) > _LARGEST_SHARE:
+        if max(corners) > _LARGEST_SHARE:
             self.in_pixels.append(where)
         return LabelledBox(self.classes.names[int(index)], corners, as_shares=True)
 
@@ -225,7 +229,8 @@ class _Labels:
 
     def findings(self, num_images: int, without_image: list[str]) -> list[Finding]:
         names = f"the {len(self.classes.names)} classes of {self.classes.source}"
-        few = "note" if len(self.unlabelled) * 2 <= num_images else "warning"
+        few: Severity = "note" if len(self.unlabelled) * 2 <= num_images else "warning"
+        negatives = "images have no file of labels and count as images without objects"
         boxes = "labels are polygons; the box around each is taken"
         return [
             *unreadable("lines of labels", self.faulty, "correct or remove them"),
@@ -238,9 +243,7 @@ class _Labels:
                 "warning",
             ).findings(self.in_pixels),
             *([Finding("boxes-from-polygons", "note", self.polygons, boxes)] if self.polygons else []),
-            *FaultKind(
-                "unlabelled-image", "images have no file of labels and count as images without objects", few
-            ).findings(self.unlabelled),  # type: ignore[arg-type]
+            *FaultKind("unlabelled-image", negatives, few).findings(self.unlabelled),
             *FaultKind("label-without-image", "files of labels have no image; they are left out", "warning").findings(
                 without_image
             ),
@@ -267,4 +270,4 @@ def _images_of(place: Path) -> list[Path]:
     """Return the images in a folder, or those that a text file lists, one a line."""
     if place.is_dir():
         return images_below(place)
-    return [Path(os.path.normpath(place.parent / line.strip())) for line in _lines(place)]
+    return [Path(os.path.normpath(place.parent / line)) for line in read_lines(place)]
