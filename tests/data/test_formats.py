@@ -405,9 +405,9 @@ def test_faults_of_voc_files_are_named_with_the_file(tmp_path, text, message):
 def test_faulty_rows_of_a_table_are_named_with_their_line(tmp_path):
     root = copies.write("CSV", tmp_path / "data", {"train": copies.drawings(2)})
     with open(root / "train.csv", "a") as file:
-        file.write("image_00.png,1,2,3,,cup\nimage_00.png,1,2,3,4,\n,1,2,3,4,cup\n")
+        file.write("image_00.png,1,2,3,,cup\nimage_00.png,1,2,3,4,\n,1,2,3,4,cup\n\0,1,2,3,4,cup\n")
     finding = codes(train_of(root))["unreadable-annotation"]
-    assert finding.count == 3
+    assert finding.count == 4
     assert "train.csv:4: '' is no number, train.csv:5: no class, train.csv:6: no file" in str(finding)
 
 
@@ -503,7 +503,7 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(data, tmp_path_facto
     whole = path.read_bytes()
     start = data.draw(st.integers(0, len(whole)))
     piece = data.draw(
-        st.sampled_from([b"", b"\0", b"\xff", b"nan", b"1e999", b"-3", b'"', b"<a>", b"[", b"{}", b"0 1\n"])
+        st.sampled_from([b"", b"\0", b"\xff", b"nan", b"1e999", b"-3", b'"', b"<a>", b"[", b"{}", b"x" * 300, b"0 1\n"])
     )
     path.write_bytes(whole[:start] + piece + whole[start + data.draw(st.integers(0, 40)) :])
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,7 @@ def _part(coco: CocoFile, images: Path) -> Part:
 def _image_folder(coco: CocoFile, root: Path, part: str) -> Path:
     names = [image["file_name"] for image in coco.sound_images.values()][:_TRIED]
     folders = near_folders(coco.path, root, part)
-    found = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
+    found = {folder: sum(os.path.isfile(folder / name) for name in names) for folder in folders}
     best = max(folders, key=lambda folder: found[folder], default=coco.path.parent)
     if found.get(best) or not names:
         return best

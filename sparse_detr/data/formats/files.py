@@ -32,6 +32,8 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from None
+    if "\0" in text:
+        raise UserError(f"{path} is no text: it holds a zero byte; save it as UTF-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -106,7 +108,7 @@ class ImageFinder:
     def find(self, name: str) -> Path | None:
         """Return the image with this name, path or stem; None if there is none, or several equally near."""
         name = name.strip().replace("\\", "/")
-        return next((path for path in self._near(name) if path.is_file()), None) or self._anywhere(Path(name))
+        return next((path for path in self._near(name) if os.path.isfile(path)), None) or self._anywhere(Path(name))
 
     def _near(self, name: str) -> Iterator[Path]:
         suffixes = ("",) if Path(name).suffix.lower() in IMAGE_SUFFIXES else tuple(sorted(IMAGE_SUFFIXES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +42,12 @@ def find_data_set(path: str | Path) -> Found:
         UserError: there is no such path; it has none of these forms, or several; says what was looked for.
     """
     path = Path(path).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         form = _BY_SUFFIX.get(path.suffix.lower())
         if form is None:
             raise UserError(f"{path} is of no known form; give a folder, or a file {', '.join(_BY_SUFFIX)}")
         return Found(path, form.NAME, form.find_file(path))
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"there is no folder or file {path}; check the path")
     found = [Found(path, form.NAME, parts) for form in FORMS if (parts := form.find_in(path))]
     if len(found) == 1:

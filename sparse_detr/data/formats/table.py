@@ -154,7 +154,7 @@ class _Table:
         file, label = ((row.get(name) or "").strip() for name in (self.header.file, self.header.label))
         texts = [(row.get(name) or "").strip() for name in self.header.sides]
         where = f"{self.path.name}:{row['']}"
-        if not file:
+        if not file or "\0" in file:
             self.faulty.append(f"{where}: no file")
             return
         boxes = self.boxes.setdefault(file, [])

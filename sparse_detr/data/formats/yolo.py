@@ -84,14 +84,15 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _classes_of_yaml(path: Path, content: dict[str, Any]) -> _Classes:
     names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names or any(isinstance(name, dict | list) for name in names):
         raise UserError(f"{path} has no usable 'names'; give the class names as a list, or with the indices 0, 1, ...")
     if content.get("nc") not in (None, len(names)):
         raise UserError(f"{path} has nc {content['nc']} and {len(names)} names; correct one of them")
     shape = content.get("kpt_shape")
-    numbers = shape[0] * shape[1] if isinstance(shape, list) and len(shape) == 2 else 0
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)
+    numbers = shape[0] * shape[1] if is_shape else 0
     return _Classes(path, [str(name) for name in names], numbers)
 
 
@@ -117,12 +118,12 @@ def _existing(text: str, bases: Sequence[Path]) -> Path | None:
     """
     inside = text.removeprefix("../")
     tries = [base / name for base in bases for name in (text, inside, f"{inside}/images", f"images/{inside}")]
-    return next((path for path in tries if path.exists() and images_or_list(path)), None)
+    return next((path for path in tries if images_or_list(path)), None)
 
 
 def images_or_list(path: Path) -> bool:
     """Return whether it is a file, or a folder with an image at any depth."""
-    return path.is_file() or bool(images_below(path))
+    return os.path.isfile(path) or (os.path.isdir(path) and bool(images_below(path)))
 
 
 def _folders_by_part(folder: Path) -> dict[str, list[Path]]:
