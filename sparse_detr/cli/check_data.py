@@ -6,6 +6,7 @@ option: `--report FILE`, or `--report -` for standard output, which then holds n
 """
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -208,8 +209,6 @@ def _changes(diagnosis: "Diagnosis", cfg: Any) -> list[dict[str, Any]]:
 
 
 def _json(diagnosis: "Diagnosis", cfg: Any, decisions: list[str]) -> str:
-    import json
-
     return json.dumps(
         {**json.loads(diagnosis.to_json()), "changes": _changes(diagnosis, cfg), "read": decisions}, indent=2
     )

@@ -81,6 +81,8 @@ def _parts(args: argparse.Namespace) -> "dict[str, Part]":
         return {"train": own.train, "val": own.val}
     if args.part is not None and args.part not in found.parts:
         raise UserError(f"{args.input} has no part {args.part}; it has {', '.join(found.parts)}")
+    if args.part is not None and (only := found.parts[args.part]()).fixed_classes:
+        return {args.part: only}
     names = sorted(found.parts, key=[*PARTS, "all"].index)
     parts, _ = with_same_classes([found.parts[name]() for name in names])
     return {name: part for name, part in zip(names, parts) if args.part in (None, name)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparse_detr.data.annotations import CocoFile, boxes_per_image
+from sparse_detr.data.annotations import CocoFile, boxes_per_image, targets_by_image
 from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.plan import Change, Plan
 
@@ -60,10 +60,7 @@ class Objects:
 
 def objects_at_training_size(coco: CocoFile, unusable: Collection[str], plan: Plan) -> Objects:
     """Measure the boxes as the training resizes them; without a resize, as in the files."""
-    targets = coco.is_target(unusable)
-    groups: dict[int, list[int]] = {}
-    for index in targets.nonzero()[0]:
-        groups.setdefault(coco.sound_annotations[index]["image_id"], []).append(index)
+    groups = targets_by_image(coco, unusable)
     sides, shares, cover, num_tokens, images = [], [], [], [], []
     for image_id, indices in groups.items():
         image = coco.sound_images[image_id]

@@ -245,6 +245,19 @@ def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[i
     return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
 
 
+def boxes_per_class(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
+    """Count the boxes to train on by category id; classes without such a box are left out."""
+    return Counter(item["category_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
+
+
+def targets_by_image(coco: CocoFile, unusable: Collection[str] = ()) -> dict[int, list[int]]:
+    """Return the indices into `sound_annotations` of the boxes to train on, by image id."""
+    groups: dict[int, list[int]] = {}
+    for index in coco.is_target(unusable).nonzero()[0].tolist():
+        groups.setdefault(coco.sound_annotations[index]["image_id"], []).append(index)
+    return groups
+
+
 def class_differences(train: CocoFile, val: CocoFile) -> list[str]:
     """Return a sentence for each category that the two files do not share."""
     return [

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from sparse_detr.data.annotations import CocoFile
+from sparse_detr.data.annotations import CocoFile, boxes_per_class, targets_by_image
 from sparse_detr.data.findings import FaultKind, Finding
 
 _SAME_IOU = 0.95  # two boxes of one object, drawn twice
@@ -22,13 +22,13 @@ _FEW = 10
 
 def check_habits(coco: CocoFile, unusable: Collection[str], *, for_validation: bool) -> list[Finding]:
     """Return what is unusual about the boxes and classes of a data set."""
-    targets = coco.is_target(unusable)
+    by_image = targets_by_image(coco, unusable)
     return [
         *_check_names(coco),
-        *_check_doubled(coco, targets),
-        *_check_whole(coco, targets),
-        *([] if for_validation else _check_balance(coco, targets)),
-        *_check_empty(coco, targets),
+        *_check_doubled(coco, by_image),
+        *_check_whole(coco, coco.is_target(unusable)),
+        *([] if for_validation else _check_balance(coco, boxes_per_class(coco, unusable))),
+        *_check_empty(coco, by_image),
     ]
 
 
@@ -42,9 +42,10 @@ def _check_names(coco: CocoFile) -> list[Finding]:
     return FaultKind("similar-class-names", message, "warning").findings(alike)
 
 
-def _check_doubled(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
+def _check_doubled(coco: CocoFile, by_image: dict[int, list[int]]) -> list[Finding]:
+    """Find boxes of an image that are the same, or nearly, but not in all fields: `duplicate-box` finds those."""
     twice, conflicting = [], []
-    for image_id, indices in _by_image(coco, targets).items():
+    for image_id, indices in by_image.items():
         for first, second in _same_boxes(coco.boxes[indices]):
             a, b = (coco.sound_annotations[indices[index]] for index in (first, second))
             where = f"{coco.sound_images[image_id]['file_name']}: annotations {a['id']} and {b['id']}"
@@ -60,13 +61,6 @@ def _check_doubled(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
             "object-boxed-twice", f"pairs of boxes of a class overlap by {_SAME_IOU:.0%} or more; keep one", "warning"
         ).findings(twice),
     ]
-
-
-def _by_image(coco: CocoFile, targets: np.ndarray) -> dict[int, np.ndarray]:
-    groups: dict[int, list[int]] = {}
-    for index in targets.nonzero()[0]:
-        groups.setdefault(coco.sound_annotations[index]["image_id"], []).append(index)
-    return {image_id: np.array(indices) for image_id, indices in groups.items()}
 
 
 def _same_boxes(boxes: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -92,8 +86,7 @@ def _check_whole(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
     return FaultKind("whole-image-box", message, "warning").findings(names)
 
 
-def _check_balance(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
-    counts = class_counts(coco, targets)
+def _check_balance(coco: CocoFile, counts: Counter[int]) -> list[Finding]:
     if len(counts) < 2:
         return []
     largest = max(counts, key=lambda number: counts[number])
@@ -112,15 +105,9 @@ def _check_balance(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
     ]
 
 
-def class_counts(coco: CocoFile, targets: np.ndarray) -> Counter[int]:
-    """Count the boxes to train on by category id; classes without boxes are left out."""
-    return Counter(item["category_id"] for item, used in zip(coco.sound_annotations, targets) if used)
-
-
-def _check_empty(coco: CocoFile, targets: np.ndarray) -> list[Finding]:
-    used = {item["image_id"] for item, target in zip(coco.sound_annotations, targets) if target}
-    empty = [image["file_name"] for number, image in coco.sound_images.items() if number not in used]
-    if not used or len(empty) <= _EMPTY_SHARE * len(coco.sound_images):
+def _check_empty(coco: CocoFile, by_image: dict[int, list[int]]) -> list[Finding]:
+    empty = [image["file_name"] for number, image in coco.sound_images.items() if number not in by_image]
+    if not by_image or len(empty) <= _EMPTY_SHARE * len(coco.sound_images):
         return []
     message = f"of {len(coco.sound_images)} images have no box; if they show objects, label them"
     return FaultKind("mostly-empty", message, "warning").findings(empty)

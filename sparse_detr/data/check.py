@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from sparse_detr.data.annotations import (
     CocoFile,
+    boxes_per_class,
     boxes_per_image,
     check_annotations,
     check_box_counts,
@@ -283,8 +283,7 @@ def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:
 
 
 def _boxes_per_class(coco: CocoFile, unusable: set[str]) -> dict[str, int]:
-    targets = coco.is_target(unusable)
-    counts = Counter(item["category_id"] for item, used in zip(coco.sound_annotations, targets) if used)
+    counts = boxes_per_class(coco, unusable)
     return {f"{name} (id {number})": counts[number] for number, name in coco.class_names.items()}
 
 

@@ -15,8 +15,8 @@ from sparse_detr.data.advice import (
     facts_of,
     objects_at_training_size,
 )
-from sparse_detr.data.annotations import CocoFile, class_differences
-from sparse_detr.data.box_habits import check_habits, class_counts
+from sparse_detr.data.annotations import CocoFile, boxes_per_class, class_differences
+from sparse_detr.data.box_habits import check_habits
 from sparse_detr.data.check import Checked, Report, check_coco
 from sparse_detr.data.duplicates import find_duplicates, find_leaks
 from sparse_detr.data.findings import FaultKind, Finding, errors_first
@@ -164,7 +164,7 @@ def _together(train: Checked, val: Checked) -> Iterator[Finding]:
 def _check_coverage(train: Checked, val: Checked) -> Iterator[Finding]:
     """Compare the shares of the classes of both parts."""
     names = train.coco.class_names
-    in_train, in_val = (class_counts(part.coco, part.coco.is_target(part.unusable)) for part in (train, val))
+    in_train, in_val = (boxes_per_class(part.coco, part.unusable) for part in (train, val))
     of_train, of_val = sum(in_train.values()), sum(in_val.values())
     if not of_train or not of_val:
         return

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from sparse_detr.data.findings import FaultKind, Finding
 
@@ -21,7 +22,8 @@ _BITS = _SIDE * _SIDE
 NEAR = 16  # bits that nearly equal images may differ in
 _FLAT = 4.0  # an image whose gray values deviate less has no bits that mean anything
 _MOST = 20_000  # images that are compared with each other; more would take minutes
-_BLOCK = 1024
+_BLOCK = 256
+_SLOW = 5000  # images whose comparison takes seconds
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def _near_pairs(images: Named, others: Named | None) -> Iterator[tuple[str, str]
     columns, other_names = (rows, names) if others is None else _signs(others)
     if not len(columns):
         return
-    for start in range(0, len(rows), _BLOCK):
+    slow = max(len(rows), len(columns)) >= _SLOW
+    for start in tqdm(range(0, len(rows), _BLOCK), desc="comparing images", unit="block", disable=not slow):
         equal = (rows[start : start + _BLOCK] @ columns.T + _BITS) / 2  # bits in common
         if others is None:
             equal[np.arange(len(columns)) >= np.arange(start, start + len(equal))[:, None]] = 0

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_detr.data.box_habits import class_counts
+from sparse_detr.data.annotations import boxes_per_class, targets_by_image
 from sparse_detr.data.check import Checked
 from sparse_detr.data.records import training_records
 from sparse_detr.data.stream import SAMPLE, seeded_rng
@@ -38,15 +38,15 @@ def augmented_samples(
 def _choose(checked: Checked, number: int, seed: int) -> list[str]:
     """Return file names: for each class, rarest first, an image with it; then any."""
     coco, random = checked.coco, np.random.default_rng(seed)
-    targets = coco.is_target(checked.unusable)
-    with_class: dict[int, list[str]] = {}
-    for item, used in zip(coco.sound_annotations, targets):
-        if used:
-            with_class.setdefault(item["category_id"], []).append(coco.sound_images[item["image_id"]]["file_name"])
+    with_class: dict[int, set[str]] = {}
+    for image_id, indices in targets_by_image(coco, checked.unusable).items():
+        for index in indices:
+            names = with_class.setdefault(coco.sound_annotations[index]["category_id"], set())
+            names.add(coco.sound_images[image_id]["file_name"])
     usable = sorted({image["file_name"] for image in coco.sound_images.values()} - checked.unusable)
     chosen: list[str] = []
-    for category_id, _ in reversed(class_counts(coco, targets).most_common()):
-        left = sorted(set(with_class[category_id]) - set(chosen))
+    for category_id, _ in reversed(boxes_per_class(coco, checked.unusable).most_common()):
+        left = sorted(with_class[category_id] - set(chosen))
         if left and len(chosen) < number:
             chosen.append(left[int(random.integers(len(left)))])
     others = [usable[index] for index in random.permutation(len(usable)) if usable[index] not in set(chosen)]
