@@ -97,7 +97,7 @@ def _near_pairs(images: Named, others: Named | None) -> Iterator[tuple[str, str]
     """Return each image with a nearly equal one of `others`; without `others`, with an earlier one of `images`."""
     rows, names = _signs(images)
     columns, other_names = (rows, names) if others is None else _signs(others)
-    if not len(columns):
+    if not len(rows) or not len(columns):
         return
     slow = max(len(rows), len(columns)) >= _SLOW
     for start in tqdm(range(0, len(rows), _BLOCK), desc="comparing images", unit="block", disable=not slow):

@@ -430,6 +430,25 @@ def test_what_is_of_no_form_or_of_several_is_refused_with_what_was_looked_for(tm
         find_data_set(tmp_path / "both")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("annotations.xml", "<annotations><image><box/></image></annotations>"),  # of CVAT
+        ("notes.json", '{"categories": [{"id": 0, "name": "a"}], "info": {}}'),  # of Label Studio's YOLO
+        ("a.json", '[{"image": "a.png", "annotations": []}]'),  # of CreateML
+        ("results.csv", "epoch,box_loss\n1,2\n"),  # of Ultralytics
+        ("args.yaml", "task: detect\n"),
+    ],
+)
+def test_files_of_other_programs_are_not_taken_for_labels(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="is of no known form"):
+        find_data_set(tmp_path)
+    root = copies.write("YOLO", tmp_path / "data", {"train": copies.drawings(2)})
+    (root / name).write_text(text)
+    assert find_data_set(root).form == "YOLO"
+
+
 def test_several_coco_files_of_one_part_are_refused_unless_coco_names_one(tmp_path):
     root = copies.write("COCO", tmp_path / "data", {"train": copies.drawings(2)})
     path = root / "annotations" / "instances_train.json"

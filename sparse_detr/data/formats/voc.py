@@ -59,7 +59,7 @@ def _xmls_of(folder: Path) -> list[Path]:
 
 def _is_voc(path: Path) -> bool:
     with path.open("rb") as file:
-        return b"<annotation" in file.read(4096).replace(b"\0", b"")
+        return bool(re.search(rb"<annotation[\s>]", file.read(4096).replace(b"\0", b"")))
 
 
 def _lists(folder: Path) -> dict[str, Path]:
