@@ -449,6 +449,20 @@ def test_files_of_other_programs_are_not_taken_for_labels(tmp_path, name, text):
     assert find_data_set(root).form == "YOLO"
 
 
+def test_parts_for_validation_and_test_are_not_trained_on_unless_named_themselves(tmp_path):
+    root = copies.write("COCO", tmp_path / "data", {"val": copies.drawings(3), "test": copies.drawings(2, start=9)})
+    with pytest.raises(UserError, match="has no part for training, only test, val; to train on it, name its file"):
+        read_own_parts(root)
+    train = copies.write("CSV", tmp_path / "csv", {None: copies.drawings(4, start=20)})
+    assert len(read_own_parts(train, root).val.content["images"]) == 3
+    path = root / "annotations" / "instances_test.json"
+    assert len(read_own_parts(train, path).val.content["images"]) == 2
+    assert len(train_of(path).content["images"]) == 2
+    divided = copies.write("CSV", tmp_path / "two", {"train": copies.drawings(5), "test": copies.drawings(3, start=9)})
+    own = read_own_parts(divided)
+    assert {*own.train.file_names, *own.val.file_names} == {f"image_0{number}.png" for number in range(5)}
+
+
 def test_several_coco_files_of_one_part_are_refused_unless_coco_names_one(tmp_path):
     root = copies.write("COCO", tmp_path / "data", {"train": copies.drawings(2)})
     path = root / "annotations" / "instances_train.json"

@@ -68,20 +68,15 @@ def training_part(found: Found) -> str:
     Raises:
         UserError: there are parts, and none is for training.
     """
-    return _part(found, "train", ALL)
+    part = found.choose("train", ALL)
+    if part is None:
+        raise UserError(
+            f"{found.path} has no part for training, only {', '.join(found.parts)}; to train on it, name its file or "
+            "folder itself"
+        )
+    return part
 
 
 def validation_part(found: Found) -> str:
-    """Return the name of the part to evaluate on, of a path that was named for it.
-
-    Raises:
-        UserError: there are several parts, and none is for validation.
-    """
-    return _part(found, "val", ALL, "test")
-
-
-def _part(found: Found, *wanted: str) -> str:
-    part = found.choose(*wanted) or (next(iter(found.parts)) if len(found.parts) == 1 else None)
-    if part is None:
-        raise UserError(f"{found.path} has the parts {', '.join(found.parts)}, but none of {', '.join(wanted)}")
-    return part
+    """Return the name of the part to evaluate on, of a path that was named for it."""
+    return found.choose("val", ALL, "test", "train") or next(iter(found.parts))

@@ -81,7 +81,7 @@ def _read_training(path: str | Path) -> tuple[Part, Found | None, list[str]]:
     found = find_data_set(path)
     name = training_part(found)
     part = found.parts[name]()
-    return part, found if name != "val" and "val" in found.parts else None, [_sentence(found, name, part, "training")]
+    return part, found if "val" in found.parts else None, [_sentence(found, name, part, "training")]
 
 
 def _sentence(found: Found, name: str, part: Part, use: str) -> str:
