@@ -210,6 +210,20 @@ def test_images_of_a_coco_file_are_found_in_an_unusual_folder(tmp_path):
         train_of(path)
 
 
+def test_a_table_or_a_coco_file_in_annotations_finds_the_images_beside_that_folder(tmp_path):
+    made = {"train": copies.drawings(3), "val": copies.drawings(2, start=9)}
+    table = copies.write("CSV", tmp_path / "csv", made)
+    (table / "annotations").mkdir()
+    for part in made:
+        (table / f"{part}.csv").rename(table / "annotations" / f"{part}.csv")
+    coco = copies.write("COCO", tmp_path / "coco", made)
+    for path in (table / "annotations" / "val.csv", coco / "annotations" / "instances_val.json"):
+        part = train_of(path)
+        assert all((part.images / name).is_file() for name in part.file_names)
+        assert len(part.file_names) == 2
+        assert not part.findings
+
+
 def test_a_csv_may_say_the_part_of_each_row_and_use_other_columns_and_separators(tmp_path):
     copies.draw(tmp_path / "images", copies.drawings(2))
     text = "\ufeffImage;Split;Label;x;y;w;h\nimage_00;train;cup;1;2;10;20\nimage_01;valid;cup;3.5;4;5;6\n"

@@ -8,7 +8,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from sparse_detr.data.annotations import CocoFile, read_coco_file
-from sparse_detr.data.formats.files import ALL, ImageFinder, files_with, near_folders, part_of, shortened, subfolders
+from sparse_detr.data.formats.files import (
+    ALL,
+    ImageFinder,
+    files_with,
+    near_folders,
+    part_of,
+    root_of,
+    shortened,
+    subfolders,
+)
 from sparse_detr.data.formats.part import Part
 from sparse_detr.errors import UserError
 
@@ -35,7 +44,7 @@ def find_in(folder: Path) -> dict[str, Callable[[], Part]]:
 
 def find_file(path: Path) -> dict[str, Callable[[], Part]]:
     """Return the reader of one COCO file."""
-    return {ALL: partial(read, path, path.parent, part_of(path.stem, path.parent.name))}
+    return {ALL: partial(read, path, root_of(path), part_of(path.stem, path.parent.name))}
 
 
 def _one(paths: list[Path], folder: Path) -> Path:

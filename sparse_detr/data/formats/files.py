@@ -17,6 +17,7 @@ PARTS = {
     "val": {"val", "valid", "validation", "dev"},
     "test": {"test", "testing"},
 }
+_ANNOTATION_FOLDERS = {"annotations", "annotation", "labels"}
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img", "data")
 
 
@@ -127,6 +128,12 @@ class ImageFinder:
     def missing(self, name: str) -> Path:
         """Return where an image that was not found should be."""
         return self.near[0] / name.strip().replace("\\", "/")
+
+
+def root_of(annotations: Path) -> Path:
+    """Return the folder of the data set that an annotation file, named itself, belongs to."""
+    folder = annotations.absolute().parent
+    return folder.parent if folder.name.lower() in _ANNOTATION_FOLDERS else annotations.parent
 
 
 def near_folders(annotations: Path, root: Path, part: str) -> list[Path]:

@@ -20,6 +20,7 @@ from sparse_detr.data.formats.files import (
     images_below,
     near_folders,
     part_of,
+    root_of,
     shortened,
     subfolders,
 )
@@ -82,7 +83,7 @@ def find_file(path: Path) -> dict[str, Callable[[], Part]]:
     """
     if _header(path) is None:
         raise UserError(f"{path} has the columns {', '.join(_columns(path)) or '(none)'}; {_HEADER}")
-    return _parts_of(path, path.parent, ALL)
+    return _parts_of(path, root_of(path), ALL)
 
 
 def _parts_of(path: Path, root: Path, part: str) -> dict[str, Callable[[], Part]]:
@@ -184,7 +185,9 @@ def _read(path: Path, root: Path, part: str, only: set[str] | None) -> Part:
     finder = ImageFinder(near or [root], root)
     pictures = [Picture(finder.find(name) or finder.missing(name), boxes) for name, boxes in table.boxes.items()]
     without_row: list[str] = []
-    if part == ALL and only is None:  # else the other images may be those of other parts
+    if (
+        only is None and part == part_of(path.stem, path.parent.name) == ALL
+    ):  # else the other images may be those of other parts
         used = {picture.file.resolve() for picture in pictures}
         without_row = [image.name for image in images_below(root) if image.resolve() not in used]
     left_out = "images have no row and are left out; a row without numbers marks an empty image"
