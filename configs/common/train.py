@@ -22,4 +22,8 @@ train = dict(
     checkpoint_activations=[],  # "backbone", "encoder", "decoder": less memory, about a third more time
     ema=dict(enabled=False, decay=0.9997),
     best_metric="bbox/AP",  # chooses model_best.pth
+    validation_loss=False,  # True, or a number of batches: evaluations give the losses too
+    # Evaluations without an improvement before the training ends; 0: never. metric None: best_metric.
+    early_stopping=dict(patience=0, metric=None, min_improvement=0.0),
+    max_time=None,  # "2h30m": the training ends after so much time
 )

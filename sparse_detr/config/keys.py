@@ -27,6 +27,7 @@ def add_detr_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg.SOLVER)
     cfg.TEST.DETECTIONS_PER_IMAGE = None  # of the model and of the evaluator; None means the recipe's default
     cfg.TEST.BEST_METRIC = "bbox/AP"  # the score that chooses model_best.pth
+    cfg.TEST.VALIDATION_LOSS = None  # True, or a number of batches: evaluations give the losses too
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
     cfg.INPUT.DRAFT_SHORT_SIDE = None  # decode large JPEGs at a part of their size in training; see `DetrDatasetMapper`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
@@ -50,3 +51,6 @@ def _add_solver_keys(solver: CfgNode) -> None:
     solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all
     solver.AMP.DTYPE = "bf16"
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})
+    # Evaluations without an improvement before the training ends; 0: never. METRIC None means TEST.BEST_METRIC.
+    solver.EARLY_STOPPING = CfgNode({"PATIENCE": 0, "METRIC": None, "MIN_IMPROVEMENT": 0.0})
+    solver.MAX_TIME = None  # "2h30m": the training ends after so much time

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from sparse_detr.config.run import TrainSettings
+from sparse_detr.engine.validation import GROUP as VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def score_table(scores: dict[str, Any]) -> str:
     rows = [
         (name, "n/a" if value != value else f"{value:.2f}")  # NaN differs from itself
         for name, value in flatten_results_dict(scores).items()
+        if f"{VALIDATION}/loss_" not in name  # of the losses the sum is enough; metrics.json has them all
     ]
     return tabulate(rows, headers=["metric", "value"], tablefmt="simple_outline", disable_numparse=True)
 

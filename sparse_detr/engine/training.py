@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from sparse_detr.budget import check_fits, resolved
 from sparse_detr.checkpoint import load_file
+from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
 from sparse_detr.engine.checkpointer import (
@@ -28,8 +30,9 @@ from sparse_detr.engine.checkpointer import (
 from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
-from sparse_detr.engine.evaluate import WithBudget, evaluate_with_average
-from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
+from sparse_detr.engine.early_end import StopAfterTime, StopWithoutProgress
+from sparse_detr.engine.evaluate import AVERAGE_PREFIX, WithBudget, evaluate_with_average
+from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, SaveCheckpoints, StopOnSignal
 from sparse_detr.engine.output import (
     WriteMetrics,
     disk_error,
@@ -42,6 +45,7 @@ from sparse_detr.engine.output import (
 from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.token_log import LogPictures, LogTokens, load_validation_image
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.validation import GROUP as VALIDATION
 from sparse_detr.engine.weights import load_trained_weights, load_weights
 from sparse_detr.errors import UserError
 from sparse_detr.files import CannotWrite, make_folder
@@ -73,12 +77,14 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
+    check_early_stopping(run)
     model = run.build_model()
     set_up_cpu(settings.device)
     prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
     trainer = build_trainer(run, model, optimizer)
     check_num_classes(model, run.train_names)
+    check_validation_loss(run, model)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
     averaged_model = average.average.module if average else None
@@ -87,7 +93,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
     )
     stop = StopOnSignal(checkpointer=checkpointer)
     # Saves before the evaluation, so that a crash of the evaluation loses nothing.
-    periodic = hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings))
+    periodic = SaveCheckpoints(checkpointer, **_checkpoint_options(settings))
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
@@ -100,6 +106,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
+            _time_limit(settings, checkpointer),
             periodic,
             *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
             stop,
@@ -157,6 +164,8 @@ def evaluate_only(
             "no weights to evaluate are named; give train.init_checkpoint=FILE (lazy) or MODEL.WEIGHTS FILE (yaml), or "
             "--resume for the last checkpoint of the output folder"
         )
+    if precision is not None or budget is not None:  # such a model has no losses of its own
+        run = replace(run, settings=replace(run.settings, validation_loss=False))
     model = run.build_model()
     if not path:
         logger.warning("no checkpoint is named: the scores below are those of RANDOM weights")
@@ -231,7 +240,62 @@ def _evaluation_hooks(
     period, metric = settings.eval_period, settings.best_metric
     evaluation = Evaluate(period=period, evaluate=evaluate_now)
     best = KeepBest(period=period, evaluation=evaluation, checkpointer=checkpointer, metric=metric, average=average)
-    return [evaluation, best]
+    return [evaluation, best, *_early_stopping(settings, checkpointer, evaluation)]
+
+
+def check_early_stopping(run: Run) -> None:
+    """Refuse early stopping that would never count a score.
+
+    Raises:
+        UserError: there are no evaluations during the training, or they do not have the score.
+    """
+    settings, assignment = run.settings, kind_of(run.config).assignment
+    if not settings.early_stopping["patience"]:
+        return
+    if not run.evaluation_sets or not settings.eval_period:
+        period = assignment("train.eval_period", 1000)
+        raise UserError(f"early stopping counts evaluations, and there are none; give validation data and {period}")
+    metric = _watched_metric(settings)
+    if metric.removeprefix(AVERAGE_PREFIX).startswith(f"{VALIDATION}/") and not settings.validation_loss:
+        remedy = assignment("train.validation_loss", True)
+        raise UserError(f"early stopping watches {metric}, which is not computed; add {remedy}")
+    if metric.startswith(AVERAGE_PREFIX) and not settings.ema_decay:
+        remedy = assignment("train.ema.enabled", True)
+        raise UserError(f"early stopping watches {metric}, but no weights are averaged; add {remedy}")
+
+
+def check_validation_loss(run: Run, model: nn.Module) -> None:
+    """Refuse a validation loss that cannot be computed.
+
+    Raises:
+        UserError: there are no evaluation data, or the model, such as one of Detectron2, has losses in training only.
+    """
+    if not run.settings.validation_loss:
+        return
+    remedy = kind_of(run.config).assignment("train.validation_loss", False)
+    if not run.evaluation_sets:
+        raise UserError(f"there are no evaluation data for a validation loss; give some, or set {remedy}")
+    if not hasattr(model, "losses"):
+        raise UserError(f"{type(model).__name__} has losses in training mode only; set {remedy}")
+
+
+def _watched_metric(settings: TrainSettings) -> str:
+    return settings.early_stopping["metric"] or settings.best_metric
+
+
+def _early_stopping(
+    settings: TrainSettings, checkpointer: TrainingCheckpointer, evaluation: Evaluate
+) -> list[StopWithoutProgress]:
+    options = {**settings.early_stopping, "metric": _watched_metric(settings), "period": settings.eval_period}
+    if not options["patience"]:
+        return []
+    return [StopWithoutProgress(**options, evaluation=evaluation, checkpointer=checkpointer)]
+
+
+def _time_limit(settings: TrainSettings, checkpointer: TrainingCheckpointer) -> StopAfterTime | None:
+    if settings.max_time is None:
+        return None
+    return StopAfterTime(seconds=settings.max_time, checkpointer=checkpointer)
 
 
 def _writer_hooks(run: Run, model: nn.Module) -> list[HookBase]:
