@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sparse_detr.checkpoint.unwrap import KIND, OF_AVERAGE
 from sparse_detr.engine.best import (
     best_score,
     improvement,
@@ -156,7 +157,7 @@ class KeepBest(HookBase):
 
     def _save(self, value: float, iteration: int) -> None:
         score = {"metric": self._metric, "value": value, "iteration": iteration}
-        weights = {"weights": "plain"} if self._average is None else averaged_weights(self._average)
+        weights = {KIND: "plain"} if self._average is None else averaged_weights(self._average)
         folder = self._checkpointer.save_dir
         on_main_process(lambda: remove_score(folder))
         self._checkpointer.save(BEST_PREFIX, iteration=iteration, best=score, **weights)
@@ -167,7 +168,7 @@ class KeepBest(HookBase):
 
 def averaged_weights(average: nn.Module) -> dict[str, Any]:
     """Return the entries of a checkpoint that holds the averaged weights alone; no training can resume from it."""
-    return {"weights": "averaged", "model": average.state_dict(), "trainer": None}
+    return {KIND: OF_AVERAGE, "model": average.state_dict(), "trainer": None}
 
 
 class StopOnSignal(HookBase):
