@@ -20,6 +20,7 @@ train = dict(
     accumulate=1,  # batches an optimiser step
     fast_backbone=True,  # channels last in memory, frozen norms in the convolutions; numbers differ by rounding
     checkpoint_activations=[],  # "backbone", "encoder", "decoder": less memory, about a third more time
+    freeze=[],  # names of parts that do not learn, such as "backbone" or "encoder.layers.*.ffn"
     ema=dict(enabled=False, decay=0.9997),
     best_metric="bbox/AP",  # chooses model_best.pth
     validation_loss=False,  # True, or a number of batches: evaluations give the losses too

@@ -48,6 +48,7 @@ def _add_solver_keys(solver: CfgNode) -> None:
     # Train the backbone with channels last in memory and frozen norms in the convolutions; numbers differ by rounding.
     solver.FAST_BACKBONE = True
     solver.CHECKPOINT_ACTIVATIONS = []  # "backbone", "encoder", "decoder": less memory, about a third more time
+    solver.FREEZE = []  # names of parts that do not learn, such as "backbone" or "encoder.layers.*.ffn"
     solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all
     solver.AMP.DTYPE = "bf16"
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})

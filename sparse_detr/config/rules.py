@@ -111,6 +111,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.accumulate": ("SOLVER.ACCUMULATE", SOME),
     "train.fast_backbone": ("SOLVER.FAST_BACKBONE", FLAG),
     "train.checkpoint_activations": ("SOLVER.CHECKPOINT_ACTIVATIONS", listed(CHECKPOINTED, filled=False)),
+    "train.freeze": ("SOLVER.FREEZE", listed(NAME, filled=False)),
     "train.ema.enabled": ("SOLVER.EMA.ENABLED", FLAG),
     "train.ema.decay": ("SOLVER.EMA.DECAY", BETWEEN),
     "train.early_stopping.patience": ("SOLVER.EARLY_STOPPING.PATIENCE", whole(0)),

@@ -47,6 +47,7 @@ class TrainSettings:
     ema_decay: float | None = None
     fast_backbone: bool = True
     checkpoint_activations: list[str] = field(default_factory=list)
+    freeze: list[str] = field(default_factory=list)
     checkpointer: dict[str, Any] = field(default_factory=lambda: dict(CHECKPOINTER))
     eval_period: int = 5000
     log_period: int = 20
@@ -228,6 +229,7 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
         fast_backbone=solver.FAST_BACKBONE,
         checkpoint_activations=list(solver.CHECKPOINT_ACTIVATIONS),
+        freeze=list(solver.FREEZE),
         checkpointer={"period": solver.CHECKPOINT_PERIOD, "max_to_keep": solver.MAX_TO_KEEP},
         eval_period=cfg.TEST.EVAL_PERIOD,
         vis_period=cfg.VIS_PERIOD,

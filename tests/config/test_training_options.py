@@ -25,6 +25,11 @@ OPTIONS = {
     "time": (["train.max_time=2h30m"], ["SOLVER.MAX_TIME", "2h30m"], {"max_time": 9000}),
     "validation loss": (["train.validation_loss=true"], ["TEST.VALIDATION_LOSS", "True"], {"validation_loss": True}),
     "validation batches": (["train.validation_loss=20"], ["TEST.VALIDATION_LOSS", "20"], {"validation_loss": 20}),
+    "frozen parts": (
+        ["train.freeze=[backbone,encoder.layers.*.ffn]"],
+        ["SOLVER.FREEZE", "['backbone', 'encoder.layers.*.ffn']"],
+        {"freeze": ["backbone", "encoder.layers.*.ffn"]},
+    ),
 }
 
 
@@ -46,6 +51,8 @@ FAULTS = [
     ("train.max_time=0s", "SOLVER.MAX_TIME 0s", "0s cannot be used"),
     ("train.validation_loss=0", "TEST.VALIDATION_LOSS 0", "0 cannot be used; give true or false, or a whole number"),
     ("train.validation_loss=all", "TEST.VALIDATION_LOSS all", "all cannot be used; give true or false"),
+    ("train.freeze=backbone", "SOLVER.FREEZE backbone", "SOLVER.FREEZE|backbone cannot be used; give a list"),
+    ("train.freeze=[1]", "SOLVER.FREEZE [1]", "cannot be used; give a list, each value a text that is not empty"),
 ]
 
 
