@@ -61,6 +61,10 @@ class StopAfterTime(_EndEarly):
         """Return the seconds that the training has taken so far."""
         return self._before + self._clock() - self._start
 
+    def left(self) -> float:
+        """Return the seconds that are left; negative ones once the time is over."""
+        return self._limit - self.used()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the time so far."""
         return {"seconds": self.used()}

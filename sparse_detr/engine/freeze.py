@@ -33,9 +33,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     weights = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
         if not any(_is_below(name, pattern) for name in weights):
-            raise UserError(
-                f"{SETTING} names {pattern!r}, which is no part with weights; {_known(weights, pattern)}"
-            )
+            raise UserError(f"{SETTING} names {pattern!r}, which is no part with weights; {_known(weights, pattern)}")
     for name, weight in weights.items():
         if any(_is_below(name, pattern) for pattern in patterns):
             weight.requires_grad_(False)

@@ -121,6 +121,11 @@ class KeepBest(HookBase):
         self._best: float | None = None
         self._scored = 0
 
+    @property
+    def best(self) -> float | None:
+        """The best score so far; None before the first one."""
+        return self._best
+
     def before_train(self) -> None:
         """Read the best score if the training is resumed; a new one in the same folder starts without."""
         folder, start = self._checkpointer.save_dir, self.trainer.start_iter

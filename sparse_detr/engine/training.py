@@ -28,6 +28,7 @@ from sparse_detr.engine.checkpointer import (
     start_anew,
 )
 from sparse_detr.engine.config_changes import flat_config, write_config
+from sparse_detr.engine.console import AllLosses, ConsoleLine
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
 from sparse_detr.engine.early_end import StopAfterTime, StopWithoutProgress
@@ -101,16 +102,21 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         scores.update(evaluate_with_average(run, model, averaged_model, stop.interrupt_evaluation))
         return scores
 
+    time_limit = _time_limit(settings, checkpointer)
+    evaluation = _evaluation_hooks(
+        settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None
+    )
+    best = next((hook for hook in evaluation if isinstance(hook, KeepBest)), None)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
-            _time_limit(settings, checkpointer),
+            time_limit,
             periodic,
-            *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
+            *evaluation,
             stop,
-            *_writer_hooks(run, model),
+            *_writer_hooks(run, model, best, time_limit),
         ]
     )
     if last.path:
@@ -298,7 +304,9 @@ def _time_limit(settings: TrainSettings, checkpointer: TrainingCheckpointer) -> 
     return StopAfterTime(seconds=settings.max_time, checkpointer=checkpointer)
 
 
-def _writer_hooks(run: Run, model: nn.Module) -> list[HookBase]:
+def _writer_hooks(
+    run: Run, model: nn.Module, best: KeepBest | None, time_limit: StopAfterTime | None
+) -> list[HookBase]:
     """Return the hooks that log and write, in this order; those of the main process alone."""
     if not comm.is_main_process():
         return []
@@ -307,8 +315,18 @@ def _writer_hooks(run: Run, model: nn.Module) -> list[HookBase]:
     if settings.vis_period:
         image = load_validation_image(run)
         hooks_of_log.append(LogPictures(model=model, image=image, period=settings.vis_period))
-    writer = WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)
-    return [*hooks_of_log, writer]
+    line = ConsoleLine(
+        max_iter=settings.max_iter,
+        metric=settings.best_metric,
+        best=lambda: None if best is None else best.best,
+        time_left=None if time_limit is None else time_limit.left,
+        device=settings.device,
+    )
+    writers = [line, AllLosses(settings.max_iter)]
+    return [
+        *hooks_of_log,
+        WriteMetrics(folder=settings.output_dir, period=settings.log_period, writers=writers),
+    ]
 
 
 def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:

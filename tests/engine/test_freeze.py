@@ -56,7 +56,7 @@ def test_a_name_is_no_prefix_of_a_longer_word():
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("bckbone", "train.freeze \\(SOLVER.FREEZE\\) names 'bckbone', which is no part .*the model has .*backbone, decoder, "),
+        ("bckbone", "train.freeze \\(SOLVER.FREEZE\\) names 'bckbone', .*; the model has .*backbone, decoder, "),
         ("encoder.layers.9", "encoder.layers has 0, 1, 2$"),
         ("encoder.layer", "encoder has layers$"),
         ("backbone.levels.0.kernel", "backbone.levels.0 has bias, weight$"),
