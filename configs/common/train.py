@@ -17,6 +17,7 @@ train = dict(
     seed=42,
     # Settings that Detectron2's lazyconfig_train_net ignores:
     clip_grad_norm=0.1,  # norm of the gradient of the whole model; None: no clipping
+    batch=None,  # "auto": the largest batch that fits, in place of dataloader.train.total_batch_size
     accumulate=1,  # batches an optimiser step
     fast_backbone=True,  # channels last in memory, frozen norms in the convolutions; numbers differ by rounding
     checkpoint_activations=[],  # "backbone", "encoder", "decoder": less memory, about a third more time

@@ -45,6 +45,7 @@ def _add_solver_keys(solver: CfgNode) -> None:
     # Norm of the gradient of the whole model. CLIP_GRADIENTS.CLIP_TYPE cannot say it: Detectron2 allows two values.
     solver.CLIP_GRAD_NORM = 0.1
     solver.ACCUMULATE = 1
+    solver.BATCH = None  # "auto": the largest batch that fits, in place of IMS_PER_BATCH
     # Train the backbone with channels last in memory and frozen norms in the convolutions; numbers differ by rounding.
     solver.FAST_BACKBONE = True
     solver.CHECKPOINT_ACTIVATIONS = []  # "backbone", "encoder", "decoder": less memory, about a third more time

@@ -108,6 +108,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.seed": ("SEED", SEED),
     "train.amp.enabled": ("SOLVER.AMP.ENABLED", FLAG),
     "train.amp.dtype": ("SOLVER.AMP.DTYPE", PRECISION),
+    "train.batch": ("SOLVER.BATCH", optional(one_of("auto"))),
     "train.accumulate": ("SOLVER.ACCUMULATE", SOME),
     "train.fast_backbone": ("SOLVER.FAST_BACKBONE", FLAG),
     "train.checkpoint_activations": ("SOLVER.CHECKPOINT_ACTIVATIONS", listed(CHECKPOINTED, filled=False)),

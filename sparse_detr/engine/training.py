@@ -18,6 +18,7 @@ from sparse_detr.checkpoint import load_file
 from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
+from sparse_detr.engine.auto_batch import choose_batch
 from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
@@ -79,6 +80,7 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     check_early_stopping(run)
+    choose_batch(run, last.path)
     model = run.build_model()
     set_up_cpu(settings.device)
     prepare_model(model, settings)

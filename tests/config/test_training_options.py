@@ -51,6 +51,7 @@ FAULTS = [
     ("train.max_time=0s", "SOLVER.MAX_TIME 0s", "0s cannot be used"),
     ("train.validation_loss=0", "TEST.VALIDATION_LOSS 0", "0 cannot be used; give true or false, or a whole number"),
     ("train.validation_loss=all", "TEST.VALIDATION_LOSS all", "all cannot be used; give true or false"),
+    ("train.batch=7", "SOLVER.BATCH 7", "7 cannot be used; give one of auto, or null"),
     ("train.freeze=backbone", "SOLVER.FREEZE backbone", "SOLVER.FREEZE|backbone cannot be used; give a list"),
     ("train.freeze=[1]", "SOLVER.FREEZE [1]", "cannot be used; give a list, each value a text that is not empty"),
 ]
