@@ -29,6 +29,7 @@ def add_detr_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "bbox/AP"  # the score that chooses model_best.pth
     cfg.TEST.VALIDATION_LOSS = None  # True, or a number of batches: evaluations give the losses too
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
+    cfg.INPUT.AUGMENTATION = None  # "photos", "aerial", "industrial": in place of RANDOM_FLIP
     cfg.INPUT.DRAFT_SHORT_SIDE = None  # decode large JPEGs at a part of their size in training; see `DetrDatasetMapper`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})

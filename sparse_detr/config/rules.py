@@ -142,6 +142,10 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "dataloader.train.mapper.image_format": ("INPUT.FORMAT", one_of("RGB", "BGR")),
     "dataloader.train.mapper.draft_short_side": ("INPUT.DRAFT_SHORT_SIDE", optional(SOME)),
     "dataloader.train.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TRAIN", SOME),
+    "dataloader.train.mapper.augmentations.preset": (
+        "INPUT.AUGMENTATION",
+        optional(one_of("photos", "aerial", "industrial")),
+    ),
     "dataloader.test.mapper.augmentations.short_size": ("INPUT.MIN_SIZE_TEST", SOME),
     "dataloader.test.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TEST", SOME),
 }

@@ -37,6 +37,7 @@ AUTO = "auto"
 LARGEST = 64  # images of a process: more of them seldom train better
 # Share of the free memory that is used; the rest is for fragments, on the CPU also for data-loading processes.
 USED_SHARE = {"cuda": 0.9, "cpu": 0.8}
+_MANY_TIMES = 4
 _SAMPLES = 32  # images that the largest size is taken from
 _BATCH, _RATE, _RULE = "dataloader.train.total_batch_size", "optimizer.lr", "optimizer.params.batch_size_scaling"
 
@@ -69,6 +70,11 @@ def choose_batch(run: Run, checkpoint: str = "") -> None:
     rule = rate_rule(run.config)
     new_rate = scaled_rate(rate, old, batch, rule)
     kind.set(_RATE, new_rate)
+    if batch > _MANY_TIMES * old and not checkpoint:
+        logger.warning(
+            f"{batch} images are more than {_MANY_TIMES} times the config's {old}: warm up for longer and train for "
+            "fewer iterations, or give a smaller batch"
+        )
     logger.info(f"batch of {batch} images, {why}; {_about_rate(rate, new_rate, old, batch, rule)}")
 
 

@@ -3,9 +3,12 @@
 from dataclasses import asdict
 
 import pytest
+from detectron2.config import instantiate
 
 from sparse_detr.config import load_config
 from sparse_detr.config.run import make_run
+from sparse_detr.data.mapper import DetrDatasetMapper
+from sparse_detr.data.presets import preset_augmentations
 from sparse_detr.errors import UserError
 from tests.config.mutations import LAZY, YACS
 
@@ -41,6 +44,21 @@ def test_an_option_means_the_same_in_both_kinds_of_config(option):
         assert {name: settings[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "overrides"),
+    [
+        (LAZY, ["dataloader.train.mapper.augmentations.preset=industrial"]),
+        (YACS, ["INPUT.AUGMENTATION", "industrial"]),
+    ],
+)
+def test_an_augmentation_preset_reaches_the_mapper_of_both_kinds_of_config(path, overrides):
+    cfg = load_config(str(path), overrides)
+    lazy = path == LAZY
+    mapper = instantiate(cfg.dataloader.train.mapper) if lazy else DetrDatasetMapper(cfg, is_train=True)
+    expected = [type(step) for step in preset_augmentations("industrial")]
+    assert [type(step) for step in mapper.augmentations.augs[: len(expected)]] == expected
+
+
 FAULTS = [
     ("train.early_stopping.patience=-1", "SOLVER.EARLY_STOPPING.PATIENCE -1", "give a whole number, 0 or more"),
     ("train.early_stopping.metric=''", None, "give a text that is not empty, or null"),
@@ -52,6 +70,11 @@ FAULTS = [
     ("train.validation_loss=0", "TEST.VALIDATION_LOSS 0", "0 cannot be used; give true or false, or a whole number"),
     ("train.validation_loss=all", "TEST.VALIDATION_LOSS all", "all cannot be used; give true or false"),
     ("train.batch=7", "SOLVER.BATCH 7", "7 cannot be used; give one of auto, or null"),
+    (
+        "dataloader.train.mapper.augmentations.preset=xray",
+        "INPUT.AUGMENTATION xray",
+        "xray cannot be used; give one of photos, aerial, industrial, or null",
+    ),
     ("train.freeze=backbone", "SOLVER.FREEZE backbone", "SOLVER.FREEZE|backbone cannot be used; give a list"),
     ("train.freeze=[1]", "SOLVER.FREEZE [1]", "cannot be used; give a list, each value a text that is not empty"),
 ]
