@@ -27,5 +27,6 @@ train = dict(
     validation_loss=False,  # True, or a number of batches: evaluations give the losses too
     # Evaluations without an improvement before the training ends; 0: never. metric None: best_metric.
     early_stopping=dict(patience=0, metric=None, min_improvement=0.0),
+    writers=[],  # "wandb", "mlflow": services that get losses and scores too
     max_time=None,  # "2h30m": the training ends after so much time
 )

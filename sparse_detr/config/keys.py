@@ -56,4 +56,5 @@ def _add_solver_keys(solver: CfgNode) -> None:
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})
     # Evaluations without an improvement before the training ends; 0: never. METRIC None means TEST.BEST_METRIC.
     solver.EARLY_STOPPING = CfgNode({"PATIENCE": 0, "METRIC": None, "MIN_IMPROVEMENT": 0.0})
+    solver.WRITERS = []  # "wandb", "mlflow": services that get losses and scores too
     solver.MAX_TIME = None  # "2h30m": the training ends after so much time

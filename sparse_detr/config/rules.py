@@ -118,6 +118,7 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.early_stopping.patience": ("SOLVER.EARLY_STOPPING.PATIENCE", whole(0)),
     "train.early_stopping.metric": ("SOLVER.EARLY_STOPPING.METRIC", optional(NAME)),
     "train.early_stopping.min_improvement": ("SOLVER.EARLY_STOPPING.MIN_IMPROVEMENT", number(0)),
+    "train.writers": ("SOLVER.WRITERS", listed(one_of("wandb", "mlflow"), filled=False)),
     "train.max_time": ("SOLVER.MAX_TIME", optional(TIME)),
     "train.checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", SOME),
     "train.checkpointer.max_to_keep": ("SOLVER.MAX_TO_KEEP", optional(SOME)),

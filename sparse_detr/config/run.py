@@ -56,6 +56,7 @@ class TrainSettings:
     validation_loss: bool | int = False
     early_stopping: dict[str, Any] = field(default_factory=lambda: dict(EARLY_STOPPING))
     max_time: float | None = None
+    writers: list[str] = field(default_factory=list)
     ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
 
 
@@ -237,6 +238,7 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         validation_loss=cfg.TEST.VALIDATION_LOSS or False,
         early_stopping={name.lower(): value for name, value in solver.EARLY_STOPPING.items()},
         max_time=_seconds(solver.MAX_TIME),
+        writers=list(solver.WRITERS),
     )
 
 

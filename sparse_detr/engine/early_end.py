@@ -14,10 +14,15 @@ from typing import Any
 from detectron2.engine import HookBase
 
 from sparse_detr.config.duration import duration_text
+from sparse_detr.config.kinds import kind_of
+from sparse_detr.config.run import Run, TrainSettings
 from sparse_detr.engine.best import improvement, scores_after
 from sparse_detr.engine.checkpointer import FINAL, TrainingCheckpointer, complete
 from sparse_detr.engine.distributed import largest_of_ranks, on_main_process
+from sparse_detr.engine.evaluate import AVERAGE_PREFIX
 from sparse_detr.engine.hooks import Evaluate
+from sparse_detr.engine.validation import GROUP as VALIDATION
+from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -203,3 +208,45 @@ class StopWithoutProgress(_EndEarly):
             f"{progress.metric} has not improved{more} in {progress.waited} evaluations "
             f"({best}, after {progress.best_at} iterations)"
         )
+
+
+def check_early_stopping(run: Run) -> None:
+    """Refuse early stopping that would never count a score.
+
+    Raises:
+        UserError: there are no evaluations during the training, or they do not have the score.
+    """
+    settings, assignment = run.settings, kind_of(run.config).assignment
+    if not settings.early_stopping["patience"]:
+        return
+    if not run.evaluation_sets or not settings.eval_period:
+        period = assignment("train.eval_period", 1000)
+        raise UserError(f"early stopping counts evaluations, and there are none; give validation data and {period}")
+    metric = _watched_metric(settings)
+    if metric.removeprefix(AVERAGE_PREFIX).startswith(f"{VALIDATION}/") and not settings.validation_loss:
+        remedy = assignment("train.validation_loss", True)
+        raise UserError(f"early stopping watches {metric}, which is not computed; add {remedy}")
+    if metric.startswith(AVERAGE_PREFIX) and not settings.ema_decay:
+        remedy = assignment("train.ema.enabled", True)
+        raise UserError(f"early stopping watches {metric}, but no weights are averaged; add {remedy}")
+
+
+def _watched_metric(settings: TrainSettings) -> str:
+    return settings.early_stopping["metric"] or settings.best_metric
+
+
+def early_stopping(
+    settings: TrainSettings, checkpointer: TrainingCheckpointer, evaluation: Evaluate
+) -> list[StopWithoutProgress]:
+    """Return the hook of early stopping; [] without it."""
+    options = {**settings.early_stopping, "metric": _watched_metric(settings), "period": settings.eval_period}
+    if not options["patience"]:
+        return []
+    return [StopWithoutProgress(**options, evaluation=evaluation, checkpointer=checkpointer)]
+
+
+def time_limit(settings: TrainSettings, checkpointer: TrainingCheckpointer) -> StopAfterTime | None:
+    """Return the hook of the time budget; None without one."""
+    if settings.max_time is None:
+        return None
+    return StopAfterTime(seconds=settings.max_time, checkpointer=checkpointer)

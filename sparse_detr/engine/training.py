@@ -15,7 +15,6 @@ from torch import nn
 
 from sparse_detr.budget import check_fits, resolved
 from sparse_detr.checkpoint import load_file
-from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
 from sparse_detr.engine.auto_batch import choose_batch
@@ -32,8 +31,8 @@ from sparse_detr.engine.config_changes import flat_config, write_config
 from sparse_detr.engine.console import AllLosses, ConsoleLine
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
-from sparse_detr.engine.early_end import StopAfterTime, StopWithoutProgress
-from sparse_detr.engine.evaluate import AVERAGE_PREFIX, WithBudget, evaluate_with_average
+from sparse_detr.engine.early_end import StopAfterTime, check_early_stopping, early_stopping, time_limit
+from sparse_detr.engine.evaluate import WithBudget, evaluate_with_average
 from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, SaveCheckpoints, StopOnSignal
 from sparse_detr.engine.output import (
     WriteMetrics,
@@ -47,8 +46,9 @@ from sparse_detr.engine.output import (
 from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.token_log import LogPictures, LogTokens, load_validation_image
 from sparse_detr.engine.trainer import Trainer
-from sparse_detr.engine.validation import GROUP as VALIDATION
+from sparse_detr.engine.validation import check_validation_loss
 from sparse_detr.engine.weights import load_trained_weights, load_weights
+from sparse_detr.engine.writers import build_writers, check_writers
 from sparse_detr.errors import UserError
 from sparse_detr.files import CannotWrite, make_folder
 from sparse_detr.inference import optimize_to
@@ -80,6 +80,7 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
     check_early_stopping(run)
+    on_main_process(lambda: check_writers(settings.writers))
     choose_batch(run, last.path)
     model = run.build_model()
     set_up_cpu(settings.device)
@@ -104,21 +105,23 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         scores.update(evaluate_with_average(run, model, averaged_model, stop.interrupt_evaluation))
         return scores
 
-    time_limit = _time_limit(settings, checkpointer)
+    limit = time_limit(settings, checkpointer)
     evaluation = _evaluation_hooks(
         settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None
     )
     best = next((hook for hook in evaluation if isinstance(hook, KeepBest)), None)
+    writing: list[HookBase] = []
+    on_main_process(lambda: writing.extend(_writer_hooks(run, model, best, limit, resumed=bool(last.path))))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
-            time_limit,
+            limit,
             periodic,
             *evaluation,
             stop,
-            *_writer_hooks(run, model, best, time_limit),
+            *writing,
         ]
     )
     if last.path:
@@ -248,71 +251,14 @@ def _evaluation_hooks(
     period, metric = settings.eval_period, settings.best_metric
     evaluation = Evaluate(period=period, evaluate=evaluate_now)
     best = KeepBest(period=period, evaluation=evaluation, checkpointer=checkpointer, metric=metric, average=average)
-    return [evaluation, best, *_early_stopping(settings, checkpointer, evaluation)]
-
-
-def check_early_stopping(run: Run) -> None:
-    """Refuse early stopping that would never count a score.
-
-    Raises:
-        UserError: there are no evaluations during the training, or they do not have the score.
-    """
-    settings, assignment = run.settings, kind_of(run.config).assignment
-    if not settings.early_stopping["patience"]:
-        return
-    if not run.evaluation_sets or not settings.eval_period:
-        period = assignment("train.eval_period", 1000)
-        raise UserError(f"early stopping counts evaluations, and there are none; give validation data and {period}")
-    metric = _watched_metric(settings)
-    if metric.removeprefix(AVERAGE_PREFIX).startswith(f"{VALIDATION}/") and not settings.validation_loss:
-        remedy = assignment("train.validation_loss", True)
-        raise UserError(f"early stopping watches {metric}, which is not computed; add {remedy}")
-    if metric.startswith(AVERAGE_PREFIX) and not settings.ema_decay:
-        remedy = assignment("train.ema.enabled", True)
-        raise UserError(f"early stopping watches {metric}, but no weights are averaged; add {remedy}")
-
-
-def check_validation_loss(run: Run, model: nn.Module) -> None:
-    """Refuse a validation loss that cannot be computed.
-
-    Raises:
-        UserError: there are no evaluation data, or the model, such as one of Detectron2, has losses in training only.
-    """
-    if not run.settings.validation_loss:
-        return
-    remedy = kind_of(run.config).assignment("train.validation_loss", False)
-    if not run.evaluation_sets:
-        raise UserError(f"there are no evaluation data for a validation loss; give some, or set {remedy}")
-    if not hasattr(model, "losses"):
-        raise UserError(f"{type(model).__name__} has losses in training mode only; set {remedy}")
-
-
-def _watched_metric(settings: TrainSettings) -> str:
-    return settings.early_stopping["metric"] or settings.best_metric
-
-
-def _early_stopping(
-    settings: TrainSettings, checkpointer: TrainingCheckpointer, evaluation: Evaluate
-) -> list[StopWithoutProgress]:
-    options = {**settings.early_stopping, "metric": _watched_metric(settings), "period": settings.eval_period}
-    if not options["patience"]:
-        return []
-    return [StopWithoutProgress(**options, evaluation=evaluation, checkpointer=checkpointer)]
-
-
-def _time_limit(settings: TrainSettings, checkpointer: TrainingCheckpointer) -> StopAfterTime | None:
-    if settings.max_time is None:
-        return None
-    return StopAfterTime(seconds=settings.max_time, checkpointer=checkpointer)
+    return [evaluation, best, *early_stopping(settings, checkpointer, evaluation)]
 
 
 def _writer_hooks(
-    run: Run, model: nn.Module, best: KeepBest | None, time_limit: StopAfterTime | None
+    run: Run, model: nn.Module, best: KeepBest | None, limit: StopAfterTime | None, *, resumed: bool
 ) -> list[HookBase]:
-    """Return the hooks that log and write, in this order; those of the main process alone."""
-    if not comm.is_main_process():
-        return []
-    settings = run.settings
+    """Return the hooks of the main process that log and write, in this order."""
+    settings, folder = run.settings, run.settings.output_dir
     hooks_of_log: list[HookBase] = [LogTokens(model=model, period=settings.log_period)]
     if settings.vis_period:
         image = load_validation_image(run)
@@ -321,14 +267,12 @@ def _writer_hooks(
         max_iter=settings.max_iter,
         metric=settings.best_metric,
         best=lambda: None if best is None else best.best,
-        time_left=None if time_limit is None else time_limit.left,
+        time_left=None if limit is None else limit.left,
         device=settings.device,
     )
-    writers = [line, AllLosses(settings.max_iter)]
-    return [
-        *hooks_of_log,
-        WriteMetrics(folder=settings.output_dir, period=settings.log_period, writers=writers),
-    ]
+    services = build_writers(settings.writers, folder=folder, config=flat_config(run), resumed=resumed)
+    writers = [line, AllLosses(settings.max_iter), *services]
+    return [*hooks_of_log, WriteMetrics(folder=folder, period=settings.log_period, writers=writers)]
 
 
 def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:

@@ -13,10 +13,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from sparse_detr.config.duration import duration_text
+from sparse_detr.config.kinds import kind_of
 from sparse_detr.config.run import Run
 from sparse_detr.data.loader import loader_with_targets
 from sparse_detr.engine.distributed import without_ddp
 from sparse_detr.engine.random_state import keep_random_state
+from sparse_detr.errors import UserError
 from sparse_detr.modeling.training.normalizer import alone
 
 logger = logging.getLogger(__name__)
@@ -94,3 +96,18 @@ def mean_losses(batches: Iterable[tuple[int, Losses]]) -> Losses:
         for name, of_name in values.items()
     }
     return {TOTAL: math.fsum(means.values()), **means} if means else {}
+
+
+def check_validation_loss(run: Run, model: nn.Module) -> None:
+    """Refuse a validation loss that cannot be computed.
+
+    Raises:
+        UserError: there are no evaluation data, or the model, such as one of Detectron2, has losses in training only.
+    """
+    if not run.settings.validation_loss:
+        return
+    remedy = kind_of(run.config).assignment("train.validation_loss", False)
+    if not run.evaluation_sets:
+        raise UserError(f"there are no evaluation data for a validation loss; give some, or set {remedy}")
+    if not hasattr(model, "losses"):
+        raise UserError(f"{type(model).__name__} has losses in training mode only; set {remedy}")

@@ -28,6 +28,11 @@ OPTIONS = {
     "time": (["train.max_time=2h30m"], ["SOLVER.MAX_TIME", "2h30m"], {"max_time": 9000}),
     "validation loss": (["train.validation_loss=true"], ["TEST.VALIDATION_LOSS", "True"], {"validation_loss": True}),
     "validation batches": (["train.validation_loss=20"], ["TEST.VALIDATION_LOSS", "20"], {"validation_loss": 20}),
+    "writers": (
+        ["train.writers=[wandb,mlflow]"],
+        ["SOLVER.WRITERS", "['wandb', 'mlflow']"],
+        {"writers": ["wandb", "mlflow"]},
+    ),
     "frozen parts": (
         ["train.freeze=[backbone,encoder.layers.*.ffn]"],
         ["SOLVER.FREEZE", "['backbone', 'encoder.layers.*.ffn']"],
@@ -75,6 +80,7 @@ FAULTS = [
         "INPUT.AUGMENTATION xray",
         "xray cannot be used; give one of photos, aerial, industrial, or null",
     ),
+    ("train.writers=[neptune]", "SOLVER.WRITERS ['neptune']", "give a list, each value one of wandb, mlflow"),
     ("train.freeze=backbone", "SOLVER.FREEZE backbone", "SOLVER.FREEZE|backbone cannot be used; give a list"),
     ("train.freeze=[1]", "SOLVER.FREEZE [1]", "cannot be used; give a list, each value a text that is not empty"),
 ]
