@@ -60,6 +60,8 @@ def choose_batch(run: Run, checkpoint: str = "") -> None:
     kind = kind_of(run.config)
     if kind.get("train.batch") != AUTO:
         return
+    if kind.get(_BATCH) is None or kind.get(_RATE) is None:
+        raise UserError(f"train.batch=auto needs {_BATCH} and {_RATE} to start from; give both")
     old, rate = int(kind.get(_BATCH)), float(kind.get(_RATE))
     if checkpoint:
         batch, why = _batch_of(checkpoint, run.config), f"as in {checkpoint}"
@@ -224,7 +226,9 @@ def _gpu_has_room(probe: Probe, device: torch.device, number: int, limit: float)
         fits = False
     gc.collect()  # after the except block: the error holds the tensors of the step
     torch.cuda.empty_cache()
-    return fits and torch.cuda.max_memory_allocated(device) <= limit
+    fits = fits and torch.cuda.max_memory_allocated(device) <= limit
+    logger.info(f"a batch of {number} images {'fits' if fits else 'does not fit'}")
+    return fits
 
 
 def _fits_on_cpu(probe: Probe, cap: int) -> int:

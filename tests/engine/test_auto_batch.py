@@ -180,6 +180,43 @@ def test_batch_and_learning_rate_are_written_into_the_config_and_told(tmp_path, 
     )
 
 
+def test_a_yaml_config_gets_and_keeps_the_batch_too(tmp_path, memory):
+    def yacs(**solver):
+        cfg = get_cfg()
+        add_detr_config(cfg)
+        cfg.SOLVER.update({"BATCH": "auto", "IMS_PER_BATCH": 1, "BASE_LR": 0.5, "OPTIMIZER": "SGD", **solver})
+        return cfg
+
+    cfg = yacs()
+    run = replace(detector_run(tmp_path, config(batch=None)), config=cfg)
+    train(run)
+    assert (cfg.SOLVER.BATCH, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (None, 4, 2.0)
+    resumed = yacs()
+    choose_batch(replace(run, config=resumed), str(tmp_path / "model_final.pth"))
+    assert (resumed.SOLVER.BATCH, resumed.SOLVER.IMS_PER_BATCH, resumed.SOLVER.BASE_LR) == (None, 4, 2.0)
+
+
+def test_a_config_without_a_batch_to_start_from_is_refused(tmp_path):
+    cfg = config()
+    del cfg.dataloader.train["total_batch_size"]
+    with pytest.raises(UserError, match=r"needs dataloader.train.total_batch_size and optimizer.lr to start from"):
+        choose_batch(replace(detector_run(tmp_path, config()), config=cfg))
+
+
+def test_a_much_larger_batch_is_told_with_a_warning(tmp_path, memory, monkeypatch, listen):
+    cfg = config()
+    cfg.dataloader.train.total_batch_size = 1
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 1e12)
+    choose_batch(detector_run(tmp_path, cfg))
+    assert "6 images are more than 4 times the config's 1: warm up for longer" in listen.text
+
+
+def test_a_checkpoint_of_an_older_version_has_no_batch(tmp_path):
+    torch.save({"model": {}}, tmp_path / "old.pth")
+    with pytest.raises(UserError, match=r"old.pth does not say its batch.*in place of train.batch=auto"):
+        choose_batch(detector_run(tmp_path, config()), str(tmp_path / "old.pth"))
+
+
 def test_a_config_without_the_wish_stays_as_it_is(tmp_path):
     cfg = config(batch=None)
     choose_batch(detector_run(tmp_path, cfg))
