@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -221,6 +222,17 @@ def train_with_validation(folder: Path) -> dict[str, float]:
     return {"iteration": torch.load(folder / "model_final.pth", weights_only=True)["iteration"]}
 
 
+def choose_joint_batch(folder: Path) -> dict[str, Any]:
+    """Return the batch that is chosen when the second process has less memory than the first."""
+    from sparse_detr.engine import auto_batch
+    from tests.engine.test_auto_batch import config, detector_run
+
+    cfg = config()
+    with mock.patch.object(auto_batch, "_fits_on_cpu", return_value=5 - comm.get_rank()):
+        auto_batch.choose_batch(detector_run(folder, cfg))
+    return {"batch": cfg.dataloader.train.total_batch_size, "rate": cfg.optimizer.lr}
+
+
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "toy": train_toy,
     "resume": resume_toy,
@@ -232,4 +244,5 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "validation of a toy": validation_of_toy,
     "validation of a detector": validation_of_detector,
     "training with validation": train_with_validation,
+    "batch": choose_joint_batch,
 }

@@ -83,6 +83,11 @@ def test_validation_losses_of_two_processes_are_those_of_one_on_the_main_process
     assert outcome[scenario] == [alone, {}]
 
 
+def test_the_process_with_the_least_memory_decides_about_the_batch(outcome):
+    # 4 images in each of 2 processes, where the config has 2 in all and a learning rate of 1e-4
+    assert outcome["batch"] == [{"batch": 8, "rate": pytest.approx(2e-4)}] * 2
+
+
 def test_two_processes_stop_early_at_the_same_iteration(outcome):
     assert outcome["training with validation"] == [{"iteration": 5}] * 2
 
