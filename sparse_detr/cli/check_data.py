@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparse_detr.data.doctor import Diagnosis, Source
     from sparse_detr.data.plan import Plan
 
+PRESET = "dataloader.train.mapper.augmentations.preset"
 STANDARD_OUTPUT = "-"
 
 
@@ -192,7 +193,8 @@ def _text(diagnosis: "Diagnosis", cfg: Any, decisions: list[str], val: "Source |
     if cfg is None:
         parts.append("name a config with --config-file to compare the data with its sizes, tokens and queries")
     if diagnosis.preset:
-        parts.append(str(diagnosis.preset))
+        override = _preset_override(diagnosis, cfg)
+        parts.append(f"{diagnosis.preset}" + (f": {override}" if override else ""))
     return "\n\n".join(parts)
 
 
@@ -208,10 +210,21 @@ def _changes(diagnosis: "Diagnosis", cfg: Any) -> list[dict[str, Any]]:
     ]
 
 
+def _preset_override(diagnosis: "Diagnosis", cfg: Any) -> str | None:
+    """Return the override that sets the proposed preset; None without a config or a preset."""
+    if cfg is None or diagnosis.preset is None:
+        return None
+    from sparse_detr.config.data_plan import override_of
+    from sparse_detr.data.plan import Change
+
+    return override_of(cfg, Change(PRESET, diagnosis.preset.name, diagnosis.preset.reason))
+
+
 def _json(diagnosis: "Diagnosis", cfg: Any, decisions: list[str]) -> str:
-    return json.dumps(
-        {**json.loads(diagnosis.to_json()), "changes": _changes(diagnosis, cfg), "read": decisions}, indent=2
-    )
+    content = json.loads(diagnosis.to_json())
+    if content["preset"]:
+        content["preset"]["override"] = _preset_override(diagnosis, cfg)
+    return json.dumps({**content, "changes": _changes(diagnosis, cfg), "read": decisions}, indent=2)
 
 
 def _write_contact_sheet(args: argparse.Namespace, cfg: Any, checked: "Checked") -> None:

@@ -117,6 +117,7 @@ def test_a_sound_folder_of_any_form_has_nothing_wrong(tmp_path, form, capsys):
     assert text.count("nothing is wrong") == 2
     assert "tokens of an object on the level of stride 8 (median)" in text
     assert "augmentation preset: photos" in text
+    assert "an image): dataloader.train.mapper.augmentations.preset=photos" in text
 
 
 def test_standard_output_holds_json_alone_on_request(tmp_path, capsys):
@@ -126,6 +127,7 @@ def test_standard_output_holds_json_alone_on_request(tmp_path, capsys):
     assert content["facts"]["images"] == 10
     assert content["validation"]["facts"]["images"] == 2
     assert "2 of the 12 images are taken for it" in content["read"][1]
+    assert content["preset"]["override"] == "dataloader.train.mapper.augmentations.preset=photos"
 
 
 def test_a_leak_between_two_files_is_found_and_strict_says_so(tmp_path, capsys):
