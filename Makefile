@@ -107,6 +107,7 @@ $(STAMP): pyproject.toml setup.py scripts/install_detectron2.py
 	@$(RUN) ops/build.py
 	@echo "==> [4/5] This package and what it needs"
 	@$(PIP) --no-build-isolation --editable ".[dev]"
+	@$(PIP) --no-deps "sahi>=0.11" "shapely>=2"  # for tests; by themselves they bring a second OpenCV
 	@echo "==> [5/5] Detectron2"
 	@$(RUN) scripts/install_detectron2.py
 	@touch $@

@@ -410,7 +410,7 @@ def illustrate(args: argparse.Namespace, variant: str, folder: Path) -> str:
 
 def progress(log: str) -> str:
     """Return the lines of a log with losses and scores, without lines that may name folders of a machine."""
-    kept = [line for line in log.splitlines() if "d2.utils.events" in line or line.startswith(("|", "│"))]
+    kept = [line for line in log.splitlines() if "utils.events" in line or line.startswith(("|", "│"))]
     return "\n".join(kept) + "\n"
 
 

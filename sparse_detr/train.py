@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = """examples:
   train on a lazy config:    --config-file projects/SparseDETR/configs/X.py train.max_iter=1000
   train on a yaml config:    --config-file projects/SparseDETR/configs/X.yaml SOLVER.MAX_ITER 1000
+  on your own data:          --config-file X --train DIR          (COCO, YOLO, Pascal VOC or CSV)
   on your own COCO files:    --config-file X --train-json A --train-images DIR --val-json B --val-images DIR
   go on after a stop:        --config-file output/config.yaml --resume
   evaluate:                  --config-file X --eval-only train.init_checkpoint=model_final.pth
@@ -53,8 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="address of the first machine, as tcp://host:port")
-    data = parser.add_argument_group("own data in COCO format (the number of classes comes from the first file)")
-    data.add_argument("--train-json", metavar="FILE")
+    data = parser.add_argument_group("own data (the number of classes comes from the training data)")
+    data.add_argument("--train", metavar="PATH", help="folder or file of COCO, YOLO, Pascal VOC or CSV")
+    data.add_argument(
+        "--val", metavar="PATH", help="the same for validation (default: its part, or a share of --train)"
+    )
+    data.add_argument(
+        "--val-share",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="of the images of --train for validation, where none are named; 0 for none (default: %(default)s)",
+    )
+    data.add_argument("--split-seed", type=int, default=0, help="of the choice of these images (default: %(default)s)")
+    data.add_argument("--train-json", metavar="FILE", help="COCO file, with its images in --train-images")
     data.add_argument("--train-images", metavar="DIR")
     data.add_argument("--val-json", metavar="FILE")
     data.add_argument("--val-images", metavar="DIR")
@@ -94,13 +107,30 @@ def _prepare(args: argparse.Namespace):
     """Load the config and apply overrides and own data."""
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config.load import load_config
-    from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, use_own_data
-    from sparse_detr.config.settings import check_device_of
+    from sparse_detr.config.own_data import use_own_data
+    from sparse_detr.config.settings import check_device_of, expand_output_dir, set_output_dir
 
     cfg = load_config(args.config_file, args.opts)
     check_device_of(cfg)
-    use_own_data(cfg, {key: getattr(args, key) for key in (*OWN_DATA_KEYS, BOXES_FROM_MASKS)}, args.opts)
+    if args.output_dir:
+        set_output_dir(cfg, args.output_dir)
+    expand_output_dir(cfg)
+    use_own_data(cfg, _own_data(cfg, args), args.opts)
     return cfg
+
+
+def _own_data(cfg: "Config", args: argparse.Namespace) -> dict[str, Any]:
+    """Return the own data that the command line names, as COCO files."""
+    from sparse_detr.config.own_data import BOXES_FROM_MASKS, OWN_DATA_KEYS, paths_of_folders
+
+    named = {key: getattr(args, key) for key in (*OWN_DATA_KEYS, BOXES_FROM_MASKS)}
+    if not (args.train or args.val):
+        return named
+    options = [f"--{key.replace('_', '-')}" for key in OWN_DATA_KEYS if named[key]]
+    if options:
+        raise UserError(f"--train and --val name the same data as {' and '.join(options)}; give one or the other")
+    found = paths_of_folders(cfg, args.train, args.val, share=args.val_share, seed=args.split_seed)
+    return {**named, **found}
 
 
 def run_in_process(args: argparse.Namespace) -> None:
@@ -119,15 +149,12 @@ def run_in_process(args: argparse.Namespace) -> None:
 
 def _train_or_evaluate(args: argparse.Namespace) -> None:
     from sparse_detr.config.run import make_run
-    from sparse_detr.config.settings import expand_output_dir, set_output_dir, share_seed
+    from sparse_detr.config.settings import share_seed
     from sparse_detr.engine.held_log import hold_log
     from sparse_detr.engine.output import disk_errors_for_users, hold_folder
 
     with hold_log("sparse_detr") as held:
         cfg = _prepare(args)
-        if args.output_dir:
-            set_output_dir(cfg, args.output_dir)
-        expand_output_dir(cfg)
         share_seed(cfg)
         run_description = make_run(cfg)
     folder = run_description.settings.output_dir

@@ -17,10 +17,17 @@ train = dict(
     seed=42,
     # Settings that Detectron2's lazyconfig_train_net ignores:
     clip_grad_norm=0.1,  # norm of the gradient of the whole model; None: no clipping
+    batch=None,  # "auto": the largest batch that fits, in place of dataloader.train.total_batch_size
     accumulate=1,  # batches an optimiser step
     fast_backbone=True,  # channels last in memory, frozen norms in the convolutions; numbers differ by rounding
     checkpoint_activations=[],  # "backbone", "encoder", "decoder": less memory, about a third more time
+    freeze=[],  # names of parts that do not learn, such as "backbone" or "encoder.layers.*.ffn"
     ema=dict(enabled=False, decay=0.9997),
     best_metric="bbox/AP",  # chooses model_best.pth
     report=True,  # write a report into the output folder after the last evaluation
+    validation_loss=False,  # True, or a number of batches: evaluations give the losses too
+    # Evaluations without an improvement before the training ends; 0: never. metric None: best_metric.
+    early_stopping=dict(patience=0, metric=None, min_improvement=0.0),
+    writers=[],  # "wandb", "mlflow": services that get losses and scores too
+    max_time=None,  # "2h30m": the training ends after so much time
 )

@@ -34,6 +34,8 @@ MMENGINE_AVERAGE = "steps"
 COUNTERS = ("total_ops", "total_params", TORCH_AVERAGE)
 # prefixes of DistributedDataParallel and averaging, of torch.compile, and of training frameworks
 PREFIXES = ("module.", "_orig_mod.", "model.")
+# the entry of this project's best model that says which weights were scored, and its value for averaged ones
+KIND, OF_AVERAGE = "weights", "averaged"
 DEEPEST = 8  # nested wrappers at most; a damaged file may contain itself
 
 
@@ -74,7 +76,7 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
         arguments |= _as_dict(entries.get("args")) | mmdet_names.training_arguments(entries.get("meta"))
         others += [key for key in (*WRAPPERS, *AVERAGED) if key != wrapper and _is_filled(entries.get(key))]
         entries = entries[wrapper]
-    if averaged and not below_average and TORCH_AVERAGE not in entries:
+    if averaged and not (below_average or TORCH_AVERAGE in entries or holds_average(checkpoint)):
         raise UserError(
             f"no averaged weights found: it holds {_listed(checkpoint)}; load the plain ones, without --ema"
         )
@@ -91,6 +93,11 @@ def unwrap(checkpoint: Mapping[str, Any], *, averaged: bool = False) -> Unwrappe
         _check_tensor(name, value)
     dropped = tuple(_shown(name) for name in entries if name not in found)
     return Unwrapped(_without_prefixes(found), arguments, dropped, tuple(dict.fromkeys(others)))
+
+
+def holds_average(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the weights under "model" are averaged ones, as in a best model that was chosen by their score."""
+    return checkpoint.get(KIND) == OF_AVERAGE
 
 
 def _wrapper(entries: Mapping[str, Any], averaged: bool) -> str | None:

@@ -32,6 +32,11 @@ def add_model(
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of the checkpoint")
 
 
+def weights_text(path: str | None, *, averaged: bool) -> str:
+    """Return the weights that a result is of, as people read them; "" for random ones."""
+    return f"{path} (averaged)" if path and averaged else path or ""
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Declare `--opts`."""
     parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")

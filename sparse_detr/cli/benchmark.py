@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.cli._optimize import PRECISIONS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         setting.contestants,
         measured,
         config=args.config_file,
-        weights=args.weights,
+        weights=weights_text(args.weights, averaged=args.ema) or None,
         rounds=args.rounds,
         images=setting.images,
         gigaflops=gigaflops,

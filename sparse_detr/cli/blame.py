@@ -18,7 +18,7 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.checks import check_score, check_share
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.cli.demo import MAX_REASONS
 from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder, write_text_atomically
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         "iou": args.iou,
         "score_threshold": args.score_threshold,
         "budget": None if args.budget is None else str(args.budget),
-        "weights": predictor.weights,
+        "weights": weights_text(predictor.weights, averaged=args.ema),
         **sums,
         "tide": None if tide is None else {"counts": tide.counts, "delta_ap": tide.delta_ap},
         "differs_from_coco": None if tide is None else _differences(found.objects, tide),

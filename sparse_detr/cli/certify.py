@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, check_tokens_alone, checked_budget, resolved
-from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         images=len(inputs),
         batch_size=args.batch_size,
         config=args.config_file,
-        weights=args.weights or "",
+        weights=weights_text(args.weights, averaged=args.ema),
     )
     print(json.dumps(record, indent=1) if args.json else as_text(record))
     return int(not record["passed"])

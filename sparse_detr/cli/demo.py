@@ -13,7 +13,7 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.checks import check_score
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     predictor = load_predictor(args)
     if predictor.is_dense:
         print("this model has a dense encoder, which keeps every token: there are no pictures of tokens and scores")
-    skipped = draw_images(predictor, files, args.output, score_threshold=args.score_threshold, weights=args.weights)
+    weights = weights_text(args.weights, averaged=args.ema)
+    skipped = draw_images(predictor, files, args.output, score_threshold=args.score_threshold, weights=weights)
     drawn = len(files) - len(skipped)
     print(f"{drawn} of {len(files)} images drawn, {len(skipped)} skipped")
     for reason in skipped[:MAX_REASONS]:

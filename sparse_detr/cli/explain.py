@@ -14,7 +14,7 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import checked_budget
 from sparse_detr.checks import check_score
 from sparse_detr.cli._budget import add_budget
-from sparse_detr.cli._model import add_model, add_overrides
+from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.cli.demo import find_images, load_predictor, unique_stems
 from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import make_folder, write_text_atomically
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs=2, metavar=("CONFIG", "WEIGHTS"), help="a second model: what it gains and loses"
     )
+    parser.add_argument("--compare-ema", action="store_true", help="take the averaged weights of the second model")
     parser.add_argument("--no-sanity", action="store_true", help="leave out the check against random weights")
     parser.add_argument("--train-json", metavar="FILE", help="COCO file that the model was trained on: its classes")
     parser.add_argument("--max-images", type=int, metavar="N", help="stop after N images")
@@ -77,6 +78,8 @@ def check_options(args: argparse.Namespace) -> None:
     """
     check_score("--score-threshold", args.score_threshold)
     args.budget = checked_budget("--budget", args.budget)
+    if args.compare_ema and not args.compare:
+        raise UserError("--compare-ema needs a second model; give --compare CONFIG WEIGHTS")
     for option in ("count", "draws", "max_images"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -101,7 +104,7 @@ def explain_images(
     budget = resolved(args.budget, weights=predictor.weights, form=None)
     check_tokens_alone("--budget", budget)
     truths = Truth(args.truth, predictor.class_names, model_classes(predictor.model)) if args.truth else None
-    second = second_model(args.compare, predictor) if args.compare else None
+    second = second_model(args.compare, predictor, averaged=args.compare_ema) if args.compare else None
     random_model = None if args.no_sanity else random_twin(args, predictor)
     stories, skipped = [], []
     for file in tqdm(files, desc="explaining", unit="image"):
@@ -131,8 +134,8 @@ def explain_images(
     return stories, skipped
 
 
-def second_model(paths: Sequence[str], first: Predictor) -> Predictor:
-    """Load the model to compare with.
+def second_model(paths: Sequence[str], first: Predictor, *, averaged: bool = False) -> Predictor:
+    """Load the model to compare with; `averaged` takes the averaged weights of its checkpoint.
 
     Raises:
         UserError: it is no model of this package, or its classes are not those of the first model.
@@ -140,7 +143,7 @@ def second_model(paths: Sequence[str], first: Predictor) -> Predictor:
     from sparse_detr import Predictor
     from sparse_detr.config.num_classes import model_classes
 
-    second = Predictor(*paths, device=str(first.model.device))
+    second = Predictor(*paths, ema=averaged, device=str(first.model.device))
     if not hasattr(second.model, "outputs"):
         raise UserError(f"--compare {paths[0]} describes a model of another package; give one of sparse_detr")
     numbers = model_classes(first.model), model_classes(second.model)
@@ -250,7 +253,8 @@ def write_results(args: argparse.Namespace, predictor: Predictor, stories: Seque
         [(story.runs, story.targets) for _, story in stories], score_threshold=args.score_threshold
     )
     caption = f"score at least {args.score_threshold:g}"
-    origin = {"weights": args.weights, "class_names": names, "score_threshold": args.score_threshold}
+    weights = weights_text(args.weights, averaged=args.ema)
+    origin = {"weights": weights, "class_names": names, "score_threshold": args.score_threshold}
     stems = unique_stems([NUMBERS, *(file for file, _ in stories)])[1:]  # no image may take the name of the numbers
     for (file, story), stem in zip(stories, stems, strict=True):
         found = predictor.model.detections(story.runs.output, [story.runs.item])[0]["instances"]
@@ -269,7 +273,7 @@ def write_results(args: argparse.Namespace, predictor: Predictor, stories: Seque
     page = write_page(
         [story for _, story in stories],
         names,
-        model=f"{args.weights}",
+        model=weights,
         score_threshold=args.score_threshold,
         proposal=proposal,
     )

@@ -29,7 +29,9 @@ def add_detr_config(cfg: CfgNode) -> None:
     cfg.TEST.SUPPRESS_DUPLICATES = None  # IoU above which the worse of two detections of a class is dropped
     cfg.TEST.BEST_METRIC = "bbox/AP"  # the score that chooses model_best.pth
     cfg.TEST.REPORT = True  # write a report into the output folder after the last evaluation
+    cfg.TEST.VALIDATION_LOSS = None  # True, or a number of batches: evaluations give the losses too
     cfg.INPUT.VALUE_RANGE = None  # (black, white) of gray images of more than 8 bits, as in `read_image`
+    cfg.INPUT.AUGMENTATION = None  # "photos", "aerial", "industrial": in place of RANDOM_FLIP
     cfg.INPUT.DRAFT_SHORT_SIDE = None  # decode large JPEGs at a part of their size in training; see `DetrDatasetMapper`
     cfg.DATALOADER.MAX_BAD_SHARE = 0.01  # stop when more than this share of the images cannot be used
     cfg.DATASETS.OWN = CfgNode({"TRAIN_JSON": "", "TRAIN_IMAGES": "", "VAL_JSON": "", "VAL_IMAGES": ""})
@@ -46,9 +48,15 @@ def _add_solver_keys(solver: CfgNode) -> None:
     # Norm of the gradient of the whole model. CLIP_GRADIENTS.CLIP_TYPE cannot say it: Detectron2 allows two values.
     solver.CLIP_GRAD_NORM = 0.1
     solver.ACCUMULATE = 1
+    solver.BATCH = None  # "auto": the largest batch that fits, in place of IMS_PER_BATCH
     # Train the backbone with channels last in memory and frozen norms in the convolutions; numbers differ by rounding.
     solver.FAST_BACKBONE = True
     solver.CHECKPOINT_ACTIVATIONS = []  # "backbone", "encoder", "decoder": less memory, about a third more time
+    solver.FREEZE = []  # names of parts that do not learn, such as "backbone" or "encoder.layers.*.ffn"
     solver.MAX_TO_KEEP = 10  # checkpoints; None keeps all
     solver.AMP.DTYPE = "bf16"
     solver.EMA = CfgNode({"ENABLED": False, "DECAY": 0.9997})
+    # Evaluations without an improvement before the training ends; 0: never. METRIC None means TEST.BEST_METRIC.
+    solver.EARLY_STOPPING = CfgNode({"PATIENCE": 0, "METRIC": None, "MIN_IMPROVEMENT": 0.0})
+    solver.WRITERS = []  # "wandb", "mlflow": services that get losses and scores too
+    solver.MAX_TIME = None  # "2h30m": the training ends after so much time

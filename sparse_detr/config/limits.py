@@ -69,7 +69,7 @@ def evaluation_limit(name: str, cfg: Config) -> int:
     where the config's number, or the model's number of detections, is too small for the data.
     """
     kind = kind_of(cfg)
-    chosen, given = _chosen_limit(cfg), limits_of(cfg).num_detections
+    chosen, given = chosen_limit(cfg), limits_of(cfg).num_detections
     of_class, of_image = _most_boxes(name)
     if given is not None and of_image > given:
         logger.warning(
@@ -94,7 +94,8 @@ def evaluation_limit(name: str, cfg: Config) -> int:
     return limit
 
 
-def _chosen_limit(cfg: Config) -> int | None:
+def chosen_limit(cfg: Config) -> int | None:
+    """Return how many detections of a class in an image the config's scores count; None if it does not say."""
     kind = kind_of(cfg)
     # In yacs the key is also the model's number of detections, which may be below COCO's limit.
     chosen, least = kind.get(EVALUATION_LIMIT), kind.choose(lazy=0, yacs=COCO_LIMIT)

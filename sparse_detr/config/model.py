@@ -80,6 +80,27 @@ def _yacs_test_mapper(cfg: CfgNode) -> Mapper:
     return DetrDatasetMapper(cfg, is_train=False)
 
 
+def build_train_mapper(cfg: Config) -> Mapper:
+    """Build the preprocessing of the config's training, with its augmentation: a record -> an input of the model.
+
+    Raises:
+        UserError: the config does not describe it.
+    """
+    return kind_of(cfg).choose(lazy=_lazy_train_mapper, yacs=_yacs_train_mapper)(cfg)
+
+
+def _lazy_train_mapper(cfg: DictConfig) -> Mapper:
+    if OmegaConf.select(cfg, "dataloader.train.mapper") is None:
+        raise UserError("the config has no dataloader.train.mapper, which says how images are augmented; add it")
+    return build_part(cfg, "dataloader.train.mapper")
+
+
+def _yacs_train_mapper(cfg: CfgNode) -> Mapper:
+    from sparse_detr.data.mapper import DetrDatasetMapper
+
+    return DetrDatasetMapper(cfg, is_train=True)
+
+
 def class_names_of(cfg: Config) -> list[str]:
     """Return the class names of the config's own data, or else of its data set; [] if they are unknown."""
     from sparse_detr.data.annotations import read_coco_file

@@ -1,17 +1,27 @@
-"""Use a user's own data in COCO format, from the command line or from the config of an earlier run."""
+"""Use a user's own data, from the command line or from the config of an earlier run."""
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
 from sparse_detr.config.kinds import Config, kind_of
 from sparse_detr.config.limits import limits_of
+from sparse_detr.data.findings import Finding, refuse_errors
 from sparse_detr.errors import UserError
+
+if TYPE_CHECKING:
+    from sparse_detr.data.formats import Part
 
 OWN_DATA_KEYS = ("train_json", "train_images", "val_json", "val_images")
 BOXES_FROM_MASKS = "boxes_from_masks"
+FOLDER = "data"
+
+logger = logging.getLogger(__name__)
 
 
 def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -45,6 +55,58 @@ def use_own_data(cfg: Config, paths: Mapping[str, Any], overrides: Sequence[str]
     )
     _refuse_other_number(cfg, own.num_classes, paths["train_json"], overrides)
     kind_of(cfg).choose(lazy=_write_lazy, yacs=_write_yacs)(cfg, own, paths)
+
+
+def paths_of_folders(cfg: Config, train: str | None, val: str | None, *, share: float, seed: int) -> dict[str, Any]:
+    """Return values for `use_own_data` from folders or files of COCO, YOLO, Pascal VOC or CSV.
+
+    What is no COCO file becomes one in `data/` of the output folder; nothing is written beside the user's data. All
+    decisions are logged.
+
+    Args:
+        train: the training data; None for those of the config.
+        val: the validation data; None for a part of `train`.
+        share, seed: of the images for validation where none are named, see `read_own_parts`.
+
+    Raises:
+        UserError: data cannot be read, or an entry cannot be used.
+    """
+    from sparse_detr.data.formats import read_own_parts, write_parts
+
+    folder = Path(os.path.abspath(kind_of(cfg).get("train.output_dir") or "."), FOLDER)
+    training = train or _stored_part(cfg)
+    if training is None:
+        raise UserError(f"--val {val} needs the training data, which give the classes; add --train")
+    own = read_own_parts(training, val, share=share, seed=seed, folder=folder)
+    for decision in own.decisions:
+        logger.info(decision)
+    _report(own.train.source, own.train.findings)
+    parts = [("train", own.train)]
+    if own.val is not None:
+        _report(own.val.source, own.val.findings)
+        parts.append(("val", own.val))
+    values: dict[str, Any] = {}
+    for (name, part), path in zip(parts, write_parts(parts, folder)):
+        values |= {f"{name}_json": str(path), f"{name}_images": str(part.images)}
+    return values | ({BOXES_FROM_MASKS: True} if any(part.needs_masks for _, part in parts) else {})
+
+
+def _stored_part(cfg: Config) -> "Part | None":
+    """Return the training data that the config names."""
+    from sparse_detr.data.formats.coco import read_with_images
+
+    stored = _stored_paths(cfg)
+    if "train_json" not in stored or "train_images" not in stored:
+        return None
+    return read_with_images(Path(stored["train_json"]), Path(stored["train_images"]))
+
+
+def _report(source: Path, findings: Sequence[Finding]) -> None:
+    """Raise the errors among the findings; log all others."""
+    refuse_errors(source, findings)
+    for finding in findings:
+        log = logger.warning if finding.severity == "warning" else logger.info
+        log("%s: %s", source, finding)
 
 
 def _check_complete(paths: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sparse_detr.config.duration import WORDS, is_time
+
 DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
 
 
@@ -95,6 +97,7 @@ MAPPING = SettingRule("a group of settings", lambda value: isinstance(value, dic
 SCALING = one_of("none", "sqrt", "linear")
 PRECISION = one_of("bf16", "fp16")
 CHECKPOINTED = one_of("backbone", "encoder", "decoder")
+TIME = SettingRule(WORDS, is_time)
 
 TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     # Lazy key: yacs key, rule. Settings of one kind of config only follow in LAZY_ONLY and YACS_ONLY.
@@ -105,14 +108,22 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "train.seed": ("SEED", SEED),
     "train.amp.enabled": ("SOLVER.AMP.ENABLED", FLAG),
     "train.amp.dtype": ("SOLVER.AMP.DTYPE", PRECISION),
+    "train.batch": ("SOLVER.BATCH", optional(one_of("auto"))),
     "train.accumulate": ("SOLVER.ACCUMULATE", SOME),
     "train.fast_backbone": ("SOLVER.FAST_BACKBONE", FLAG),
     "train.checkpoint_activations": ("SOLVER.CHECKPOINT_ACTIVATIONS", listed(CHECKPOINTED, filled=False)),
+    "train.freeze": ("SOLVER.FREEZE", listed(NAME, filled=False)),
     "train.ema.enabled": ("SOLVER.EMA.ENABLED", FLAG),
     "train.ema.decay": ("SOLVER.EMA.DECAY", BETWEEN),
+    "train.early_stopping.patience": ("SOLVER.EARLY_STOPPING.PATIENCE", whole(0)),
+    "train.early_stopping.metric": ("SOLVER.EARLY_STOPPING.METRIC", optional(NAME)),
+    "train.early_stopping.min_improvement": ("SOLVER.EARLY_STOPPING.MIN_IMPROVEMENT", number(0)),
+    "train.writers": ("SOLVER.WRITERS", listed(one_of("wandb", "mlflow"), filled=False)),
+    "train.max_time": ("SOLVER.MAX_TIME", optional(TIME)),
     "train.checkpointer.period": ("SOLVER.CHECKPOINT_PERIOD", SOME),
     "train.checkpointer.max_to_keep": ("SOLVER.MAX_TO_KEEP", optional(SOME)),
     "train.eval_period": ("TEST.EVAL_PERIOD", whole(0)),
+    "train.validation_loss": ("TEST.VALIDATION_LOSS", optional(either(FLAG, SOME))),
     "train.vis_period": ("VIS_PERIOD", whole(0)),
     "train.best_metric": ("TEST.BEST_METRIC", NAME),
     "train.report": ("TEST.REPORT", FLAG),
@@ -133,6 +144,10 @@ TRAINING: dict[str, tuple[str | None, SettingRule]] = {
     "dataloader.train.mapper.image_format": ("INPUT.FORMAT", one_of("RGB", "BGR")),
     "dataloader.train.mapper.draft_short_side": ("INPUT.DRAFT_SHORT_SIDE", optional(SOME)),
     "dataloader.train.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TRAIN", SOME),
+    "dataloader.train.mapper.augmentations.preset": (
+        "INPUT.AUGMENTATION",
+        optional(one_of("photos", "aerial", "industrial")),
+    ),
     "dataloader.test.mapper.augmentations.short_size": ("INPUT.MIN_SIZE_TEST", SOME),
     "dataloader.test.mapper.augmentations.max_size": ("INPUT.MAX_SIZE_TEST", SOME),
 }
@@ -141,7 +156,7 @@ LAZY_ONLY: dict[str, SettingRule] = {
     **dict.fromkeys(("model", "optimizer", "lr_multiplier", "dataloader", "train"), MAPPING),
     **dict.fromkeys(("train.amp", "train.ema", "train.ddp"), MAPPING),
     **dict.fromkeys(("dataloader.train", "dataloader.test", "dataloader.train.dataset"), MAPPING),
-    **dict.fromkeys(("train.checkpointer", "dataloader.test.dataset"), MAPPING),
+    **dict.fromkeys(("train.checkpointer", "train.early_stopping", "dataloader.test.dataset"), MAPPING),
     "train.own_data": optional(MAPPING),
     **{f"train.own_data.{key}": optional(TEXT) for key in ("train_json", "train_images", "val_json", "val_images")},
     "train.clip_grad_norm": optional(POSITIVE),

@@ -17,6 +17,7 @@ from torch import nn
 
 from sparse_detr.config.building import build_part, build_yacs
 from sparse_detr.config.check_settings import check_settings
+from sparse_detr.config.duration import seconds_in
 from sparse_detr.config.kinds import Config, kind_of, names_in
 from sparse_detr.config.limits import evaluation_limit
 from sparse_detr.config.model import build_detector, build_test_mapper
@@ -26,13 +27,14 @@ from sparse_detr.evaluation import COCOEvaluator
 from sparse_detr.solver import detr_parameter_groups
 
 CHECKPOINTER = {"period": 5000, "max_to_keep": 10}
+EARLY_STOPPING = {"patience": 0, "metric": None, "min_improvement": 0.0}
 
 Schedule = ParamScheduler | torch.optim.lr_scheduler.LRScheduler
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of a training besides model, data and optimiser. Periods are in iterations."""
+    """The settings of a training besides model, data and optimiser. Periods are in iterations, times in seconds."""
 
     output_dir: str
     max_iter: int
@@ -45,12 +47,17 @@ class TrainSettings:
     ema_decay: float | None = None
     fast_backbone: bool = True
     checkpoint_activations: list[str] = field(default_factory=list)
+    freeze: list[str] = field(default_factory=list)
     checkpointer: dict[str, Any] = field(default_factory=lambda: dict(CHECKPOINTER))
     eval_period: int = 5000
     log_period: int = 20
     vis_period: int = 0
     best_metric: str = "bbox/AP"
     report: bool = True
+    validation_loss: bool | int = False
+    early_stopping: dict[str, Any] = field(default_factory=lambda: dict(EARLY_STOPPING))
+    max_time: float | None = None
+    writers: list[str] = field(default_factory=list)
     ddp: dict[str, Any] = field(default_factory=lambda: {"broadcast_buffers": False})
 
 
@@ -131,12 +138,19 @@ def _lazy_settings(train: DictConfig) -> TrainSettings:
     amp, ema = values.get("amp", {}), values.get("ema", {})
     values["init_checkpoint"] = os.path.expanduser(values.get("init_checkpoint") or "")
     values["checkpointer"] = {**CHECKPOINTER, **values.get("checkpointer", {})}
+    values["early_stopping"] = {**EARLY_STOPPING, **values.get("early_stopping", {})}
+    values["validation_loss"] = values.get("validation_loss") or False
+    values["max_time"] = _seconds(values.get("max_time"))
     plain = {name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values}
     return TrainSettings(
         **plain,
         precision=amp.get("dtype", "fp16") if amp.get("enabled") else "off",
         ema_decay=ema.get("decay", 0.9997) if ema.get("enabled") else None,
     )
+
+
+def _seconds(time: str | None) -> float | None:
+    return None if time is None else seconds_in(time)
 
 
 def _lazy_evaluation_sets(cfg: DictConfig) -> list[EvaluationSet]:
@@ -217,11 +231,16 @@ def _yacs_settings(cfg: CfgNode) -> TrainSettings:
         ema_decay=solver.EMA.DECAY if solver.EMA.ENABLED else None,
         fast_backbone=solver.FAST_BACKBONE,
         checkpoint_activations=list(solver.CHECKPOINT_ACTIVATIONS),
+        freeze=list(solver.FREEZE),
         checkpointer={"period": solver.CHECKPOINT_PERIOD, "max_to_keep": solver.MAX_TO_KEEP},
         eval_period=cfg.TEST.EVAL_PERIOD,
         vis_period=cfg.VIS_PERIOD,
         best_metric=cfg.TEST.BEST_METRIC,
         report=cfg.TEST.REPORT,
+        validation_loss=cfg.TEST.VALIDATION_LOSS or False,
+        early_stopping={name.lower(): value for name, value in solver.EARLY_STOPPING.items()},
+        max_time=_seconds(solver.MAX_TIME),
+        writers=list(solver.WRITERS),
     )
 
 

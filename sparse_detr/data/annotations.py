@@ -4,68 +4,32 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparse_detr.data.boxes import BoxFaults, corners_of, find_box_faults, read_flag
+from sparse_detr.data.findings import FaultKind, Finding, Severity, errors_first
 from sparse_detr.data.masks import box_of_mask
 from sparse_detr.errors import UserError
 
-NUM_EXAMPLES = 5
+CONVERTER = "sparse_detr"  # the contributor in the `info` of a file that was made from data in another form
 MAX_ID = 2**53  # many tools keep the numbers of a JSON file as float64
 
 T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A kind of fault that a data set has.
-
-    Attributes:
-        code: its name for programs.
-        is_error: whether it stops the training; else it is a warning.
-        count: the number of items with this fault.
-        message: what the fault is, and its effect or remedy.
-        examples: a few of the items.
-    """
-
-    code: str
-    is_error: bool
-    count: int
-    message: str
-    examples: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        where = f" ({', '.join(self.examples)}{more})" if self.examples else ""
-        return f"{self.count} {self.message}{where}"
-
-
-class FaultKind(NamedTuple):
-    """A kind of fault to search for in a file."""
-
-    code: str
-    message: str
-    is_error: bool = True
-
-    def findings(self, items: Sequence[object]) -> list[Finding]:
-        """Return one finding with `items` as examples; [] if there are no items."""
-        if not items:
-            return []
-        return [Finding(self.code, self.is_error, len(items), self.message, tuple(map(str, items[:NUM_EXAMPLES])))]
-
-
-@dataclass(frozen=True)
 class CocoFile:
     """The three lists of a COCO file, and the entries of each that training and evaluation use.
 
-    `boxes_from_masks` counts the annotations without a box that got the box around their mask.
+    `boxes_from_masks` counts the annotations without a box that got the box around their mask. With `made_ids` the
+    numbers are this program's, as of data that were in another form: then messages name images by their files.
     """
 
     path: Path
@@ -73,6 +37,14 @@ class CocoFile:
     annotations: list[Any]
     categories: list[Any]
     boxes_from_masks: int = 0
+    made_ids: bool = False
+
+    def name_of(self, annotation: dict[str, Any]) -> str:
+        """Return the name of a sound annotation for messages."""
+        image = self.sound_images.get(annotation["image_id"])
+        if self.made_ids and image is not None:
+            return f"annotation {annotation['id']} in {image['file_name']}"
+        return f"annotation {annotation['id']} of image {annotation['image_id']}"
 
     @cached_property
     def sound_images(self) -> dict[int, dict[str, Any]]:
@@ -133,7 +105,15 @@ def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoF
         UserError: the file does not exist, is not complete JSON, or lacks one of COCO's three lists.
     """
     path = Path(path)
-    content = _read_json(path)
+    return coco_file_of(path, _read_json(path), boxes_from_masks=boxes_from_masks)
+
+
+def coco_file_of(path: Path, content: Any, *, boxes_from_masks: bool = False) -> CocoFile:
+    """Return the COCO file with this content; see `read_coco_file`.
+
+    Args:
+        path: where the content comes from, for messages.
+    """
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}; give a COCO file, an object with 'images'")
     keys = ("images", "annotations", "categories")
@@ -143,7 +123,10 @@ def read_coco_file(path: str | Path, *, boxes_from_masks: bool = False) -> CocoF
             f"{path} has no list {' and no list '.join(map(repr, wrong))}; a COCO file has {', '.join(keys)} "
             "(an empty list is fine for annotations)"
         )
-    coco = CocoFile(path, *(content[key] for key in keys))
+    info = content.get("info")
+    coco = CocoFile(
+        path, *(content[key] for key in keys), made_ids=isinstance(info, dict) and info.get("contributor") == CONVERTER
+    )
     return _with_boxes_of_masks(coco) if boxes_from_masks else coco
 
 
@@ -173,14 +156,15 @@ def _with_boxes_of_masks(coco: CocoFile) -> CocoFile:
 
 def _with_box_of_mask(item: Any, images: Mapping[int, dict[str, Any]]) -> Any:
     """Return the item with the box around its mask; `item` itself if it has a box, or no usable mask."""
-    if not _needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
+    if not needs_box(item) or not _is_id(item.get("image_id")) or item["image_id"] not in images:
         return item
     image = images[item["image_id"]]
     box = box_of_mask(item.get("segmentation"), image["height"], image["width"])
     return {**item, "bbox": box} if box else item
 
 
-def _needs_box(item: Any) -> bool:
+def needs_box(item: Any) -> bool:
+    """Return whether an annotation has no box."""
     return isinstance(item, dict) and item.get("bbox") in (None, [])
 
 
@@ -188,10 +172,6 @@ def check_annotations(coco: CocoFile) -> list[Finding]:
     """Return all faults that can be found without the image files, errors first."""
     checks = (_check_categories, _check_images, _check_ids, _check_annotation_entries, _check_box_entries, _check_units)
     return errors_first(finding for check in checks for finding in check(coco))
-
-
-def errors_first(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: not finding.is_error)
 
 
 def check_classes_have_boxes(
@@ -211,7 +191,8 @@ def check_classes_have_boxes(
     left = {number for number, used in zip(classes, is_target) if used}
     empty = [number for number in coco.class_names if number in set(classes) - left]
     use = "evaluate with; their AP is not defined" if for_validation else "train on; mend them or remove the class"
-    return FaultKind("class-without-boxes", f"classes have no box left to {use}", not for_validation).findings(
+    severity: Severity = "warning" if for_validation else "error"
+    return FaultKind("class-without-boxes", f"classes have no box left to {use}", severity).findings(
         [f"{coco.class_names[number]}: {_causes(coco, unusable, number)}" for number in empty]
     )
 
@@ -221,7 +202,8 @@ def _without_targets(
 ) -> Finding:
     remedy = "; set iscrowd to 0 where it is a single object" if coco.crowd.any() else ""
     causes = _causes(coco, unusable) or "the list of annotations is empty"
-    return Finding("no-boxes", not for_validation, 1, f"annotation file leaves no box to {use}: {causes}{remedy}")
+    severity: Severity = "warning" if for_validation else "error"
+    return Finding("no-boxes", severity, 1, f"annotation file leaves no box to {use}: {causes}{remedy}")
 
 
 def _causes(coco: CocoFile, unusable: Collection[str], category_id: int | None = None) -> str:
@@ -253,14 +235,41 @@ def check_box_counts(
     queries = f"images have more boxes than the model's {num_queries} queries; it cannot detect them all"
     kept = f"images have more boxes than the {num_detections} detections that are kept of an image; raise that limit"
     return [
-        *FaultKind("too-many-boxes", queries, is_error=False).findings(above(num_queries)),
-        *FaultKind("more-boxes-than-detections", kept, is_error=False).findings(above(num_detections)),
+        *FaultKind("too-many-boxes", queries, severity="warning").findings(above(num_queries)),
+        *FaultKind("more-boxes-than-detections", kept, severity="warning").findings(above(num_detections)),
     ]
 
 
 def boxes_per_image(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
     """Count the boxes to train on by image id; images without such a box are left out."""
     return Counter(item["image_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
+
+
+def boxes_per_class(coco: CocoFile, unusable: Collection[str] = ()) -> Counter[int]:
+    """Count the boxes to train on by category id; classes without such a box are left out."""
+    return Counter(item["category_id"] for item, used in zip(coco.sound_annotations, coco.is_target(unusable)) if used)
+
+
+def targets_by_image(coco: CocoFile, unusable: Collection[str] = ()) -> dict[int, list[int]]:
+    """Return the indices into `sound_annotations` of the boxes to train on, by image id."""
+    groups: dict[int, list[int]] = {}
+    for index in coco.is_target(unusable).nonzero()[0].tolist():
+        groups.setdefault(coco.sound_annotations[index]["image_id"], []).append(index)
+    return groups
+
+
+def class_differences(train: CocoFile, val: CocoFile) -> list[str]:
+    """Return a sentence for each category that the two files do not share."""
+    return [
+        f"category {number} is {_class_or_missing(train.class_names, number)} in {train.path}, "
+        f"{_class_or_missing(val.class_names, number)} in {val.path}"
+        for number in sorted(train.class_names.keys() | val.class_names.keys())
+        if train.class_names.get(number) != val.class_names.get(number)
+    ]
+
+
+def _class_or_missing(names: dict[int, str], number: int) -> str:
+    return repr(names[number]) if number in names else "missing"
 
 
 def missing_files(coco: CocoFile, folder: str | Path) -> list[str]:
@@ -347,11 +356,11 @@ def _check_categories(coco: CocoFile) -> list[Finding]:
         *FaultKind("duplicate-category-id", "category ids occur more than once; give each class its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *FaultKind("duplicate-category-name", "class names belong to several ids", is_error=False).findings(
+        *FaultKind("duplicate-category-name", "class names belong to several ids", severity="warning").findings(
             _repeated(item["name"] for item in sound)
         ),
         *FaultKind(
-            "absent-category", "classes have no box; they are kept, and their AP is not defined", is_error=False
+            "absent-category", "classes have no box; they are kept, and their AP is not defined", severity="warning"
         ).findings([name for number, name in coco.class_names.items() if number not in used]),
     ]
 
@@ -368,7 +377,7 @@ def _check_images(coco: CocoFile) -> list[Finding]:
         *FaultKind("duplicate-image-id", "image ids occur more than once; give each image its own").findings(
             _repeated(item["id"] for item in sound)
         ),
-        *FaultKind("duplicate-file-name", "files belong to several image ids", is_error=False).findings(
+        *FaultKind("duplicate-file-name", "files belong to several image ids", severity="warning").findings(
             _repeated(item["file_name"] for item in sound)
         ),
     ]
@@ -377,7 +386,7 @@ def _check_images(coco: CocoFile) -> list[Finding]:
 def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
     sound = [item for item in coco.annotations if is_annotation(item)]
     faulty = [item for item in coco.annotations if not is_annotation(item) and not _has_huge_id(item)]
-    masked = [item for item in faulty if _needs_box(item) and item.get("segmentation")]
+    masked = [item for item in faulty if needs_box(item) and item.get("segmentation")]
     from_masks = "annotations have no 'bbox' and were given the box around their mask"
     return [
         *FaultKind(
@@ -385,9 +394,9 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
             "annotations need integers 'id', 'image_id' and 'category_id' and a 'bbox' of four numbers"
             + ("; --boxes-from-masks takes the boxes from 'segmentation'" if masked else ""),
         ).findings([_shorten(item) for item in faulty]),
-        *([Finding("boxes-from-masks", False, coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
+        *([Finding("boxes-from-masks", "warning", coco.boxes_from_masks, from_masks)] if coco.boxes_from_masks else []),
         *FaultKind(
-            "no-annotations", "list of annotations is empty: every image is a negative", is_error=False
+            "no-annotations", "list of annotations is empty: every image is a negative", severity="warning"
         ).findings([] if coco.annotations else [str(coco.path)]),
         *FaultKind("duplicate-annotation-id", "annotation ids occur more than once; number the annotations").findings(
             _repeated(item["id"] for item in sound)
@@ -395,20 +404,28 @@ def _check_annotation_entries(coco: CocoFile) -> list[Finding]:
         *FaultKind(
             "unknown-category", "annotations have a category_id that is not in 'categories'; add it there"
         ).findings(
-            [f"{_name(item)}: {item['category_id']}" for item in sound if item["category_id"] not in coco.class_names]
+            [
+                f"{coco.name_of(item)}: {item['category_id']}"
+                for item in sound
+                if item["category_id"] not in coco.class_names
+            ]
         ),
         *FaultKind(
             "crowd-flag", "annotations have an 'iscrowd' that is neither 0 (one object) nor 1 (a crowd)"
         ).findings(
-            [f"{_name(item)}: {_shorten(item['iscrowd'])}" for item in sound if read_flag(item.get("iscrowd")) is None]
+            [
+                f"{coco.name_of(item)}: {_shorten(item['iscrowd'])}"
+                for item in sound
+                if read_flag(item.get("iscrowd")) is None
+            ]
         ),
         *FaultKind("ignore-flag", "annotations have 'ignore', which COCO does not know: use 'iscrowd'").findings(
-            [_name(item) for item in sound if read_flag(item.get("ignore")) is not False]
+            [coco.name_of(item) for item in sound if read_flag(item.get("ignore")) is not False]
         ),
         *FaultKind(
-            "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", False
+            "unknown-image", "annotations have an image_id that is not in 'images'; they are dropped", "warning"
         ).findings(
-            [f"{_name(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
+            [f"{coco.name_of(item)}: {item['image_id']}" for item in sound if item["image_id"] not in coco.sound_images]
         ),
     ]
 
@@ -418,16 +435,16 @@ def _check_box_entries(coco: CocoFile) -> list[Finding]:
     entries = coco.sound_annotations
     same_box = _repeated((item["image_id"], item["category_id"], *item["bbox"]) for item in entries)
     return [
-        *FaultKind("degenerate-box", "boxes have no area or are not finite; they are dropped", is_error=False).findings(
-            [_name(entries[index]) for index in faults.degenerate.nonzero()[0]]
-        ),
-        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", is_error=False).findings(
-            [_name(entries[index]) for index in faults.outside.nonzero()[0]]
+        *FaultKind(
+            "degenerate-box", "boxes have no area or are not finite; they are dropped", severity="warning"
+        ).findings([coco.name_of(entries[index]) for index in faults.degenerate.nonzero()[0]]),
+        *FaultKind("outside-box", "boxes lie outside their image; they are dropped", severity="warning").findings(
+            [coco.name_of(entries[index]) for index in faults.outside.nonzero()[0]]
         ),
         *FaultKind(
-            "clipped-box", "boxes reach over the border of their image; they are clipped", is_error=False
-        ).findings([_name(entries[index]) for index in faults.clipped.nonzero()[0]]),
-        *FaultKind("duplicate-box", "boxes occur more than once with the same class", is_error=False).findings(
+            "clipped-box", "boxes reach over the border of their image; they are clipped", severity="warning"
+        ).findings([coco.name_of(entries[index]) for index in faults.clipped.nonzero()[0]]),
+        *FaultKind("duplicate-box", "boxes occur more than once with the same class", severity="warning").findings(
             [f"image {image_id}" for image_id, *_ in same_box]
         ),
     ]
@@ -446,7 +463,7 @@ def _check_units(coco: CocoFile) -> list[Finding]:
 
 
 def _units(code: str, found: np.ndarray, what: str) -> list[Finding]:
-    return [Finding(code, False, int(found.sum()), f"boxes look like {what}")] if found.any() else []
+    return [Finding(code, "warning", int(found.sum()), f"boxes look like {what}")] if found.any() else []
 
 
 def _look_like_shares(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -463,10 +480,6 @@ def _look_like_corners(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
     possible = ((boxes[:, 2:] > boxes[:, :2]) & (boxes[:, 2:] <= size + 1)).all(axis=1)
     found = (boxes[:, 2:] > 1.1 * size - boxes[:, :2]).any(axis=1) & possible
     return found & (possible.sum() >= 0.98 * len(boxes)) & (found.sum() >= 0.05 * len(boxes))
-
-
-def _name(annotation: dict[str, Any]) -> str:
-    return f"annotation {annotation['id']} of image {annotation['image_id']}"
 
 
 def _repeated(values: Iterable[T]) -> list[T]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
+from sparse_detr.data.presets import preset_augmentations
 from sparse_detr.errors import UserError
 
 FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), "both": ("horizontal", "vertical")}
@@ -33,6 +34,7 @@ def train_augmentations(
     crop_short_sizes: Sequence[int] = (400, 500, 600),
     flip: str = "horizontal",
     color_jitter: float = 0.0,
+    preset: str | None = None,
 ) -> list[T.Augmentation]:
     """Return DETR's augmentation: flip; then, with equal probability, resize, or resize, crop and resize.
 
@@ -43,8 +45,10 @@ def train_augmentations(
         crop_short_sizes: lengths in pixels to choose the short side from before the crop.
         flip: "horizontal", "vertical", "both" (aerial images) or "none"; each with probability 0.5.
         color_jitter: brightness, contrast and saturation are each multiplied by 1 +- this much.
+        preset: "photos", "aerial" or "industrial" in place of `flip` and `color_jitter`, see `PRESETS`.
     """
-    augmentations = [*_flips(flip), *_color_jitter(color_jitter)]
+    own = [*_flips(flip), *_color_jitter(color_jitter)]
+    augmentations = own if preset is None else preset_augmentations(preset)
     if crop_range is not None:
         before_crop = _resize(crop_short_sizes, _MAX_ASPECT_BEFORE_CROP * max(crop_short_sizes))
         crop = T.AugmentationList([before_crop, T.RandomCrop("absolute_range", tuple(crop_range))])

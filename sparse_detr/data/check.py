@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -15,17 +14,17 @@ from tqdm import tqdm
 
 from sparse_detr.data.annotations import (
     CocoFile,
-    FaultKind,
-    Finding,
+    boxes_per_class,
     boxes_per_image,
     check_annotations,
     check_box_counts,
     check_classes_have_boxes,
-    errors_first,
     missing_files,
     num_images_of,
     read_coco_file,
 )
+from sparse_detr.data.duplicates import Fingerprint, fingerprint
+from sparse_detr.data.findings import FaultKind, Finding, errors_first
 from sparse_detr.data.images import (
     BadImageError,
     Depth,
@@ -58,16 +57,26 @@ class Report:
     def stops_training(self) -> bool:
         return any(finding.is_error for finding in self.findings)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is neither an error nor a warning."""
+        return all(finding.severity == "note" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        findings = [{**asdict(finding), "is_error": finding.is_error} for finding in self.findings]
+        return {**asdict(self), "findings": findings, "stops_training": self.stops_training}
+
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "stops_training": self.stops_training}, indent=2)
+        return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
         tables = [
             tabulate(self.facts.items(), headers=["data set", "number"]),
             tabulate(self.boxes_per_class.items(), headers=["class", "boxes"], disable_numparse=True),
         ]
-        lines = [f"{'error' if finding.is_error else 'warning'}: {finding}" for finding in self.findings]
-        return "\n\n".join([*tables, "\n".join(lines or ["nothing is wrong"])])
+        lines = [f"{finding.severity}: {finding}" for finding in self.findings]
+        return "\n\n".join([*tables, "\n".join([*(["nothing is wrong"] if self.is_sound else []), *lines])])
 
 
 def check_data(
@@ -98,23 +107,68 @@ def check_data(
     Raises:
         UserError: the file or folder does not exist, or the file is not a COCO file.
     """
-    value_range = check_value_range(value_range)
     coco = read_coco_file(json_file, boxes_from_masks=boxes_from_masks)
+    return check_coco(
+        coco,
+        Path(images),
+        num_queries=num_queries,
+        num_detections=num_detections,
+        decode_images=decode_images,
+        max_bad_share=max_bad_share,
+        for_validation=for_validation,
+        value_range=value_range,
+    ).report
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A data set after its check.
+
+    Args:
+        coco: its content.
+        images: the folder that its file names start from.
+        report: what was found.
+        unusable: file names of the images that are missing or damaged.
+        fingerprints: of the images that were read, by file name.
+    """
+
+    coco: CocoFile
+    images: Path
+    report: Report
+    unusable: frozenset[str]
+    fingerprints: list[tuple[str, Fingerprint]]
+
+
+def check_coco(
+    coco: CocoFile,
+    images: Path,
+    *,
+    num_queries: int | None,
+    num_detections: int | None,
+    decode_images: bool,
+    max_bad_share: float,
+    for_validation: bool,
+    value_range: Sequence[float] | None,
+) -> Checked:
+    """Check a COCO data set; for the arguments see `check_data`."""
+    value_range = check_value_range(value_range)
     missing = missing_files(coco, images)
-    images_read = _read_all(coco, Path(images), set(missing), value_range) if decode_images else []
+    images_read = _read_all(coco, images, set(missing), value_range) if decode_images else []
     damaged = [image.fault for image in images_read if image.fault]
     unusable = {*missing, *(image.file_name for image in images_read if image.fault)}
     findings = [
         *check_annotations(coco),
         *_check_classes_have_boxes(coco, missing, unusable, for_validation),
         *check_box_counts(coco, unusable, num_queries=num_queries, num_detections=num_detections),
-        *FaultKind("missing-image", "image files are missing; they are skipped", is_error=False).findings(missing),
+        *FaultKind("missing-image", "image files are missing; they are skipped", severity="warning").findings(missing),
         *_check_damaged(damaged),
         *_check_share(num_images_of(coco, unusable), len(coco.sound_images), max_bad_share),
         *_check_depths(images_read, value_range),
     ]
     facts = {**_facts(coco, unusable), **_depth_facts(images_read)}
-    return Report(facts, _boxes_per_class(coco, unusable), errors_first(findings))
+    report = Report(facts, _boxes_per_class(coco, unusable), errors_first(findings))
+    fingerprints = [(image.file_name, image.fingerprint) for image in images_read if image.fingerprint]
+    return Checked(coco, images, report, frozenset(unusable), fingerprints)
 
 
 @dataclass(frozen=True)
@@ -126,6 +180,7 @@ class _ImageRead:
     depth: Depth | None = None
     low: float = 0.0
     high: float = 0.0
+    fingerprint: Fingerprint | None = None
 
 
 def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequence[float] | None) -> list[_ImageRead]:
@@ -138,8 +193,9 @@ def _read_all(coco: CocoFile, folder: Path, missing: set[str], value_range: Sequ
 
 def _read_one(image: dict[str, Any], folder: Path, value_range: Sequence[float] | None) -> _ImageRead:
     name, path = image["file_name"], str(folder / image["file_name"])
+    found = None
     try:
-        read_recorded_image({**image, "file_name": path}, value_range=value_range)
+        found = fingerprint(read_recorded_image({**image, "file_name": path}, value_range=value_range))
         fault = None
     except BadImageError as error:
         if error.kind != "value range":
@@ -147,11 +203,11 @@ def _read_one(image: dict[str, Any], folder: Path, value_range: Sequence[float] 
         fault = error
     depth = image_depth(path)
     if depth is None:
-        return _ImageRead(name)
+        return _ImageRead(name, fingerprint=found)
     values = read_values(path)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    return _ImageRead(name, fault, depth, low, high)
+    return _ImageRead(name, fault, depth, low, high, found)
 
 
 def _check_classes_have_boxes(
@@ -162,7 +218,7 @@ def _check_classes_have_boxes(
     yield from findings
     for finding in check_classes_have_boxes(coco, unusable, for_validation=for_validation):
         if finding.code not in {known.code for known in findings}:
-            yield replace(finding, is_error=finding.is_error and finding.code == "no-boxes")
+            yield finding if finding.code == "no-boxes" else replace(finding, severity="warning")
 
 
 def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | None) -> Iterator[Finding]:
@@ -176,7 +232,7 @@ def _check_depths(images: Iterable[_ImageRead], value_range: Sequence[float] | N
                 "dark-images",
                 f"{name} images have values from {low:g} to {high:g}, but {used[0]:g} to {used[1]:g} is read as black "
                 f"to white; if that is too dark, set value_range, such as [0,{_rounded_up(high):g}]",
-                is_error=False,
+                severity="warning",
             ).findings([image.file_name for image in kept])
 
 
@@ -206,9 +262,13 @@ def _by_depth(images: Iterable[_ImageRead]) -> dict[str, list[_ImageRead]]:
 
 def _check_damaged(damaged: list[BadImageError]) -> Iterator[Finding]:
     kinds = {
-        "corrupt": FaultKind("corrupt-image", "image files are corrupt or truncated; they are skipped", is_error=False),
-        "another size": FaultKind("image-size", "image files have another size than recorded; they are skipped", False),
-        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", False),
+        "corrupt": FaultKind(
+            "corrupt-image", "image files are corrupt or truncated; they are skipped", severity="warning"
+        ),
+        "another size": FaultKind(
+            "image-size", "image files have another size than recorded; they are skipped", "warning"
+        ),
+        "too large": FaultKind("large-image", "image files have too many pixels; they are skipped", "warning"),
         "value range": FaultKind("value-range", "images have values that no setting explains"),
     }
     for kind, fault in kinds.items():
@@ -219,12 +279,11 @@ def _check_share(bad: int, total: int, max_bad_share: float) -> list[Finding]:
     if not (bad == total or too_many_bad(bad, total, max_bad_share)):
         return []
     message = f"of {total} images cannot be used, more than the allowed share of {max_bad_share:.2%}; training stops"
-    return [Finding("bad-share", True, bad, message)] if bad else []
+    return [Finding("bad-share", "error", bad, message)] if bad else []
 
 
 def _boxes_per_class(coco: CocoFile, unusable: set[str]) -> dict[str, int]:
-    targets = coco.is_target(unusable)
-    counts = Counter(item["category_id"] for item, used in zip(coco.sound_annotations, targets) if used)
+    counts = boxes_per_class(coco, unusable)
     return {f"{name} (id {number})": counts[number] for number, name in coco.class_names.items()}
 
 

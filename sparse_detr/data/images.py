@@ -202,11 +202,16 @@ def _draft_scale(image: Image.Image, short_side: int) -> int:
 
 def _decode_draft(record: dict[str, Any], image: Image.Image, scale: int, image_format: str) -> np.ndarray:
     width, height = image.size
-    on_its_side = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
-    _check_recorded_size(record, (height, width) if on_its_side else (width, height))
+    _check_recorded_size(record, upright_size(image))
     image.draft(image.mode, (width // scale, height // scale))
     upright = ImageOps.exif_transpose(image)
     return np.require(detection_utils.convert_PIL_to_numpy(upright, image_format), requirements="W")
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened image with its EXIF orientation applied; no pixel is decoded."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
 def _check_recorded_size(record: dict[str, Any], size: tuple[int, int]) -> None:

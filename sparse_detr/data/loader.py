@@ -1,5 +1,6 @@
 """Loaders for training and evaluation, built by Detectron2 on this project's order of the data."""
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -227,6 +228,30 @@ def build_test_loader(
     """
     samples = TestSamples(records=dataset, mapper=mapper)
     return build_detection_test_loader(samples, mapper=None, batch_size=batch_size, num_workers=num_workers)
+
+
+def loader_with_targets(loader: Any, num_batches: int | None = None) -> DataLoader:
+    """Return a loader of the same images, in the same form, with their true boxes as `instances`.
+
+    Args:
+        loader: of `build_test_loader`.
+        num_batches: take so many batches of images at equal distances; None for all images.
+
+    Raises:
+        UserError: the loader or its mapper is of another kind.
+    """
+    samples = getattr(loader, "dataset", None)
+    mapper = copy.copy(samples.mapper) if isinstance(samples, TestSamples) else None
+    if mapper is None or not hasattr(mapper, "is_train"):
+        raise UserError(
+            "the losses of the evaluation data need dataloader.test by sparse_detr.data.loader.build_test_loader, with "
+            "a mapper that has is_train, as DetrDatasetMapper; use these, or switch train.validation_loss off"
+        )
+    mapper.is_train = True
+    number = len(samples) if num_batches is None else min(num_batches * loader.batch_size, len(samples))
+    records = [samples.records[index * len(samples) // number] for index in range(number)]
+    options = {"batch_size": loader.batch_size, "num_workers": loader.num_workers}
+    return build_test_loader(dataset=records, mapper=mapper, **options)
 
 
 def _check_arguments(dataset: list[Record], total_batch_size: int, world_size: int) -> None:

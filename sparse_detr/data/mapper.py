@@ -132,6 +132,7 @@ def _train_augmentations(cfg) -> list[T.Augmentation]:
         max_size=cfg.MAX_SIZE_TRAIN,
         crop_range=tuple(cfg.CROP.SIZE) if cfg.CROP.ENABLED else None,
         flip=cfg.RANDOM_FLIP,
+        preset=cfg.get("AUGMENTATION"),  # not among Detectron2's own keys
     )
 
 

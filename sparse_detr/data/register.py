@@ -14,16 +14,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from sparse_detr.data.annotations import (
-    NUM_EXAMPLES,
     CocoFile,
-    Finding,
     check_annotations,
     check_box_counts,
     check_classes_have_boxes,
+    class_differences,
     missing_files,
     num_images_of,
     read_coco_file,
 )
+from sparse_detr.data.findings import NUM_EXAMPLES, refuse_errors
 from sparse_detr.data.images import too_many_bad
 from sparse_detr.data.records import ground_truth, is_fit_for_evaluation, training_records
 from sparse_detr.errors import UserError
@@ -131,19 +131,13 @@ def _check_and_warn(
 ) -> None:
     """Log the warnings about a file, and raise all its errors in one message."""
     entries = check_annotations(coco)
-    _refuse_errors(coco, entries)
+    refuse_errors(coco.path, entries)
     missing = missing_files(coco, images)
     _check_files(coco, images, missing, max_bad_share)
     targets = check_classes_have_boxes(coco, set(missing), for_validation=for_validation)
-    _refuse_errors(coco, targets)
+    refuse_errors(coco.path, targets)
     for finding in [*entries, *targets, *check_box_counts(coco, set(missing), **limits)]:
         logger.warning("%s: %s", coco.path, finding)
-
-
-def _refuse_errors(coco: CocoFile, findings: list[Finding]) -> None:
-    errors = [str(finding) for finding in findings if finding.is_error]
-    if errors:
-        raise UserError(f"{coco.path} cannot be used:\n  " + "\n  ".join(errors))
 
 
 def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad_share: float) -> None:
@@ -158,18 +152,9 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
 
 
 def _refuse_other_classes(train: CocoFile, val: CocoFile) -> None:
-    differences = [
-        f"category {number} is {_class_or_missing(train.class_names, number)} in {train.path}, "
-        f"{_class_or_missing(val.class_names, number)} in {val.path}"
-        for number in sorted(train.class_names.keys() | val.class_names.keys())
-        if train.class_names.get(number) != val.class_names.get(number)
-    ]
+    differences = class_differences(train, val)
     if differences:
         raise UserError("both files must list the same categories, used or not:\n  " + "\n  ".join(differences))
-
-
-def _class_or_missing(names: dict[int, str], number: int) -> str:
-    return repr(names[number]) if number in names else "missing"
 
 
 def _register(prefix: str, coco: CocoFile, images: str | Path) -> str:

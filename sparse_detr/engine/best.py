@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,37 @@ def remove_score(folder: str) -> None:
 
 def last_scored(folder: str) -> int:
     """Return the number of iterations whose scores were last taken into account; 0 if unknown."""
-    try:
-        return int(Path(folder, LAST_SCORED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
+    return _read_last_scored(folder)[0]
 
 
-def write_last_scored(folder: str, done: int) -> None:
+def scores_after(folder: str, done: int) -> dict[str, float]:
+    """Return the scores after `done` iterations, if they are the last ones that were taken into account; else {}."""
+    last, scores = _read_last_scored(folder)
+    return scores if last == done else {}
+
+
+def write_last_scored(folder: str, done: int, scores: Mapping[str, float]) -> None:
     """Note that the scores after `done` iterations were taken into account."""
-    write_text_atomically(Path(folder, LAST_SCORED), str(done))
+    write_text_atomically(Path(folder, LAST_SCORED), json.dumps({"iterations": done, "scores": dict(scores)}))
+
+
+def _read_last_scored(folder: str) -> tuple[int, dict[str, float]]:
+    try:
+        noted = json.loads(Path(folder, LAST_SCORED).read_text(encoding="utf-8"))
+        if isinstance(noted, int):  # of an older version
+            return noted, {}
+        return int(noted["iterations"]), {str(name): float(value) for name, value in noted["scores"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, {}
+
+
+def improvement(metric: str, value: float, best: float) -> float:
+    """Return by how much `value` is better than `best`: larger is better, but of losses smaller.
+
+    Args:
+        metric: name of the score; one with "loss" in its last part is a loss, such as `validation/total_loss`.
+    """
+    return best - value if "loss" in metric.rpartition("/")[2] else value - best
 
 
 def _score_beside(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:

@@ -44,6 +44,7 @@ class TrainingCheckpointer(SafeCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.config = config or {}
+        self.resumed_from = ""
 
     def save(self, name: str, **extra: Any) -> None:
         """Write `<name>.pth` and note it as the last checkpoint.
@@ -269,6 +270,7 @@ def resume(checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheck
             "(SOLVER.MAX_ITER), or choose another output folder to train anew"
         )
     extra = checkpointer.load(last.path)
+    checkpointer.resumed_from = last.path
     _log_average(checkpointer, extra)
     log_changes(extra.get("config"), checkpointer.config)
     states = extra.get("random_states", [])

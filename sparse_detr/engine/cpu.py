@@ -1,9 +1,11 @@
 """What makes a training on the CPU faster without a change of any number: waiting threads and freed memory."""
 
 import ctypes
+import gc
 import logging
 import os
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -49,6 +51,13 @@ def keep_freed_memory() -> bool:
         return False
     values = ((_MMAP_THRESHOLD, _NEVER), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _TOP_PAD_BYTES))
     return all(mallopt(parameter, value) == 1 for parameter, value in values)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc return the freed memory of the process to the system, so that what it holds is what it uses."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def other_load() -> float:

@@ -12,6 +12,8 @@ from torch import nn
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run
 from sparse_detr.engine.distributed import without_ddp
+from sparse_detr.engine.validation import GROUP as VALIDATION
+from sparse_detr.engine.validation import validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +117,19 @@ def box_scores(run: Run, model: nn.Module, **options: Any) -> dict[str, float]:
 def evaluate_with_average(
     run: Run, model: nn.Module, average: nn.Module | None, before_image: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """Return the scores of the model and, under names that start with "ema/", those of the averaged weights."""
-    results = dict(evaluate(run, model, before_image))
+    """Return the scores of the model and, under names that start with "ema/", those of the averaged weights.
+
+    With `validation_loss` the losses are among them, under "validation".
+    """
+    results = _scores_and_losses(run, model, before_image)
     if average is not None:
-        results |= {f"{AVERAGE_PREFIX}{name}": scores for name, scores in evaluate(run, average, before_image).items()}
+        of_average = _scores_and_losses(run, average, before_image)
+        results |= {f"{AVERAGE_PREFIX}{name}": scores for name, scores in of_average.items()}
     return results
+
+
+def _scores_and_losses(run: Run, model: nn.Module, before_image: Callable[[], None] | None) -> dict[str, Any]:
+    scores = dict(evaluate(run, model, before_image))
+    if run.settings.validation_loss and hasattr(model, "losses"):
+        scores |= {VALIDATION: losses} if (losses := validation_losses(run, model, before_image)) else {}
+    return scores

@@ -10,11 +10,20 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparse_detr.engine.best import best_score, last_scored, remove_score, write_last_scored, write_score
+from sparse_detr.checkpoint.unwrap import KIND, OF_AVERAGE
+from sparse_detr.engine.best import (
+    best_score,
+    improvement,
+    last_scored,
+    remove_score,
+    write_last_scored,
+    write_score,
+)
 from sparse_detr.engine.checkpointer import BEST_PREFIX, TrainingCheckpointer
 from sparse_detr.engine.distributed import from_main_process, largest_of_ranks, on_main_process
 from sparse_detr.engine.evaluate import AVERAGE_PREFIX
@@ -41,26 +50,44 @@ class AverageWeights(HookBase):
         self.average.update_parameters(self.model)
 
 
+class SaveCheckpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's PeriodicCheckpointer, but a hook before it may end the training with any iteration."""
+
+    def after_step(self) -> None:
+        self.max_iter = self.trainer.max_iter
+        super().after_step()
+
+
 class Evaluate(hooks.EvalHook):
     """Detectron2's EvalHook, but it keeps the random state of the training and skips failed trainings.
 
-    Every rank gets the results of the main process, so that all decide alike.
+    Every rank gets the results of the main process, so that all decide alike. `scores` are those of the last evaluation
+    by name, after `done` iterations.
     """
 
     def __init__(self, *, period: int, evaluate: Callable[[], dict[str, Any]]) -> None:
-        super().__init__(period, lambda: from_main_process(evaluate()))
+        super().__init__(period, lambda: self._keep(from_main_process(evaluate())))
+        self.scores: dict[str, float] = {}
+        self.done = 0
+
+    def _keep(self, results: dict[str, Any]) -> dict[str, Any]:
+        self.scores = {name: float(value) for name, value in flatten_results_dict(results).items()}
+        return results
 
     def _do_eval(self) -> None:
         with keep_random_state():
             super()._do_eval()
+        self.done = self.trainer.iter + 1
 
     def catch_up(self) -> None:
         """Evaluate again after the last iteration before a resume, if its scores were lost."""
         self.trainer.storage.iter = self.trainer.start_iter - 1
         self._do_eval()
+        self.done = self.trainer.start_iter
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
+        """Evaluate at the end, unless the last evaluation was of the same weights."""
+        if self.trainer.iter >= self.trainer.max_iter != self.done:
             super().after_train()
 
 
@@ -73,7 +100,7 @@ class KeepBest(HookBase):
         period: iterations between two evaluations.
         evaluation: the hook before this one; evaluates again if a kill came between a checkpoint and its score.
         checkpointer: writes the file.
-        metric: name of a score, of which larger is better; one with "ema/" is of the averaged weights.
+        metric: name of a score, of which larger is better, or of a loss; one with "ema/" is of the averaged weights.
         average: the averaged weights, which are saved if the metric is of them.
     """
 
@@ -92,6 +119,12 @@ class KeepBest(HookBase):
         self._metric = metric
         self._average = average if metric.startswith(AVERAGE_PREFIX) else None
         self._best: float | None = None
+        self._scored = 0
+
+    @property
+    def best(self) -> float | None:
+        """The best score so far; None before the first one."""
+        return self._best
 
     def before_train(self) -> None:
         """Read the best score if the training is resumed; a new one in the same folder starts without."""
@@ -112,22 +145,24 @@ class KeepBest(HookBase):
             self._keep_if_best(done)
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter:
+        if self.trainer.iter >= self.trainer.max_iter != self._scored:
             self._keep_if_best(self.trainer.max_iter)
 
     def _keep_if_best(self, done: int) -> None:
         value, iteration = self.trainer.storage.latest().get(self._metric, (None, 0))
         if value is None:
             logger.warning(f"{self._metric} was not evaluated, so no best model is kept; see the names of the scores")
-        elif not math.isfinite(value) or (self._best is not None and value <= self._best):
+        elif not math.isfinite(value) or (self._best is not None and improvement(self._metric, value, self._best) <= 0):
             logger.info(f"{self._metric} is {value:.5f}; the best is {self._best}")
         else:
             self._save(value, iteration)
-        on_main_process(lambda: write_last_scored(self._checkpointer.save_dir, done))
+        self._scored = done
+        scores = self._evaluation.scores
+        on_main_process(lambda: write_last_scored(self._checkpointer.save_dir, done, scores))
 
     def _save(self, value: float, iteration: int) -> None:
         score = {"metric": self._metric, "value": value, "iteration": iteration}
-        weights = {"weights": "plain"} if self._average is None else averaged_weights(self._average)
+        weights = {KIND: "plain"} if self._average is None else averaged_weights(self._average)
         folder = self._checkpointer.save_dir
         on_main_process(lambda: remove_score(folder))
         self._checkpointer.save(BEST_PREFIX, iteration=iteration, best=score, **weights)
@@ -138,7 +173,7 @@ class KeepBest(HookBase):
 
 def averaged_weights(average: nn.Module) -> dict[str, Any]:
     """Return the entries of a checkpoint that holds the averaged weights alone; no training can resume from it."""
-    return {"weights": "averaged", "model": average.state_dict(), "trainer": None}
+    return {KIND: OF_AVERAGE, "model": average.state_dict(), "trainer": None}
 
 
 class StopOnSignal(HookBase):

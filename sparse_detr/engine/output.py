@@ -8,13 +8,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detectron2.engine import default_writers, hooks
-from detectron2.utils.events import EventWriter
+from detectron2.engine import hooks
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 
 from sparse_detr.engine.checkpointer import POINTER, numbered_checkpoints
 from sparse_detr.engine.distributed import on_main_process
@@ -144,10 +144,18 @@ def what_is_saved(folder: str) -> str:
 
 
 class WriteMetrics(hooks.PeriodicWriter):
-    """Detectron2's writers of losses and scores; a failing disk gives one clear error."""
+    """Writes losses and scores to the terminal, the log and files; a failing disk gives one clear error.
 
-    def __init__(self, *, folder: str, max_iter: int, period: int) -> None:
-        super().__init__(default_writers(folder, max_iter), period)
+    Args:
+        folder: of `metrics.json` and TensorBoard's files.
+        period: iterations between two writes.
+        writers: of the terminal, the log and other places.
+    """
+
+    def __init__(self, *, folder: str, period: int, writers: Sequence[EventWriter] = ()) -> None:
+        make_folder(folder)
+        files = [JSONWriter(os.path.join(folder, "metrics.json")), TensorboardXWriter(folder)]
+        super().__init__([*writers, *files], period)
         self._folder = folder
 
     def after_step(self) -> None:

@@ -1,4 +1,4 @@
-"""The form of a model in training: the same weights, computed faster or in less memory."""
+"""The form of a model in training: the same weights, some of them frozen, computed faster or in less memory."""
 
 from detectron2.modeling import ResNet
 from torch import nn
@@ -7,14 +7,16 @@ from sparse_detr.backbones import MobileNetV2
 from sparse_detr.backbones.folding import fold_frozen_norms, use_channels_last
 from sparse_detr.config.run import TrainSettings
 from sparse_detr.engine.checkpoint_activations import checkpoint_activations
+from sparse_detr.engine.freeze import freeze
 
 
 def prepare_model(model: nn.Module, settings: TrainSettings) -> None:
-    """Change how the parts of a model compute, in place; no weight is renamed, and numbers differ by rounding only.
+    """Freeze parts of a model and change how others compute, in place; no weight is renamed, rounding may differ.
 
     Raises:
-        UserError: see `checkpoint_activations`.
+        UserError: see `freeze` and `checkpoint_activations`.
     """
+    freeze(model, settings.freeze)
     backbone = getattr(model, "backbone", None)
     if settings.fast_backbone and isinstance(backbone, ResNet | MobileNetV2):
         fold_frozen_norms(backbone)

@@ -9,6 +9,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 
 from sparse_detr.config.run import TrainSettings
+from sparse_detr.engine.evaluate import AVERAGE_PREFIX
+from sparse_detr.engine.validation import GROUP as VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +29,19 @@ def score_table(scores: dict[str, Any]) -> str:
     rows = [
         (name, "n/a" if value != value else f"{value:.2f}")  # NaN differs from itself
         for name, value in flatten_results_dict(scores).items()
+        if f"{VALIDATION}/loss_" not in name  # of the losses the sum is enough; metrics.json has them all
     ]
     return tabulate(rows, headers=["metric", "value"], tablefmt="simple_outline", disable_numparse=True)
 
 
+def _best(metric: str) -> str:
+    averaged = ", averaged weights" if metric.startswith(AVERAGE_PREFIX) else ""
+    return f"best {metric}{averaged}"
+
+
 def output_lines(settings: TrainSettings, *, trained: bool) -> list[str]:
     """Return lines that say which file holds what."""
-    names = {"model_final.pth": "weights and training state", "model_best.pth": f"best {settings.best_metric}"}
+    names = {"model_final.pth": "weights and training state", "model_best.pth": _best(settings.best_metric)}
     names |= {"metrics.json": "losses and scores", "log.txt": "log"} if trained else {}
     names |= {"config.yaml": "this run's config", "inference": "detections"}
     names |= {os.path.join("report", "report.html"): "report on them"}

@@ -1,5 +1,6 @@
 """The training loop: Detectron2's SimpleTrainer with precision, clipping, accumulation and a stop before bad steps."""
 
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,17 +60,32 @@ class Trainer(SimpleTrainer):
         self.config_text = config_text
         self._resumed_random_state: dict[str, Any] | None = None
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run Detectron2's loop, but until `self.max_iter`, which hooks may lower to end the training early."""
+        loop = logging.getLogger("detectron2.engine.train_loop")
+        loop.info(f"Starting training from iteration {start_iter}")
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except Exception:
+                loop.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
+
     def before_train(self) -> None:
         """Start the data loader, which draws random numbers, then set the random state of the checkpoint."""
         super().before_train()
         _ = self._data_loader_iter
         if self._resumed_random_state is not None:
             set_random_state(self._resumed_random_state)
-
-    def after_train(self) -> None:
-        """Undo the extra iteration that Detectron2's loop counts if a training is resumed after its last one."""
-        self.iter = min(self.iter, self.max_iter)
-        super().after_train()
 
     def run_step(self) -> None:
         """Run forward and backward over `accumulate` batches, check the numbers, take one optimiser step."""

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from sparse_detr.budget import check_fits, resolved
 from sparse_detr.checkpoint import load_file
 from sparse_detr.config.num_classes import check_num_classes
 from sparse_detr.config.run import Run, TrainSettings
+from sparse_detr.engine.auto_batch import choose_batch
 from sparse_detr.engine.checkpointer import (
     LastCheckpoint,
     TrainingCheckpointer,
@@ -26,10 +28,12 @@ from sparse_detr.engine.checkpointer import (
     start_anew,
 )
 from sparse_detr.engine.config_changes import flat_config, write_config
+from sparse_detr.engine.console import AllLosses, ConsoleLine
 from sparse_detr.engine.cpu import set_up_cpu
 from sparse_detr.engine.distributed import on_main_process, wrap_for_ranks
+from sparse_detr.engine.early_end import StopAfterTime, check_early_stopping, early_stopping, time_limit
 from sparse_detr.engine.evaluate import WithBudget, evaluate_with_average
-from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, StopOnSignal
+from sparse_detr.engine.hooks import AverageWeights, Evaluate, KeepBest, SaveCheckpoints, StopOnSignal
 from sparse_detr.engine.output import (
     WriteMetrics,
     disk_error,
@@ -42,7 +46,9 @@ from sparse_detr.engine.output import (
 from sparse_detr.engine.prepare import prepare_model
 from sparse_detr.engine.token_log import LogPictures, LogTokens, load_validation_image
 from sparse_detr.engine.trainer import Trainer
+from sparse_detr.engine.validation import check_validation_loss
 from sparse_detr.engine.weights import load_trained_weights, load_weights
+from sparse_detr.engine.writers import build_writers, check_writers
 from sparse_detr.errors import UserError
 from sparse_detr.files import CannotWrite, make_folder
 from sparse_detr.inference import optimize_to
@@ -73,12 +79,16 @@ def train(run: Run, *, resume_last: bool = False, ema: bool = False) -> dict[str
 
 def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> dict[str, Any]:
     settings = run.settings
+    check_early_stopping(run)
+    on_main_process(lambda: check_writers(settings.writers))
+    choose_batch(run, last.path)
     model = run.build_model()
     set_up_cpu(settings.device)
     prepare_model(model, settings)
     optimizer = run.build_optimizer(model)
     trainer = build_trainer(run, model, optimizer)
     check_num_classes(model, run.train_names)
+    check_validation_loss(run, model)
     average = AverageWeights(model=model, decay=settings.ema_decay) if settings.ema_decay else None
     averaged = {"ema": average.average} if average else {}
     averaged_model = average.average.module if average else None
@@ -87,7 +97,7 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
     )
     stop = StopOnSignal(checkpointer=checkpointer)
     # Saves before the evaluation, so that a crash of the evaluation loses nothing.
-    periodic = hooks.PeriodicCheckpointer(checkpointer, **_checkpoint_options(settings))
+    periodic = SaveCheckpoints(checkpointer, **_checkpoint_options(settings))
     scores: dict[str, Any] = {}
 
     def evaluate_now() -> dict[str, Any]:
@@ -95,15 +105,23 @@ def _train(run: Run, last: LastCheckpoint, *, resume_last: bool, ema: bool) -> d
         scores.update(evaluate_with_average(run, model, averaged_model, stop.interrupt_evaluation))
         return scores
 
+    limit = time_limit(settings, checkpointer)
+    evaluation = _evaluation_hooks(
+        settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None
+    )
+    best = next((hook for hook in evaluation if isinstance(hook, KeepBest)), None)
+    writing: list[HookBase] = []
+    on_main_process(lambda: writing.extend(_writer_hooks(run, model, best, limit, resumed=bool(last.path))))
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=run.build_schedule(optimizer)),
             average,
+            limit,
             periodic,
-            *_evaluation_hooks(settings, checkpointer, averaged_model, evaluate_now if run.evaluation_sets else None),
+            *evaluation,
             stop,
-            *_writer_hooks(run, model),
+            *writing,
         ]
     )
     if last.path:
@@ -157,6 +175,8 @@ def evaluate_only(
             "no weights to evaluate are named; give train.init_checkpoint=FILE (lazy) or MODEL.WEIGHTS FILE (yaml), or "
             "--resume for the last checkpoint of the output folder"
         )
+    if precision is not None or budget is not None:  # such a model has no losses of its own
+        run = replace(run, settings=replace(run.settings, validation_loss=False))
     model = run.build_model()
     if not path:
         logger.warning("no checkpoint is named: the scores below are those of RANDOM weights")
@@ -231,20 +251,28 @@ def _evaluation_hooks(
     period, metric = settings.eval_period, settings.best_metric
     evaluation = Evaluate(period=period, evaluate=evaluate_now)
     best = KeepBest(period=period, evaluation=evaluation, checkpointer=checkpointer, metric=metric, average=average)
-    return [evaluation, best]
+    return [evaluation, best, *early_stopping(settings, checkpointer, evaluation)]
 
 
-def _writer_hooks(run: Run, model: nn.Module) -> list[HookBase]:
-    """Return the hooks that log and write, in this order; those of the main process alone."""
-    if not comm.is_main_process():
-        return []
-    settings = run.settings
+def _writer_hooks(
+    run: Run, model: nn.Module, best: KeepBest | None, limit: StopAfterTime | None, *, resumed: bool
+) -> list[HookBase]:
+    """Return the hooks of the main process that log and write, in this order."""
+    settings, folder = run.settings, run.settings.output_dir
     hooks_of_log: list[HookBase] = [LogTokens(model=model, period=settings.log_period)]
     if settings.vis_period:
         image = load_validation_image(run)
         hooks_of_log.append(LogPictures(model=model, image=image, period=settings.vis_period))
-    writer = WriteMetrics(folder=settings.output_dir, max_iter=settings.max_iter, period=settings.log_period)
-    return [*hooks_of_log, writer]
+    line = ConsoleLine(
+        max_iter=settings.max_iter,
+        metric=settings.best_metric,
+        best=lambda: None if best is None else best.best,
+        time_left=None if limit is None else limit.left,
+        device=settings.device,
+    )
+    services = build_writers(settings.writers, folder=folder, config=flat_config(run), resumed=resumed)
+    writers = [line, AllLosses(settings.max_iter), *services]
+    return [*hooks_of_log, WriteMetrics(folder=folder, period=settings.log_period, writers=writers)]
 
 
 def _resume(settings: TrainSettings, checkpointer: TrainingCheckpointer, trainer: Trainer, last: LastCheckpoint) -> int:

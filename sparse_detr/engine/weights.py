@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_detr.checkpoint import MatchReport, load_file, match_report
 from sparse_detr.checkpoint.read import existing_file
-from sparse_detr.checkpoint.unwrap import unwrap
+from sparse_detr.checkpoint.unwrap import holds_average, unwrap
 from sparse_detr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise UserError(f"{filename}: {error}") from error
         if found.dropped:
             logger.info(f"{filename}: {len(found.dropped)} entries are no weights: {', '.join(found.dropped[:5])}")
+        if holds_average(checkpoint):
+            logger.info(f"{filename} holds averaged weights, which were scored")
         match_names = self._match_names or filename.endswith(".pyth")  # pycls
         return {"matching_heuristics": match_names, **checkpoint, "model": found.weights}
 

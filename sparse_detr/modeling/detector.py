@@ -141,11 +141,17 @@ class GeneralizedDETR(DetectionTransformer):
         """
         return self.losses(batched_inputs, budget) if self.training else self.detect(batched_inputs, budget)
 
-    def losses(self, batched_inputs: list[dict[str, Any]], budget: AnyEffort | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, batched_inputs: list[dict[str, Any]], budget: AnyEffort | None = None, *, denoising: bool = True
+    ) -> dict[str, Tensor]:
         """Return weighted losses by name, in training and in eval mode; training minimises their sum.
 
         Training without a budget draws one, where the model has elastic parts, and may distil; see
         `sparse_detr.modeling.effort` and `Distillation`.
+
+        Args:
+            batched_inputs, budget: as for `forward`.
+            denoising: with the denoising queries and their losses, in models that have them.
 
         Raises:
             UserError: an image or its `instances` are wrong; see `sparse_detr.modeling.inputs`.
@@ -157,7 +163,8 @@ class GeneralizedDETR(DetectionTransformer):
         if budget is None and self.training:
             budget = self.training_effort.draw(len(batched_inputs))
         need_map = self.supervision.needs_attention_map
-        output = self._run(tokens, images, targets, self.effort(budget), supervised=True, attention_map=need_map)
+        noised = targets if denoising else None
+        output = self._run(tokens, images, noised, self.effort(budget), supervised=True, attention_map=need_map)
         output = _in_full_precision(output)
         with torch.autocast(self.device.type, enabled=False):
             losses = self.criterion(output.groups, targets) | self.supervision(output, targets)

@@ -26,12 +26,14 @@ class Trained:
         seed: "" if the folder names none.
         config: path.
         weights: path.
+        ema: take the averaged weights of the checkpoint.
     """
 
     name: str
     seed: str
     config: str
     weights: str
+    ema: bool = False
 
     @property
     def key(self) -> str:
@@ -56,7 +58,7 @@ class Trained:
         if not run.evaluation_sets:
             raise UserError(f"{self.config} names no evaluation data; give the config of a training with --val-json")
         model = run.build_model().eval()
-        load_trained_weights(model, self.weights)
+        load_trained_weights(model, self.weights, ema=self.ema)
         return model, run
 
 
@@ -72,6 +74,7 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config-file", metavar="FILE", help="config of one more model; a config is code")
     parser.add_argument("--weights", metavar="FILE", help="its checkpoint")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of all these checkpoints")
     parser.add_argument("--opts", nargs="*", default=[], metavar="override", help="overrides in the config's own style")
 
 
@@ -81,11 +84,11 @@ def trained_of(args: argparse.Namespace) -> list[Trained]:
     Raises:
         UserError: there is none, or a file is missing.
     """
-    found = [_of_folder(Path(folder)) for folder in args.runs]
+    found = [_of_folder(Path(folder), ema=args.ema) for folder in args.runs]
     if bool(args.config_file) != bool(args.weights):
         raise UserError("--config-file and --weights go together; give both, or folders with --runs")
     if args.config_file:
-        found.append(Trained(Path(args.config_file).stem, "", args.config_file, args.weights))
+        found.append(Trained(Path(args.config_file).stem, "", args.config_file, args.weights, args.ema))
     if not found:
         raise UserError("no trained model is named; give --runs DIR, or --config-file FILE --weights FILE")
     keys = [one.key for one in found]
@@ -94,16 +97,16 @@ def trained_of(args: argparse.Namespace) -> list[Trained]:
     return found
 
 
-def _of_folder(folder: Path) -> Trained:
+def _of_folder(folder: Path, *, ema: bool) -> Trained:
     files = [folder / "config.yaml", folder / "model_final.pth"]
     for file in files:
         if not file.is_file():
             raise UserError(f"--runs {folder}: there is no {file.name}; give the output folder of a finished training")
     name = folder.resolve().name
     seed = SEED.search(name)
-    return Trained(SEED.sub("", name), seed.group(1) if seed else "", *map(str, files))
+    return Trained(SEED.sub("", name), seed.group(1) if seed else "", *map(str, files), ema=ema)
 
 
 def facts_of(models: Sequence[Trained], args: argparse.Namespace) -> dict[str, Any]:
     """Return what the numbers of a study of trained models depend on, without folders of a machine."""
-    return {"overrides": list(args.opts)}
+    return {"overrides": list(args.opts)} | ({"averaged": True} if args.ema else {})

@@ -42,12 +42,22 @@ def test_weights_are_found_under_the_usual_names(checkpoint):
         {"model": WEIGHTS, "ema_model": AVERAGE},
         {"state_dict": WEIGHTS, "state_dict_ema": AVERAGE},
         {"n_averaged": torch.tensor(7), **prefixed("module.", AVERAGE)},
+        {"model": AVERAGE, "weights": "averaged"},
         # MMEngine has exchanged the two sets
         {"state_dict": AVERAGE, "ema_state_dict": {"steps": torch.tensor(7), **prefixed("module.", WEIGHTS)}},
     ],
 )
 def test_averaged_weights_are_taken_if_they_are_asked_for(checkpoint):
     assert unwrap(checkpoint, averaged=True).weights == AVERAGE
+
+
+def test_a_best_model_of_averaged_weights_needs_no_option():
+    assert unwrap({"model": AVERAGE, "weights": "averaged"}).weights == AVERAGE
+
+
+def test_a_best_model_of_plain_weights_has_no_averaged_ones():
+    with pytest.raises(UserError, match="no averaged weights found"):
+        unwrap({"model": WEIGHTS, "weights": "plain"}, averaged=True)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Small data sets on disk."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def write_coco(folder, content, name="annotations.json"):
     for image in content["images"]:
         file = folder / image["file_name"]
         if not file.exists():
-            pixels = np.random.RandomState(len(file.name)).randint(
+            pixels = np.random.RandomState(zlib.crc32(image["file_name"].encode(errors="surrogatepass"))).randint(
                 0, 256, (image["height"], image["width"], 3), dtype=np.uint8
             )
             Image.fromarray(pixels).save(file)

@@ -9,6 +9,7 @@ import pytest
 
 from sparse_detr import train
 from sparse_detr.cli.main import build_parser, command_modules
+from sparse_detr.cli.study import StudyParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("projects/*/README.md"))]
@@ -41,6 +42,8 @@ def options_of(words):
         if not rest or rest[0].startswith("-") or rest[0] == "NAME":  # any of them
             break
         parser, rest = subparsers[0].choices[rest[0]], rest[1:]
+        if isinstance(parser, StudyParser):
+            parser.declare()
     return set(parser._option_string_actions), rest
 
 

@@ -4,10 +4,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,11 +16,14 @@ import torch.multiprocessing as mp
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 
+from sparse_detr.config.run import Run
+from sparse_detr.data.loader import build_test_loader
 from sparse_detr.engine.distributed import wrap_for_ranks
 from sparse_detr.engine.training import train
+from sparse_detr.engine.validation import validation_losses
 from sparse_detr.modeling.effort import Effort, ElasticEffort
 from sparse_detr.recipes import mobilenet_v2, sparse_detr
-from tests.engine.toys import ToyDetector, toy_loader, toy_run
+from tests.engine.toys import ToyDetector, ToyWithLosses, toy_loader, toy_run, toy_test_loader
 
 WORLD_SIZE = 2
 TIMEOUT = timedelta(seconds=300)  # a hang takes for ever; a busy machine takes long
@@ -174,6 +178,61 @@ def gradients_of(detector: torch.nn.Module, batch: list[dict[str, Any]], **ddp_o
     }
 
 
+def validation_run(folder: Path) -> Run:
+    """Return a run that evaluates losses on five images, which two processes cannot share equally."""
+    run = toy_run(folder, model=ToyWithLosses(), scores=[1.0] * 4, validation_loss=True)
+    [evaluation] = run.evaluation_sets
+    return replace(run, evaluation_sets=[replace(evaluation, build_loader=lambda: toy_test_loader((1, 0, 3, 2, 1)))])
+
+
+def validation_of_toy(folder: Path) -> dict[str, float]:
+    """Return the validation losses of an untrained toy: on the main process, {} on the other."""
+    run = validation_run(folder)
+    return validation_losses(run, run.build_model())
+
+
+def validation_of_detector(folder: Path) -> dict[str, float]:
+    """Return the validation losses of a detector whose losses are normalised over processes in training."""
+    run = toy_run(folder, scores=[1.0], validation_loss=True)
+    samples = images(empty=True)[:3]
+    loader = build_test_loader(dataset=[{"image_id": i} for i in range(3)], mapper=PickImage(samples))
+    [evaluation] = run.evaluation_sets
+    run = replace(run, evaluation_sets=[replace(evaluation, build_loader=lambda: loader)])
+    return validation_losses(run, tiny_detector())
+
+
+@dataclass
+class PickImage:
+    """A mapper that returns an image of a list."""
+
+    samples: list[dict[str, Any]]
+    is_train: bool = False
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        sample = self.samples[record["image_id"]]
+        return sample if self.is_train else {key: value for key, value in sample.items() if key != "instances"}
+
+
+def train_with_validation(folder: Path) -> dict[str, float]:
+    """Return the scores at the end of a training that ends by its validation loss, on every process."""
+    settings = {"metric": "validation/total_loss", "patience": 2, "min_improvement": 1e9}
+    run = validation_run(folder)
+    run = replace(run, settings=replace(run.settings, max_iter=20, early_stopping=settings))
+    train(run)
+    return {"iteration": torch.load(folder / "model_final.pth", weights_only=True)["iteration"]}
+
+
+def choose_joint_batch(folder: Path) -> dict[str, Any]:
+    """Return the batch that is chosen when the second process has less memory than the first."""
+    from sparse_detr.engine import auto_batch
+    from tests.engine.test_auto_batch import config, detector_run
+
+    cfg = config()
+    with mock.patch.object(auto_batch, "_fits_on_cpu", return_value=5 - comm.get_rank()):
+        auto_batch.choose_batch(detector_run(folder, cfg))
+    return {"batch": cfg.dataloader.train.total_batch_size, "rate": cfg.optimizer.lr}
+
+
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "toy": train_toy,
     "resume": resume_toy,
@@ -182,4 +241,8 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     FULL: lambda folder: detector_gradients(empty=False),
     EMPTY: lambda folder: detector_gradients(empty=True),
     ELASTIC: elastic_gradients,
+    "validation of a toy": validation_of_toy,
+    "validation of a detector": validation_of_detector,
+    "training with validation": train_with_validation,
+    "batch": choose_joint_batch,
 }

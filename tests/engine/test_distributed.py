@@ -76,6 +76,22 @@ def test_a_signal_to_one_rank_stops_all_after_a_checkpoint(outcome):
     assert (outcome["folder"] / "signal" / "model_0000000.pth").exists()
 
 
+@pytest.mark.parametrize("scenario", ["validation of a toy", "validation of a detector"])
+def test_validation_losses_of_two_processes_are_those_of_one_on_the_main_process(outcome, scenario, tmp_path):
+    alone = ranks.SCENARIOS[scenario](tmp_path)
+    assert len(alone) > 2
+    assert outcome[scenario] == [alone, {}]
+
+
+def test_the_process_with_the_least_memory_decides_about_the_batch(outcome):
+    # 4 images in each of 2 processes, where the config has 2 in all and a learning rate of 1e-4
+    assert outcome["batch"] == [{"batch": 8, "rate": pytest.approx(2e-4)}] * 2
+
+
+def test_two_processes_stop_early_at_the_same_iteration(outcome):
+    assert outcome["training with validation"] == [{"iteration": 5}] * 2
+
+
 @pytest.mark.parametrize("main_process", [True, False])
 def test_all_ranks_save_and_the_main_process_alone_deletes(monkeypatch, main_process):
     monkeypatch.setattr(training.comm, "is_main_process", lambda: main_process)

@@ -1,6 +1,7 @@
 """A model, data and runs so small that a training takes milliseconds."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from fvcore.common.param_scheduler import LinearParamScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sparse_detr.config.run import EvaluationSet, Run, TrainSettings
-from sparse_detr.data.loader import TrainLoader, build_train_loader
+from sparse_detr.data.loader import TrainLoader, build_test_loader, build_train_loader
 from sparse_detr.engine.trainer import Trainer
 
 
@@ -48,6 +50,40 @@ def toy_loader(*, batch_size: int = 2, images: int = 7, num_workers: int = 0) ->
 def toy_trainer(model: nn.Module, *, loader: Any = None, lr: float = 0.1, **options: Any) -> Trainer:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     return Trainer(model=model, data_loader=loader or toy_loader(), optimizer=optimizer, **options)
+
+
+class ToyMapper:
+    """`toy_mapper` for evaluation: nothing is random, and true boxes come with `is_train` only."""
+
+    is_train = False
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        if record["image_id"] == record.get("damaged"):
+            return None
+        index = torch.tensor([float(record["image_id"])])
+        image = torch.cat([index.sin(), index.cos(), index, -index])
+        boxes = {"instances": list(range(record["boxes"]))} if self.is_train else {}
+        return {**record, "image": image, "target": index, **boxes}
+
+
+def toy_test_loader(boxes: Sequence[int] = (1, 0, 3), *, batch_size: int = 1, **record: Any) -> DataLoader:
+    """Return an evaluation loader of images with so many boxes."""
+    records = [
+        {"image_id": i, "file_name": f"{i}.png", "height": 1, "width": 1, "boxes": number, **record}
+        for i, number in enumerate(boxes)
+    ]
+    return build_test_loader(dataset=records, mapper=ToyMapper(), batch_size=batch_size)
+
+
+class ToyWithLosses(ToyDetector):
+    """A toy that has its losses in eval mode too, and in eval mode no output of interest."""
+
+    def forward(self, batch: list[dict[str, Any]]) -> Any:
+        return self.losses(batch) if self.training else [{} for _ in batch]
+
+    def losses(self, batch: list[dict[str, Any]], *, denoising: bool = True) -> dict[str, Tensor]:
+        losses = ToyDetector.forward(self, batch)
+        return losses | ({"loss_a_dn": losses["loss_a"]} if denoising else {})
 
 
 class ScriptedEvaluator:
