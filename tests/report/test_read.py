@@ -20,6 +20,48 @@ def test_only_the_fields_of_boxes_are_read(tmp_path):
     assert read_results(path, make_truth()) == make_results()
 
 
+def named(rows, **change):
+    """Return results as `sparse-detr predict` writes them: other ids, images and classes by name."""
+    truth = make_truth()
+    images = {image["id"]: (100 + i, image["file_name"]) for i, image in enumerate(truth["images"])}
+    classes = {item["id"]: (1 + i, item["name"]) for i, item in enumerate(truth["categories"])}
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in images.values()],
+        "categories": [{"id": number, "name": name} for number, name in classes.values()],
+        "annotations": [
+            {**row, "image_id": images[row["image_id"]][0], "category_id": classes[row["category_id"]][0]}
+            for row in rows
+        ],
+    }
+    return content | change
+
+
+def test_what_predict_writes_is_found_by_the_names_of_images_and_classes(tmp_path):
+    content = named(make_results())
+    assert content["annotations"][0]["image_id"] >= 100
+    assert read_results(written(tmp_path, content), make_truth()) == make_results()
+
+
+def test_an_image_is_found_in_a_folder_of_the_true_boxes_file_if_its_name_is_clear(tmp_path):
+    truth = make_truth()
+    for image in truth["images"]:
+        image["file_name"] = f"val/{image['file_name']}"
+    assert read_results(written(tmp_path, named(make_results())), truth) == make_results()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": i, "file_name": "gone.png"} for i in range(100, 110)]}, "detections in gone.png, which is"),
+        ({"categories": [{"id": i, "name": "horse"} for i in range(1, 9)]}, "detections of 'horse', but the true"),
+        ({"images": []}, "is no file of `sparse-detr predict`"),
+    ],
+)
+def test_names_that_the_true_boxes_file_lacks_are_told(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        read_results(written(tmp_path, named(make_results(), **change)), make_truth())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
