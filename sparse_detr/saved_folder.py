@@ -97,8 +97,9 @@ def card(model: nn.Module, facts: dict[str, Any], notes: str) -> str:
     names = facts["class_names"]
     classes = ", ".join(names) if names else "names unknown"
     options = {name: value for name, value in facts["options"].items() if value is not None}
+    kinds = f"{len(names)} class{'' if len(names) == 1 else 'es'}" if names else "unnamed classes"
     lines = [
-        f"# A detector of {len(names) or 'unnamed'} classes",
+        f"# A detector of {kinds}",
         "",
         *([notes.strip(), ""] if notes.strip() else []),
         "```python",
