@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from sparse_detr.errors import UserError
+from sparse_detr.errors import ImageError
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -30,12 +30,12 @@ def detect_columns(columns: Mapping[str, Any], detect: Callable[[list[Any]], lis
         single row, these arrays themselves.
 
     Raises:
-        UserError: there is no such column.
+        ImageError: there is no such column.
     """
     name = next((name for name in IMAGE_COLUMNS if name in columns), None)
     if name is None:
         given = ", ".join(map(str, columns)) or "none"
-        raise UserError(f"the columns are {given}; give the images as `image`, or their paths as `path`")
+        raise ImageError(f"image 0 is a dict of {given}; give images as `image`, or their paths as `path`")
     kept = {key: value for key, value in columns.items() if key != "image"}
     images = columns[name]
     if not _is_column(images):

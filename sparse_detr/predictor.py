@@ -473,6 +473,13 @@ def _opened(config: Any, weights: Any, class_names: Any, options: dict[str, Any]
     return file, saved_weights if weights is None else weights, names, {**saved_options, **options}
 
 
+def holds_weights(config: Any) -> bool:
+    """Return whether a config is a whole detector: a file of `sparse-detr export`, or a folder of `save`."""
+    from sparse_detr.saved_folder import is_saved_folder
+
+    return _is_exported_file(config) or is_saved_folder(config)
+
+
 def _is_exported_file(config: Any) -> bool:
     return isinstance(config, str | os.PathLike) and os.fspath(config).lower().endswith(EXPORTED_SUFFIXES)
 

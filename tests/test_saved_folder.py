@@ -132,7 +132,5 @@ def test_a_row_gives_a_row(predictor, folder, form):  # noqa: F811
 
 
 def test_columns_without_images_are_refused(predictor):  # noqa: F811
-    with pytest.raises(
-        UserError, match="the columns are img, id; give the images as `image`, or their paths as `path`"
-    ):
+    with pytest.raises(UserError, match="a dict of img, id; give images as `image`, or their paths as `path`"):
         predictor({"img": [], "id": []})

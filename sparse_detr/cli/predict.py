@@ -89,7 +89,13 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     from sparse_detr import Predictor
     from sparse_detr.config import load_config
     from sparse_detr.data.annotations import read_coco_file
+    from sparse_detr.predictor import holds_weights
 
+    if args.opts and holds_weights(args.config_file):
+        raise UserError(
+            f"--opts changes a config, but {args.config_file} holds a whole detector; give the config and the weights "
+            "of a training, or leave the overrides out"
+        )
     names = list(read_coco_file(args.train_json).class_names.values()) if args.train_json else None
     options = {"ema": args.ema, "class_names": names, "optimize": args.optimize}
     if args.budget is not None:  # else that of a saved folder

@@ -9,6 +9,7 @@ import glob
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -60,7 +61,7 @@ class TarImages:
         try:
             with tarfile.open(path) as archive:
                 self.names = [member.name for member in archive if member.isfile() and has_suffix(member.name)]
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
             raise UserError(f"--input {path} cannot be read as a tar file ({error}); give another one") from error
         if not self.names:
             raise UserError(f"--input {path} holds no image; {_kinds()}")
@@ -84,7 +85,9 @@ class TarImages:
         try:
             image = Image.open(io.BytesIO(file.read()))
             image.load()
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:
+            return ImageError(f"{self.path}: {member.name} is not an image in a known format; replace it")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return ImageError(f"{self.path}: {member.name} cannot be decoded ({error}); replace it")
         return image
 

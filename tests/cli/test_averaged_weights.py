@@ -10,6 +10,7 @@ from sparse_detr import Predictor
 from sparse_detr.cli._model import weights_text
 from sparse_detr.cli.explain import second_model
 from sparse_detr.cli.main import main
+from sparse_detr.cli.study import StudyParser
 from sparse_detr.engine.weights import load_trained_weights
 from sparse_detr.studies.trained import Trained, facts_of, trained_of
 from tests.cli.test_command_line import parsers
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def options_below(parser):
     """Yield the options of a parser and of every one below it."""
+    if isinstance(parser, StudyParser):
+        parser.declare()
     yield {option for action in parser._actions for option in action.option_strings}
     for action in parser._actions:
         for below in action.choices.values() if hasattr(action.choices, "values") else ():

@@ -22,6 +22,8 @@ def test_a_packed_folder_predicts_without_the_files_that_it_was_made_of(folder, 
     Path("sparse.pth").unlink()
     command = ["predict", "--config-file", "packed", "--input", "images", "--output", "out", "--score-threshold", "0"]
     assert main(command) == 0
+    assert main([*command, "--opts", "model.postprocess.num_detections=5"]) == 2
+    assert "--opts changes a config, but packed holds a whole detector" in capsys.readouterr().err
     found = json.loads(Path("out/detections.json").read_text())
     image = next(image["id"] for image in found["images"] if image["file_name"] == "wide.png")
     scores = [row["score"] for row in found["annotations"] if row["image_id"] == image]

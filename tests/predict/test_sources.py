@@ -113,6 +113,26 @@ def test_what_gives_no_picture_is_refused(tmp_path, name, content, message):
         find_inputs([str(tmp_path / name)])
 
 
+def test_a_file_in_a_tar_file_that_is_no_image_is_named(folder):
+    note = folder / "note.png"
+    note.write_text("no image")
+    (error,) = find_inputs([str(write_tar(folder / "some.tar", note))]).read(0, 1)
+    assert str(error).endswith("some.tar: note.png is not an image in a known format; replace it")
+
+
+@pytest.mark.parametrize("place", [40, 300])
+def test_a_compressed_tar_file_with_a_wrong_byte_is_refused_whole(tmp_path, place):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.png", "a.png")
+    content = bytearray((tmp_path / "a.tar.gz").read_bytes())
+    content[place : place + 8] = b"\xff" * 8
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    with pytest.raises(UserError, match="a.tar.gz cannot be read as a tar file"):
+        find_inputs([str(tmp_path / "a.tar.gz")])
+
+
 def test_a_tar_file_without_images_is_refused(tmp_path):
     note = tmp_path / "note.md"
     note.write_text("no image")
