@@ -64,19 +64,20 @@ def check_tokens_alone(name: str, budget: Any) -> None:
         raise UserError(f"{name} {budget} sets more than the tokens, which this command cannot; give tokens alone")
 
 
-def resolved(budget: Any, *, weights: str, form: str | None) -> Any:
+def resolved(budget: Any, *, weights: str, form: str | None, ema: bool = False) -> Any:
     """Return the budget that a time like `ms:30` means for a model; any other budget as it is.
 
     Args:
         budget: a checked budget.
         weights: checkpoint of the model, in whose folder `sparse-detr sweep` has written its table.
         form: precision of the inference form; None for the model as it is.
+        ema: the model has the averaged weights of the checkpoint.
 
     Raises:
         UserError: see `budget_within`.
     """
     if isinstance(budget, str) and budget.startswith(TIME):
-        return budget_within(budget, weights, form or PLAIN)
+        return budget_within(budget, weights, form or PLAIN, ema=ema)
     return budget
 
 

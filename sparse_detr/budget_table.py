@@ -104,13 +104,14 @@ def check_limit(name: str, text: str) -> tuple[float, str | None]:
     return milliseconds, file or None
 
 
-def budget_within(text: str, weights: str, form: str) -> str:
+def budget_within(text: str, weights: str, form: str, *, ema: bool = False) -> str:
     """Return the budget that a text like `ms:30` means for a model.
 
     Args:
         text: `ms:30` reads the table in the folder of the weights, `ms:30@sweep.json` that file.
         weights: checkpoint of the model.
         form: `plain`, or the precision of the inference form.
+        ema: the model has the averaged weights of the checkpoint.
 
     Raises:
         UserError: there is no table, it is of other weights, none of its budgets was measured with the form, or all
@@ -119,7 +120,7 @@ def budget_within(text: str, weights: str, form: str) -> str:
     milliseconds, file = check_limit("budget", text)
     path = Path(file) if file else Path(weights).parent / TABLE
     setting, entries = _read(path)
-    _check_weights(path, setting.get("weights"), weights)
+    _check_weights(path, setting, weights, ema=ema)
     measured = [entry for entry in entries if entry.form == form]
     if not measured:
         forms = ", ".join(sorted({entry.form for entry in entries})) or "none"
@@ -134,8 +135,15 @@ def budget_within(text: str, weights: str, form: str) -> str:
     return chosen.budget
 
 
-def _check_weights(path: Path, digest: str | None, weights: str) -> None:
+def _check_weights(path: Path, setting: dict[str, Any], weights: str, *, ema: bool) -> None:
     """Refuse a table of other weights, where both are known."""
+    if setting.get("ema", ema) != ema:
+        kind, other, option = ("averaged", "plain", "with") if ema else ("plain", "averaged", "without")
+        raise UserError(
+            f"{path} is of the {other} weights of a checkpoint, not of its {kind} ones; measure these with "
+            f"sparse-detr sweep {option} --ema"
+        )
+    digest = setting.get("weights")
     if digest is None or not os.path.isfile(weights):
         return
     facts = os.stat(weights)

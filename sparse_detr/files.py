@@ -14,6 +14,9 @@ from typing import BinaryIO, cast
 
 from sparse_detr.errors import UserError
 
+IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+"""What names of images end with, in lower case."""
+
 _TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",

@@ -340,7 +340,8 @@ class Predictor:
     def _chosen(self, options: dict[str, Any]) -> Options:
         """Return the predictor's options, updated by those of a call."""
         chosen = self.options.updated(options)
-        chosen = replace(chosen, budget=resolved(chosen.budget, weights=self.weights, form=self._precision))
+        budget = resolved(chosen.budget, weights=self.weights, form=self._precision, ema=self._ema)
+        chosen = replace(chosen, budget=budget)
         self._check(chosen)
         return chosen
 

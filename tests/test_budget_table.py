@@ -70,6 +70,16 @@ def test_a_table_of_other_weights_is_refused(tmp_path):
         budget_within("ms:19", str(weights), "plain")
 
 
+@pytest.mark.parametrize(("of_table", "of_model", "option"), [(True, False, "without"), (False, True, "with")])
+def test_a_table_of_averaged_weights_is_not_that_of_the_plain_ones(tmp_path, of_table, of_model, option):
+    write(tmp_path / "sweep" / "sweep.json", *ENTRIES)
+    weights, table = str(tmp_path / "model_final.pth"), tmp_path / "sweep" / "sweep.json"
+    table.write_text(json.dumps({**json.loads(table.read_text()), "setting": {"ema": of_table}}))
+    assert budget_within("ms:19", weights, "plain", ema=of_table) == "levels:0.1,0.5,1"
+    with pytest.raises(UserError, match=f"weights of a checkpoint.*sparse-detr sweep {option} --ema"):
+        budget_within("ms:19", weights, "plain", ema=of_model)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"entries": [{"budget": 1}]', '{"entries": [3]}'])
 def test_what_is_no_table_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)

@@ -10,16 +10,13 @@ EFFORT_HELP = "; with +decoder:2 or +queries:100 also fewer decoder layers or qu
 TIME_HELP = "; ms:30 for the best one within 30 ms that `sparse-detr sweep` measured"
 
 
-def add_budget(
-    parser: argparse.ArgumentParser, *, several: bool = False, timed: bool = True, tokens_alone: bool = False
-) -> None:
+def add_budget(parser: argparse.ArgumentParser, *, several: bool = False, tokens_alone: bool = False) -> None:
     """Declare `--budget`.
 
     Args:
         several: it takes more than one.
-        timed: it takes milliseconds too.
         tokens_alone: it takes no decoder layers and queries.
     """
-    text = HELP + ("" if tokens_alone else EFFORT_HELP) + (TIME_HELP if timed else "")
+    text = HELP + ("" if tokens_alone else EFFORT_HELP) + TIME_HELP
     options = {"nargs": "+", "default": []} if several else {}
     parser.add_argument("--budget", "--keep-ratio", metavar="B", help=text, **options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, check_tokens_alone, checked_budget, resolved
+from sparse_detr.cli._budget import HELP, TIME_HELP
 from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.errors import UserError
 
@@ -38,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[OWN],
         metavar="B",
-        help="own for the model's own; 0.3 for 30 %%; levels:0.25,0.5,1 for a share of every level, fine to coarse; "
-        "mass:0.9 for as many tokens as hold 90 %% of the saliency; ms:30 for the best one within 30 ms that "
-        "`sparse-detr sweep` measured for the plain form (own)",
+        help=f"own for the model's own; or {HELP}{TIME_HELP} (own)",
     )
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float64", "float32"], help="(float64 float32)")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["plain"], help="the model, its inference form")
@@ -58,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     model, inputs = _load(args)
     budgets = {text: None if text == OWN else checked_budget("--budget", text) for text in args.budget}
-    budgets = {text: resolved(budget, weights=args.weights or "", form=None) for text, budget in budgets.items()}
+    weights = args.weights or ""
+    budgets = {text: resolved(budget, weights=weights, form=None, ema=args.ema) for text, budget in budgets.items()}
     for budget in budgets.values():
         check_tokens_alone("--budget", budget)
         check_fits("--budget", budget, model)

@@ -16,14 +16,13 @@ from sparse_detr.cli._budget import add_budget
 from sparse_detr.cli._model import add_model, add_overrides, weights_text
 from sparse_detr.cli._optimize import add_optimize
 from sparse_detr.errors import ImageError, UserError
-from sparse_detr.files import make_folder
+from sparse_detr.files import IMAGE_SUFFIXES, make_folder
 
 if TYPE_CHECKING:
     from sparse_detr import Predictor
 
 DEVICE_KEYS = ("train.device", "MODEL.DEVICE")
 MAX_REASONS = 10  # skipped images that are listed
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -101,7 +101,7 @@ def explain_images(
     choices = Choices(
         score_threshold=args.score_threshold, detections=args.detection, count=args.count, draws=args.draws
     )
-    budget = resolved(args.budget, weights=predictor.weights, form=None)
+    budget = resolved(args.budget, weights=predictor.weights, form=None, ema=args.ema)
     check_tokens_alone("--budget", budget)
     truths = Truth(args.truth, predictor.class_names, model_classes(predictor.model)) if args.truth else None
     second = second_model(args.compare, predictor, averaged=args.compare_ema) if args.compare else None

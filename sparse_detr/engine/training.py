@@ -185,7 +185,7 @@ def evaluate_only(
     model = optimize_to(model.eval(), precision)
     average = None if average is None else optimize_to(average.eval(), precision)
     if budget is not None:
-        budget = resolved(budget, weights=path, form=precision)
+        budget = resolved(budget, weights=path, form=precision, ema=ema)
         check_fits("--budget", budget, model)
         model, average = WithBudget(model, budget), average and WithBudget(average, budget)
     with disk_errors_for_users(run.settings.output_dir):

@@ -10,7 +10,7 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from PIL import Image, UnidentifiedImageError
 
 from sparse_detr.errors import ImageError, UserError
+from sparse_detr.files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".txt", ".lst")
@@ -246,11 +246,11 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found
 
 
-def has_suffix(name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
+def has_suffix(name: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
     """Return whether a file name ends with one of the suffixes."""
     return name.lower().endswith(tuple(suffixes))
 
 
 def _kinds() -> str:
-    kinds = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *TAR_SUFFIXES))
+    kinds = ", ".join((*sorted(IMAGE_SUFFIXES), *VIDEO_SUFFIXES, *TAR_SUFFIXES))
     return f"give images, folders, a list of paths (.txt), tar files or videos ({kinds})"

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from sparse_detr.errors import UserError
+from sparse_detr.files import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 ALL = "all"
 PARTS = {
     "train": {"train", "training", "trainval"},

@@ -20,7 +20,6 @@ import yaml
 from sparse_detr.data.findings import FaultKind, Finding, Severity
 from sparse_detr.data.formats.files import (
     ALL,
-    IMAGE_SUFFIXES,
     files_with,
     images_below,
     part_of,
@@ -29,6 +28,7 @@ from sparse_detr.data.formats.files import (
 )
 from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
 from sparse_detr.errors import UserError
+from sparse_detr.files import IMAGE_SUFFIXES
 
 NAME = "YOLO"
 LOOKED_FOR = "a .yaml file with 'names', or images/ and labels/ with .txt files and classes.txt"
