@@ -66,6 +66,8 @@ def _renamed(path: str | Path, content: Mapping[str, Any], truth: Mapping[str, A
         classes = {item["id"]: item["name"] for item in content["categories"]}
         true_images, true_classes = _ids_of_files(truth["images"]), {c["name"]: c["id"] for c in truth["categories"]}
         for row in content["annotations"]:
+            if "score" not in row:
+                raise UserError(f"{path} has boxes without a score, as true boxes are; give the file of the detections")
             image, name = images[row["image_id"]], classes[row["category_id"]]
             number = true_images.get(image, true_images.get(Path(image).name))
             if number is None:

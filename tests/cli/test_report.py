@@ -110,10 +110,15 @@ def test_a_run_that_was_not_evaluated_says_how(run_folder, capsys):
         ([*FILES, "--images", "gone"], "--images gone is no folder"),
         (["--run", "gone"], "there is no gone/config.yaml; name the output folder of a training"),
         (["--truth", "gone.json", "--results", "results.json"], "gone.json"),
-        (["--truth", "truth.json", "--results", "truth.json"], "truth.json holds a JSON dict; a COCO results file is"),
+        (
+            ["--truth", "truth.json", "--results", "truth.json"],
+            "truth.json has boxes without a score, as true boxes are",
+        ),
+        (["--truth", "truth.json", "--results", "dict.json"], "dict.json holds a JSON dict; a COCO results file is"),
     ],
 )
 def test_wrong_options_are_named(folder, capsys, options, message):
+    Path("dict.json").write_text("{}")
     assert main(["report", *options, "--output", "out"]) == 2
     assert message in capsys.readouterr().err
     assert not Path("out").exists()
