@@ -208,7 +208,11 @@ class Predictor:
         if isinstance(images, Mapping):
             from sparse_detr.columns import detect_columns
 
-            return detect_columns(images, lambda rows: self(rows, **options))
+            return detect_columns(images, lambda rows: self._detections(rows, options))
+        return self._detections(images, options)
+
+    def _detections(self, images: Any, options: dict[str, Any]) -> Any:
+        """Return what a call does for images. A call must not call itself: Ray Data gives calls a single thread."""
         chosen = self._chosen(options)
         found: list[Instances] = []
         for batch in _batches(images, chosen.batch_size):

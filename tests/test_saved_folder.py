@@ -1,8 +1,10 @@
 """A saved folder gives the same detections anywhere; columns of images give columns of detections."""
 
+import copy
 import json
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -129,6 +131,21 @@ def test_a_row_gives_a_row(predictor, folder, form):  # noqa: F811
     found = predictor({name: form(folder / "rgb.png"), "id": 3})
     assert found["id"] == 3
     check_row(found["boxes"], found["scores"], found["labels"], predictor(folder / "rgb.png"))
+
+
+def test_a_call_with_columns_needs_no_second_call(predictor, folder):  # noqa: F811
+    class OneThread(Predictor):
+        """Runs calls in a single thread and waits for them, as Ray Data's wrapper of a callable class does."""
+
+        pool = ThreadPoolExecutor(1)
+
+        def __call__(self, images, **options):
+            return self.pool.submit(super().__call__, images, **options).result(timeout=120)
+
+    wrapped = copy.copy(predictor)
+    wrapped.__class__ = OneThread
+    found = wrapped({"path": [str(folder / "rgb.png")]})
+    check_row(*(found[name][0] for name in ("boxes", "scores", "labels")), predictor(folder / "rgb.png"))
 
 
 def test_columns_without_images_are_refused(predictor):  # noqa: F811
