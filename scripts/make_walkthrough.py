@@ -1,6 +1,8 @@
 """Run the commands of docs/walkthrough.md, and put what they print and draw into the page.
 
-    python scripts/make_walkthrough.py --output output/walk
+    python scripts/make_walkthrough.py
+
+    python scripts/make_walkthrough.py --only-data --output DIR     # the data alone, anywhere
 
 Commands are the `bash` blocks of the page, run in turn from the root of the repository; they write into
 `output/walk`. The first one makes the data: tiles of the sample data with an XML file each, held-out tiles as photos,
@@ -36,6 +38,8 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LAST_LINES = {2: 40, 3: 6, 7: 8}
 """Lines of a command's print that the page shows, if not the last four."""
 LINE_LENGTH = 160
+OUTPUT = Path("output", "walk")
+"""Where the commands of the page write."""
 FRAME, FRAMES, STEP = 416, 24, 8  # a frame's side, how many, and pixels from one to the next
 BROWSER_SECONDS = 60
 
@@ -43,25 +47,27 @@ BROWSER_SECONDS = 60
 def main() -> int:
     """Make the data, or run the commands and fill the page."""
     args = parse(sys.argv[1:])
-    make_folder(args.output)
     if args.only_data:
         print(make_data(args.output))
         return 0
+    if args.output != OUTPUT:
+        raise UserError(f"--output goes with --only-data: the commands of {PAGE.name} write into {OUTPUT}")
+    make_folder(OUTPUT)
     for number, command in enumerate(commands_of(PAGE.read_text(encoding="utf-8")), start=1):
-        kept = args.output / f"printed_{number}.txt"
+        kept = OUTPUT / f"printed_{number}.txt"
         if not (args.go_on and kept.is_file()):
             write_text_atomically(kept, run(command))
         lines = kept.read_text(encoding="utf-8").splitlines()[-LAST_LINES.get(number, 4) :]
         shown = "\n".join(line.rstrip()[:LINE_LENGTH] for line in lines)
         fill_readme(PAGE, f"walk {number}", f"```\n{shown}\n```")
-    draw(args.output, PAGE.with_suffix(""))
+    draw(OUTPUT, PAGE.with_suffix(""))
     return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("output/walk"), metavar="DIR", help="(output/walk)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="DIR", help=f"for the data ({OUTPUT})")
     parser.add_argument("--only-data", action="store_true", help="write the folder of pictures and the video alone")
     parser.add_argument("--go-on", action="store_true", help="do not run a command again whose print is kept")
     return parser.parse_args(arguments)

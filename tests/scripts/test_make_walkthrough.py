@@ -72,6 +72,7 @@ def page(script, tmp_path, monkeypatch):
     path.write_text("\n".join(blocks))
     monkeypatch.setattr(script, "PAGE", path)
     monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "OUTPUT", tmp_path / "walk")
     monkeypatch.setattr(script, "draw", lambda output, folder: None)
     return path
 
@@ -82,19 +83,24 @@ def call(script, monkeypatch, *words):
 
 
 def test_commands_run_in_turn_and_their_last_lines_go_into_the_page(script, page, tmp_path, monkeypatch):
-    assert call(script, monkeypatch, "--output", str(tmp_path / "walk")) == 0
+    assert call(script, monkeypatch) == 0
     blocks = re.findall(r"<!-- table walk \d -->\n```\n(.*?)\n```\n<!-- end", page.read_text(), re.DOTALL)
     assert blocks == ["3\n4\n5\n6", "a"]
-    call(script, monkeypatch, "--output", str(tmp_path / "walk"), "--go-on")
+    call(script, monkeypatch, "--go-on")
     assert (tmp_path / "count").read_text() == "x\n"
-    call(script, monkeypatch, "--output", str(tmp_path / "walk"))
+    call(script, monkeypatch)
     assert (tmp_path / "count").read_text() == "x\nx\n"
 
 
 def test_a_command_that_fails_ends_it(script, page, tmp_path, monkeypatch):
     page.write_text(page.read_text().replace("seq 6", "exit 3"))
     with pytest.raises(UserError, match="a command of page.md ended with status 3: exit 3"):
-        call(script, monkeypatch, "--output", str(tmp_path / "walk"))
+        call(script, monkeypatch)
+
+
+def test_a_folder_that_the_commands_do_not_know_is_refused(script, page, monkeypatch):
+    with pytest.raises(UserError, match="--output goes with --only-data: the commands of page.md write into"):
+        call(script, monkeypatch, "--output", "elsewhere")
 
 
 def test_every_command_of_the_page_has_a_block_for_its_print(script):
