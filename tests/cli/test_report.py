@@ -91,6 +91,17 @@ def test_the_number_of_detections_that_count_can_be_chosen(folder, capsys):
     assert found["classes"][0]["recall"] == pytest.approx(2 / 3)
 
 
+def test_annotation_ids_below_zero_change_no_number(folder, capsys):
+    assert main(["report", *FILES, "--output", "out", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    truth = make_truth()
+    for item in truth["annotations"]:
+        item["id"] -= 3
+    Path("truth.json").write_text(json.dumps(truth))
+    assert main(["report", *FILES, "--output", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+
+
 def test_a_run_that_was_not_evaluated_says_how(run_folder, capsys):
     (run_folder / "inference" / "coco_instances_results.json").unlink()
     assert main(["report", "--run", str(run_folder)]) == 2
