@@ -91,7 +91,10 @@ def test_names_that_the_true_boxes_file_lacks_are_told(tmp_path, change, message
         ({"category_id": 0}, "category 0, but the true boxes' file has 1, 5, 7; results name category ids, not class"),
         ({"bbox": [0, 0, 5]}, "has a bbox that is no numbers: x, y, width, height"),
         ({"bbox": [0, 0, 5]}, r"entry 1 of .*; it is \[0, 0, 5\]"),
-        ({"bbox": ["0", "0", "5", "5"]}, r"entry 1 of .* has a bbox that is no numbers: .*; it is \['0', '0', '5', '5'\]"),
+        (
+            {"bbox": ["0", "0", "5", "5"]},
+            r"entry 1 of .* is no numbers: .*; it is \['0', '0', '5', '5'\]",
+        ),
         ({"bbox": [0, 0, True, 5]}, r"entry 1 of .* has a bbox that is no numbers: .*; it is \[0, 0, True, 5\]"),
         ({"bbox": [10**400, 0, 5, 5]}, r"entry 1 of .* has the bbox \[1000000.*\.\.\.; give x, y, width, height"),
         ({"score": "0.9"}, "entry 1 of .* has a score that is no number: '0.9'; give a score from 0 to 1"),
