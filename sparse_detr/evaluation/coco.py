@@ -204,7 +204,7 @@ def _why_not_scored_alike(truth: dict[str, Any]) -> str | None:
     for part in ("images", "categories", "annotations"):
         lowest = min((item["id"] for item in truth.get(part, [])), default=0)
         if lowest < 0:
-            return f"hotcoco needs ids of 0 or more, but {part} have the id {lowest}"
+            return f"hotcoco needs ids of 0 or more, but {part} have the id {lowest}; number them from 1"
     if any(annotation["id"] == 0 for annotation in truth.get("annotations", [])):
         return "an annotation has the id 0, whose matches pycocotools does not count, but hotcoco does"
     return None

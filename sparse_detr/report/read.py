@@ -140,7 +140,7 @@ def _check_numbers(entry: str, row: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) in (int, float)  # a bool is an int, but no number here
 
 
 def _is_finite(value: float) -> bool:
