@@ -29,7 +29,7 @@ def markdown_rows(header: Iterable[str], rows: Iterable[Iterable[str]]) -> Itera
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(" ".join(cell.splitlines()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def mean_and_deviation(values: Sequence[float], *, digits: int = 1) -> str:

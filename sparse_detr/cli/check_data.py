@@ -7,12 +7,12 @@ option: `--report FILE`, or `--report -` for standard output, which then holds n
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr.cli._model import CONFIG_IS_CODE, add_overrides
+from sparse_detr.cli._terminal import printable
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report == STANDARD_OUTPUT:
         print(_json(diagnosis, cfg, decisions))
     else:
-        print(_printable(_text(diagnosis, cfg, decisions, val)))
+        print(printable(_text(diagnosis, cfg, decisions, val)))
         if args.report:
             write_text_atomically(args.report, _json(diagnosis, cfg, decisions) + "\n")
     return int(diagnosis.stops_training or (args.strict and not diagnosis.is_sound))
@@ -249,9 +249,3 @@ def _write_contact_sheet(args: argparse.Namespace, cfg: Any, checked: "Checked")
         samples, list(checked.coco.class_names.values()), title=f"Samples of {checked.coco.path.name}", remark=how
     )
     write_picture(args.contact_sheet, sheet)
-
-
-def _printable(text: str) -> str:
-    """Return the text with escapes for characters that the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)

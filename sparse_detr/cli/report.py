@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.cli._model import CONFIG_IS_CODE, add_overrides
+from sparse_detr.cli._terminal import printable
 from sparse_detr.errors import UserError
+from sparse_detr.report import LIMIT
 
 if TYPE_CHECKING:
     from sparse_detr.report.make import Source
 
-DEFAULT_LIMIT = 100
+MOST_WORST, MOST_DETECTIONS = 60, 1_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-detections",
         type=int,
         metavar="N",
-        help=f"detections of a class in an image that count (default: those of the run's scores, or {DEFAULT_LIMIT})",
+        help=f"detections of a class in an image that count (default: those of the run's scores, or {LIMIT})",
     )
-    parser.add_argument("--worst", type=int, default=9, metavar="N", help="images on the contact sheet (9)")
+    worst_help = f"images on the contact sheet (9; at most {MOST_WORST})"
+    parser.add_argument("--worst", type=int, default=9, metavar="N", help=worst_help)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder (default: `report` in the run, or output/report)"
     )
@@ -58,10 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(report.numbers))
         return 0
-    print(table(report.numbers))
-    print()
-    print("\n".join(report.numbers["sentences"]))
-    print(f"tables, curves and pictures are in {output}: {', '.join(report.files)}")
+    files = f"tables, curves and pictures are in {output}: {', '.join(report.files)}"
+    print(printable("\n".join([table(report.numbers), "", *report.numbers["sentences"], files])))
     return 0
 
 
@@ -78,9 +79,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("give --run with the output folder of a training, or both --truth and --results")
     if args.folder is None and args.opts:
         raise UserError(f"{args.opts[0]} is an override of a config, but only --run has one; remove it")
-    for option, value in (("--max-detections", args.max_detections), ("--worst", args.worst)):
+    limits = (("--max-detections", args.max_detections, MOST_DETECTIONS), ("--worst", args.worst, MOST_WORST))
+    for option, value, most in limits:
         if value is not None and value < 1:
             raise UserError(f"{option} {value} leaves nothing to do; give 1 or more")
+        if value is not None and value > most:
+            raise UserError(f"{option} {value} is too many; give {most} or less")
     if args.images is not None and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images} is no folder; name the one that the file names start from")
 
@@ -96,7 +100,7 @@ def source_of(args: argparse.Namespace) -> Source:
     from sparse_detr.report.make import Source, source_of_run
 
     if args.folder is None:
-        return Source(args.truth, args.results, args.images, args.max_detections or DEFAULT_LIMIT)
+        return Source(args.truth, args.results, args.images, args.max_detections or LIMIT)
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr.config import load_config
     from sparse_detr.config.own_data import use_own_data

@@ -55,7 +55,7 @@ def ground_truth(coco: CocoFile) -> dict[str, Any]:
         for item, box, crowd, usable in kept
         if usable
     ]
-    if any(box["id"] == 0 for box in boxes):  # to pycocotools, 0 means that a box has no match
+    if any(box["id"] <= 0 for box in boxes):  # to pycocotools, 0 means no match; hotcoco refuses ids below 0
         boxes = [{**box, "id": number} for number, box in enumerate(boxes, start=1)]
     return {
         "images": [

@@ -125,7 +125,7 @@ def score_boxes(
     """Return COCO's scores of boxes.
 
     Args:
-        truth: content of a COCO file. Ids of images are whole numbers; those of annotations too, none of them 0.
+        truth: content of a COCO file. Ids are whole numbers of 0 or more; those of annotations are not 0.
         detections: at least one COCO result: `image_id`, `category_id`, `bbox` as x, y, width, height, `score`.
         max_detections: how many detections of a class in an image count: three limits, the last one for the precision.
         image_ids: images that count; all if None.
@@ -138,8 +138,15 @@ def evaluate_boxes(
     detections: list[dict[str, Any]],
     max_detections: list[int],
     image_ids: list[int] | None = None,
+    *,
+    iou_thresholds: list[float] | None = None,
 ) -> Any:
-    """Return hotcoco's `COCOeval` of boxes with all matches; arguments as of `score_boxes`."""
+    """Return hotcoco's `COCOeval` of boxes with all matches.
+
+    Args:
+        truth, detections, max_detections, image_ids: as of `score_boxes`.
+        iou_thresholds: IoUs of a match; COCO's ten if None.
+    """
     import hotcoco
 
     ground_truth = hotcoco.COCO(boxes_only(truth))
@@ -147,6 +154,8 @@ def evaluate_boxes(
     evaluated.params.max_dets = max_detections
     if image_ids is not None:
         evaluated.params.img_ids = image_ids
+    if iou_thresholds is not None:
+        evaluated.params.iou_thrs = iou_thresholds
     evaluated.evaluate()
     return evaluated
 
@@ -192,6 +201,10 @@ def _why_not_scored_alike(truth: dict[str, Any]) -> str | None:
     odd = next((image["id"] for image in truth["images"] if not isinstance(image["id"], int)), None)
     if odd is not None:
         return f"hotcoco needs whole numbers as ids of images, got {odd!r}"
+    for part in ("images", "categories", "annotations"):
+        lowest = min((item["id"] for item in truth.get(part, [])), default=0)
+        if lowest < 0:
+            return f"hotcoco needs ids of 0 or more, but {part} have the id {lowest}; number them from 1"
     if any(annotation["id"] == 0 for annotation in truth.get("annotations", [])):
         return "an annotation has the id 0, whose matches pycocotools does not count, but hotcoco does"
     return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_detr.errors import UserError
-from sparse_detr.evaluation.coco import boxes_only, why_not_hotcoco
+from sparse_detr.evaluation.coco import evaluate_boxes, why_not_hotcoco
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,7 @@ def tide_errors(
     """
     if problem := why_not_hotcoco(truth):
         raise UserError(f"TIDE's errors come from hotcoco, which cannot be used: {problem}")
-    import hotcoco
-
-    ground_truth = hotcoco.COCO(boxes_only(truth))
-    evaluated = hotcoco.COCOeval(ground_truth, ground_truth.load_res(detections), "bbox")
-    evaluated.params.max_dets = [limit]
-    evaluated.params.iou_thrs = [iou_threshold]
-    evaluated.evaluate()
+    evaluated = evaluate_boxes(truth, detections, [limit], iou_thresholds=[iou_threshold])
     errors = evaluated.tide_errors(pos_thr=iou_threshold)
     status = evaluated.image_diagnostics(iou_thr=iou_threshold)["gt_status"]
     found = {number for number, value in status.items() if value == "matched"}

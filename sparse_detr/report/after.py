@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr.errors import UserError
+from sparse_detr.report import NUMBERS
 from sparse_detr.report.make import make_report, source_of_run
 from sparse_detr.report.words import duplicates
 
@@ -36,13 +37,16 @@ def report_after(run: Run, scores: Mapping[str, Any]) -> None:
         return
     folder = Path(run.settings.output_dir, FOLDER)
     start = time.perf_counter()
+    old = f"; the files in {folder} are of an earlier evaluation" if (folder / NUMBERS).exists() else ""
     try:
         report = make_report(source_of_run(run, run.settings.output_dir), folder)
     except UserError as error:
-        logger.warning(f"no report was written: {error}")
+        logger.warning(f"no report was written: {error}{old}")
     except Exception as error:  # hours of training must not end in a failure of what only reports on them
-        logger.warning(f"no report was written, because of a fault in it: {type(error).__name__}: {error}")
+        logger.warning(f"no report was written, because of a fault in it: {type(error).__name__}: {error}{old}")
     else:
         logger.info(f"report written to {folder} in {time.perf_counter() - start:.1f} s")
+        for reason in report.skipped:
+            logger.warning(f"not shown among the images with most errors: {reason}")
         if sentence := duplicates(report.numbers):
             logger.info(sentence)

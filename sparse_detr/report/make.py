@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr.errors import UserError
-from sparse_detr.report.numbers import LIMIT, report_numbers
+from sparse_detr.report import LIMIT
+from sparse_detr.report.numbers import report_numbers
 from sparse_detr.report.words import sentences
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Source:
         images: folder that the file names of the images start from; None without image files.
         limit: how many detections of a class in an image count.
         value_range: black and white of gray images of more than 8 bits, see `data.images.read_image`.
+        of_run: whether a model of this program made the detections, so that its settings can be a remedy.
     """
 
     truth: str
@@ -37,6 +39,7 @@ class Source:
     images: str | None = None
     limit: int = LIMIT
     value_range: tuple[float, float] | None = None
+    of_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def source_of_run(run: Run, folder: str | os.PathLike[str]) -> Source:
         images=metadata.get("image_root") or None,
         limit=evaluation_limit(names[0], run.config),
         value_range=None if value_range is None else tuple(value_range),
+        of_run=True,
     )
 
 
@@ -98,31 +102,51 @@ def make_report(source: Source, folder: Path, *, worst: int = 9) -> Report:
     Raises:
         UserError: the files cannot be read or written, or do not belong together.
     """
-    from sparse_detr.data.annotations import read_coco_file
+    from sparse_detr.data.annotations import check_annotations, read_coco_file
+    from sparse_detr.data.findings import refuse_errors
     from sparse_detr.data.records import ground_truth
     from sparse_detr.report.read import read_results
     from sparse_detr.report.write import write_report
 
-    truth = ground_truth(read_coco_file(source.truth))
+    coco = read_coco_file(source.truth)
+    refuse_errors(coco.path, check_annotations(coco))
+    truth = ground_truth(coco)
     if not any(not item["iscrowd"] for item in truth["annotations"]):
         raise UserError(f"{source.truth} has no true boxes that can be used; `sparse-detr check-data` says why")
     numbers = report_numbers(truth, read_results(source.results, truth), limit=source.limit, worst=worst)
+    numbers["left_out"] = len(coco.annotations) - len(truth["annotations"])
+    numbers["of_run"] = source.of_run
     numbers["sentences"] = sentences(numbers)
-    names = [image["file_name"] for image in numbers["worst"]] if source.images else []
-    pictures, skipped = _read(names, source)
-    about = f"true boxes: {source.truth}; detections: {source.results}"
+    pictures, skipped = _read(numbers["worst"] if source.images else [], source)
+    about = f"true boxes: {_text(source.truth)}; detections: {_text(source.results)}"
     files = write_report(folder, numbers, title="Report on detections", about=about, pictures=pictures)
     return Report(numbers, files, skipped)
 
 
-def _read(names: Iterable[str], source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the images that can be read, (H, W, 3) uint8 RGB by file name, and why others cannot."""
+def _text(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that UTF-8 can write."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _read(worst: Iterable[Mapping[str, Any]], source: Source) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the images that can be shown, (H, W, 3) uint8 RGB by file name and reduced, and why others cannot."""
     from sparse_detr.data.images import BadImageError, read_image
+    from sparse_detr.visualization.outlines import at_most
 
     pictures, skipped = {}, []
-    for name in names:
+    for entry in worst:
+        name, told = entry["file_name"], (entry["height"], entry["width"])
+        path = str(Path(source.images or "", name))
         try:
-            pictures[name] = read_image(str(Path(source.images or "", name)), "RGB", source.value_range)
+            picture = read_image(path, "RGB", source.value_range)
         except BadImageError as error:
             skipped.append(str(error))
+            continue
+        if picture.shape[:2] != told:
+            skipped.append(
+                f"{path}: it has {picture.shape[1]} x {picture.shape[0]} pixels, but {source.truth} says "
+                f"{told[1]} x {told[0]}; mend the size there"
+            )
+            continue
+        pictures[name] = at_most(picture)
     return pictures, skipped

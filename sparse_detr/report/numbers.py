@@ -17,10 +17,11 @@ import numpy as np
 from sparse_detr.errors import UserError
 from sparse_detr.evaluation.coco import BoxScores, evaluate_boxes, scores_of, why_not_hotcoco
 from sparse_detr.evaluation.duplicates import MAX_IOU, suppress_duplicates
+from sparse_detr.report import LIMIT
 
 IOU = 0.5
-LIMIT = 100
-_STEPS = np.linspace(0, 1, 101)
+_STEPS = np.arange(101) / 100  # equal to 0.01 ... as written; linspace's are not
+_UNKNOWN_THRESHOLD = 0.5  # where no detection is right
 BACKGROUND = "background"
 KINDS = MISSED, FALSE, RIGHT = "missed", "false", "right"
 # Places of COCO's IoU thresholds 0.50:0.05:0.95, and names of COCO's twelve scores.
@@ -136,7 +137,8 @@ def report_numbers(
     scores, matches = scores_of(evaluated), match(evaluated, truth, detections)
     every = best_point(matches.scores, matches.right, int(matches.num_boxes.sum()))
     points = [best_point(*_of_class(matches, index)) for index in range(len(truth["categories"]))]
-    thresholds = np.array([(point or every or WorkingPoint(0.0, 0, 0, 0)).threshold for point in points])
+    common = _UNKNOWN_THRESHOLD if every is None else every.threshold
+    thresholds = np.array([common if point is None else point.threshold for point in points])
     shown = matches.scores >= thresholds[matches.labels]
     tide = evaluated.tide_errors(pos_thr=IOU)
     return {
@@ -291,9 +293,9 @@ def _worst(
     """Return the images with most errors at the thresholds of their classes, of equals those with less that is right.
 
     Returns:
-        A dict an image with at least one error: id, file name, the numbers of `missed` true boxes, and of `false` and
-        `right` detections; `boxes` are these: `kind` (missed, false, right), `class`, `bbox` (x, y, width, height in
-        pixels), `score` of a detection.
+        A dict an image with at least one error: id, file name, width, height, the numbers of `missed` true boxes, and
+        of `false` and `right` detections; `boxes` are these: `kind` (missed, false, right), `class`, `bbox` (x, y,
+        width, height in pixels), `score` of a detection.
     """
     right, false = shown & matches.right, shown & ~matches.right
     found = set(matches.objects[right].tolist())
@@ -324,8 +326,5 @@ def _worst(
     for kind, mask in ((FALSE, false), (RIGHT, right)):
         for place in matches.places[mask].tolist():
             add(kind, detections[place])
-    files = {image["id"]: image.get("file_name", "") for image in truth["images"]}
-    return [
-        {"image_id": image_id, "file_name": files[image_id], **count, "boxes": boxes[image_id]}
-        for image_id, count in chosen
-    ]
+    files = {image["id"]: {key: image[key] for key in ("file_name", "width", "height")} for image in truth["images"]}
+    return [{"image_id": image_id, **files[image_id], **count, "boxes": boxes[image_id]} for image_id, count in chosen]

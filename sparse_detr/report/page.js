@@ -12,6 +12,7 @@ function element(name, text, attributes = {}) {
 function row(cells, kind = "td") {
   const made = document.createElement("tr");
   made.append(...cells.map((cell) => element(kind, cell)));
+  made.cells[0].title = cells[0];  // the style cuts long names
   return made;
 }
 
@@ -52,13 +53,15 @@ function fillClasses() {
 function fill() {
   byId("title").textContent = document.title;
   byId("about").textContent = data.about;
-  byId("sentences").append(...data.sentences.map((text) => element("li", text, text.startsWith("duplicates") ? {class: "cost"} : {})));
+  byId("sentences").append(...data.sentences.map((text, place) => element("li", text, data.is_cost[place] ? {class: "cost"} : {})));
   fillClasses();
   byId("errors").createTHead().append(row(data.errors[0], "th"));
   byId("errors").createTBody().append(...data.errors.slice(1).map((cells) => row(cells)));
   for (const picture of data.pictures) {
     const figure = document.createElement("figure");
-    figure.append(element("figcaption", picture.title), element("img", "", {src: picture.url, alt: picture.title}));
+    const frame = element("div", "", picture.is_wide ? {class: "wide", tabindex: "0"} : {});
+    frame.append(element("img", "", {src: picture.url, alt: picture.title}));
+    figure.append(element("figcaption", picture.title), frame);
     byId("pictures").append(figure);
   }
   document.body.dataset.ready = "1";

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from sparse_detr.analysis.tables import markdown_table
 
 LEAST_COST = 0.5
 """AP50 in points from which on duplicates are worth a sentence."""
+_LEAST_CONFUSIONS, _LEAST_CALIBRATED = 3, 30  # fewer may be chance
 
 
 def sentences(numbers: Mapping[str, Any]) -> list[str]:
-    """Return what a reader should know first, from the `report_numbers`."""
+    """Return what a reader should know first, from the `report_numbers`.
+
+    Two more of the numbers are read where there are any: `left_out`, how many true boxes cannot be used, and `of_run`,
+    whether a setting of the run can be a remedy.
+    """
     found = [_summary(numbers), _working_point(numbers), _weakest(numbers), _confused(numbers)]
-    found += [_calibration(numbers), duplicates(numbers), _empty_classes(numbers)]
+    found += [_calibration(numbers), duplicates(numbers), _empty_classes(numbers), _left_out(numbers)]
     return [sentence for sentence in found if sentence]
 
 
@@ -22,9 +28,15 @@ def _summary(numbers: Mapping[str, Any]) -> str:
     scores = numbers["scores"]
     return (
         f"AP {number(scores['AP'])}, AP50 {number(scores['AP50'])}, AP75 {number(scores['AP75'])}: "
-        f"{numbers['detections']} detections of {numbers['true_boxes']} true boxes of {len(numbers['classes'])} "
-        f"classes in {numbers['images']} images"
+        f"{_count(numbers['detections'], 'detection')} and {_count(numbers['true_boxes'], 'true box')} of "
+        f"{_count(len(numbers['classes']), 'class')} in {_count(numbers['images'], 'image')}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    plural = f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def _working_point(numbers: Mapping[str, Any]) -> str:
@@ -43,7 +55,7 @@ def _weakest(numbers: Mapping[str, Any]) -> str:
     if len(known) < 2:
         return ""
     worst = min(known, key=lambda row: row["AP"])
-    boxes = f"{worst['true_boxes']} true box{'' if worst['true_boxes'] == 1 else 'es'}"
+    boxes = _count(worst["true_boxes"], "true box")
     return f"the class with the lowest AP is {worst['name']}: {number(worst['AP'])}, {boxes}"
 
 
@@ -51,10 +63,9 @@ def _confused(numbers: Mapping[str, Any]) -> str:
     names, matrix = numbers["confusion"]["names"][:-1], numbers["confusion"]["matrix"]
     pairs = [(matrix[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
     most, true, seen = max(pairs, key=lambda pair: pair[0], default=(0, 0, 0))
-    if not most:
+    if most < _LEAST_CONFUSIONS:
         return ""
-    times = "once" if most == 1 else f"{most} times"
-    return f"the most frequent confusion is {names[true]} seen as {names[seen]}, {times} of {sum(matrix[true])}"
+    return f"the most frequent confusion is {names[true]} seen as {names[seen]}, {most} times of {sum(matrix[true])}"
 
 
 def _calibration(numbers: Mapping[str, Any]) -> str:
@@ -66,6 +77,8 @@ def _calibration(numbers: Mapping[str, Any]) -> str:
     total = sum(one["detections"] for one in bins)
     if not total:
         return "no detection has a score of 0.5 or more, as after a short training; scores still rank the detections"
+    if total < _LEAST_CALIBRATED:
+        return ""
     score, right = (sum(one[name] * one["detections"] for one in bins) / total for name in ("mean_score", "right"))
     if abs(score - right) < 0.05:
         return f"scores of 0.5 or more can be read as probabilities: {score:.0%} on average, {right:.0%} are right"
@@ -78,12 +91,16 @@ def duplicates(numbers: Mapping[str, Any]) -> str:
     found = numbers["duplicates"]
     if found["AP50_cost"] is None or found["AP50_cost"] < LEAST_COST:
         return ""
+    remedy = (
+        f"train longer, or suppress them with model.postprocess.suppress_duplicates={found['max_iou']:g} (yaml: "
+        f"TEST.SUPPRESS_DUPLICATES {found['max_iou']:g})"
+        if numbers.get("of_run")
+        else "train longer, or suppress them after the model"
+    )
     return (
         f"duplicates cost {found['AP50_cost']:.1f} AP50 and {found['AP_cost']:.1f} AP: without detections that overlap "
         f"a better one of their class (IoU above {found['max_iou']:g}), AP50 is {found['AP50']:.1f} and AP "
-        f"{found['AP']:.1f}; train longer, or suppress them with "
-        f"model.postprocess.suppress_duplicates={found['max_iou']:g} (yaml: TEST.SUPPRESS_DUPLICATES "
-        f"{found['max_iou']:g})"
+        f"{found['AP']:.1f}; {remedy}"
     )
 
 
@@ -95,6 +112,17 @@ def _empty_classes(numbers: Mapping[str, Any]) -> str:
         return f"{empty[0]} has no true boxes here, so it has no scores"
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     return f"{', '.join(empty[:5])}{more} have no true boxes here, so they have no scores"
+
+
+def _left_out(numbers: Mapping[str, Any]) -> str:
+    count = numbers.get("left_out", 0)
+    if not count:
+        return ""
+    verb = "is" if count == 1 else "are"
+    return (
+        f"{_count(count, 'true box')} cannot be used and {verb} left out, so the AP can differ from that of the whole "
+        "file; `sparse-detr check-data` says why"
+    )
 
 
 COLUMNS = {
@@ -148,5 +176,10 @@ def number(value: float | None) -> str:
 
 
 def threshold(value: float | None) -> str:
-    """Return a threshold rounded down, so that the detections that it keeps stay."""
-    return "-" if value is None else f"{int(1000 * value) / 1000:.3f}"
+    """Return a threshold rounded down, so that the detections that it keeps stay; one below 0.01 with three digits."""
+    if value is None:
+        return "-"
+    exact = Decimal(repr(value))
+    place = -3 if value >= 0.01 or not value else exact.adjusted() - 2
+    rounded = exact.quantize(Decimal(1).scaleb(place), ROUND_DOWN)
+    return f"{rounded:f}" if place > -9 else f"{rounded:.2e}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,21 +10,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparse_detr.files import make_folder, write_atomically, write_text_atomically
-from sparse_detr.report import words
+from sparse_detr.files import cannot_write, make_folder, write_atomically, write_text_atomically
+from sparse_detr.report import NUMBERS, words
+from sparse_detr.visualization.figures import png_of_picture
 from sparse_detr.visualization.html import html_page, jpeg_url, png_url
 from sparse_detr.visualization.report import draw_calibration, draw_confusion, draw_curves, worst_page
 
-NUMBERS, PAGE, WORST = "report.json", "report.html", "worst.png"
+PAGE, WORST = "report.html", "worst.png"
 PICTURES = {
     "curves.png": ("Curves", draw_curves),
     "confusion.png": ("Confusion matrix", draw_confusion),
     "calibration.png": ("Calibration", draw_calibration),
 }
+WIDE = "curves.png"  # scrolls on a narrow screen
 _ERRORS = {
     "Cls": "wrong class",
     "Loc": "badly localised",
-    "Both": "both",
+    "Both": "wrong class and place",
     "Dupe": "duplicate",
     "Bkg": "background",
     "Miss": "missed",
@@ -57,17 +58,21 @@ def write_report(
     """
     make_folder(folder)
     drawn = {name: draw(numbers) for name, (_, draw) in PICTURES.items()}
-    shown = [{"title": PICTURES[name][0], "url": png_url(content)} for name, content in drawn.items()]
+    shown = [
+        {"title": PICTURES[name][0], "url": png_url(content), "is_wide": name == WIDE}
+        for name, content in drawn.items()
+    ]
     worst = [image for image in numbers["worst"] if image["file_name"] in pictures]
     if worst:
-        sheet = Image.fromarray(worst_page(worst, pictures))
-        drawn[WORST] = _png(sheet)
-        shown.append({"title": "Images with most errors", "url": jpeg_url(sheet)})
+        sheet = Image.fromarray(worst_page(worst, pictures, numbers["classes"]))
+        drawn[WORST] = png_of_picture(sheet)
+        shown.append({"title": "Images with most errors", "url": jpeg_url(sheet), "is_wide": False})
     else:
-        Path(folder, WORST).unlink(missing_ok=True)  # of an earlier report, with other detections
+        _remove(folder / WORST)  # of an earlier report, with other detections
     page = {
         "about": about,
         "sentences": numbers["sentences"],
+        "is_cost": [text == words.duplicates(numbers) for text in numbers["sentences"]],
         "titles": list(words.COLUMNS.values()),
         "rows": words.class_rows(numbers),
         "errors": _errors(numbers),
@@ -80,10 +85,11 @@ def write_report(
     return [NUMBERS, PAGE, *drawn]
 
 
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "PNG", compress_level=2)
-    return content.getvalue()
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # such as a folder
+        raise cannot_write(path, error) from error
 
 
 def _errors(numbers: Mapping[str, Any]) -> list[list[str]]:

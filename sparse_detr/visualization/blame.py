@@ -21,7 +21,8 @@ from sparse_detr.analysis.blame import (
 from sparse_detr.analysis.blame_report import BlamedObject, verdict_counts, worst_images
 from sparse_detr.files import write_atomically
 from sparse_detr.visualization.colors import Color
-from sparse_detr.visualization.figures import new_figure, png_of
+from sparse_detr.visualization.figures import add_legend, finish, new_figure, png_of
+from sparse_detr.visualization.names import picture_names
 from sparse_detr.visualization.outlines import Outline, draw_outlines, in_rows, short_name
 from sparse_detr.visualization.page import Legend, Panel, compose_page
 
@@ -83,7 +84,9 @@ def draw_bars(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
         path: PNG file.
         title: stands above the picture.
     """
-    classes = sorted(summary["by_class"].items(), key=lambda entry: -_missed(entry[1]))
+    instead = [f"class {number}" for number in range(1, len(summary["by_class"]) + 1)]
+    names = picture_names(list(summary["by_class"]), instead)
+    classes = sorted(zip(names, summary["by_class"].values(), strict=True), key=lambda entry: -_missed(entry[1]))
     parts = [
         ("size", [*summary["by_size"].items(), ("all", summary["verdicts"])]),
         ("class" if len(classes) <= _MOST_CLASSES else f"class, the {_MOST_CLASSES} with most misses", classes),
@@ -92,10 +95,10 @@ def draw_bars(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
     figure, axes = new_figure(11, 1.9 + 0.42 * rows, columns=2)
     for axis, (name, part) in zip(axes, parts, strict=True):
         _draw_part(axis, dict(part[:_MOST_CLASSES]))
-        axis.set_title(f"by {name}", fontsize=10, loc="left")
+        finish(axis, f"by {name}", grid=False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+    add_legend(figure, handles, labels, "outside lower center", most=len(labels))
     content = png_of(figure)
     write_atomically(path, lambda file: file.write(content))
 
@@ -118,8 +121,6 @@ def _draw_part(axis: Any, rows: Mapping[str, Mapping[str, int]]) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.28 * most)
     axis.set_xlabel("missed objects, percent", fontsize=9)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
 
 
 def _missed(counts: Mapping[str, int]) -> int:

@@ -14,7 +14,8 @@ import numpy as np
 
 from sparse_detr.errors import UserError
 from sparse_detr.files import write_atomically
-from sparse_detr.visualization.figures import png_of
+from sparse_detr.visualization.figures import LINE_COLORS, add_legend, finish, new_figure, png_of
+from sparse_detr.visualization.names import picture_names
 
 METRICS_FILE = "metrics.json"
 PANELS = (
@@ -22,9 +23,8 @@ PANELS = (
     *("bbox/AP", "bbox/AP50", "tokens/recall", "tokens/kept_share", "tokens/correlation"),
 )
 """The metrics that are drawn if a run has them."""
-_COLORS = ("#1b6ca8", "#d9822b", "#2e8b57", "#a23b72", "#6c5ce7", "#8c6d31", "#d64550", "#4a4e69")
 _STYLES = ("-", "--", "-.", ":")
-_COLUMNS = 3
+_COLUMNS, _NAME_LENGTH = 3, 40
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,11 @@ def draw_curves(runs: Sequence[TrainingCurves], panels: Sequence[str], path: Pat
         path: PNG file.
         smooth: an odd number of logged values; losses are drawn as their running mean, with the logged values pale.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
 
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.4 * columns, 2.9 * rows + 0.9), layout="constrained", squeeze=False
-    )
+    figure, axes = new_figure(4.4 * columns, 2.9 * rows + 0.9, rows=rows, columns=columns, squeeze=False)
     for axis, metric in zip(axes.flat, panels, strict=False):
         _draw_panel(axis, runs, metric, smooth)
     last = max(run.series[metric][0][-1] for run in runs for metric in panels if metric in run.series)
@@ -172,8 +167,10 @@ def draw_curves(runs: Sequence[TrainingCurves], panels: Sequence[str], path: Pat
         axis.set_xlim(0, 1.1 * max(last, 1))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    handles = [pyplot.Line2D([], [], **_style(number), label=run.name) for number, run in enumerate(runs)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(runs)), fontsize=9, frameon=False)
+    lines = [Line2D([], [], **_style(number)) for number in range(len(runs))]
+    instead = [f"run {number}" for number in range(1, len(runs) + 1)]
+    names = picture_names([run.name for run in runs], instead, length=_NAME_LENGTH)
+    add_legend(figure, lines, names, "outside upper left", most=4)
     if smooth > 1:
         text = f"losses: mean of {smooth} logged values; pale: as logged (Detectron2 logs the median of 20 iterations)"
         figure.supxlabel(text, fontsize=8, color="#666666")
@@ -182,8 +179,8 @@ def draw_curves(runs: Sequence[TrainingCurves], panels: Sequence[str], path: Pat
 
 
 def _style(number: int) -> dict[str, Any]:
-    style = _STYLES[number // len(_COLORS) % len(_STYLES)]
-    return {"color": _COLORS[number % len(_COLORS)], "linestyle": style, "linewidth": 1.6}
+    style = _STYLES[number // len(LINE_COLORS) % len(_STYLES)]
+    return {"color": LINE_COLORS[number % len(LINE_COLORS)], "linestyle": style, "linewidth": 1.6}
 
 
 def _draw_panel(axis: Any, runs: Sequence[TrainingCurves], metric: str, smooth: int) -> None:
@@ -198,12 +195,9 @@ def _draw_panel(axis: Any, runs: Sequence[TrainingCurves], metric: str, smooth: 
             values = running_mean(values, smooth).tolist()
         marker = "o" if len(values) < 15 else ""
         axis.plot(iterations, values, **style, marker=marker, markersize=3.5)
-    axis.set_title(metric, fontsize=10, loc="left")
+    finish(axis, metric)
     axis.set_xlabel("iterations", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
     if not is_loss:
         _name_last_values(axis, runs, metric)
 

@@ -1,26 +1,65 @@
-"""Figures of matplotlib as PNG."""
+"""Figures and pictures as PNG, and the look that figures share."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 
-def new_figure(*size: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """Return a figure of a size in inches that needs no screen, and its axes."""
-    import matplotlib
+LINE_COLORS = ("#1b6ca8", "#d9822b", "#2e8b57", "#a23b72", "#6c5ce7", "#8c6d31", "#d64550", "#4a4e69")
+INK, PALE = "#222228", "#8a8a94"
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+def new_figure(*size: float, rows: int = 1, columns: int = 1, squeeze: bool = True) -> tuple[Any, Any]:
+    """Return a figure of a size in inches that needs no screen, and its axes, as `pyplot.subplots` returns them.
+
+    pyplot is left alone, so that a notebook keeps its way to show figures.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def png_of(figure: Any) -> bytes:
-    """Return a figure as the content of a PNG file, and close it."""
-    from matplotlib import pyplot
+    """Return a figure as the content of a PNG file; names with dollars are drawn as they are, not as formulas."""
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
-    pyplot.close(figure)
     return content.getvalue()
+
+
+def png_of_picture(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, "PNG", compress_level=2)
+    return content.getvalue()
+
+
+def finish(axis: Any, title: str, *, grid: bool = True) -> None:
+    """Give an axis its title and no frame at the top and at the right."""
+    axis.set_title(title, fontsize=10, loc="left")
+    if grid:
+        axis.grid(alpha=0.3)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def add_legend(figure: Any, lines: Sequence[Any], names: Sequence[str], place: str, *, most: int) -> None:
+    """Put a legend outside of the axes, in as many columns as the longest name leaves room for.
+
+    Args:
+        figure: with a size in inches.
+        lines: what the names are of.
+        names: as many; a name that begins with "_" counts too.
+        place: such as "outside lower center".
+        most: columns.
+    """
+    column = 0.55 + 0.085 * max(map(len, names))  # inches of the line, and of a letter at 9 points
+    columns = max(1, min(most, len(names), int(figure.get_figwidth() / column)))
+    figure.legend(lines, names, loc=place, ncols=columns, fontsize=9, frameon=False)

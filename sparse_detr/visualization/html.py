@@ -20,7 +20,8 @@ def html_page(package: str, *, title: str, data: Any) -> str:
         title: of the page.
         data: what the script reads; fit for JSON.
     """
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = text.replace("<", "\\u003c")  # neither "</script>" nor "<!--" may be in a script
     page = _asset(package, "page.html")
     for place, filling in {
         "__TITLE__": html.escape(title),

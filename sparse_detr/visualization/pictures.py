@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sparse_detr.files import write_atomically
 from sparse_detr.visualization.detections import Detection, draw_detections
+from sparse_detr.visualization.figures import png_of_picture
 from sparse_detr.visualization.token_maps import TokenMaps
 from sparse_detr.visualization.views import (
     OVERVIEW_ZOOM,
@@ -73,11 +74,8 @@ def write_files(
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB as a PNG file."""
-
-    def write(file: BinaryIO) -> None:
-        Image.fromarray(picture).save(file, "PNG", compress_level=2)
-
-    write_atomically(path, write)
+    content = png_of_picture(Image.fromarray(picture))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _write_json(

@@ -10,6 +10,10 @@ def test_a_table_has_a_line_for_the_header_one_below_it_and_one_for_each_row():
     assert markdown_table(["", "AP"], [["a", "1"], ["b", "2"]]) == "|  | AP |\n| --- | --- |\n| a | 1 |\n| b | 2 |"
 
 
+def test_a_bar_and_a_line_break_do_not_end_a_cell():
+    assert markdown_table(["class"], [["a|b\nc"]]) == "| class |\n| --- |\n| a\\|b c |"
+
+
 def test_several_values_have_a_deviation_and_one_has_none():
     assert mean_and_deviation([50.0, 52.0]) == "51.0 ± 1.4"
     assert mean_and_deviation([50.0, 52.0], digits=3) == "51.000 ± 1.414"

@@ -1,6 +1,7 @@
 """The command reports on files and on a run, and names what is wrong with either."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,60 @@ def test_the_number_of_detections_that_count_can_be_chosen(folder, capsys):
     assert found["classes"][0]["recall"] == pytest.approx(2 / 3)
 
 
+def test_an_image_of_another_size_than_recorded_is_named_and_left_out(folder, capsys):
+    Image.fromarray(np.full((30, 40, 3), 60, np.uint8)).save("images/1.png")
+    assert main(["report", *FILES, "--images", "images", "--output", "out"]) == 0
+    assert names_in("out") == NAMES
+    message = "1.png: it has 40 x 30 pixels, but truth.json says 64 x 64; mend the size there"
+    assert message in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_utf_8_is_shown_with_escapes(folder):
+    path = os.fsdecode(b"truth\xff.json")
+    Path("truth.json").rename(path)
+    assert main(["report", "--truth", path, "--results", "results.json", "--output", os.fsdecode(b"out\xff")]) == 0
+    page = Path(os.fsdecode(b"out\xff"), "report.html").read_text(encoding="utf-8")
+    assert "true boxes: truth\ufffd.json; detections: results.json" in page
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("annotations", "id", 1, "annotation ids occur more than once"),
+        ("images", "id", 1, "image ids occur more than once"),
+        ("categories", "id", 1, "category ids occur more than once"),
+        ("images", "width", 0, "images need an integer 'id', a 'file_name' and a positive integer 'width'"),
+    ],
+)
+def test_true_boxes_that_a_training_refuses_are_refused(folder, capsys, part, field, value, message):
+    truth = make_truth()
+    truth[part][1][field] = value
+    Path("truth.json").write_text(json.dumps(truth))
+    assert main(["report", *FILES, "--output", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "truth.json cannot be used" in error
+    assert message in error
+
+
+def test_true_boxes_that_cannot_be_used_are_counted(folder, capsys):
+    truth = make_truth()
+    truth["annotations"].append({**truth["annotations"][0], "id": 9, "bbox": [5, 5, 0, 10]})
+    Path("truth.json").write_text(json.dumps(truth))
+    assert main(["report", *FILES, "--output", "out"]) == 0
+    assert "1 true box cannot be used and is left out" in capsys.readouterr().out
+
+
+def test_annotation_ids_below_zero_change_no_number(folder, capsys):
+    assert main(["report", *FILES, "--output", "out", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    truth = make_truth()
+    for item in truth["annotations"]:
+        item["id"] -= 3
+    Path("truth.json").write_text(json.dumps(truth))
+    assert main(["report", *FILES, "--output", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+
+
 def test_a_run_that_was_not_evaluated_says_how(run_folder, capsys):
     (run_folder / "inference" / "coco_instances_results.json").unlink()
     assert main(["report", "--run", str(run_folder)]) == 2
@@ -106,6 +161,8 @@ def test_a_run_that_was_not_evaluated_says_how(run_folder, capsys):
         (["--run", "run", "--images", "images"], "--run and --images exclude each other"),
         ([*FILES, "train.max_iter=1"], "train.max_iter=1 is an override of a config, but only --run has one"),
         ([*FILES, "--worst", "0"], "--worst 0 leaves nothing to do"),
+        ([*FILES, "--worst", "61"], "--worst 61 is too many; give 60 or less"),
+        ([*FILES, "--max-detections", str(10**30)], "is too many; give 1000000 or less"),
         ([*FILES, "--max-detections", "0"], "--max-detections 0 leaves nothing to do"),
         ([*FILES, "--images", "gone"], "--images gone is no folder"),
         (["--run", "gone"], "there is no gone/config.yaml; name the output folder of a training"),

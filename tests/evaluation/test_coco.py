@@ -164,14 +164,26 @@ def test_without_hotcoco_the_scores_are_the_same_and_one_line_says_so(data_set, 
     assert "pip install hotcoco" in said[0]
 
 
-@pytest.mark.parametrize("odd", ["needs whole numbers as ids of images", "an annotation has the id 0"])
+ODD = {
+    "needs whole numbers as ids of images": ("images", "image {}".format),
+    "but images have the id -": ("images", lambda number: -number),
+    "but categories have the id -": ("categories", lambda number: -number),
+    "but annotations have the id -": ("annotations", lambda number: -1 - number),
+    "an annotation has the id 0": ("annotations", lambda number: number),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
 def test_data_that_hotcoco_scores_otherwise_are_left_to_detectron2(odd, tmp_path, caplog):
     truth, results = make_case(6, first_id=0)
-    if "images" in odd:
-        for item in truth["images"]:
-            item["id"] = f"image {item['id']}"
-        for item in (*truth["annotations"], *results):
-            item["image_id"] = f"image {item['image_id']}"
+    part, renamed = ODD[odd]
+    field = {"images": "image_id", "categories": "category_id"}.get(part)
+    for item in truth[part]:
+        item["id"] = renamed(item["id"])
+    for item in (*truth["annotations"], *results):
+        if field:
+            item[field] = renamed(item[field])
+    truth["categories"].sort(key=lambda item: item["id"])
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     name = f"evaluated {tmp_path}"
     ids = [category["id"] for category in truth["categories"]]

@@ -7,6 +7,7 @@ import pytest
 
 from sparse_detr.errors import UserError
 from sparse_detr.report import after
+from sparse_detr.report.make import Report
 from tests.test_train import _own_loggers as _own_loggers  # fixtures
 from tests.test_train import data as data
 from tests.test_train import lazy as lazy
@@ -64,6 +65,20 @@ def test_an_error_of_the_report_is_one_line_of_the_log(tmp_path, monkeypatch, lo
     monkeypatch.setattr(after, "source_of_run", fail)
     after.report_after(MadeUpRun(tmp_path), {"bbox": {"AP": 1.0}})
     assert log.messages == [line]
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text("{}")
+    after.report_after(MadeUpRun(tmp_path), {"bbox": {"AP": 1.0}})
+    assert log.messages[1] == f"{line}; the files in {tmp_path / 'report'} are of an earlier evaluation"
+
+
+def test_images_that_cannot_be_shown_are_warnings(tmp_path, monkeypatch, log, numbers):
+    monkeypatch.setattr(after, "source_of_run", lambda *_: None)
+    report = Report({**numbers, "of_run": True}, ["report.json"], ["1.png: it is no image"])
+    monkeypatch.setattr(after, "make_report", lambda *_: report)
+    after.report_after(MadeUpRun(tmp_path), {"bbox": {"AP": 1.0}})
+    warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
+    assert warnings == ["not shown among the images with most errors: 1.png: it is no image"]
+    assert log.messages[-1].endswith("model.postprocess.suppress_duplicates=0.7 (yaml: TEST.SUPPRESS_DUPLICATES 0.7)")
 
 
 def test_a_run_without_evaluation_data_says_why_there_is_no_report(tmp_path, log):

@@ -52,6 +52,13 @@ def test_without_a_right_detection_all_true_boxes_are_missed():
     assert [row[-1] for row in found["confusion"]["matrix"]] == [3, 1, 0, 0]
 
 
+def test_where_nothing_is_right_only_detections_from_a_half_on_are_shown():
+    rows = [row | {"bbox": [50, 50, 5, 5], "score": score} for row, score in zip(make_results(), (0.5, 0.49, 0.001))]
+    found = report_numbers(make_truth(), rows)
+    assert found["confusion"]["matrix"][-1] == [1, 0, 0, 0]
+    assert [image["false"] for image in found["worst"]] == [1, 0]
+
+
 def test_detections_on_crowds_alone_leave_an_empty_confusion_matrix():
     [on_crowd] = [row for row in make_results() if row["image_id"] == 3 and row["category_id"] == 5]
     found = report_numbers(make_truth(), [on_crowd])
@@ -84,6 +91,7 @@ def test_without_duplicates_they_cost_nothing():
 def test_the_worst_images_hold_what_is_missed_false_and_right_at_the_thresholds(numbers):
     [image] = numbers["worst"]
     assert (image["image_id"], image["file_name"]) == (1, "1.png")
+    assert (image["width"], image["height"]) == (64, 64)
     assert (image["missed"], image["false"], image["right"]) == (1, 2, 1)
     boxes = [(box["kind"], box["class"], box["bbox"], box.get("score")) for box in image["boxes"]]
     assert boxes == [
@@ -117,6 +125,11 @@ def test_the_f1_curve_counts_detections_from_the_threshold_on():
     assert curve[26] == curve[50] == 1
     assert curve[51] == curve[75] == pytest.approx(2 / 3)
     assert curve[76] == curve[100] == 0
+
+
+def test_the_f1_curve_counts_a_score_that_is_the_threshold_as_written():
+    written = [float(f"0.{step:02}") for step in range(100)]
+    assert [f1_curve(np.array([score]), np.array([True]), 1)[step] for step, score in enumerate(written)] == [1] * 100
 
 
 def test_curves_of_a_class_without_boxes_are_missing(numbers):

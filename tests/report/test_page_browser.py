@@ -73,6 +73,16 @@ def test_everything_fits_on_a_phone(browser, address):
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
 
 
+def test_on_a_phone_names_of_classes_stay_and_the_curves_scroll(browser, address):
+    page = ready(browser, address, width=390)
+    page.execute_script("document.querySelector('#classes').parentElement.scrollLeft = 300")
+    left = "return document.querySelector('#classes tbody td').getBoundingClientRect().left"
+    assert 0 <= page.execute_script(left) <= 16
+    curves = page.find_element("css selector", "figure .wide img")
+    assert curves.get_attribute("alt") == "Curves"
+    assert curves.size["width"] == 760
+
+
 def test_there_are_no_errors_and_no_requests(browser, address):
     forget_log(browser)
     page = ready(browser, address)

@@ -8,7 +8,9 @@ from PIL import Image
 
 from sparse_detr.cli.main import main
 from sparse_detr.errors import UserError
+from sparse_detr.visualization import curves
 from sparse_detr.visualization.curves import choose_panels, read_runs, running_mean
+from sparse_detr.visualization.figures import png_of
 
 
 def write(folder, *lines):
@@ -92,6 +94,23 @@ def test_the_command_draws_runs_side_by_side_and_prints_their_final_values(runs,
     with Image.open(picture) as drawn:
         colors = {color for _, color in drawn.convert("RGB").getcolors(10**6)}
     assert {(0x1B, 0x6C, 0xA8), (0xD9, 0x82, 0x2B)} <= colors
+
+
+def test_any_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
+    names = ["_hidden", "$\\frac$", "\u4e2d\u6587"]
+    runs = [write(tmp_path / name, {"iteration": 1, "total_loss": 3.0}) for name in names]
+    drawn = []
+    monkeypatch.setattr(curves, "png_of", lambda figure: drawn.append(figure) or png_of(figure))
+    assert main(["plot", *runs, "--output", str(tmp_path / "plot.png")]) == 0
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["_hidden", "$\\frac$", "run 3"]
+
+
+def test_drawing_leaves_the_way_to_show_figures_alone(runs, tmp_path):
+    import matplotlib
+
+    matplotlib.use("svg")
+    assert main(["plot", *runs, "--output", str(tmp_path / "plot.png")]) == 0
+    assert matplotlib.get_backend() == "svg"
 
 
 @pytest.mark.parametrize(
