@@ -40,7 +40,7 @@ LAST_LINES = {2: 40, 3: 6, 7: 8}
 LINE_LENGTH = 160
 OUTPUT = Path("output", "walk")
 """Where the commands of the page write."""
-FRAME, FRAMES, STEP = 416, 24, 8  # a frame's side, how many, and pixels from one to the next
+FRAME, FRAMES, STEP = 416, 24, 4  # a frame's side, how many, and pixels from one to the next
 BROWSER_SECONDS = 60
 
 
@@ -177,7 +177,7 @@ def draw(output: Path, folder: Path) -> None:
 
 
 def write_strip(video: Path, path: Path, count: int = 4) -> None:
-    """Write frames at equal distances of a video beside each other."""
+    """Write every second frame from the middle of a video on, beside each other."""
     reader = cv2.VideoCapture(str(video))
     frames = []
     while True:
@@ -185,9 +185,9 @@ def write_strip(video: Path, path: Path, count: int = 4) -> None:
         if not found:
             break
         frames.append(frame)
-    if len(frames) < count:
-        raise UserError(f"{video} has {len(frames)} frames, {count} are needed")
-    chosen = [frames[index] for index in np.linspace(0, len(frames) - 1, count).round().astype(int)]
+    if len(frames) < 4 * count:
+        raise UserError(f"{video} has {len(frames)} frames, {4 * count} are needed")
+    chosen = frames[len(frames) // 2 :: 2][:count]
     strip = cv2.resize(np.concatenate(chosen, axis=1), None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(path), strip, [cv2.IMWRITE_JPEG_QUALITY, 85])
 

@@ -124,7 +124,10 @@ def make_report(source: Source, folder: Path, *, worst: int = 9) -> Report:
 
 
 def _text(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that UTF-8 can write."""
+    """Return a path as text that UTF-8 can write; one below the folder of work starts there, as the user wrote it."""
+    path = Path(path)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -100,6 +100,12 @@ def test_an_image_of_another_size_than_recorded_is_named_and_left_out(folder, ca
     assert message in capsys.readouterr().err
 
 
+def test_paths_on_the_page_start_at_the_folder_of_work(folder):
+    paths = ["--truth", str(Path("truth.json").resolve()), "--results", "results.json"]
+    assert main(["report", *paths, "--output", "out"]) == 0
+    assert "true boxes: truth.json; detections: results.json" in Path("out/report.html").read_text(encoding="utf-8")
+
+
 def test_a_path_that_is_not_utf_8_is_shown_with_escapes(folder):
     path = os.fsdecode(b"truth\xff.json")
     Path("truth.json").rename(path)
