@@ -17,6 +17,7 @@ blocks NAME and NAME-budgets. Arguments after `--` go to `train_net.py`.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -268,9 +269,19 @@ def fixed_score(scores: Mapping[str, Scores], refined: float, score: str) -> flo
     return float(np.interp(refined, *zip(*points, strict=True)))
 
 
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Return the heights, raised from below where two are nearer than a gap."""
+    raised = list(heights)
+    order = sorted(range(len(raised)), key=raised.__getitem__)
+    for lower, upper in itertools.pairwise(order):
+        raised[upper] = max(raised[upper], raised[lower] + gap)
+    return raised
+
+
 def plot(path: Path, study: Study, score: str = "AP50") -> None:
     """Draw the score over the share of tokens, with the deviation over the seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    ends: dict[str, float] = {}
     for name, models in curves().items():
         if name in (EACH, TOTAL):
             models = dict.fromkeys(sorted((*models, *BETWEEN), key=float), name)
@@ -281,12 +292,15 @@ def plot(path: Path, study: Study, score: str = "AP50") -> None:
         x, means = [share for share, _ in points], [statistics.fmean(values) for _, values in points]
         if name not in COLORS:
             axes.plot(x, means, color="0.7", linewidth=1, zorder=1)
-            axes.annotate(name, (x[-1], means[-1]), fontsize=7, color="0.5", xytext=(4, -3), textcoords="offset points")
+            ends[name] = means[-1]
             continue
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
         axes.errorbar(x, means, yerr=spread, color=COLORS[name], marker="o", capsize=3, label=LABELS.get(name, name))
     axes.set(xlabel="share of the tokens that the encoder refines, %", ylabel=score)
     axes.set(xlim=(0, 122), xticks=range(0, 101, 20))  # room for the names at the right
+    line = 0.035 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    for name, height in zip(ends, apart(list(ends.values()), line), strict=True):
+        axes.text(102, height, name, fontsize=7, color="0.5", va="center")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)

@@ -79,3 +79,8 @@ def test_a_folder_with_a_training_of_another_length_is_refused(script, tmp_path)
     assert script.is_trained(tmp_path, 10)
     with pytest.raises(UserError, match="holds a training of 10 iterations, not of 40"):
         script.is_trained(tmp_path, 40)
+
+
+def test_names_that_are_too_near_are_moved_apart(script):
+    assert script.apart([5.0, 1.0, 5.2, 9.0], gap=1.0) == [5.0, 1.0, 6.0, 9.0]
+    assert script.apart([], gap=1.0) == []
