@@ -3,6 +3,7 @@
 import re
 import statistics
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_DOWN, Decimal
 from os import PathLike
 from pathlib import Path
 
@@ -54,3 +55,13 @@ def fill_readme(readme: str | PathLike, name: str, text: str) -> None:
     if not pattern.search(before):
         raise UserError(f"{readme} has no lines {start} and {end}; put them where the table shall stand")
     write_text_atomically(readme, pattern.sub(lambda _: f"{start}\n{text}\n{end}", before))
+
+
+def threshold_text(value: float | None) -> str:
+    """Return a threshold rounded down, so that the detections that it keeps stay; one below 0.01 with three digits."""
+    if value is None:
+        return "-"
+    exact = Decimal(repr(value))
+    place = -3 if value >= 0.01 or not value else exact.adjusted() - 2
+    rounded = exact.quantize(Decimal(1).scaleb(place), ROUND_DOWN)
+    return f"{rounded:f}" if place > -9 else f"{rounded:.2e}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
-from sparse_detr.analysis.tables import markdown_table
+from sparse_detr.analysis.tables import markdown_table, threshold_text
 
 LEAST_COST = 0.5
 """AP50 in points from which on duplicates are worth a sentence."""
@@ -44,7 +43,7 @@ def _working_point(numbers: Mapping[str, Any]) -> str:
     if best is None:
         return "no detection is right at an IoU of 0.5, so no score threshold is better than another"
     return (
-        f"with one threshold for all classes, {threshold(best['threshold'])} gives the highest F1, "
+        f"with one threshold for all classes, {threshold_text(best['threshold'])} gives the highest F1, "
         f"{best['f1']:.2f}: {best['precision']:.0%} of the detections are right, {best['recall']:.0%} of the true "
         "boxes are found"
     )
@@ -166,20 +165,10 @@ def _cell(name: str, value: Any) -> str:
     if name.startswith("AP"):
         return number(value)
     if name == "threshold":
-        return threshold(value)
+        return threshold_text(value)
     return "-" if value is None else f"{value:.3f}"
 
 
 def number(value: float | None) -> str:
     """Return an AP in percent as text."""
     return "-" if value is None else f"{value:.1f}"
-
-
-def threshold(value: float | None) -> str:
-    """Return a threshold rounded down, so that the detections that it keeps stay; one below 0.01 with three digits."""
-    if value is None:
-        return "-"
-    exact = Decimal(repr(value))
-    place = -3 if value >= 0.01 or not value else exact.adjusted() - 2
-    rounded = exact.quantize(Decimal(1).scaleb(place), ROUND_DOWN)
-    return f"{rounded:f}" if place > -9 else f"{rounded:.2e}"

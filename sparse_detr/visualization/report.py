@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_detr.report.words import threshold
+from sparse_detr.analysis.tables import threshold_text
 from sparse_detr.visualization.colors import Color
 from sparse_detr.visualization.figures import INK, LINE_COLORS, PALE, add_legend, finish, new_figure, png_of
 from sparse_detr.visualization.names import picture_names
@@ -57,7 +57,7 @@ def draw_curves(numbers: Mapping[str, Any]) -> bytes:
     if numbers["all"]:
         point = numbers["all"]["threshold"], numbers["all"]["f1"]
         axes[1].plot(*point, "o", color=INK)
-        best = f": best {point[1]:.2f} at {threshold(point[0])}"
+        best = f": best {point[1]:.2f} at {threshold_text(point[0])}"
     titles = ("precision over recall, IoU 0.5", f"F1 over the score threshold, IoU 0.5{best}")
     for axis, title, x, y in zip(axes, titles, ("recall", "score threshold"), ("precision", "F1"), strict=True):
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel=x, ylabel=y)

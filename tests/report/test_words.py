@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from sparse_detr.report.words import class_rows, sentences, table, threshold
+from sparse_detr.analysis.tables import threshold_text
+from sparse_detr.report.words import class_rows, sentences, table
 
 COST = (
     "duplicates cost 0.5 AP50 and 0.2 AP: without detections that overlap a better one of their class (IoU above 0.7), "
@@ -104,11 +105,11 @@ def test_the_table_has_a_row_a_class_and_one_of_all(numbers):
 
 
 def test_a_threshold_is_rounded_down_so_that_its_detections_stay():
-    assert (threshold(0.35567), threshold(None)) == ("0.355", "-")
-    assert [threshold(value) for value in (0.057, 0.29, 1.0, 0.01)] == ["0.057", "0.290", "1.000", "0.010"]
-    assert threshold(0.0) == "0.000"
+    assert (threshold_text(0.35567), threshold_text(None)) == ("0.355", "-")
+    assert [threshold_text(value) for value in (0.057, 0.29, 1.0, 0.01)] == ["0.057", "0.290", "1.000", "0.010"]
+    assert threshold_text(0.0) == "0.000"
 
 
 def test_a_threshold_below_a_hundredth_has_three_digits():
-    found = [threshold(value) for value in (0.0099999, 0.00456789, 0.0004, 1.239e-9)]
+    found = [threshold_text(value) for value in (0.0099999, 0.00456789, 0.0004, 1.239e-9)]
     assert found == ["0.00999", "0.00456", "0.000400", "1.23e-9"]
