@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparse_detr.predict.sources import Inputs
 
 FORMATS = ("coco", "parquet", "yolo", "pictures")
+DEFAULT_THRESHOLD = 0.3
 MAX_REASONS = 10  # pictures that cannot be used, which are listed
 
 
@@ -42,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", nargs="+", choices=FORMATS, default=["coco"], help="what is written of the detections (coco)"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.3, metavar="S", help="lowest score kept (0.3)")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help=f"lowest score kept (that of a packed detector, or {DEFAULT_THRESHOLD:g})",
+    )
     parser.add_argument("--top-k", type=int, metavar="N", help="most detections of a picture (default: the model's)")
     add_budget(parser)
     add_optimize(parser)
@@ -74,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.track and not inputs.videos():
         raise UserError("--track numbers objects through the frames of a video, but --input names none; leave it out")
     predictor = load_predictor(args)
+    take_options(args, predictor)
     job = Job(args.output, inputs.names(), setting_of(args, predictor), class_names(predictor), args.shard_size)
     detect_shards(args, predictor, inputs, job, part)
     if not job.is_done():
@@ -107,6 +114,14 @@ def load_predictor(args: argparse.Namespace) -> Predictor:
     return predictor
 
 
+def take_options(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Take the options that are not given from the predictor: those that a saved folder has."""
+    if args.score_threshold is None:
+        args.score_threshold = predictor.options.score_threshold or DEFAULT_THRESHOLD
+    if args.top_k is None:
+        args.top_k = predictor.options.top_k
+
+
 def class_names(predictor: Predictor) -> list[str]:
     """Return the names of the classes, numbers where they are unknown."""
     from sparse_detr.config.num_classes import model_classes
@@ -122,7 +137,8 @@ def check_options(args: argparse.Namespace) -> Part:
     """
     from sparse_detr.predict.job import Part
 
-    check_score("--score-threshold", args.score_threshold)
+    if args.score_threshold is not None:
+        check_score("--score-threshold", args.score_threshold)
     args.budget = checked_budget("--budget", args.budget)
     for option in ("batch_size", "shard_size", "slice", "top_k"):
         value = getattr(args, option)

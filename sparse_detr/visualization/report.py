@@ -98,8 +98,8 @@ def draw_confusion(numbers: Mapping[str, Any]) -> bytes:
             style = {"color": "white" if norm(share) > 0.6 else INK, "fontsize": 9 if few else 6}
             axis.text(column, row, counts[row, column], ha="center", va="center", **style)
     figure.colorbar(drawn, ax=axis, shrink=0.7, label="share of the true boxes of the class")
-    title = "confusions at the thresholds of the classes"
-    axis.set_title(f"{title}; no object: share of the detections", fontsize=10, loc="left")
+    title = "confusions at the thresholds of the classes;\nlast row: share of the detections of the class"
+    axis.set_title(title, fontsize=10, loc="left")
     return png_of(figure)
 
 

@@ -43,3 +43,14 @@ def test_wrong_options_are_named(folder, capsys, options, message):  # noqa: F81
     assert main(["pack", *MODEL, *options]) == 2
     assert message in capsys.readouterr().err
     assert not Path("packed").exists()
+
+
+def test_predict_takes_the_options_of_a_packed_folder(folder, capsys):  # noqa: F811
+    scores = Predictor("sparse.py", "sparse.pth")("images/wide.png").scores.tolist()
+    between = [(scores[n - 1] + scores[n]) / 2 for n in (5, 2)]
+    assert main(["pack", *MODEL, "--output", "packed", "--score-threshold", repr(between[0])]) == 0
+    command = ["predict", "--config-file", "packed", "--input", "images/wide.png"]
+    assert main([*command, "--output", "own"]) == 0
+    assert main([*command, "--output", "given", "--score-threshold", repr(between[1])]) == 0
+    counts = [len(json.loads(Path(name, "detections.json").read_text())["annotations"]) for name in ("own", "given")]
+    assert counts == [5, 2]
