@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of images to cut from")
     parser.add_argument("--count", type=int, default=500, metavar="N", help="images (500)")
     parser.add_argument("--part", type=int, default=50, metavar="N", help="images that each way does in turn (50)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="of predict (8)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="of predict (1)")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
     parser.add_argument("--optimize", action="store_true", help="the inference form, in both")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file with the block `predict`")

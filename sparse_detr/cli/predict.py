@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("coco", "parquet", "yolo", "pictures")
 DEFAULT_THRESHOLD = 0.3
+BATCH_SIZES = {"cpu": 1, "cuda": 8}
+"""Defaults by device. On a CPU larger batches leave the caches, and are slower than single images (docs/predict.md)."""
 MAX_REASONS = 10  # pictures that cannot be used, which are listed
 
 
@@ -52,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="most detections of a picture (default: the model's)")
     add_budget(parser)
     add_optimize(parser)
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures of one size run together (8)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures of one size run together ({cpu} on a CPU, {cuda} on a GPU)".format(**BATCH_SIZES),
+    )
     parser.add_argument("--shard-size", type=int, default=256, metavar="N", help="pictures of a shard (256)")
     parser.add_argument(
         "--shard", default="1/1", metavar="i/n", help="do the i-th of n parts of the shards; others do the rest (1/1)"
@@ -120,6 +127,8 @@ def take_options(args: argparse.Namespace, predictor: Predictor) -> None:
         args.score_threshold = predictor.options.score_threshold or DEFAULT_THRESHOLD
     if args.top_k is None:
         args.top_k = predictor.options.top_k
+    if args.batch_size is None:
+        args.batch_size = BATCH_SIZES["cpu" if predictor.model.device.type == "cpu" else "cuda"]
 
 
 def class_names(predictor: Predictor) -> list[str]:
