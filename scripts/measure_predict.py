@@ -27,7 +27,7 @@ from sparse_detr.analysis.machine import cpu_model
 from sparse_detr.analysis.tables import fill_readme, markdown_table
 from sparse_detr.data.any_image import read_any_image
 from sparse_detr.errors import UserError, run_script
-from sparse_detr.predict.detect import detect_pictures
+from sparse_detr.predict.detect import detect_pictures, readers_of
 from sparse_detr.predict.formats import write_coco
 from sparse_detr.predict.job import Job
 from sparse_detr.predict.sources import find_inputs
@@ -132,7 +132,8 @@ def predict(predictor: Predictor, files: Sequence[str], output: Path, batch_size
     inputs = find_inputs(files)
     job = Job(output, inputs.names(), {}, predictor.class_names, shard_size=len(files))
     pictures = zip(range(len(files)), job.names, inputs.read(0, len(files)), strict=True)
-    found = detect_pictures(predictor, pictures, batch_size=batch_size, score_threshold=THRESHOLD)
+    options = {"readers": readers_of(predictor.model.device), "score_threshold": THRESHOLD}
+    found = detect_pictures(predictor, pictures, batch_size=batch_size, **options)
     job.write(0, sorted(found, key=lambda one: one.number))
     write_coco(job, output / "detections.json", {})
 

@@ -201,12 +201,13 @@ def detect_shards(args: argparse.Namespace, predictor: Predictor, inputs: Inputs
 
 def detector_of(args: argparse.Namespace, predictor: Predictor) -> Any:
     """Return a function that yields what is found in pictures: number, name, and what a predictor takes."""
-    from sparse_detr.predict.detect import detect_in_slices, detect_pictures
+    from sparse_detr.predict.detect import detect_in_slices, detect_pictures, readers_of
 
     options = {"score_threshold": args.score_threshold, "top_k": args.top_k}
     if args.slice:
         return lambda pictures: detect_in_slices(predictor, pictures, args.slice, args.overlap, **options)
-    return lambda pictures: detect_pictures(predictor, pictures, batch_size=args.batch_size, **options)
+    readers = readers_of(predictor.model.device)
+    return lambda pictures: detect_pictures(predictor, pictures, batch_size=args.batch_size, readers=readers, **options)
 
 
 def write_shard(

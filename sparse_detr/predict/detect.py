@@ -8,20 +8,39 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from sparse_detr.analysis.machine import num_cpus
 from sparse_detr.errors import ImageError
 from sparse_detr.predict.job import Found
 
 if TYPE_CHECKING:
     from sparse_detr.predictor import Predictor
 
-READERS = 4
+MOST_READERS = 4
 """Threads that decode and resize; decoding releases Python's lock."""
 AHEAD = 4
 """Batches that are read while one is detected, and that wait for others of their size."""
 
 
+def readers_of(device: torch.device) -> int:
+    """Return how many threads should read ahead for a model on a device.
+
+    On a CPU only as many as there are cores that PyTorch leaves free: a reader beside a thread of the model delays all
+    its threads, which wait for each other after each operation.
+    """
+    if device.type != "cpu":
+        return MOST_READERS
+    return min(MOST_READERS, max(num_cpus() - torch.get_num_threads(), 0))
+
+
 def detect_pictures(
-    predictor: Predictor, pictures: Iterable[tuple[int, str, Any]], *, batch_size: int, **options: Any
+    predictor: Predictor,
+    pictures: Iterable[tuple[int, str, Any]],
+    *,
+    batch_size: int,
+    readers: int = MOST_READERS,
+    **options: Any,
 ) -> Iterator[Found]:
     """Yield what is found in every picture, not in their order.
 
@@ -32,10 +51,11 @@ def detect_pictures(
         predictor: the detector.
         pictures: number, name, and what a predictor takes, or the error of a picture that cannot be read.
         batch_size: the largest number of pictures of a batch.
+        readers: threads that read ahead, see `readers_of`; with 0 each picture is read when its turn comes.
         options: as in a call of the predictor.
     """
     groups: dict[Any, list[tuple[int, str, Any]]] = {}
-    for number, name, item in read_ahead(predictor, pictures, AHEAD * batch_size):
+    for number, name, item in read_ahead(predictor, pictures, AHEAD * batch_size, readers):
         if isinstance(item, ImageError):
             yield Found(number, name, problem=str(item))
             continue
@@ -56,9 +76,9 @@ def _largest(groups: dict[Any, list[Any]], most: int) -> Any:
 
 
 def read_ahead(
-    predictor: Predictor, pictures: Iterable[tuple[int, str, Any]], ahead: int
+    predictor: Predictor, pictures: Iterable[tuple[int, str, Any]], ahead: int, readers: int
 ) -> Iterator[tuple[int, str, Any]]:
-    """Yield number, name, and the model's input or an `ImageError`, in order; threads prepare the next ones."""
+    """Yield number, name, and the model's input or an `ImageError`, in order; threads prepare the next ones, if any."""
 
     def prepared(picture: Any) -> Any:
         if isinstance(picture, ImageError):
@@ -68,13 +88,17 @@ def read_ahead(
         except ImageError as error:
             return error
 
+    if readers == 0:
+        for number, name, picture in pictures:
+            yield number, name, prepared(picture)
+        return
     rest = iter(pictures)
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(readers) as pool:
         waiting: deque[tuple[int, str, Future[Any]]] = deque()
 
         def start(count: int) -> None:
             for number, name, picture in islice(rest, count):
-                waiting.append((number, name, readers.submit(prepared, picture)))
+                waiting.append((number, name, pool.submit(prepared, picture)))
 
         start(ahead)
         while waiting:

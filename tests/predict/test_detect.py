@@ -1,12 +1,14 @@
 """Pictures of one size are detected together, each gives what it gives alone, and a bad one is passed on."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
 from sparse_detr.errors import ImageError
-from sparse_detr.predict.detect import AHEAD, detect_in_slices, detect_pictures
+from sparse_detr.predict.detect import AHEAD, MOST_READERS, detect_in_slices, detect_pictures, readers_of
 from sparse_detr.predict.job import Found
 
 
@@ -34,17 +36,16 @@ class Counting:
         return found
 
 
-def detect(sizes, batch_size):
+def detect(sizes, batch_size, readers=MOST_READERS):
     predictor = Counting()
     pictures = [(number, f"{number}.jpg", size) for number, size in enumerate(sizes)]
-    found = sorted(
-        detect_pictures(predictor, pictures, batch_size=batch_size, score_threshold=0.5), key=lambda one: one.number
-    )
-    return found, predictor.batches
+    found = detect_pictures(predictor, pictures, batch_size=batch_size, readers=readers, score_threshold=0.5)
+    return sorted(found, key=lambda one: one.number), predictor.batches
 
 
-def test_pictures_of_one_size_go_together_and_the_rest_at_the_end():
-    found, batches = detect([(10, 5), (20, 5), (10, 5), (20, 5), (10, 5)], 2)
+@pytest.mark.parametrize("readers", [0, 1, MOST_READERS])
+def test_pictures_of_one_size_go_together_and_the_rest_at_the_end(readers):
+    found, batches = detect([(10, 5), (20, 5), (10, 5), (20, 5), (10, 5)], 2, readers)
     assert batches == [[10, 10], [20, 20], [10]]
     assert found[1] == Found(1, "1.jpg", 5, 20, [[0.0, 0.0, 5.0, 20.0]], [0.5], [2])
     assert [one.height for one in found] == [10, 20, 10, 20, 10]
@@ -58,8 +59,34 @@ def test_not_more_than_some_batches_wait_for_company():
     assert len(batches) == len(sizes)
 
 
-def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_found():
-    found, batches = detect([(10, 5), "torn", (10, 5)], 2)
+@pytest.mark.parametrize(
+    ("device", "cores", "threads", "readers"),
+    [("cpu", 2, 2, 0), ("cpu", 2, 1, 1), ("cpu", 4, 8, 0), ("cpu", 64, 8, MOST_READERS), ("cuda", 2, 2, MOST_READERS)],
+)
+def test_readers_take_the_cores_that_the_model_leaves_free(monkeypatch, device, cores, threads, readers):
+    monkeypatch.setattr("sparse_detr.predict.detect.num_cpus", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert readers_of(torch.device(device)) == readers
+
+
+def test_without_readers_a_picture_is_read_when_its_turn_comes():
+    read = []
+
+    class Noting(Counting):
+        def preprocess(self, picture):
+            read.append((picture, threading.current_thread()))
+            return super().preprocess(picture)
+
+    pictures = [(number, str(number), (4 + number, 4)) for number in range(3)]
+    found = detect_pictures(Noting(), pictures, batch_size=1, readers=0, score_threshold=0.1)
+    assert next(found).number == 0
+    assert read == [((4, 4), threading.current_thread())]
+    assert [one.number for one in found] == [1, 2]
+
+
+@pytest.mark.parametrize("readers", [0, MOST_READERS])
+def test_a_picture_that_cannot_be_used_is_named_and_the_others_are_found(readers):
+    found, batches = detect([(10, 5), "torn", (10, 5)], 2, readers)
     assert batches == [[10, 10]]
     assert found[1] == Found(1, "1.jpg", problem="torn: cannot be decoded")
 
