@@ -54,6 +54,7 @@ ALLOWED = {
         "modeling",
         "ops",
         "structures",
+        "visualization",
     ),
     "studies": (
         "analysis",
@@ -67,6 +68,7 @@ ALLOWED = {
         "modeling",
         "recipes",
         "structures",
+        "visualization",
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
     "report": ("analysis", "config", "data", "evaluation", "visualization", "files", "errors"),

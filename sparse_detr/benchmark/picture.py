@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_detr.benchmark.report import names_of, part_ms, parts_in, short, sizes_text, whole_ms
 from sparse_detr.benchmark.timing import percentile
+from sparse_detr.visualization.figures import new_figure, save_figure
 
 # dark and light in turn, so that neighbours differ in a gray print too; hatches tell a second cycle from the first
 COLORS = ("#1b2a49", "#7fb069", "#2f6690", "#e8d9a0", "#3a8f86", "#f2efe6", "#8c8a3c")
@@ -17,16 +18,11 @@ LABEL_SHARE = 0.055  # of the longest bar: narrower parts have no number inside
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Write the picture of the first batch size; the length of a bar is the median time of the whole."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     batch, names, parts = record["protocol"]["batch_sizes"][0], names_of(record), parts_in(record)
     wholes = [percentile(whole_ms(record, name, batch), 50) for name in names]
     labels = [textwrap.fill(name, 30) for name in names]
     height = 1.6 + sum(0.35 + 0.17 * label.count("\n") for label in labels) + 0.25 * -(-len(parts) // 4)
-    figure, axis = pyplot.subplots(figsize=(9, height), layout="constrained")
+    figure, axis = new_figure(9, height)
     lefts = [0.0] * len(names)
     shares = [_shares(record, name, batch) for name in names]
     for index, part in enumerate(parts):
@@ -58,8 +54,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axis.spines[side].set_visible(False)
     figure.suptitle(_title(record), fontsize=9, x=0.01, ha="left")
     figure.legend(loc="outside lower center", ncols=min(4, len(parts)), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save_figure(figure, path, 130)
 
 
 def _shares(record: dict[str, Any], name: str, batch: int) -> dict[str, float]:

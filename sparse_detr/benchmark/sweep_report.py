@@ -12,6 +12,7 @@ from typing import Any
 from sparse_detr.benchmark.sweep import Entry, Record, knee
 from sparse_detr.budget_table import Entry as Measured
 from sparse_detr.budget_table import best_within, cheapest_near_best, measured_entries
+from sparse_detr.visualization.figures import new_figure, save_figure
 
 SCORES = ("AP", "AP50", "APs", "APm", "APl")
 COLUMNS = (
@@ -103,13 +104,8 @@ def _named(entry: Measured) -> str:
 
 def draw(record: Record, path: Path) -> None:
     """Write the picture: AP against time, against FLOPs, and by object size against the share of kept tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     title = _title(record)
-    figure, (times, flops, sizes) = pyplot.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
+    figure, (times, flops, sizes) = new_figure(15, 4.8, columns=3)
     rows = [flat(entry) for entry in record["entries"] if entry["scores"]]
     forms = list(dict.fromkeys(row["form"] for row in rows))
     for form, color in zip(forms, FORM_COLORS, strict=False):
@@ -121,8 +117,7 @@ def draw(record: Record, path: Path) -> None:
     _label(flops, "GFLOPs an image", "AP against FLOPs")
     _label(sizes, "share of the tokens in a layer (mean), %", "by object size")
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path, 120)
 
 
 def _line(axis: Any, rows: Sequence[dict[str, Any]], cost: str, name: str, color: str) -> None:

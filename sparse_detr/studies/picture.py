@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparse_detr.visualization.figures import new_figure, save_figure
+
 
 def figure_of(x: str, y: str) -> tuple[Any, Any]:
     """Return a figure with one axis, with these texts beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = new_figure(7, 4.2)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
@@ -22,10 +19,7 @@ def figure_of(x: str, y: str) -> tuple[Any, Any]:
 
 def save(figure: Any, axes: Any, path: Path) -> None:
     """Add the legend below the plot, and write the picture."""
-    from matplotlib import pyplot
-
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         figure.legend(loc="outside lower center", ncols=min(2, len(handles)), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    save_figure(figure, path, 100)

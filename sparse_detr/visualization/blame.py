@@ -19,9 +19,8 @@ from sparse_detr.analysis.blame import (
     VERDICTS,
 )
 from sparse_detr.analysis.blame_report import BlamedObject, verdict_counts, worst_images
-from sparse_detr.files import write_atomically
 from sparse_detr.visualization.colors import Color
-from sparse_detr.visualization.figures import add_legend, finish, new_figure, png_of
+from sparse_detr.visualization.figures import add_legend, finish, new_figure, save_figure
 from sparse_detr.visualization.names import picture_names
 from sparse_detr.visualization.outlines import Outline, draw_outlines, in_rows, short_name
 from sparse_detr.visualization.page import Legend, Panel, compose_page
@@ -99,8 +98,7 @@ def draw_bars(summary: Mapping[str, Any], path: Path, *, title: str) -> None:
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
     add_legend(figure, handles, labels, "outside lower center", most=len(labels))
-    content = png_of(figure)
-    write_atomically(path, lambda file: file.write(content))
+    save_figure(figure, path)
 
 
 def _draw_part(axis: Any, rows: Mapping[str, Mapping[str, int]]) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_detr.errors import UserError
-from sparse_detr.files import write_atomically
-from sparse_detr.visualization.figures import LINE_COLORS, add_legend, finish, new_figure, png_of
+from sparse_detr.visualization.figures import LINE_COLORS, add_legend, finish, new_figure, save_figure
 from sparse_detr.visualization.names import picture_names
 
 METRICS_FILE = "metrics.json"
@@ -174,8 +173,7 @@ def draw_curves(runs: Sequence[TrainingCurves], panels: Sequence[str], path: Pat
     if smooth > 1:
         text = f"losses: mean of {smooth} logged values; pale: as logged (Detectron2 logs the median of 20 iterations)"
         figure.supxlabel(text, fontsize=8, color="#666666")
-    content = png_of(figure)
-    write_atomically(path, lambda file: file.write(content))
+    save_figure(figure, path)
 
 
 def _style(number: int) -> dict[str, Any]:

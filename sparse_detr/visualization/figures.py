@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+
+from sparse_detr.files import write_atomically
 
 LINE_COLORS = ("#1b6ca8", "#d9822b", "#2e8b57", "#a23b72", "#6c5ce7", "#8c6d31", "#d64550", "#4a4e69")
 INK, PALE = "#222228", "#8a8a94"
@@ -23,15 +26,21 @@ def new_figure(*size: float, rows: int = 1, columns: int = 1, squeeze: bool = Tr
     return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
-def png_of(figure: Any) -> bytes:
+def png_of(figure: Any, dpi: int = 110) -> bytes:
     """Return a figure as the content of a PNG file; names with dollars are drawn as they are, not as formulas."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()
+
+
+def save_figure(figure: Any, path: str | os.PathLike, dpi: int = 110) -> None:
+    """Write a figure as a PNG file, see `png_of`; the file is there as a whole or not at all."""
+    content = png_of(figure, dpi)
+    write_atomically(path, lambda stream: stream.write(content))
 
 
 def png_of_picture(picture: Image.Image) -> bytes:

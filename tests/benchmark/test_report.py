@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -98,14 +98,13 @@ def test_numbers_have_three_digits(value, text):
 def test_no_text_of_the_picture_covers_another(tmp_path, monkeypatch, disturbance):
     """Names of any length, parts of any width."""
     record = make(disturbance=disturbance)
-    long = OURS | {"name": "sparse_detr_r50_rho10, bf16 form, keep 10 % of a name that has no end", "gigaflops": None}
+    long = OURS | {"name": "sparse_detr_r50_rho10, bf16 form, keep 10 % of a $name that has no end$", "gigaflops": None}
     record["contestants"].append(long)
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self))
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     picture.draw(record, tmp_path / "bars.png")
     figure = drawn[0]
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     axis = figure.axes[0]
     texts = [*axis.texts, *axis.get_yticklabels(), *figure.legends[0].get_texts(), axis.xaxis.label]
     texts += figure.texts + ([figure._suptitle] if figure._suptitle not in figure.texts else [])

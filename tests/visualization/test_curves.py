@@ -10,7 +10,7 @@ from sparse_detr.cli.main import main
 from sparse_detr.errors import UserError
 from sparse_detr.visualization import curves
 from sparse_detr.visualization.curves import choose_panels, read_runs, running_mean
-from sparse_detr.visualization.figures import png_of
+from sparse_detr.visualization.figures import save_figure
 
 
 def write(folder, *lines):
@@ -100,7 +100,7 @@ def test_any_name_of_a_run_is_in_the_legend(tmp_path, monkeypatch):
     names = ["_hidden", "$\\frac$", "\u4e2d\u6587"]
     runs = [write(tmp_path / name, {"iteration": 1, "total_loss": 3.0}) for name in names]
     drawn = []
-    monkeypatch.setattr(curves, "png_of", lambda figure: drawn.append(figure) or png_of(figure))
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure) or save_figure(figure, path))
     assert main(["plot", *runs, "--output", str(tmp_path / "plot.png")]) == 0
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["_hidden", "$\\frac$", "run 3"]
 
