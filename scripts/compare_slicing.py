@@ -77,7 +77,7 @@ def main() -> int:
     scenes, truth = read_scenes(args.truth, args.images)
     make_folder(args.output)
     path = args.output / "slicing.json"
-    setting = {"slice": args.slice, "rounds": args.rounds, "truth": args.truth, "pairs": [args.sliced, args.whole]}
+    setting = {"slice": args.slice, "averaged": args.ema, "rounds": args.rounds, "truth": args.truth, "pairs": [args.sliced, args.whole]}
     record = json.loads(path.read_text()) if path.is_file() else {"results": {}, "setting": setting}
     if record["setting"] != setting:
         raise UserError(f"{path} is of {record['setting']}, not of {setting}; give another --output, or remove it")
@@ -104,6 +104,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="folder of the scenes")
     parser.add_argument("--sliced", **pair, help="detector that was trained on tiles; repeatable, one a seed")
     parser.add_argument("--whole", **pair, help="detector that was trained on large crops; repeatable, one a seed")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights, of all")
     parser.add_argument("--slice", type=int, default=384, metavar="PIXELS", help="side of a slice (384)")
     parser.add_argument("--overlaps", type=float, nargs="+", default=[0.0, 0.2], metavar="SHARE", help="(0 0.2)")
     parser.add_argument("--budgets", nargs="+", default=["0.05", "0.1", "0.2", "0.3", "0.5", "1"], metavar="B")
@@ -131,12 +132,12 @@ def contestants(args: argparse.Namespace) -> list[Contestant]:
     """Return all ways to detect; models are loaded once each."""
     found = []
     for seed, (config, weights) in enumerate(args.sliced):
-        predictor = Predictor(config, weights, device="cpu", optimize=True)
+        predictor = Predictor(config, weights, device="cpu", optimize=True, ema=args.ema)
         for overlap in args.overlaps:
             detect = in_slices(predictor, args.slice, overlap)
             found.append(Contestant("slices", f"overlap {overlap:.0%}", seed, detect))
     for seed, (config, weights) in enumerate(args.whole):
-        predictor = Predictor(config, weights, device="cpu", optimize=True)
+        predictor = Predictor(config, weights, device="cpu", optimize=True, ema=args.ema)
         found += [Contestant("whole", budget, seed, as_a_whole(predictor, budget)) for budget in args.budgets]
     return found
 
