@@ -77,7 +77,13 @@ def main() -> int:
     scenes, truth = read_scenes(args.truth, args.images)
     make_folder(args.output)
     path = args.output / "slicing.json"
-    setting = {"slice": args.slice, "averaged": args.ema, "rounds": args.rounds, "truth": args.truth, "pairs": [args.sliced, args.whole]}
+    setting = {
+        "slice": args.slice,
+        "averaged": args.ema,
+        "rounds": args.rounds,
+        "truth": args.truth,
+        "pairs": [args.sliced, args.whole],
+    }
     record = json.loads(path.read_text()) if path.is_file() else {"results": {}, "setting": setting}
     if record["setting"] != setting:
         raise UserError(f"{path} is of {record['setting']}, not of {setting}; give another --output, or remove it")
