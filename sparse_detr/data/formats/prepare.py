@@ -99,7 +99,7 @@ def _divide(part: Part, share: float, seed: int, folder: Path | None, decisions:
         split = saved_split(path, names, share=share, seed=seed)
     kept = "" if path is None else f"; the division is kept in {path}"
     decision = (
-        f"no validation data are named: {len(split.val)} of the {len(names)} images are taken for it (by image, share "
+        f"no validation data are found: {len(split.val)} of the {len(names)} images are taken for it (by image, share "
         f"{share:g}, seed {seed}) and {len(split.train)} are left for training{kept}"
     )
     return OwnParts(part.only(split.train), replace(part.only(split.val), findings=[]), [*decisions, decision])
