@@ -388,6 +388,51 @@ def test_lists_of_voc_may_have_names_with_spaces_and_numbers_behind_them(tmp_pat
     assert codes(train_of(root))["unused-list"].examples == ("val.txt",)
 
 
+def test_file_names_of_windows_in_a_coco_file_are_found(tmp_path):
+    for place in ("images", "some/other/pictures"):
+        root, made = tmp_path / place.replace("/", "_"), copies.drawings(3)
+        copies.draw(root / place / "sub", made)
+        content = copies.coco_content(made)
+        for image in content["images"]:
+            image["file_name"] = f"sub\\{image['file_name']}"
+        (root / "result.json").write_text(json.dumps(content))
+        part = train_of(root)
+
+        assert (part.images, part.file_names) == (root / place, [f"sub/image_0{number}.png" for number in range(3)])
+        assert codes(part)["names-of-windows"].severity == "note"
+        (path,) = write_parts([("train", part)], tmp_path / "out")
+        assert json.loads(path.read_text())["images"] == part.content["images"]
+    copies.draw(root / place, [made[0]])
+    (root / place / "image_00.png").rename(root / place / "sub\\image_00.png")  # a file of this very name
+    assert train_of(root).file_names == ["sub/image_01.png", "sub/image_02.png", "sub\\image_00.png"]
+
+
+def test_rows_of_no_part_are_counted_by_value(tmp_path):
+    copies.draw(tmp_path / "images", copies.drawings(5))
+    rows = [
+        f"image_0{n}.png,1,2,3,4,cup,{part}\n" for n, part in enumerate(("train", "valid", "holdout", "holdout", ""))
+    ]
+    (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2,class,split\n" + "".join(rows))
+    for path in (tmp_path, tmp_path / "boxes.csv"):
+        finding = codes(train_of(path))["no-part"]
+        assert (finding.severity, finding.count, finding.examples) == ("warning", 3, ("'holdout': 2", "'': 1"))
+        assert "no-part" not in codes(find_data_set(path).parts["all"]())
+
+
+def test_two_spellings_of_a_file_in_a_table_are_one_image(tmp_path):
+    copies.draw(tmp_path / "images", copies.drawings(2))
+    names = ("image_00.png", "./images/image_00.png", "image_01", "images/../images/image_00.png", "no.png", "./no.png")
+    rows = [f"{name},{n},2,9,9,cup\n" for n, name in enumerate(names)]
+    (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2,class\n" + "".join(rows))
+    part = train_of(tmp_path)
+
+    assert [Path(name).name for name in part.file_names] == ["image_00.png", "image_01.png", "no.png"]
+    found = {item["id"]: [] for item in part.content["images"]}
+    for item in part.content["annotations"]:
+        found[item["image_id"]].append(item["bbox"][0])
+    assert list(found.values()) == [[0, 1, 3], [2], [4, 5]]
+
+
 # Rules of the forms.
 
 
@@ -629,6 +674,37 @@ def test_parts_for_validation_and_test_are_not_trained_on_unless_named_themselve
     divided = copies.write("CSV", tmp_path / "two", {"train": copies.drawings(5), "test": copies.drawings(3, start=9)})
     own = read_own_parts(divided)
     assert {*own.train.file_names, *own.val.file_names} == {f"image_0{number}.png" for number in range(5)}
+
+
+def test_validation_data_are_never_the_parts_train_and_test_of_what_was_named(tmp_path):
+    train = copies.write("CSV", tmp_path / "csv", {None: copies.drawings(4)})
+    parts = {"train": copies.drawings(3, start=9), "test": copies.drawings(2, start=20)}
+    for form in FORMS:
+        root = copies.write(form, tmp_path / form, parts)
+        with pytest.raises(
+            UserError, match=r"no part for validation, only (train, test|test, train); to evaluate on it"
+        ):
+            read_own_parts(train, root)
+    only = copies.write("YOLO", tmp_path / "only", {"train": parts["train"]})
+    with pytest.raises(
+        UserError, match="only train; to evaluate on it, name its file or folder itself, or call it val"
+    ):
+        read_own_parts(train, only)
+    assert len(read_own_parts(only, tmp_path / "YOLO" / "images" / "test").val.file_names) == 2
+
+
+def test_images_in_both_parts_are_named(tmp_path):
+    made = copies.drawings(5)
+    root = copies.write("COCO", tmp_path / "data", {None: made})
+    folder = root / "annotations"
+    (folder / "instances.json").rename(folder / "instances_trainval.json")
+    (folder / "instances_val.json").write_text(json.dumps(copies.coco_content(made[:2])))
+    own = read_own_parts(root)
+    finding = codes(own.val)["shared-image"]
+    assert (finding.severity, finding.examples) == ("warning", ("image_00.png", "image_01.png"))
+    assert "shared-image" in codes(read_own_parts(folder / "instances_trainval.json", root).val)
+    other = copies.write("YOLO", tmp_path / "other", {"train": made, "val": made})  # other files with the same names
+    assert "shared-image" not in codes(read_own_parts(other).val)
 
 
 def test_several_coco_files_of_one_part_are_refused_unless_coco_names_one(tmp_path):
