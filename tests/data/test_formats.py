@@ -102,6 +102,37 @@ def test_a_saved_split_keeps_every_image_on_its_side_when_images_are_added(tmp_p
     assert len(second.val) > len(first.val)
 
 
+def test_a_saved_split_keeps_every_image_on_its_side_when_the_common_folder_changes(tmp_path):
+    path = tmp_path / "split.json"
+    names = [f"{number}.png" for number in range(20)]
+    first = saved_split(path, names, share=0.25, seed=0)
+    both = [f"a/{name}" for name in names] + [f"b/{name}" for name in names]  # as if b were new beside a
+    second = saved_split(path, both, share=0.25, seed=0)
+    assert {name for name in second.val if name.startswith("a/")} == {f"a/{name}" for name in first.val}
+    assert saved_split(path, both, share=0.25, seed=0) == second
+    of_b = {name.removeprefix("b/") for name in second.val if name.startswith("b/")}
+    third = saved_split(path, names[:19], share=0.25, seed=0)  # ambiguous: of a, which comes first
+    assert set(third.val) == {name for name in first.val if name in names[:19]}
+    deeper = saved_split(path, [f"x/y/{name}" for name in names], share=0.25, seed=0)
+    assert set(third.val) == {name.removeprefix("x/y/") for name in deeper.val} & set(names[:19])
+    assert of_b  # the numbers depend on the names alone
+
+
+def test_a_saved_split_is_kept_when_images_in_another_folder_are_added(tmp_path):
+    root, out = tmp_path / "data", tmp_path / "out"
+    for folder, start in (("a", 0), ("b", 40)):
+        write_folders("YOLO", root, {folder: copies.drawings(20, start=start)})
+        own = read_own_parts(root, folder=out)
+        names = [{Path(name).name for name in part.file_names} for part in (own.train, own.val)]
+        if folder == "a":
+            before = names
+    assert all(old <= new for old, new in zip(before, names))
+    assert sum(map(len, names)) == 40
+    shutil.rmtree(root / "images" / "b")
+    own = read_own_parts(root, folder=out)
+    assert [{Path(name).name for name in part.file_names} for part in (own.train, own.val)] == before
+
+
 def test_a_saved_split_of_another_share_or_seed_is_refused_and_one_of_other_data_is_replaced(tmp_path):
     path, names = tmp_path / "split.json", ["a.png", "b.png", "c.png"]
     saved_split(path, names, share=0.3, seed=0)
