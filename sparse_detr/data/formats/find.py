@@ -23,7 +23,7 @@ class Found:
     Args:
         path: the folder or file.
         form: its name, such as "YOLO".
-        parts: readers of "train", "val" and "test", or of "all" if the data are in one part.
+        parts: readers of "train", "val" and "test", and of "all" for what names tell no part of.
     """
 
     path: Path

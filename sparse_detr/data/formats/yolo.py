@@ -372,7 +372,7 @@ def _read(source: Path, places: Sequence[Path], classes: _Classes | None, findin
 
 
 def _images_of(place: Path) -> list[Path]:
-    """Return the images in a folder, or those that a text file lists, one a line."""
+    """Return the images in a folder, those that a text file lists, one a line, or the image itself."""
     if place.is_dir():
         return images_below(place)
     if place.suffix.lower() in IMAGE_SUFFIXES:
