@@ -69,7 +69,7 @@ def test_a_made_split_is_stated_saved_and_used_by_the_resumed_training(tmp_path,
     assert main([*lazy, *named, "train.max_iter=1"]) == 0
 
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "no validation data are named: 3 of the 10 images are taken for it" in log
+    assert "no validation data are found: 3 of the 10 images are taken for it" in log
     split = json.loads((tmp_path / "out" / "data" / "split.json").read_text())
     assert len(split["val"]) == 3
     first = dict(config_of(tmp_path).train.own_data)

@@ -9,6 +9,8 @@ from sparse_detr.errors import UserError
 from sparse_detr.files import write_text_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sparse_detr.data.formats import Part
 
 PARTS = ("train", "val", "test")
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--split writes two parts and --part one; give one of the options")
     parts = _parts(args)
     paths = {name: _path(args.output, name if len(parts) > 1 else "") for name in parts}
+    _refuse_to_replace(Path(args.input), paths.values())
     findings = [finding for part in parts.values() for finding in part.findings]
     for finding in errors_first(findings):
         print(f"{finding.severity}: {finding}", file=sys.stderr)
@@ -59,6 +62,14 @@ def run(args: argparse.Namespace) -> int:
             f"{len(content['categories'])} classes; its file names start from {part.images}"
         )
     return 0
+
+
+def _refuse_to_replace(source: Path, outputs: "Iterable[Path]") -> None:
+    """Raise `UserError` if an output is a file of the data that are read."""
+    source = source.expanduser().resolve()
+    for output in outputs:
+        if output.exists() and source in (real := output.resolve(), *real.parents):
+            raise UserError(f"{output} is a file of {source}, which is read; choose another --output")
 
 
 def _path(output: Path, name: str) -> Path:

@@ -92,6 +92,7 @@ class CocoFile:
             unusable: file names of images that are missing or damaged.
         """
         names = (self.sound_images[item["image_id"]]["file_name"] for item in self.sound_annotations)
+        unusable = frozenset(unusable)
         return self.box_faults.usable & ~self.crowd & np.array([name not in unusable for name in names], dtype=bool)
 
 

@@ -147,7 +147,10 @@ def _check_files(coco: CocoFile, images: str | Path, missing: list[str], max_bad
     bad, total = num_images_of(coco, missing), len(coco.images)
     message = f"{bad} of the {total} images of {coco.path} are not in {images}: {examples}"
     if bad == total or too_many_bad(bad, total, max_bad_share):
-        raise UserError(f"{message}; name the folder that holds them")
+        remedy = "name the folder that holds them"
+        if any("\\" in name for name in missing):
+            remedy = "write / for the \\ in file_name, or use --train, which reads it so"
+        raise UserError(f"{message}; {remedy}")
     logger.warning("%s; they are skipped", message)
 
 

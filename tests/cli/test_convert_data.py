@@ -65,3 +65,24 @@ def test_entries_that_cannot_be_read_are_listed_and_nothing_is_written(tmp_path,
     assert "error: 1 lines of labels cannot be read" in error
     assert "error: 1 labels name a class beyond the 3 classes" in error
     assert not (tmp_path / "out.json").exists()
+
+
+def test_files_of_the_data_are_not_replaced(tmp_path, capsys):
+    root = copies.write("COCO", tmp_path / "data", {"train": copies.drawings(4), "val": copies.drawings(2, start=9)})
+    path, other = (root / "annotations" / f"instances_{part}.json" for part in ("train", "val"))
+    before = [path.read_bytes(), other.read_bytes()]
+    link = tmp_path / "link.json"
+    link.symlink_to(path)
+
+    for source, output, *options in (
+        (path, path),
+        (path, root / "images" / ".." / "annotations" / "instances_train.json"),
+        (path, link),
+        (link, path),
+        (root, path, "--part", "val"),
+        (root, root / "annotations" / "instances.json"),
+    ):
+        assert run(source, output, *options) == 2
+        assert "which is read; choose another --output" in capsys.readouterr().err
+    assert [path.read_bytes(), other.read_bytes()] == before
+    assert run(path, other.with_name("new.json")) == 0

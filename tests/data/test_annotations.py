@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sparse_detr.data.annotations import check_annotations, missing_files, read_coco_file
+from sparse_detr.data.annotations import check_annotations, check_classes_have_boxes, missing_files, read_coco_file
 from sparse_detr.errors import UserError
 from tests.data.conftest import NEVER_READ, coco_content, write_coco
 
@@ -161,3 +161,19 @@ def test_missing_images_are_listed(tmp_path):
     (tmp_path / "2.png").unlink()
 
     assert missing_files(coco, tmp_path) == ["2.png"]
+
+
+class OnlyRead(list):
+    """A list that is not searched: that would take a time with the number of images times that of boxes."""
+
+    def __contains__(self, item):
+        raise AssertionError("searched")
+
+
+def test_missing_images_are_looked_up_in_a_set(tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(coco_content()))
+    coco = read_coco_file(path)
+    names = [image["file_name"] for image in coco.images]
+    assert not coco.is_target(OnlyRead(names)).any()
+    assert [finding.code for finding in check_classes_have_boxes(coco, OnlyRead(names))] == ["no-boxes"]

@@ -102,6 +102,37 @@ def test_a_saved_split_keeps_every_image_on_its_side_when_images_are_added(tmp_p
     assert len(second.val) > len(first.val)
 
 
+def test_a_saved_split_keeps_every_image_on_its_side_when_the_common_folder_changes(tmp_path):
+    path = tmp_path / "split.json"
+    names = [f"{number}.png" for number in range(20)]
+    first = saved_split(path, names, share=0.25, seed=0)
+    both = [f"a/{name}" for name in names] + [f"b/{name}" for name in names]  # as if b were new beside a
+    second = saved_split(path, both, share=0.25, seed=0)
+    assert {name for name in second.val if name.startswith("a/")} == {f"a/{name}" for name in first.val}
+    assert saved_split(path, both, share=0.25, seed=0) == second
+    of_b = {name.removeprefix("b/") for name in second.val if name.startswith("b/")}
+    third = saved_split(path, names[:19], share=0.25, seed=0)  # ambiguous: of a, which comes first
+    assert set(third.val) == {name for name in first.val if name in names[:19]}
+    deeper = saved_split(path, [f"x/y/{name}" for name in names], share=0.25, seed=0)
+    assert set(third.val) == {name.removeprefix("x/y/") for name in deeper.val} & set(names[:19])
+    assert of_b  # the numbers depend on the names alone
+
+
+def test_a_saved_split_is_kept_when_images_in_another_folder_are_added(tmp_path):
+    root, out = tmp_path / "data", tmp_path / "out"
+    for folder, start in (("a", 0), ("b", 40)):
+        write_folders("YOLO", root, {folder: copies.drawings(20, start=start)})
+        own = read_own_parts(root, folder=out)
+        names = [{Path(name).name for name in part.file_names} for part in (own.train, own.val)]
+        if folder == "a":
+            before = names
+    assert all(old <= new for old, new in zip(before, names))
+    assert sum(map(len, names)) == 40
+    shutil.rmtree(root / "images" / "b")
+    own = read_own_parts(root, folder=out)
+    assert [{Path(name).name for name in part.file_names} for part in (own.train, own.val)] == before
+
+
 def test_a_saved_split_of_another_share_or_seed_is_refused_and_one_of_other_data_is_replaced(tmp_path):
     path, names = tmp_path / "split.json", ["a.png", "b.png", "c.png"]
     saved_split(path, names, share=0.3, seed=0)
@@ -232,6 +263,205 @@ def test_a_csv_may_say_the_part_of_each_row_and_use_other_columns_and_separators
 
     assert boxes(own.train) == [[1, 2, 10, 20]]
     assert boxes(own.val) == [[3.5, 4, 5, 6]]
+
+
+# Several folders of a part, folders of no part, and parts that are missing.
+
+
+def write_folders(form, root, folders):
+    """Write drawings into folders of YOLO's images/ and labels/, or into folders of Pascal VOC's files."""
+    for folder, made in folders.items():
+        copies.draw(root / ("images" if form == "YOLO" else "") / folder, made)
+        labels = root / "labels" / folder if form == "YOLO" else root / folder
+        labels.mkdir(parents=True, exist_ok=True)
+        for drawing in made:
+            if form == "YOLO":
+                (labels / f"{drawing.stem}.txt").write_text("".join(copies.yolo_lines(drawing)))
+            else:
+                (labels / f"{drawing.stem}.xml").write_text(copies.voc_text(drawing))
+    if form == "YOLO":
+        (root / "classes.txt").write_text("\n".join(copies.NAMES))
+    return root
+
+
+@pytest.mark.parametrize("form", ["YOLO", "Pascal VOC"])
+def test_all_folders_of_a_part_are_read(tmp_path, form):
+    first, second = copies.drawings(3), copies.drawings(2, start=9)
+    folders = {"train1": first, "train2": second, "valid": copies.drawings(2, start=20), "dev": copies.drawings(1)}
+    own = read_own_parts(write_folders(form, tmp_path, folders))
+
+    assert own.train.file_names == [f"train{n}/image_{i:02}.png" for n, i in ((1, 0), (1, 1), (1, 2), (2, 9), (2, 10))]
+    drawn = [item["bbox"] for made in (first, second) for item in copies.coco_content(made)["annotations"]]
+    assert boxes(own.train) == drawn
+    assert own.val.file_names == ["dev/image_00.png", "valid/image_20.png", "valid/image_21.png"]
+    assert "no-part" not in codes(own.train)
+
+
+def test_voc_folders_of_a_part_with_equal_file_names_keep_their_own_images(tmp_path):
+    one, other = copies.drawings(1, start=1)[0], copies.drawings(1, start=2)[0]  # of other sizes
+    folders = {"train_a": [one], "train_b": [other._replace(stem="image_01")]}
+    part = train_of(write_folders("Pascal VOC", tmp_path, folders))
+    assert part.file_names == ["train_a/image_01.png", "train_b/image_01.png"]
+
+
+@pytest.mark.parametrize("form", ["YOLO", "Pascal VOC"])
+def test_folders_of_no_part_are_named_and_not_trained_on(tmp_path, form):
+    root = write_folders(form, tmp_path, {"train": copies.drawings(3), "cam2": copies.drawings(2, start=9)})
+    part = train_of(root)
+
+    assert part.file_names == ["image_00.png", "image_01.png", "image_02.png"]
+    assert codes(part)["no-part"].severity == "warning"
+    assert codes(part)["no-part"].examples == ("cam2",)
+    assert len(find_data_set(root).parts["all"]().file_names) == 2
+
+
+def test_single_images_beside_yolos_folders_of_parts_are_named(tmp_path):
+    root = write_folders("YOLO", tmp_path, {"train": copies.drawings(3), "": copies.drawings(2, start=9)})
+    assert codes(train_of(root))["no-part"].examples == ("image_09.png", "image_10.png")
+    root = write_folders("YOLO", tmp_path / "flat", {"": copies.drawings(2)}) / "images"
+    (root / "image_00.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    copies.draw(root / "test", copies.drawings(1, start=9))
+    assert train_of(root).file_names == ["image_00.png", "image_01.png"]
+
+
+@pytest.mark.parametrize("form", ["COCO", "CSV"])
+def test_files_of_no_part_are_named_and_not_trained_on(tmp_path, form):
+    root = copies.write(form, tmp_path, {"train": copies.drawings(3), None: copies.drawings(2, start=9)})
+    part = train_of(root)
+    assert len(part.file_names) == 3
+    assert codes(part)["no-part"].examples == ({"COCO": "instances.json", "CSV": "boxes.csv"}[form],)
+
+
+def test_yolo_folders_of_a_part_with_other_classes_or_with_parts_inside_are_refused(tmp_path):
+    for folder in ("train_a", "train_b"):
+        write_folders("YOLO", tmp_path / folder, {"": copies.drawings(2)})
+    assert len(train_of(tmp_path).file_names) == 4
+    (tmp_path / "train_b" / "classes.txt").write_text("zebra\ncup\napple")
+    with pytest.raises(UserError, match=r"classes differ in .*train_a/classes.txt and .*train_b/classes.txt"):
+        train_of(tmp_path)
+    write_folders("YOLO", tmp_path / "train_b", {"train": copies.drawings(1), "val": copies.drawings(1, start=5)})
+    with pytest.raises(UserError, match=r"train_b is a data set with the parts train, val, all; name it itself"):
+        train_of(tmp_path)
+
+
+def test_yolo_texts_beside_images_in_subfolders_are_read(tmp_path):
+    made = copies.drawings(3)
+    folder = tmp_path / "obj_train_data" / "sub"
+    copies.draw(folder, made)
+    for drawing in made:
+        (folder / f"{drawing.stem}.txt").write_text("".join(copies.yolo_lines(drawing)))
+    (tmp_path / "obj.names").write_text("\n".join(copies.NAMES))
+
+    assert list(find_data_set(tmp_path).parts) == ["train"]
+    for root in (tmp_path, tmp_path / "obj_train_data"):
+        assert boxes(train_of(root)) == [item["bbox"] for item in copies.coco_content(made)["annotations"]]
+
+
+def test_a_part_that_a_data_yaml_names_and_that_is_missing_is_said(tmp_path):
+    root = copies.write("YOLO", tmp_path, {"train": copies.drawings(5)})
+    names = f"names: {copies.NAMES}\n"
+    (root / "data.yaml").write_text(f"train: images/train\nval: nowhere/valid\ntest: no/test\n{names}")
+    own = read_own_parts(root)
+    missing = [finding for finding in own.findings if finding.code == "missing-part"]
+    assert [(finding.severity, finding.examples) for finding in missing] == [
+        ("warning", ("val: nowhere/valid",)),
+        ("note", ("test: no/test",)),
+    ]
+    assert "no validation data are found" in own.decisions[-1]
+
+    (root / "data.yaml").write_text(f"train: [images/train, images2]\n{names}")
+    with pytest.raises(UserError, match="data.yaml names images2 for train, which does not exist; correct or remove"):
+        train_of(root)
+    (root / "data.yaml").write_text(f"train: images/trian\nval: images/train\n{names}")
+    with pytest.raises(UserError, match="data.yaml names train: images/trian, which does not exist; correct it"):
+        train_of(root)
+    assert len(find_data_set(root).parts["val"]().file_names) == 5
+    (root / "data.yaml").write_text(f"train: images/trian\n{names}")  # the folders tell the parts
+    assert codes(train_of(root))["missing-part"].examples == ("train: images/trian",)
+    (root / "data.yaml").write_text(f"train: images/train\nval:\ntest: null\n{names}")
+    assert "missing-part" not in codes(train_of(root))
+
+
+def test_val_and_valid_of_a_data_yaml_are_both_read(tmp_path):
+    root = copies.write("YOLO", tmp_path, {"a": copies.drawings(2), "b": copies.drawings(3, start=9)})
+    (root / "data.yaml").write_text(f"train: images/a\nval: images/a\nvalid: images/b\nnames: {copies.NAMES}\n")
+    assert len(read_own_parts(root).val.file_names) == 5
+
+
+def test_class_names_of_a_data_yaml_are_what_is_written(tmp_path):
+    root = copies.write("YOLO", tmp_path, {"train": copies.drawings(3)})
+    for names in ("[yes, no, 010]", "{0: yes, 1: no, 2: 010}"):
+        (root / "data.yaml").write_text(f"train: images/train\nnc: 3\nnames: {names}\n")
+        assert train_of(root).class_names == ["yes", "no", "010"]
+
+
+def test_paths_with_backslashes_are_read_in_yolo(tmp_path):
+    root = copies.write("YOLO", tmp_path, {"train": copies.drawings(3)})
+    (root / "data.yaml").write_text(f"train: .\\images\\train\nnames: {copies.NAMES}\n")
+    whole = train_of(root)
+    (root / "data.yaml").write_text(f"train: list.txt\nnames: {copies.NAMES}\n")
+    lines = [f"images\\train\\{name}\r\n" for name in whole.file_names]
+    (root / "list.txt").write_text("".join(lines))
+
+    assert boxes(whole) == boxes(train_of(root)) != []
+    assert whole.file_names == train_of(root).file_names
+
+
+def test_lists_of_voc_may_have_names_with_spaces_and_numbers_behind_them(tmp_path):
+    made = [drawing._replace(stem=f"my photo_{n}") for n, drawing in enumerate(copies.drawings(4))]
+    root = copies.write("Pascal VOC", tmp_path, {"train": made[:3], "val": made[3:]})
+    lists = root / "ImageSets" / "Main"
+    (lists / "train.txt").write_text("my photo_0\r\nmy photo_1  1\nmy photo_2 -1\n")
+    own = read_own_parts(root)
+    assert own.train.file_names == ["my photo_0.png", "my photo_1.png", "my photo_2.png"]
+    assert own.val.file_names == ["my photo_3.png"]
+    (lists / "train.txt").rename(lists / "trainval.txt")
+    assert codes(train_of(root))["unused-list"].examples == ("val.txt",)
+
+
+def test_file_names_of_windows_in_a_coco_file_are_found(tmp_path):
+    for place in ("images", "some/other/pictures"):
+        root, made = tmp_path / place.replace("/", "_"), copies.drawings(3)
+        copies.draw(root / place / "sub", made)
+        content = copies.coco_content(made)
+        for image in content["images"]:
+            image["file_name"] = f"sub\\{image['file_name']}"
+        (root / "result.json").write_text(json.dumps(content))
+        part = train_of(root)
+
+        assert (part.images, part.file_names) == (root / place, [f"sub/image_0{number}.png" for number in range(3)])
+        assert codes(part)["names-of-windows"].severity == "note"
+        (path,) = write_parts([("train", part)], tmp_path / "out")
+        assert json.loads(path.read_text())["images"] == part.content["images"]
+    copies.draw(root / place, [made[0]])
+    (root / place / "image_00.png").rename(root / place / "sub\\image_00.png")  # a file of this very name
+    assert train_of(root).file_names == ["sub/image_01.png", "sub/image_02.png", "sub\\image_00.png"]
+
+
+def test_rows_of_no_part_are_counted_by_value(tmp_path):
+    copies.draw(tmp_path / "images", copies.drawings(5))
+    rows = [
+        f"image_0{n}.png,1,2,3,4,cup,{part}\n" for n, part in enumerate(("train", "valid", "holdout", "holdout", ""))
+    ]
+    (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2,class,split\n" + "".join(rows))
+    for path in (tmp_path, tmp_path / "boxes.csv"):
+        finding = codes(train_of(path))["no-part"]
+        assert (finding.severity, finding.count, finding.examples) == ("warning", 3, ("'holdout': 2", "'': 1"))
+        assert "no-part" not in codes(find_data_set(path).parts["all"]())
+
+
+def test_two_spellings_of_a_file_in_a_table_are_one_image(tmp_path):
+    copies.draw(tmp_path / "images", copies.drawings(2))
+    names = ("image_00.png", "./images/image_00.png", "image_01", "images/../images/image_00.png", "no.png", "./no.png")
+    rows = [f"{name},{n},2,9,9,cup\n" for n, name in enumerate(names)]
+    (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2,class\n" + "".join(rows))
+    part = train_of(tmp_path)
+
+    assert [Path(name).name for name in part.file_names] == ["image_00.png", "image_01.png", "no.png"]
+    found = {item["id"]: [] for item in part.content["images"]}
+    for item in part.content["annotations"]:
+        found[item["image_id"]].append(item["bbox"][0])
+    assert list(found.values()) == [[0, 1, 3], [2], [4, 5]]
 
 
 # Rules of the forms.
@@ -475,6 +705,37 @@ def test_parts_for_validation_and_test_are_not_trained_on_unless_named_themselve
     divided = copies.write("CSV", tmp_path / "two", {"train": copies.drawings(5), "test": copies.drawings(3, start=9)})
     own = read_own_parts(divided)
     assert {*own.train.file_names, *own.val.file_names} == {f"image_0{number}.png" for number in range(5)}
+
+
+def test_validation_data_are_never_the_parts_train_and_test_of_what_was_named(tmp_path):
+    train = copies.write("CSV", tmp_path / "csv", {None: copies.drawings(4)})
+    parts = {"train": copies.drawings(3, start=9), "test": copies.drawings(2, start=20)}
+    for form in FORMS:
+        root = copies.write(form, tmp_path / form, parts)
+        with pytest.raises(
+            UserError, match=r"no part for validation, only (train, test|test, train); to evaluate on it"
+        ):
+            read_own_parts(train, root)
+    only = copies.write("YOLO", tmp_path / "only", {"train": parts["train"]})
+    with pytest.raises(
+        UserError, match="only train; to evaluate on it, name its file or folder itself, or call it val"
+    ):
+        read_own_parts(train, only)
+    assert len(read_own_parts(only, tmp_path / "YOLO" / "images" / "test").val.file_names) == 2
+
+
+def test_images_in_both_parts_are_named(tmp_path):
+    made = copies.drawings(5)
+    root = copies.write("COCO", tmp_path / "data", {None: made})
+    folder = root / "annotations"
+    (folder / "instances.json").rename(folder / "instances_trainval.json")
+    (folder / "instances_val.json").write_text(json.dumps(copies.coco_content(made[:2])))
+    own = read_own_parts(root)
+    finding = codes(own.val)["shared-image"]
+    assert (finding.severity, finding.examples) == ("warning", ("image_00.png", "image_01.png"))
+    assert "shared-image" in codes(read_own_parts(folder / "instances_trainval.json", root).val)
+    other = copies.write("YOLO", tmp_path / "other", {"train": made, "val": made})  # other files with the same names
+    assert "shared-image" not in codes(read_own_parts(other).val)
 
 
 def test_several_coco_files_of_one_part_are_refused_unless_coco_names_one(tmp_path):

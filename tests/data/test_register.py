@@ -325,6 +325,15 @@ def test_files_of_other_encodings_are_evaluated_on(tmp_path, encode):
     assert ap_of_perfect_detections(own, tmp_path) == pytest.approx(100)
 
 
+def test_file_names_of_windows_are_refused_with_their_remedy(tmp_path):
+    content = coco_content()
+    for image in content["images"]:
+        image["file_name"] = f"images\\{image['file_name']}"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"write / for the \\ in file_name, or use --train"):
+        register_own_data(train_json=write_coco(tmp_path, content), train_images=tmp_path / "other")
+
+
 def test_without_a_temporary_folder_the_remedy_is_named(tmp_path, monkeypatch):
     content = coco_content()
     without_area(content["annotations"])

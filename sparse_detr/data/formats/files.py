@@ -38,6 +38,11 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def with_slashes(path: str) -> str:
+    """Return a path with the separators of this system; one that was written on Windows has others."""
+    return path.replace("\\", "/")
+
+
 def part_of(*names: str) -> str:
     """Return the part that the first telling name names, such as "val" of `instances_val2017`; "all" if none does."""
     for name in names:
@@ -46,6 +51,14 @@ def part_of(*names: str) -> str:
             if words & known:
                 return part
     return ALL
+
+
+def by_part(folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return folders by the part that their own names tell; those that tell none are of "all"."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        found.setdefault(part_of(folder.name), []).append(folder)
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -68,13 +81,13 @@ def images_below(folder: Path) -> list[Path]:
     """Return the image files in a folder and its subfolders, sorted."""
     return sorted(
         Path(parent, name)
-        for parent, names in _walk(folder)
+        for parent, names in walk(folder)
         for name in names
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
     )
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Return each folder with the names of its files; links are followed, each folder is entered once."""
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -108,7 +121,7 @@ class ImageFinder:
 
     def find(self, name: str) -> Path | None:
         """Return the image with this name, path or stem; None if there is none, or several equally near."""
-        name = name.strip().replace("\\", "/")
+        name = with_slashes(name.strip())
         return next((path for path in self._near(name) if os.path.isfile(path)), None) or self._anywhere(Path(name))
 
     def _near(self, name: str) -> Iterator[Path]:
@@ -127,7 +140,7 @@ class ImageFinder:
 
     def missing(self, name: str) -> Path:
         """Return where an image that was not found should be."""
-        return self.near[0] / name.strip().replace("\\", "/")
+        return self.near[0] / with_slashes(name.strip())
 
 
 def root_of(annotations: Path) -> Path:

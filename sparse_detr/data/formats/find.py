@@ -23,7 +23,7 @@ class Found:
     Args:
         path: the folder or file.
         form: its name, such as "YOLO".
-        parts: readers of "train", "val" and "test", or of "all" if the data are in one part.
+        parts: readers of "train", "val" and "test", and of "all" for what names tell no part of.
     """
 
     path: Path
@@ -68,15 +68,23 @@ def training_part(found: Found) -> str:
     Raises:
         UserError: there are parts, and none is for training.
     """
-    part = found.choose("train", ALL)
-    if part is None:
-        raise UserError(
-            f"{found.path} has no part for training, only {', '.join(found.parts)}; to train on it, name its file or "
-            "folder itself"
-        )
-    return part
+    return _part_for(found, "train", "training", "train")
 
 
 def validation_part(found: Found) -> str:
-    """Return the name of the part to evaluate on, of a path that was named for it."""
-    return found.choose("val", ALL, "test", "train") or next(iter(found.parts))
+    """Return the name of the part to evaluate on, of a path that was named for it.
+
+    Raises:
+        UserError: there are parts, and none is for validation.
+    """
+    return _part_for(found, "val", "validation", "evaluate")
+
+
+def _part_for(found: Found, wanted: str, use: str, verb: str) -> str:
+    part = found.choose(wanted, ALL)
+    if part is None:
+        raise UserError(
+            f"{found.path} has no part for {use}, only {', '.join(found.parts)}; to {verb} on it, name its file or "
+            f"folder itself, or call it {wanted}"
+        )
+    return part

@@ -232,6 +232,13 @@ def unreadable(source: str, entries: Sequence[str], remedy: str) -> list[Finding
     return FaultKind("unreadable-annotation", f"{source} cannot be read; {remedy}").findings(entries)
 
 
+def of_no_part(part: str, what: str, others: Sequence[Path]) -> list[Finding]:
+    """Return the warning about files or folders beside the parts whose names tell none, for the part "train" alone."""
+    message = f"{what} have none of the words train, val and test in their names; training leaves them out"
+    names = [path.name for path in others]
+    return FaultKind("no-part", message, "warning").findings(names) if part == "train" else []
+
+
 def read_numbers(texts: Sequence[str]) -> list[float]:
     """Return finite numbers.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparse_detr.data.findings import Finding
+from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.formats.find import Found, find_data_set, training_part, validation_part
 from sparse_detr.data.formats.part import Part
 from sparse_detr.data.formats.split import make_split, saved_split
@@ -72,6 +73,8 @@ def read_own_parts(
         decisions.append(_sentence(inside, "val", other, "validation"))
     elif share > 0:
         return _divide(part, share, seed, folder, decisions)
+    if other is not None:
+        other = replace(other, findings=[*other.findings, *_shared_images(part, other)])
     same, more = with_same_classes([part] if other is None else [part, other])
     return OwnParts(same[0], same[1] if other is not None else None, [*decisions, *more])
 
@@ -89,6 +92,19 @@ def _sentence(found: Found, name: str, part: Part, use: str) -> str:
     return f"{found.path} is read as {found.form}{named}: {len(part.content['images'])} images for {use}"
 
 
+def _shared_images(train: Part, val: Part) -> list[Finding]:
+    """Find the image files that are in both parts, as where lists `trainval` and `val` are given."""
+    known = set(_files(train))
+    message = "images for validation are also for training, so the scores will be too high; leave them out of one part"
+    shared = [os.path.basename(file) for file in _files(val) if file in known]
+    return FaultKind("shared-image", message, "warning").findings(shared)
+
+
+def _files(part: Part) -> list[str]:
+    folder = os.path.realpath(part.images)
+    return [os.path.normpath(os.path.join(folder, name)) for name in part.file_names]
+
+
 def _divide(part: Part, share: float, seed: int, folder: Path | None, decisions: list[str]) -> OwnParts:
     names = part.file_names
     path = None if folder is None else folder / SPLIT_FILE
@@ -99,7 +115,7 @@ def _divide(part: Part, share: float, seed: int, folder: Path | None, decisions:
         split = saved_split(path, names, share=share, seed=seed)
     kept = "" if path is None else f"; the division is kept in {path}"
     decision = (
-        f"no validation data are named: {len(split.val)} of the {len(names)} images are taken for it (by image, share "
+        f"no validation data are found: {len(split.val)} of the {len(names)} images are taken for it (by image, share "
         f"{share:g}, seed {seed}) and {len(split.train)} are left for training{kept}"
     )
     return OwnParts(part.only(split.train), replace(part.only(split.val), findings=[]), [*decisions, decision])

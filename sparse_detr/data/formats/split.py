@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
@@ -57,14 +58,16 @@ def _number(path: str, seed: int) -> float:
 def saved_split(path: Path, names: Sequence[str], *, share: float, seed: int) -> Split:
     """Return the split in a file; without one, make it and write it.
 
-    Images that are new since then get a side by their own number; all others keep theirs.
+    Images that are new since then get a side by their own number; all others keep theirs, also where the names start
+    from another folder, since images were added beside it or removed.
 
     Raises:
         UserError: the file is of another share or seed, or cannot be read.
     """
     old = _read(path) if path.is_file() else None
-    known = {*old.train, *old.val} if old else set()
-    if old is None or not known & set(names):  # of other data
+    if old is not None:
+        old = _from_folder_of(set(names), old)
+    if old is None:  # or of other data
         split = make_split(names, share=share, seed=seed)
         write_text_atomically(path, json.dumps(asdict(split), indent=1) + "\n")
         return split
@@ -73,6 +76,7 @@ def saved_split(path: Path, names: Sequence[str], *, share: float, seed: int) ->
             f"{path} divides these data with share {old.share} and seed {old.seed}, not {share} and {seed}; go on with "
             "those, or choose another output folder"
         )
+    known = {*old.train, *old.val}
     new = [name for name in names if name not in known]
     if not new and known <= set(names):
         return old
@@ -82,6 +86,30 @@ def saved_split(path: Path, names: Sequence[str], *, share: float, seed: int) ->
         raise UserError(f"{path} leaves no image for training or none for validation; choose another output folder")
     write_text_atomically(path, json.dumps(asdict(split), indent=1) + "\n")
     return split
+
+
+def _from_folder_of(names: Collection[str], old: Split) -> Split | None:
+    """Return an old split with names that start from the same folder as `names`; None if it is of other images.
+
+    The common folder of all images may have moved up or down: the same image is `a/1.png` in one and `1.png` in the
+    other. It has moved by the prefix that most names agree in.
+    """
+    known = {*old.train, *old.val}
+    moves = Counter(("", name[:start]) for name in names for start in _starts(name) if name[start:] in known)
+    moves.update((name[:start], "") for name in known for start in _starts(name) if start and name[start:] in names)
+    if not moves:
+        return None
+    less, more = min(moves, key=lambda move: (-moves[move], len("".join(move)), move))
+    train, val = (
+        [more + name.removeprefix(less) for name in side if name.startswith(less)] for side in (old.train, old.val)
+    )
+    return replace(old, train=train, val=val)
+
+
+def _starts(name: str) -> Iterator[int]:
+    """Return where a path and each shorter path at its end start."""
+    yield 0
+    yield from (place + 1 for place, character in enumerate(name) if character == "/")
 
 
 def _read(path: Path) -> Split:

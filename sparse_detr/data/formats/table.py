@@ -7,12 +7,14 @@ y, width, height. A row without numbers is an image without objects. Separators 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sparse_detr.data.findings import FaultKind
+from sparse_detr.data.findings import NUM_EXAMPLES, FaultKind, Finding
 from sparse_detr.data.formats.files import (
     ALL,
     ImageFinder,
@@ -24,7 +26,7 @@ from sparse_detr.data.formats.files import (
     shortened,
     subfolders,
 )
-from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable
+from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, of_no_part, read_numbers, unreadable
 from sparse_detr.errors import UserError
 
 NAME = "CSV"
@@ -66,13 +68,15 @@ def find_in(folder: Path) -> dict[str, Callable[[], Part]]:
     places = (folder, *subfolders(folder))
     files = [path for place in places for path in files_with(place, ".csv", ".tsv") if _header(path) is not None]
     parts: dict[str, Callable[[], Part]] = {}
+    of_none: list[Finding] = []
     for path in files:
         named = (path.stem,) if path.parent == folder else (path.stem, path.parent.name)
-        for part, reader in _parts_of(path, folder, part_of(*named)).items():
-            if part in parts:
-                raise UserError(f"{folder} has several CSV files for one part: {shortened(files, folder)}; name one")
-            parts[part] = reader
-    return parts
+        found, findings = _parts_of(path, folder, part_of(*named))
+        if parts.keys() & found.keys():
+            raise UserError(f"{folder} has several CSV files for one part: {shortened(files, folder)}; name one")
+        parts |= found
+        of_none += findings
+    return _told(parts, of_none)
 
 
 def find_file(path: Path) -> dict[str, Callable[[], Part]]:
@@ -83,17 +87,33 @@ def find_file(path: Path) -> dict[str, Callable[[], Part]]:
     """
     if _header(path) is None:
         raise UserError(f"{path} has the columns {', '.join(_columns(path)) or '(none)'}; {_HEADER}")
-    return _parts_of(path, root_of(path), ALL)
+    return _told(*_parts_of(path, root_of(path), ALL))
 
 
-def _parts_of(path: Path, root: Path, part: str) -> dict[str, Callable[[], Part]]:
+def _parts_of(path: Path, root: Path, part: str) -> tuple[dict[str, Callable[[], Part]], list[Finding]]:
+    """Return a reader for each part of a table, and a warning about what is of no part."""
     header = _header(path)
     if header is None or header.part is None:
-        return {part: partial(_read, path, root, part, None)}
-    values: dict[str, set[str]] = {}
-    for value in {(row.get(header.part) or "").strip() for row in _rows(path)}:
-        values.setdefault(part_of(value), set()).add(value)
-    return {name: partial(_read, path, root, name, chosen) for name, chosen in values.items()}
+        return {part: partial(_read, path, root, part)}, of_no_part("train", "files", [path] if part == ALL else [])
+    counts = Counter((row.get(header.part) or "").strip() for row in _rows(path))
+    values: dict[str, list[str]] = {}
+    for value in counts:
+        values.setdefault(part_of(value), []).append(value)
+    parts: dict[str, Callable[[], Part]] = {
+        name: partial(_read, path, root, name, frozenset(chosen)) for name, chosen in values.items()
+    }
+    return parts, _rows_of_no_part(header.part, {value: counts[value] for value in values.get(ALL, [])})
+
+
+def _rows_of_no_part(column: str, counts: Mapping[str, int]) -> list[Finding]:
+    message = f"rows have a {column} with none of the words train, val and test; training leaves them out"
+    examples = tuple(f"{value!r}: {count}" for value, count in counts.items())[:NUM_EXAMPLES]
+    return [Finding("no-part", "warning", sum(counts.values()), message, examples)] if counts else []
+
+
+def _told(parts: dict[str, Callable[[], Part]], findings: Sequence[Finding]) -> dict[str, Callable[[], Part]]:
+    """Return the readers; that of the part "train" tells the findings too."""
+    return {**parts, "train": partial(parts["train"], findings=findings)} if "train" in parts else parts
 
 
 def _delimiter(first_line: str) -> str:
@@ -173,8 +193,10 @@ class _Table:
         boxes.append(LabelledBox(label, corners))
 
 
-def _read(path: Path, root: Path, part: str, only: set[str] | None) -> Part:
-    """Read a table, or its rows of one part."""
+def _read(
+    path: Path, root: Path, part: str, only: frozenset[str] | None = None, findings: Sequence[Finding] = ()
+) -> Part:
+    """Read a table, or its rows whose value of the part is one of `only`."""
     header = _header(path)
     assert header is not None, f"{path} was recognised"
     table = _Table(path, header)
@@ -183,7 +205,10 @@ def _read(path: Path, root: Path, part: str, only: set[str] | None) -> Part:
             table.add(row)
     near = near_folders(path, root, part)
     finder = ImageFinder(near or [root], root)
-    pictures = [Picture(finder.find(name) or finder.missing(name), boxes) for name, boxes in table.boxes.items()]
+    boxes_of: dict[str, list[LabelledBox]] = {}  # a file may be written in several ways
+    for name, boxes in table.boxes.items():
+        boxes_of.setdefault(os.path.abspath(finder.find(name) or finder.missing(name)), []).extend(boxes)
+    pictures = [Picture(Path(file), boxes) for file, boxes in boxes_of.items()]
     without_row: list[str] = []
     if (
         only is None and part == part_of(path.stem, path.parent.name) == ALL
@@ -191,8 +216,9 @@ def _read(path: Path, root: Path, part: str, only: set[str] | None) -> Part:
         used = {picture.file.resolve() for picture in pictures}
         without_row = [image.name for image in images_below(root) if image.resolve() not in used]
     left_out = "images have no row and are left out; a row without numbers marks an empty image"
-    findings = [
+    found = [
+        *findings,
         *unreadable("rows", table.faulty, "correct or remove them"),
         *FaultKind("image-without-annotation", left_out, "warning").findings(without_row),
     ]
-    return make_part(path, pictures, None, findings)
+    return make_part(path, pictures, None, found)

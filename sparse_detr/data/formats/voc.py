@@ -8,7 +8,7 @@ An image without an XML file is left out: nobody has said that it has no objects
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from sparse_detr.data.findings import FaultKind, Finding
 from sparse_detr.data.formats.files import (
     ALL,
     ImageFinder,
+    by_part,
     files_with,
     images_below,
     near_folders,
@@ -25,7 +26,16 @@ from sparse_detr.data.formats.files import (
     read_lines,
     subfolders,
 )
-from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
+from sparse_detr.data.formats.part import (
+    LabelledBox,
+    Part,
+    Picture,
+    make_part,
+    of_no_part,
+    read_numbers,
+    unreadable,
+    with_progress,
+)
 from sparse_detr.errors import UserError
 
 NAME = "Pascal VOC"
@@ -42,10 +52,22 @@ def find_in(folder: Path) -> dict[str, Callable[[], Part]]:
     if xmls:
         lists = _lists(folder)
         if not lists:
-            return {ALL: partial(_read, folder, xmls, None)}
-        return {part: partial(_read, folder, xmls, path) for part, path in lists.items()}
-    named = {part_of(path.name): path for path in subfolders(folder) if part_of(path.name) != ALL}
-    return {part: partial(_read, path, _xmls_of(path), None) for part, path in named.items() if _xmls_of(path)}
+            return {ALL: partial(_read, folder, {folder: xmls})}
+        return {part: partial(_read_list, folder, xmls, path) for part, path in lists.items()}
+    xmls_of = {path: found for path in subfolders(folder) if (found := _xmls_of(path))}
+    places = by_part(xmls_of)
+    others = places.get(ALL, [])
+    if len(places) == 1 and others:
+        return {}
+    return {
+        part: partial(
+            _read,
+            paths[0] if len(paths) == 1 else folder,
+            {path: xmls_of[path] for path in paths},
+            findings=of_no_part(part, "folders", others),
+        )
+        for part, paths in places.items()
+    }
 
 
 def _xmls_of(folder: Path) -> list[Path]:
@@ -78,13 +100,12 @@ def _lists(folder: Path) -> dict[str, Path]:
 class _Annotations:
     """What was read so far, and the faults by file."""
 
-    finder: ImageFinder
     faulty: list[str] = field(default_factory=list)
     polygons: int = 0
     difficult: int = 0
     counted_from_one: int = 0
 
-    def read(self, path: Path) -> Picture | None:
+    def read(self, path: Path, finder: ImageFinder) -> Picture | None:
         """Read an XML file; None if it is broken."""
         try:
             root = ElementTree.parse(path).getroot()
@@ -98,8 +119,8 @@ class _Annotations:
         self.counted_from_one += bool(first)
         boxes = [box for item in root.findall("object") if (box := self._box(item, path.name, first)) is not None]
         named = (root.findtext("filename") or "").strip()
-        file = self.finder.find(path.stem) or (self.finder.find(named) if named else None)
-        return Picture(file or self.finder.missing(named or path.stem), boxes, _size(root))
+        file = finder.find(path.stem) or (finder.find(named) if named else None)
+        return Picture(file or finder.missing(named or path.stem), boxes, _size(root))
 
     def _box(self, item: ElementTree.Element, name: str, first: float) -> LabelledBox | None:
         label = (item.findtext("name") or "").strip()
@@ -167,32 +188,55 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
     return (int(width), int(height)) if min(width, height) >= 1 else None
 
 
-def _read(folder: Path, xmls: Sequence[Path], listed: Path | None) -> Part:
-    """Read XML files, all or those whose names a list of ImageSets/ gives."""
-    if listed is not None:
-        names = {line.split()[0] for line in read_lines(listed)}
-        by_stem = {path.stem: path for path in xmls}
-        unknown = sorted(names - by_stem.keys())
-        if unknown:
-            raise UserError(f"{listed} names {', '.join(unknown[:5])}, which have no .xml file; correct the list")
-        xmls = [by_stem[name] for name in sorted(names)]
-    if not xmls:
-        raise UserError(f"{listed or folder} names no annotation; check the path")
-    near = near_folders(xmls[0], folder, part_of(folder.name))
-    read = _Annotations(ImageFinder(near, folder))
-    pictures = [picture for path in with_progress(xmls, "reading labels") if (picture := read.read(path)) is not None]
-    used = {picture.file.resolve() for picture in pictures}
-    broken = {path.stem for path in xmls}
-    others = (
-        [] if listed else [p.name for p in images_below(folder) if p.resolve() not in used and p.stem not in broken]
-    )
-    names, findings = _class_names(folder, {box.name for picture in pictures for box in picture.boxes})
-    return make_part(listed or folder, pictures, names, [*read.findings(others), *findings])
+def _read_list(folder: Path, xmls: Sequence[Path], listed: Path) -> Part:
+    """Read the XML files whose names a list of ImageSets/ gives."""
+    by_stem = {path.stem: path for path in xmls}
+    names = {_name_in(line, by_stem) for line in read_lines(listed)}
+    unknown = sorted(names - by_stem.keys())
+    if unknown:
+        raise UserError(f"{listed} names {', '.join(unknown[:5])}, which have no .xml file; correct the list")
+    if not names:
+        raise UserError(f"{listed} names no annotation; check the path")
+    findings = []
+    if listed.stem == "trainval" and (val := listed.with_name("val.txt")).is_file():
+        message = f"list is not used, since {listed.name}, which is trained on, holds its images too; name a train.txt"
+        findings = FaultKind("unused-list", message, "warning").findings([val.name])
+    return _read(listed, {folder: [by_stem[name] for name in sorted(names)]}, complete=False, findings=findings)
 
 
-def _class_names(folder: Path, used: set[str]) -> tuple[list[str] | None, list[Finding]]:
+def _name_in(line: str, known: Collection[str]) -> str:
+    """Return the name in a line, which may have spaces; after it, lists of the VOC challenge say -1, 0 or 1."""
+    return line if line in known else re.sub(r"\s+(-1|0|1)$", "", line)
+
+
+def _read(
+    source: Path, xmls: Mapping[Path, Sequence[Path]], *, complete: bool = True, findings: Sequence[Finding] = ()
+) -> Part:
+    """Read the XML files of folders.
+
+    Args:
+        xmls: the files by the folder that their images are looked for in.
+        complete: whether the folders are of this part alone, so that an image without an XML file is left out of it.
+        findings: to begin with.
+    """
+    read = _Annotations()
+    pictures: list[Picture] = []
+    others: list[str] = []
+    for folder, files in xmls.items():
+        finder = ImageFinder(near_folders(files[0], folder, part_of(folder.name)), folder)
+        found = [read.read(path, finder) for path in with_progress(files, "reading labels")]
+        pictures += [picture for picture in found if picture is not None]
+        if complete:
+            used = {picture.file.resolve() for picture in found if picture is not None}
+            stems = {path.stem for path in files}
+            others += [p.name for p in images_below(folder) if p.resolve() not in used and p.stem not in stems]
+    names, of_classes = _class_names(list(xmls), {box.name for picture in pictures for box in picture.boxes})
+    return make_part(source, pictures, names, [*findings, *read.findings(others), *of_classes])
+
+
+def _class_names(folders: Sequence[Path], used: set[str]) -> tuple[list[str] | None, list[Finding]]:
     """Return the classes of a file with one name a line, if there is one with all `used` names; else None."""
-    for path in (folder / "labels.txt", folder / "classes.txt"):
+    for path in (folder / name for folder in folders for name in ("labels.txt", "classes.txt")):
         if path.is_file():
             names = read_lines(path)
             missing = sorted(used - set(names))

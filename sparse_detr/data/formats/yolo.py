@@ -20,13 +20,24 @@ import yaml
 from sparse_detr.data.findings import FaultKind, Finding, Severity
 from sparse_detr.data.formats.files import (
     ALL,
+    by_part,
     files_with,
     images_below,
-    part_of,
     read_lines,
     subfolders,
+    walk,
+    with_slashes,
 )
-from sparse_detr.data.formats.part import LabelledBox, Part, Picture, make_part, read_numbers, unreadable, with_progress
+from sparse_detr.data.formats.part import (
+    LabelledBox,
+    Part,
+    Picture,
+    make_part,
+    of_no_part,
+    read_numbers,
+    unreadable,
+    with_progress,
+)
 from sparse_detr.errors import UserError
 from sparse_detr.files import IMAGE_SUFFIXES
 
@@ -36,6 +47,7 @@ LOOKED_FOR = "a .yaml file with 'names', or images/ and labels/ with .txt files 
 _NAME_FILES = ("classes.txt", "obj.names", "labels.txt", "predefined_classes.txt")
 _NO_LABELS = {*_NAME_FILES, "train.txt", "val.txt", "test.txt", "readme.txt", "readme.roboflow.txt"}
 _YAML_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_NO_PATH = ("", "~", "null", "Null", "NULL")  # YAML's nothing
 _LARGEST_SHARE = 1.5  # rounding puts corners a little beyond 1; numbers above this are pixels
 
 
@@ -55,28 +67,50 @@ def find_in(folder: Path) -> dict[str, Callable[[], Part]]:
         raise UserError(f"{folder} has several data files of YOLO: {', '.join(path.name for path in yamls)}; name one")
     if yamls and (parts := find_file(yamls[0])):
         return parts
-    return {part: partial(_read, folder, places, None) for part, places in _folders_by_part(folder).items()}
+    return _readers(folder, _folders_by_part(folder), None)
 
 
 def find_file(path: Path) -> dict[str, Callable[[], Part]]:
     """Return a reader for each part that a data.yaml names and that exists.
 
     Raises:
-        UserError: no folder that it names exists.
+        UserError: no folder that it names exists, or only some of a list; the reader of the part "train", if only
+            others exist.
     """
     content = _yaml(path)
     classes, places = _classes_of_yaml(path, content), _places(path, content)
-    if not places:
-        places = _folders_by_part(path.parent)
-    if not places:
-        named = ", ".join(f"{key}: {content[key]}" for key in _YAML_PARTS if content.get(key))
-        raise UserError(f"{path} names no folder that exists ({named or 'no train, val or test'}); correct its paths")
-    return {part: partial(_read, path, found, classes) for part, found in places.items()}
+    named = {key: content[key] for key in _YAML_PARTS if _texts(content, key)}
+    missing = {key: value for key, value in named.items() if _YAML_PARTS[key] not in places}
+    found = places or _folders_by_part(path.parent)
+    if not found:
+        names = ", ".join(f"{key}: {value}" for key, value in named.items())
+        raise UserError(f"{path} names no folder that exists ({names or 'no train, val or test'}); correct its paths")
+    parts = _readers(path, found, classes, _missing_parts(path, missing))
+    if places and "train" in missing:
+        parts["train"] = partial(_refuse, f"{path} names train: {missing['train']}, which does not exist; correct it")
+    return parts
+
+
+def _refuse(message: str) -> Part:
+    raise UserError(message)
+
+
+def _missing_parts(path: Path, missing: dict[str, Any]) -> list[Finding]:
+    """Return findings about the parts that a data.yaml names and that do not exist; none needs the part "test"."""
+    message = f"parts that {path} names do not exist; correct or remove their paths"
+    return [
+        finding
+        for severity, keys in (("warning", missing.keys() - {"test"}), ("note", missing.keys() & {"test"}))
+        for finding in FaultKind("missing-part", message, severity).findings(
+            [f"{key}: {missing[key]}" for key in sorted(keys)]
+        )
+    ]
 
 
 def _yaml(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file, all values as they are written: `no` is a text; {} if it is none."""
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), yaml.BaseLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -84,30 +118,43 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _classes_of_yaml(path: Path, content: dict[str, Any]) -> _Classes:
     names = content.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names or any(isinstance(name, dict | list) for name in names):
+    indices = [str(index) for index in range(len(names or ()))]
+    if isinstance(names, dict) and set(names) == set(indices):
+        names = [names[index] for index in indices]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{path} has no usable 'names'; give the class names as a list, or with the indices 0, 1, ...")
-    if content.get("nc") not in (None, len(names)):
+    if content.get("nc", "") not in ("", str(len(names))):
         raise UserError(f"{path} has nc {content['nc']} and {len(names)} names; correct one of them")
     shape = content.get("kpt_shape")
-    is_shape = isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)
-    numbers = shape[0] * shape[1] if is_shape else 0
-    return _Classes(path, [str(name) for name in names], numbers)
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(str(side).isdecimal() for side in shape)
+    numbers = int(shape[0]) * int(shape[1]) if is_shape else 0
+    return _Classes(path, names, numbers)
+
+
+def _texts(content: dict[str, Any], key: str) -> list[str]:
+    """Return the folders or list files that a data.yaml names for a part."""
+    named = content.get(key)
+    texts = named if isinstance(named, list) else [named]
+    return [text for text in texts if isinstance(text, str) and text not in _NO_PATH]
 
 
 def _places(path: Path, content: dict[str, Any]) -> dict[str, list[Path]]:
-    """Return the folders or list files of each part that exist."""
+    """Return the folders or list files of each part that exist.
+
+    Raises:
+        UserError: only some of a part's list exist.
+    """
     bases = [path.parent]
-    if isinstance(given := content.get("path"), str):
+    if isinstance(given := content.get("path"), str) and given not in _NO_PATH:
         bases = [Path(given).expanduser() if os.path.isabs(os.path.expanduser(given)) else path.parent / given, *bases]
     places: dict[str, list[Path]] = {}
     for key, part in _YAML_PARTS.items():
-        named = content.get(key)
-        texts = [text for text in (named if isinstance(named, list) else [named]) if isinstance(text, str) and text]
-        found = [place for text in texts if (place := _existing(text, bases)) is not None]
-        if texts and len(found) == len(texts):
-            places.setdefault(part, found)
+        found = {text: _existing(text, bases) for text in _texts(content, key)}
+        missing = [text for text, place in found.items() if place is None]
+        if missing and len(missing) < len(found):
+            raise UserError(f"{path} names {', '.join(missing)} for {key}, which does not exist; correct or remove it")
+        if places_of_key := [place for place in found.values() if place is not None]:
+            places.setdefault(part, []).extend(places_of_key)
     return places
 
 
@@ -116,8 +163,9 @@ def _existing(text: str, bases: Sequence[Path]) -> Path | None:
 
     Roboflow writes `../train/images` for a folder beside the file, and `path` may be of another machine.
     """
-    inside = text.removeprefix("../")
-    tries = [base / name for base in bases for name in (text, inside, f"{inside}/images", f"images/{inside}")]
+    inside = with_slashes(text).removeprefix("../")
+    names = dict.fromkeys((text, with_slashes(text), inside, f"{inside}/images", f"images/{inside}"))
+    tries = [base / name for base in bases for name in names]
     return next((path for path in tries if images_or_list(path)), None)
 
 
@@ -126,26 +174,65 @@ def images_or_list(path: Path) -> bool:
     return os.path.isfile(path) or (os.path.isdir(path) and bool(images_below(path)))
 
 
+def _readers(
+    source: Path, places: dict[str, list[Path]], classes: _Classes | None, findings: Sequence[Finding] = ()
+) -> dict[str, Callable[[], Part]]:
+    """Return a reader for each part; that of the training data tells the findings."""
+    others = places.get(ALL, [])
+    teller = next((part for part in ("train", ALL, *places) if part in places), None)
+    parts: dict[str, Callable[[], Part]] = {}
+    for part, found in places.items():
+        told = [*(findings if part == teller else ()), *of_no_part(part, "folders and images", others)]
+        parts[part] = partial(_read, source, found, classes, told)
+    return parts
+
+
 def _folders_by_part(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders of images with labels, by part; without a data.yaml."""
-    if any(_label_of(image).is_file() for image in files_in(folder)):  # images and texts in one folder
-        return {ALL: [folder]}
-    images = _sub(folder, "images")
-    if images is not None and _sub(folder, "labels") is not None:
-        parts = {part_of(path.name): [path] for path in subfolders(images) if part_of(path.name) != ALL}
-        return parts or {ALL: [images]}
-    named = {part_of(path.name): path for path in subfolders(folder) if part_of(path.name) != ALL}
-    inner = {part: _folders_by_part(path).get(ALL) for part, path in named.items()}
-    return {part: places for part, places in inner.items() if places}
+    """Return the folders of images with labels, or single images, by part; without a data.yaml.
+
+    Raises:
+        UserError: a folder of a part is a data set with parts.
+    """
+    images = folder / "images"
+    single = [image for image in files_in(folder) if _label_of(image).is_file()]
+    if images.is_dir() and (folder / "labels").is_dir() and not single:
+        places = by_part(subfolders(images))
+        others = [path for path in [*places.pop(ALL, []), *files_in(images)] if images_or_list(path)]
+        return {**places, ALL: others} if places and others else places or {ALL: [images]}
+    named = by_part(subfolders(folder))
+    unnamed = named.pop(ALL, [])
+    if not named:
+        return {ALL: [folder]} if single or _has_texts_beside(folder) else {}
+    places = {part: found for part, paths in named.items() if (found := _with_labels(paths))}
+    if places or single:
+        places[ALL] = [*(place for path in unnamed for place in _folders_by_part(path).get(ALL, [])), *single]
+    return {part: found for part, found in places.items() if found}
+
+
+def _with_labels(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders of images with labels among the folders of one part."""
+    found = []
+    for folder in folders:
+        places = _folders_by_part(folder)
+        if places.keys() - {ALL}:
+            raise UserError(f"{folder} is a data set with the parts {', '.join(places)}; name it itself")
+        found += places.get(ALL, [])
+    return found
+
+
+def _has_texts_beside(folder: Path) -> bool:
+    """Return whether an image at any depth has a text file beside it."""
+    for _, files in walk(folder):
+        names = set(files)
+        stems = {stem for stem, suffix in map(os.path.splitext, files) if suffix.lower() in IMAGE_SUFFIXES}
+        if any(f"{stem}.txt" in names for stem in stems):
+            return True
+    return False
 
 
 def files_in(folder: Path) -> list[Path]:
     """Return the image files of a folder itself."""
     return files_with(folder, *IMAGE_SUFFIXES)
-
-
-def _sub(folder: Path, name: str) -> Path | None:
-    return folder / name if (folder / name).is_dir() else None
 
 
 def _label_of(image: Path) -> Path:
@@ -251,24 +338,49 @@ class _Labels:
         ]
 
 
-def _read(source: Path, places: Sequence[Path], classes: _Classes | None) -> Part:
-    """Read the images of folders and list files with their labels."""
+def _classes_of(source: Path, places: Sequence[Path]) -> _Classes:
+    """Return the classes that are found for all folders of a part.
+
+    Raises:
+        UserError: some have other classes.
+    """
+    folders = dict.fromkeys(place if place.is_dir() else place.parent for place in places)
+    first, *others = (_find_classes(folder) for folder in folders)
+    for other in others:
+        if other.names != first.names:
+            raise UserError(
+                f"{source} has one part in several folders, whose classes differ in {first.source} and {other.source}; "
+                "give them the same classes, or name one of the folders"
+            )
+    return first
+
+
+def _read(source: Path, places: Sequence[Path], classes: _Classes | None, findings: Sequence[Finding]) -> Part:
+    """Read images, and those of folders and list files, with their labels."""
     images = list(dict.fromkeys(image for place in places for image in _images_of(place)))
     if not images:
         raise UserError(f"{source} names {', '.join(map(str, places))}, where no image is; correct the path")
-    labels = _Labels(classes or _find_classes(places[0] if places[0].is_dir() else places[0].parent))
+    labels = _Labels(classes or _classes_of(source, places))
     pictures = [
         Picture(image, labels.read(_label_of(image), image.name)) for image in with_progress(images, "reading labels")
     ]
     texts = {_label_of(image) for image in images}
     folders = sorted({path.parent for path in texts}) if all(place.is_dir() for place in places) else []
     others = [p for folder in folders for p in files_with(folder, ".txt") if p.name.lower() not in _NO_LABELS]
-    findings = labels.findings(len(images), [path.name for path in others if path not in texts])
-    return make_part(source, pictures, labels.classes.names, findings)
+    without_image = [path.name for path in others if path not in texts]
+    return make_part(source, pictures, labels.classes.names, [*findings, *labels.findings(len(images), without_image)])
 
 
 def _images_of(place: Path) -> list[Path]:
-    """Return the images in a folder, or those that a text file lists, one a line."""
+    """Return the images in a folder, those that a text file lists, one a line, or the image itself."""
     if place.is_dir():
         return images_below(place)
-    return [Path(os.path.normpath(place.parent / line)) for line in read_lines(place)]
+    if place.suffix.lower() in IMAGE_SUFFIXES:
+        return [place]
+    return [_listed(place.parent, line) for line in read_lines(place)]
+
+
+def _listed(folder: Path, line: str) -> Path:
+    """Return the image that a line of a list names."""
+    image = Path(os.path.normpath(folder / line))
+    return image if "\\" not in line or image.is_file() else Path(os.path.normpath(folder / with_slashes(line)))
