@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from sparse_detr.errors import UserError
 TABLE = Path("sweep", "sweep.json")
 """Where `sparse-detr sweep` writes its table, in the folder of the weights."""
 PLAIN = "plain"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,10 @@ def read_table(path: str | os.PathLike[str]) -> list[Entry]:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Entry]]:
-    """Return what a table was measured with, and its entries."""
+    """Return a table and its measured entries."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-        return dict(record.get("setting") or {}), measured_entries(record)
+        return {**record, "setting": dict(record.get("setting") or {})}, measured_entries(record)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); measure the budgets first: sparse-detr sweep"
@@ -119,8 +122,8 @@ def budget_within(text: str, weights: str, form: str, *, ema: bool = False) -> s
     """
     milliseconds, file = check_limit("budget", text)
     path = Path(file) if file else Path(weights).parent / TABLE
-    setting, entries = _read(path)
-    _check_weights(path, setting, weights, ema=ema)
+    record, entries = _read(path)
+    _check_weights(path, record["setting"], weights, ema=ema)
     measured = [entry for entry in entries if entry.form == form]
     if not measured:
         forms = ", ".join(sorted({entry.form for entry in entries})) or "none"
@@ -131,6 +134,10 @@ def budget_within(text: str, weights: str, form: str, *, ema: bool = False) -> s
         raise UserError(
             f"budget {text}: every budget of {path} takes longer; the fastest, {fastest.budget}, takes "
             f"{fastest.milliseconds:.3g} ms"
+        )
+    if disturbance := record.get("disturbance"):
+        logger.warning(
+            "%s has times of a machine that was not quiet: %s; run sparse-detr sweep again", path, disturbance
         )
     return chosen.budget
 
@@ -146,19 +153,18 @@ def _check_weights(path: Path, setting: dict[str, Any], weights: str, *, ema: bo
     digest = setting.get("weights")
     if digest is None or not os.path.isfile(weights):
         return
-    facts = os.stat(weights)
-    if _digest_once(weights, facts.st_size, facts.st_mtime_ns) != digest:
+    if file_digest(weights) != digest:
         raise UserError(f"{path} is of other weights than {weights}; measure these with sparse-detr sweep")
 
 
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; a file is read again only after it has changed."""
+    facts = os.stat(path)
+    return _digest(os.path.abspath(path), facts.st_size, facts.st_mtime_ns)
+
+
 @lru_cache
-def _digest_once(path: str, size: int, modified: int) -> str:
-    """Return the digest of a file, read anew only after it has changed."""
-    return file_digest(path)
-
-
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+def _digest(path: str, size: int, modified: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

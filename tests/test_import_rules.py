@@ -59,6 +59,7 @@ ALLOWED = {
     "studies": (
         "analysis",
         "budget",
+        "budget_table",
         "checks",
         "config",
         "engine",
@@ -66,6 +67,7 @@ ALLOWED = {
         "files",
         "model_zoo",
         "modeling",
+        "provenance",
         "recipes",
         "structures",
         "visualization",

@@ -31,6 +31,12 @@ from sparse_detr.files import write_text_atomically
 FORMAT = 1
 Record = dict[str, Any]
 Entry = dict[str, Any]
+MEANINGS = {
+    "weights": "the checkpoint is another one",
+    "config_sha256": "the config has other settings than the one that was swept",
+    "data_sha256": "the annotation file has other content",
+}
+"""What it means that a digest in the setting differs."""
 FLOP_IMAGES = 8
 """Images on which FLOPs are counted; a count takes several calls of the model."""
 
@@ -132,7 +138,7 @@ class Sweep:
     def _read(self) -> Record:
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
-            record["setting"], record["entries"]
+            record["setting"], record["entries"], record["machine"], record["disturbance"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path} is not a table of a sweep ({error}); remove it, or give another --output"
@@ -142,10 +148,16 @@ class Sweep:
     def _check(self, setting: dict[str, Any]) -> None:
         old = self.record["setting"]
         for key, value in setting.items():
-            if old.get(key) != value:
+            if key not in old:
                 raise UserError(
-                    f"{self.path} is a sweep with {key} {old.get(key)!r}, not {value!r}; give another --output, or "
-                    "remove it"
+                    f"{self.path} was measured by an older version, which did not note {key}, so it may be of other "
+                    "settings or data; give another --output, or remove it"
+                )
+            if old[key] != value:
+                meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ""
+                raise UserError(
+                    f"{self.path} is a sweep with {key} {old[key]!r}, not {value!r}{meaning}; give another --output, "
+                    "or remove it"
                 )
 
     @property
@@ -219,6 +231,21 @@ def count_entries(sweep: Sweep, contestants: Sequence[Contestant], images: Seque
             sweep.save()
 
 
+def needs_times(sweep: Sweep, *, rounds: int | None, threads: int | None) -> bool:
+    """Return whether an entry has no times, a busy machine disturbed them, or they are not the ones asked for.
+
+    Args:
+        sweep: the table.
+        rounds, threads: that the user asks for; None for any.
+    """
+    machine = sweep.record["machine"]
+    return (
+        bool(sweep.record["disturbance"])
+        or any(not entry["milliseconds"] for entry in sweep.record["entries"])
+        or any(asked not in (None, machine.get(key)) for key, asked in (("rounds", rounds), ("threads", threads)))
+    )
+
+
 def time_entries(
     sweep: Sweep,
     contestants: Sequence[Contestant],
@@ -229,16 +256,14 @@ def time_entries(
     load_before: float,
     allow_busy: bool,
 ) -> str | None:
-    """Time all entries in turn on the same images if one has no time, and measure their memory.
+    """Time all entries in turn on the same images, and measure their memory.
 
     Returns:
-        What disturbed the measurement, in which case nothing is noted unless `allow_busy`; None for a quiet machine.
+        Why nothing is noted: what disturbed the measurement, unless `allow_busy`; None if the times are noted.
     """
     from sparse_detr.benchmark.measure import machine_facts, measure_memory, measure_times
 
     entries = [sweep.entry(*entry_name(contestant)) for contestant in contestants]
-    if all(entry["milliseconds"] for entry in entries):
-        return None
     measured = measure_times(
         contestants, images, batch_sizes=[1], rounds=rounds, device=device, load_before=load_before
     )
@@ -252,7 +277,7 @@ def time_entries(
     sweep.record["machine"] = machine_facts(device) | {"threads": torch.get_num_threads(), "rounds": rounds}
     sweep.record["disturbance"] = measured.disturbance
     sweep.save()
-    return measured.disturbance
+    return None
 
 
 def sweep_contestants(model: nn.Module, rows: Sequence[tuple[str, str]]) -> list[Contestant]:

@@ -40,11 +40,11 @@ def flat(entry: Entry) -> dict[str, Any]:
 
 
 def as_csv(record: Record) -> str:
-    """Return the table as CSV, an entry a line."""
+    """Return the table as CSV, an entry a line; the last column says what disturbed the times, if anything."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(file, [*COLUMNS, "disturbance"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat(entry) for entry in record["entries"])
+    writer.writerows(flat(entry) | {"disturbance": record["disturbance"]} for entry in record["entries"])
     return file.getvalue()
 
 
@@ -104,7 +104,6 @@ def _named(entry: Measured) -> str:
 
 def draw(record: Record, path: Path) -> None:
     """Write the picture: AP against time, against FLOPs, and by object size against the share of kept tokens."""
-    title = _title(record)
     figure, (times, flops, sizes) = new_figure(15, 4.8, columns=3)
     rows = [flat(entry) for entry in record["entries"] if entry["scores"]]
     forms = list(dict.fromkeys(row["form"] for row in rows))
@@ -116,7 +115,7 @@ def draw(record: Record, path: Path) -> None:
     _label(times, "milliseconds an image (median)", "AP against time")
     _label(flops, "GFLOPs an image", "AP against FLOPs")
     _label(sizes, "share of the tokens in a layer (mean), %", "by object size")
-    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(origin(record), fontsize=9, x=0.01, ha="left")
     save_figure(figure, path, 120)
 
 
@@ -190,13 +189,14 @@ def _label(axis: Any, below: str, title: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _title(record: Record) -> str:
+def origin(record: Record) -> str:
+    """Return what the numbers are of and where the times are from; a machine that was not quiet comes first."""
     setting, machine = record["setting"], record["machine"]
     text = f"{setting.get('config', '')}; evaluated on {setting.get('images', 'all images')}"
     if machine:
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         device = machine["gpu"]["name"] if machine.get("gpu") else f"{machine['cpu']}, {threads}"
-        text += f"; times: {device}, torch {machine['torch']}, {machine['date']}"
+        text += f"; times: {device}, {machine['rounds']} rounds, torch {machine['torch']}, {machine['date']}"
     if record["disturbance"]:
         text = "\n".join(textwrap.wrap(f"NOT A QUIET MACHINE: {record['disturbance']}", 200)) + f"\n{text}"
     return text

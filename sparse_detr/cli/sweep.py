@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sparse_detr.benchmark.sweep import Sweep
 
 BUDGETS = ("0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "1")
+ROUNDS = 20
 BUSY = 1  # the exit code if there are no times
 
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also measure the inference form: {', '.join(PRECISIONS)} (fp32 if none is named)",
     )
     parser.add_argument("--max-images", type=int, metavar="N", help="score the first N images alone (default: all)")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="images that each budget is timed on (20)")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"images that each budget is timed on ({ROUNDS})")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of PyTorch on the CPU (default: its own)")
     parser.add_argument(
         "--within-ap",
@@ -70,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     folder = args.output or Path(args.weights).parent / TABLE.parent
     sweep, work = _prepare(args, folder)
-    disturbance = work()
-    return report(args, sweep, folder, disturbance)
+    missed = work()
+    return report(args, sweep, folder, missed)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -103,8 +104,10 @@ def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
     from sparse_detr.config.own_data import use_own_data
     from sparse_detr.config.run import make_run
     from sparse_detr.engine.weights import load_trained_weights
+    from sparse_detr.provenance import check_one_data_set, config_digest, data_digests
 
     cfg = load_config(args.config_file, args.opts)
+    digest = config_digest(cfg)  # before own data write their names into it
     use_own_data(cfg, {}, args.opts)
     description = make_run(cfg)
     if not description.evaluation_sets:
@@ -112,6 +115,7 @@ def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
             "the config names no evaluation data, and without them there is no AP; give the config.yaml of a training "
             "with --val-json, or name a data set in the config"
         )
+    check_one_data_set(description)
     device = usable_device(cfg)
     model = build_detector(cfg, device=device).eval()
     load_trained_weights(model, args.weights, ema=args.ema)
@@ -125,13 +129,15 @@ def _prepare(args: argparse.Namespace, folder: Path) -> tuple[Sweep, Any]:
         "weights": file_digest(args.weights),
         "ema": args.ema,
         "overrides": list(args.opts),
+        "config_sha256": digest,
         "data": [name for evaluation in description.evaluation_sets for name in evaluation.names],
+        "data_sha256": data_digests(cfg, ["test"]),
         "images": "all images" if args.max_images is None else f"the first {args.max_images} images",
     }
     sweep = Sweep(folder / TABLE.name, setting)
     contestants = sweep_contestants(model, list(dict.fromkeys([*sweep.rows, *asked])))
     make_folder(folder)
-    images = ImageStream(files_of_evaluation(cfg, args.rounds + 1), build_test_mapper(cfg))
+    images = ImageStream(files_of_evaluation(cfg, (args.rounds or ROUNDS) + 1), build_test_mapper(cfg))
     return sweep, lambda: _measure(args, sweep, contestants, asked, description, images, device)
 
 
@@ -153,7 +159,7 @@ def _measure(
     images: Any,
     device: str,
 ) -> str | None:
-    """Complete the table; return what disturbed the times, or None.
+    """Complete the table; return why times that are asked for are not noted, or None.
 
     All contestants are timed, those of earlier calls too, since only times of one run can be compared; `asked` are
     scored.
@@ -163,6 +169,7 @@ def _measure(
         FLOP_IMAGES,
         count_entries,
         entry_name,
+        needs_times,
         score_entries,
         time_entries,
         true_boxes_of,
@@ -170,12 +177,13 @@ def _measure(
 
     for contestant in contestants:
         sweep.entry(*entry_name(contestant))
-    load = sample_load()
-    busy = find_disturbance({"before": load})
-    disturbance = busy
-    if not busy or args.allow_busy:  # times first: they are short, and tell soon if the machine is not quiet
-        options = {"rounds": args.rounds, "device": device, "load_before": load, "allow_busy": args.allow_busy}
-        disturbance = time_entries(sweep, contestants, images, **options)
+    missed = None
+    if needs_times(sweep, rounds=args.rounds, threads=args.threads):  # first: they tell soon if it is not quiet
+        load = sample_load()
+        missed = find_disturbance({"before": load})
+        if not missed or args.allow_busy:
+            options = {"rounds": args.rounds or ROUNDS, "device": device, "load_before": load}
+            missed = time_entries(sweep, contestants, images, allow_busy=args.allow_busy, **options)
     count_entries(sweep, [c for c in contestants if c.counts_flops], images.batch(min(FLOP_IMAGES, images.num_files)))
     names = sweep.record["setting"]["data"]
     scored = [contestant for contestant in contestants if entry_name(contestant) in asked]
@@ -187,7 +195,7 @@ def _measure(
             lambda model: _scores(description, model, before_image=step, max_images=args.max_images),
             true_boxes_of(names),
         )
-    return disturbance
+    return missed
 
 
 def _scores(description: Any, model: Any, **options: Any) -> dict[str, float]:
@@ -219,22 +227,28 @@ def _progress(description: Any, max_images: int | None, budgets: int, *, quiet: 
     return bar()
 
 
-def report(args: argparse.Namespace, sweep: Sweep, folder: Path, disturbance: str | None) -> int:
-    """Write CSV and picture, print the table and the answers; return the exit code."""
+def report(args: argparse.Namespace, sweep: Sweep, folder: Path, missed: str | None) -> int:
+    """Write CSV and picture, print the table and the answers; return the exit code.
+
+    Args:
+        missed: why times that are asked for are not in the table; None if all are.
+    """
     from sparse_detr.benchmark.machine import REMEDY
-    from sparse_detr.benchmark.sweep_report import answers, as_csv, as_markdown, draw
+    from sparse_detr.benchmark.sweep_report import answers, as_csv, as_markdown, draw, origin
 
     record = sweep.record
     write_text_atomically(folder / "sweep.csv", as_csv(record))
     draw(record, folder / "sweep.png")
     found = answers(record, within_ap=args.within_ap, under_ms=args.under_ms)
-    untimed = any(not entry["milliseconds"] for entry in record["entries"])
     if args.json:
         print(json.dumps({**record, "answers": found}))
-        return BUSY if untimed else 0
+        return BUSY if missed else 0
     print(as_markdown(record))
+    print(origin(record))
     print("\n".join(found))
-    if untimed:
-        print(f"some budgets have no times: {disturbance}; {REMEDY}; run the command again, the scores are kept")
+    if missed:
+        untimed = any(not entry["milliseconds"] for entry in record["entries"])
+        what = "some budgets have no times" if untimed else "all times are of an earlier call"
+        print(f"{what}: {missed}; {REMEDY}; run the command again, the scores are kept")
     print(f"saved as {folder / TABLE.stem} with the ends json, csv and png")
-    return BUSY if untimed else 0
+    return BUSY if missed else 0

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sparse_detr.checks import check_share
+from sparse_detr.config.kinds import Config
 from sparse_detr.errors import UserError
+from sparse_detr.provenance import config_digest
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study
 
 IMAGE_SIZE = (850, 1040)
@@ -56,18 +58,27 @@ def make(args: argparse.Namespace) -> Study:
     elif args.rhos:
         raise UserError("--rhos needs --models; without them, the rhos are the published ones")
     compared = size == IMAGE_SIZE and not args.models
-    parts = {
-        f"{config if args.models else _name(config)} at {f'{rho:g}' if rho else 'its own'}": partial(
-            measure, config, rho, size, number if compared else None
-        )
-        for config, rows in published.items()
-        for rho, number in rows.items()
-    }
-    return Study("complexity", parts, {"image_size": size}, table, draw, conclude)
+    parts, made_from = {}, {}
+    for config, rows in published.items():
+        sources = {"config": config_digest(_load(config, with_published=compared))}
+        for rho, number in rows.items():
+            key = f"{config if args.models else _name(config)} at {f'{rho:g}' if rho else 'its own'}"
+            parts[key] = partial(measure, config, rho, size, number if compared else None)
+            made_from[key] = sources
+    return Study("complexity", parts, {"image_size": size}, table, draw, conclude, made_from)
 
 
 def _name(config: str) -> str:
     return Path(config).stem.partition("_rho")[0]
+
+
+def _load(config: str, *, with_published: bool) -> Config:
+    """Load a config by its path or its name in the model zoo; the published numbers are of models of 91 classes."""
+    from sparse_detr.config.load import load_config
+    from sparse_detr.model_zoo import get_config_file
+
+    path = config if Path(config).is_file() else get_config_file(config)
+    return load_config(path, [CLASSES] if with_published else [])
 
 
 def measure(config: str, rho: float | None, size: tuple[int, int], published: float | None) -> Result:
@@ -86,12 +97,9 @@ def measure(config: str, rho: float | None, size: tuple[int, int], published: fl
 
     from sparse_detr.analysis.cost import gigaflops
     from sparse_detr.budget import check_fits
-    from sparse_detr.config.load import load_config
     from sparse_detr.config.model import build_detector
-    from sparse_detr.model_zoo import get_config_file
 
-    path = config if Path(config).is_file() else get_config_file(config)
-    model = build_detector(load_config(path, [CLASSES] if published else []), device="cpu").eval()
+    model = build_detector(_load(config, with_published=published is not None), device="cpu").eval()
     check_fits("--rhos", rho, model)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     flops = gigaflops(model, image, rho)

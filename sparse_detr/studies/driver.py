@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Study:
         table: numbers -> header and rows.
         draw: (numbers, path) -> picture.
         conclude: numbers -> conclusion.
+        made_from: key -> what the numbers of this part alone depend on, such as digests of files; a finished part that
+            was made from something else is not taken over.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Study:
     table: Callable[[Results], tuple[Sequence[str], Sequence[Sequence[str]]]]
     draw: Callable[[Results, Path], None]
     conclude: Callable[[Results], Conclusion]
+    made_from: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Record:
@@ -70,39 +73,54 @@ class Record:
 
     Args:
         path: the file; it need not exist.
-        settings: see `Study`.
+        study: the study.
 
     Raises:
-        UserError: the file is no such record, or was made with other settings.
+        UserError: the file is no such record, or was made with other settings or from other files.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.settings = path, json.loads(json.dumps(settings))
+    def __init__(self, path: Path, study: Study) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(study.settings))
         self.results: dict[str, Result] = {}
+        self.made_from: dict[str, Any] = {}
+        self._sources = json.loads(json.dumps(study.made_from))
         if not path.is_file():
             return
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            self.results, made_with = old["results"], old["settings"]
+            self.results, made_with = dict(old["results"]), dict(old["settings"])
+            self.made_from = dict(old.get("made_from", {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a study; remove it or choose another --output") from error
-        if made_with != self.settings:
-            keys = sorted({*made_with, *self.settings})
-            changed = [key for key in keys if made_with.get(key) != self.settings.get(key)]
+        if changes := _changes(made_with, self.settings):
             raise UserError(
-                f"{path} was made with other settings ({', '.join(changed)}); remove it, give the same options, or "
-                "choose another --output"
+                f"{path} was made with other settings ({changes}); remove it, give the same options, or choose another "
+                "--output"
             )
+        for key in [key for key in study.parts if key in self.results]:
+            if changes := _changes(self.made_from.get(key, {}), self._sources.get(key, {})):
+                raise UserError(
+                    f"{path} has the numbers of {key!r}, but they were made from other files ({changes}); remove it, "
+                    "or choose another --output"
+                )
 
     def add(self, key: str, result: Result) -> None:
         """Add the numbers of a part, and write the file."""
         self.results[key] = result
+        if key in self._sources:
+            self.made_from[key] = self._sources[key]
         self.write()
 
     def write(self, **more: Any) -> None:
         """Write the file."""
-        content = {"settings": self.settings, "results": self.results, **more}
+        content = {"settings": self.settings, "made_from": self.made_from, "results": self.results, **more}
         write_text_atomically(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the names of what differs, for an error; "" if nothing does."""
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(key if key in old else f"{key}, which was not noted then" for key in changed)
 
 
 def run_study(study: Study, output: Path) -> Conclusion:
@@ -115,7 +133,7 @@ def run_study(study: Study, output: Path) -> Conclusion:
     Raises:
         UserError: the folder holds another study's numbers, or a part fails.
     """
-    record = Record(make_folder(output) / f"{study.name}.json", study.settings)
+    record = Record(make_folder(output) / f"{study.name}.json", study)
     missing = [key for key in study.parts if key not in record.results]
     if done := len(study.parts) - len(missing):
         print(f"{done} of {len(study.parts)} parts are done already and are not run again", flush=True)

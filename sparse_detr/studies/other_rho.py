@@ -39,12 +39,13 @@ def make(args: argparse.Namespace) -> Study:
     for rho in args.rhos:
         check_share("--rhos", rho)
     models = trained_of(args)
-    parts = {
-        f"{model.key} at {rho:g}": partial(measure, model, args.opts, rho)
-        for model in models
-        for rho in (*args.rhos, 0)
-    }
-    return Study("other_rho", parts, facts_of(models, args), table, draw, conclude)
+    parts, made_from = {}, {}
+    for model in models:
+        sources = model.made_from(args.opts)
+        for rho in (*args.rhos, 0):
+            parts[key := f"{model.key} at {rho:g}"] = partial(measure, model, args.opts, rho)
+            made_from[key] = sources
+    return Study("other_rho", parts, facts_of(args), table, draw, conclude, made_from)
 
 
 def measure(trained: Trained, overrides: Sequence[str], rho: float) -> Result:

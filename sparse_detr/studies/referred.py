@@ -46,10 +46,11 @@ def make(args: argparse.Namespace) -> Study:
     return Study(
         name="referred",
         parts={model.key: lambda model=model: measure(model, args.opts, args.max_images) for model in models},
-        settings={**facts_of(models, args), "max_images": args.max_images},
+        settings={**facts_of(args), "max_images": args.max_images},
         table=table,
         draw=draw,
         conclude=conclude,
+        made_from={model.key: model.made_from(args.opts) for model in models},
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from detectron2.config import LazyCall as L
 
 from sparse_detr.analysis.tables import mean_and_deviation
+from sparse_detr.budget_table import file_digest
 from sparse_detr.errors import UserError
 from sparse_detr.recipes.sparse_detr import sparsify
 from sparse_detr.studies.driver import Conclusion, Result, Results, Study, grouped, mean_of, spread_of
@@ -69,7 +70,8 @@ def measure_student(args: argparse.Namespace, rho: float, seed: int) -> Result:
     weights = _folder(args, seed) / "model_final.pth"
     cfg.model.teacher = L(frozen_teacher)(model=teacher, weights=str(weights.resolve()))
     cfg.model.teacher.model.num_classes = "${...num_classes}"
-    return {"rho": rho, **train(cfg, args, args.output / f"taught_rho{100 * rho:g}_seed{seed}", seed)}
+    folder = args.output / f"taught_rho{100 * rho:g}_seed{seed}"
+    return {"rho": rho, **train(cfg, args, folder, seed, {"weights of the teacher": file_digest(weights)})}
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from sparse_detr.budget_table import file_digest
 from sparse_detr.config.run import Run
 from sparse_detr.errors import UserError
+from sparse_detr.provenance import check_one_data_set, config_digest, data_digests
 
 SEED = re.compile(r"_seed(\d+)$")
 
@@ -44,7 +46,7 @@ class Trained:
         """Return the model in eval mode, and its evaluation.
 
         Raises:
-            UserError: the config or weights cannot be used, or there are no data to evaluate on.
+            UserError: the config or weights cannot be used, or there is no data set to evaluate on, or several.
         """
         import sparse_detr.recipes  # noqa: F401 registers the names for yaml
         from sparse_detr.config.load import load_config
@@ -57,9 +59,27 @@ class Trained:
         run = make_run(cfg)
         if not run.evaluation_sets:
             raise UserError(f"{self.config} names no evaluation data; give the config of a training with --val-json")
+        check_one_data_set(run)
         model = run.build_model().eval()
         load_trained_weights(model, self.weights, ema=self.ema)
         return model, run
+
+    def made_from(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Return digests of what the numbers of the model depend on: weights, config and evaluation data.
+
+        Raises:
+            UserError: a file cannot be used.
+        """
+        from sparse_detr.config.load import load_config
+
+        if not Path(self.weights).is_file():
+            raise UserError(f"--weights {self.weights} does not exist or is no file; give a checkpoint")
+        cfg = load_config(self.config, overrides)
+        return {
+            "weights": file_digest(self.weights),
+            "config": config_digest(cfg),
+            "data": data_digests(cfg, ["test"]),
+        }
 
 
 def add_trained(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +127,6 @@ def _of_folder(folder: Path, *, ema: bool) -> Trained:
     return Trained(SEED.sub("", name), seed.group(1) if seed else "", *map(str, files), ema=ema)
 
 
-def facts_of(models: Sequence[Trained], args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the numbers of a study of trained models depend on, without folders of a machine."""
+def facts_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all numbers of a study of trained models depend on; see `Trained.made_from` for those of one."""
     return {"overrides": list(args.opts)} | ({"averaged": True} if args.ema else {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import difflib
 import statistics
 import subprocess
 import sys
@@ -19,11 +19,14 @@ from sparse_detr.config.load import load_config
 from sparse_detr.config.own_data import OWN_DATA_KEYS
 from sparse_detr.errors import UserError
 from sparse_detr.files import make_folder, write_text_atomically
+from sparse_detr.provenance import config_digest, data_digests
 from sparse_detr.studies.driver import Result
+from sparse_detr.visualization.curves import METRICS_FILE, read_runs
 
 BASE = "quick/deformable_detr_topk_mnv2.py"
 LEARNED = 10.0
 """AP from which on a model has learned enough to be compared."""
+SHOWN_CHANGES = 6
 
 
 def add_training(parser: argparse.ArgumentParser, *, rhos: Sequence[float] = ()) -> None:
@@ -68,10 +71,25 @@ def check_training(args: argparse.Namespace) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the scores depend on, without folders of a machine."""
-    files = {key: Path(value).name for key in OWN_DATA_KEYS if (value := getattr(args, key))}
-    facts = {"config": Path(args.config_file).stem, "iterations": args.iterations, "overrides": list(args.opts)}
-    return {**facts, "data": files} if files else facts
+    """Return what the scores depend on, with digests of the config and the data, wherever they lie.
+
+    Raises:
+        UserError: the config or a file of own data cannot be used.
+    """
+    cfg = dense_config(args)
+    return {
+        "config": Path(args.config_file).stem,
+        "iterations": args.iterations,
+        "overrides": list(args.opts),
+        "text of the config": config_digest(cfg),
+        "data": _data_of(cfg, args),
+    }
+
+
+def _data_of(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+    return data_digests(
+        cfg, ["train", "test"], {key: getattr(args, key) for key in OWN_DATA_KEYS if getattr(args, key)}
+    )
 
 
 def dense_config(args: argparse.Namespace) -> DictConfig:
@@ -92,24 +110,30 @@ def dense_config(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def train(cfg: DictConfig, args: argparse.Namespace, folder: Path, seed: int) -> Result:
+def train(
+    cfg: DictConfig, args: argparse.Namespace, folder: Path, seed: int, made_from: Mapping[str, Any] | None = None
+) -> Result:
     """Train a model, or go on with its stopped training; return its last scores.
+
+    The config is kept in `configs/` beside the folder, with digests of the data as comments above.
 
     Args:
         cfg: the config; iterations and seed are set in it.
         args: the options of the study.
         folder: output folder of the training.
         seed: of the training.
+        made_from: digests of what the training depends on besides config and data.
 
     Raises:
-        UserError: the training fails, or a finished one in the folder had other settings.
+        UserError: the training fails, or a stopped or finished one in the folder had other settings or data.
     """
     cfg.train.seed, cfg.train.max_iter, cfg.train.eval_period = seed, args.iterations, args.iterations
     config = make_folder(folder.parent / "configs") / f"{folder.name}.yaml"
-    text = kind_of(cfg).text()
+    sources = {**_data_of(cfg, args), **(made_from or {})}
+    text = "".join(f"# {name}: {value!r}\n" for name, value in sources.items()) + kind_of(cfg).text()
+    if any(folder.glob("*.pth")):
+        _refuse_other_settings(folder, config, text)
     if found := final_scores(folder):
-        if not config.is_file() or config.read_text(encoding="utf-8") != text:
-            raise UserError(f"the training in {folder} had other settings; remove it, or choose another --output")
         return {"seed": seed, **found}
     write_text_atomically(config, text)
     command = [sys.executable, "-m", "sparse_detr.train", "--config-file", str(config), "--resume"]
@@ -125,20 +149,39 @@ def train(cfg: DictConfig, args: argparse.Namespace, folder: Path, seed: int) ->
     return {"seed": seed, **found}
 
 
+def _refuse_other_settings(folder: Path, config: Path, text: str) -> None:
+    """Refuse a training that was started with another config, or from other files, than `text` says."""
+    remedy = "remove the folder, or choose another --output"
+    if not config.is_file():
+        raise UserError(f"the training in {folder} had other settings, or {config} is gone, which tells them; {remedy}")
+    old = config.read_text(encoding="utf-8")
+    changes = [line for line in difflib.ndiff(old.splitlines(), text.splitlines()) if line.startswith(("- ", "+ "))]
+    if changes:
+        shown = "\n  ".join(changes[:SHOWN_CHANGES] + ["..."] * (len(changes) > SHOWN_CHANGES))
+        raise UserError(
+            f"the training in {folder} had other settings or data; {remedy}. Lines of {config} that are gone (-) or "
+            f"new (+) now:\n  {shown}"
+        )
+
+
 def final_scores(folder: Path) -> dict[str, float]:
     """Return AP, iterations and, unless it is too short to say, seconds an iteration of a finished run; {} if none."""
-    metrics = folder / "metrics.json"
-    if not (folder / "model_final.pth").is_file() or not metrics.is_file():
+    if not (folder / "model_final.pth").is_file() or not (folder / METRICS_FILE).is_file():
         return {}
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    scores = [line for line in lines if "bbox/AP" in line]
-    if not scores:
+    (run,) = read_runs([str(folder)])
+    if "bbox/AP" not in run.series:
         return {}
-    seconds = [line["time"] for line in lines if "time" in line]
+    last = run.series["bbox/AP"][0][-1]
+    scores = {
+        name.removeprefix("bbox/"): values[-1]
+        for name, (iterations, values) in run.series.items()
+        if name.startswith("bbox/") and iterations[-1] == last
+    }
+    _, seconds = run.series.get("time", ([], []))
     return {
-        **{key.removeprefix("bbox/"): value for key, value in scores[-1].items() if key.startswith("bbox/")},
+        **scores,
         **({"seconds_per_iteration": statistics.median(seconds)} if seconds else {}),
-        "iterations": scores[-1]["iteration"],
+        "iterations": last,
     }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from sparse_detr import Predictor
 from sparse_detr.benchmark import machine, measure, sweep
 from sparse_detr.budget import checked_budget
+from sparse_detr.budget_table import budget_within
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
 from sparse_detr.config.model import build_detector
@@ -173,6 +174,124 @@ def test_a_table_of_other_weights_is_refused(folder, capsys):
     torch.save({"model": {name: 2 * value for name, value in state["model"].items()}}, folder / "sparse_detr.pth")
     assert run_sweep(folder, budgets=["0.1"]) == 2
     assert "is a sweep with weights" in capsys.readouterr().err
+
+
+def change_config(folder, change):
+    cfg = load_config(str(folder / "sparse_detr.yaml"))
+    change(cfg)
+    LazyConfig.save(cfg, str(folder / "sparse_detr.yaml"))
+
+
+def test_a_table_of_other_settings_in_a_config_of_the_same_name_is_refused(folder, capsys):
+    def change(cfg):
+        cfg.dataloader.test.mapper.augmentations.short_size = 32
+
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    before = (folder / "sweep" / "sweep.json").read_text()
+    change_config(folder, lambda cfg: cfg.train.update(output_dir="elsewhere"))  # no number depends on it
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    change_config(folder, change)
+    assert run_sweep(folder, budgets=["0.1"]) == 2
+    message = capsys.readouterr().err
+    assert "is a sweep with config_sha256" in message
+    assert "(the config has other settings than the one that was swept); give another --output" in message
+    assert (folder / "sweep" / "sweep.json").read_text() == before
+
+
+def register_data(folder, *, names="swept"):
+    """Let the config register its data sets itself, instead of own data."""
+
+    def change(cfg):
+        register = {"_target_": "sparse_detr.data.register.register_coco_files", "class_names": ["cat", "dog"]}
+        register |= {"annotations": str(folder / "own.json"), "images": str(folder / "images")}
+        cfg.dataloader.register = [register | {"name": "swept"}, register | {"name": "more"}]
+        cfg.dataloader.test.dataset.names = names
+        cfg.train.own_data = {}
+
+    change_config(folder, change)
+
+
+def test_a_table_of_other_annotations_under_the_same_name_is_refused(folder, capsys):
+    register_data(folder)
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    truth = json.loads((folder / "own.json").read_text())
+    truth["annotations"][0]["bbox"][0] += 1
+    (folder / "own.json").write_text(json.dumps(truth))
+    assert run_sweep(folder, budgets=["0.1"]) == 2
+    message = capsys.readouterr().err
+    assert "is a sweep with data_sha256" in message
+    assert "the annotation file has other content" in message
+
+
+def test_several_data_sets_are_refused_since_their_images_may_have_the_same_numbers(folder, capsys):
+    register_data(folder, names=["swept", "more"])
+    assert run_sweep(folder, budgets=["0.1"]) == 2
+    message = "on 2 data sets (swept, more), but this command measures one; choose it: --opts dataloader.test"
+    assert message in capsys.readouterr().err
+    assert run_sweep(folder, "--opts", "dataloader.test.dataset.names=swept", budgets=["0.1"]) == 0
+
+
+def test_a_table_of_an_older_version_is_refused_with_what_it_does_not_tell(folder, capsys):
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    table = folder / "sweep" / "sweep.json"
+    record = json.loads(table.read_text())
+    del record["setting"]["config_sha256"]
+    table.write_text(json.dumps(record))
+    assert run_sweep(folder, budgets=["0.1"]) == 2
+    assert "was measured by an older version, which did not note config_sha256" in capsys.readouterr().err
+
+
+def table_of(folder):
+    return json.loads((folder / "sweep" / "sweep.json").read_text())
+
+
+def test_times_of_a_busy_machine_say_so_everywhere_until_they_are_measured_again(folder, monkeypatch, capsys, caplog):
+    machine_is_quiet(monkeypatch, load=1.5)
+    assert run_sweep(folder, "--allow-busy", budgets=["0.1"]) == 0
+    assert "NOT A QUIET MACHINE: other processes used 1.50" in capsys.readouterr().out
+    (row,) = csv.DictReader((folder / "sweep" / "sweep.csv").read_text().splitlines())
+    assert row["disturbance"].startswith("other processes used 1.50")
+    budget_within("ms:100000", str(folder / "sparse_detr.pth"), "plain")
+    assert "has times of a machine that was not quiet: other processes used 1.50" in caplog.text
+    old = table_of(folder)
+
+    assert run_sweep(folder, budgets=["0.1"]) == 1  # still busy
+    output = capsys.readouterr().out
+    assert "NOT A QUIET MACHINE: other processes used 1.50" in output
+    assert "all times are of an earlier call: other processes used 1.50" in output
+    assert table_of(folder) == old
+
+    machine_is_quiet(monkeypatch)
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    assert table_of(folder)["disturbance"] is None
+    assert table_of(folder)["entries"] != old["entries"]
+    assert "NOT A QUIET MACHINE" not in capsys.readouterr().out
+    (row,) = csv.DictReader((folder / "sweep" / "sweep.csv").read_text().splitlines())
+    assert row["disturbance"] == ""
+
+
+def test_times_with_other_rounds_or_threads_than_those_asked_for_are_measured_again(folder, monkeypatch, capsys):
+    timed, measure_times = [], measure.measure_times
+
+    def watch(contestants, *arguments, **options):
+        timed.append(options["rounds"])
+        return measure_times(contestants, *arguments, **options)
+
+    monkeypatch.setattr(measure, "measure_times", watch)
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    assert run_sweep(folder, budgets=["0.1"]) == 0
+    assert timed == [2]
+    assert run_sweep(folder, "--rounds", "3", budgets=["0.1"]) == 0
+    assert timed == [2, 3]
+    threads = torch.get_num_threads()
+    try:
+        assert run_sweep(folder, "--rounds", "3", "--threads", str(threads), budgets=["0.1"]) == 0
+        assert run_sweep(folder, "--rounds", "3", "--threads", str(threads + 1), budgets=["0.1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert timed == [2, 3, 3]
+    assert f"{threads + 1} threads, 3 rounds, torch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from sparse_detr.studies.driver import Conclusion, Study, grouped, mean_of, run_
 AGREES = Conclusion(True, "more is better (rule: 2 above 1)", "it is")
 
 
-def study_of(done, *, settings=None, fail=()):
+def study_of(done, *, settings=None, fail=(), made_from=None):
     """Return a study of two parts that writes into `done` which parts ran."""
 
     def part(name, value):
@@ -26,6 +26,7 @@ def study_of(done, *, settings=None, fail=()):
         table=lambda results: (["", "AP"], [[name, f"{result['AP']:.1f}"] for name, result in results.items()]),
         draw=lambda results, path: path.write_bytes(b"picture"),
         conclude=lambda results: AGREES,
+        made_from=made_from or {},
     )
 
 
@@ -60,6 +61,26 @@ def test_numbers_that_were_made_with_other_settings_are_refused(tmp_path):
     run_study(study_of([]), tmp_path)
     with pytest.raises(UserError, match=r"made with other settings \(iterations\)"):
         run_study(study_of([], settings={"iterations": 4, "size": (1, 2)}), tmp_path)
+
+
+def test_numbers_of_a_part_that_were_made_from_other_files_are_refused(tmp_path):
+    files = {"one": {"weights": "1a", "data": {"val": "2b"}}, "two": {"weights": "3c"}}
+    with pytest.raises(UserError, match="two failed"):
+        run_study(study_of([], made_from=files, fail=["two"]), tmp_path)
+    run_study(study_of([], made_from=files | {"two": {"weights": "4d"}}), tmp_path)  # was not measured before
+    run_study(study_of([], made_from=files | {"two": {"weights": "4d"}}), tmp_path)
+    before = (tmp_path / "toy.json").read_text()
+    with pytest.raises(
+        UserError, match=r"the numbers of 'two', but they were made from other files \(weights\); remove"
+    ):
+        run_study(study_of([], made_from=files), tmp_path)
+    assert (tmp_path / "toy.json").read_text() == before
+
+
+def test_numbers_of_an_older_version_which_noted_no_files_are_refused(tmp_path):
+    run_study(study_of([]), tmp_path)
+    with pytest.raises(UserError, match=r"'one', .* \(weights, which was not noted then\)"):
+        run_study(study_of([], made_from={"one": {"weights": "1a"}}), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"results": {}}'])
