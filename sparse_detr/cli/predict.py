@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--track numbers objects through the frames of a video, but --input names none; leave it out")
     predictor = load_predictor(args)
     take_options(args, predictor)
-    job = Job(args.output, inputs.names(), setting_of(args, predictor), class_names(predictor), args.shard_size)
+    setting, classes = setting_of(args, predictor), class_names(predictor)
+    job = Job(args.output, inputs.names(), setting, classes, args.shard_size, inputs.stamps())
     detect_shards(args, predictor, inputs, job, part)
     if not job.is_done():
         missing = sum(not job.path(shard).is_file() for shard in range(len(job)))

@@ -76,6 +76,8 @@ class Job:
         setting: what all detections of the run have in common, such as weights and budget.
         class_names: by class index.
         shard_size: pictures of a shard.
+        stamps: size and time of change of the files that the pictures are in. They tell other pictures of the same
+            names; a path would not do, since each machine may see the files under another one.
 
     Attributes:
         stems: of every picture, the path of its results without suffix.
@@ -85,17 +87,23 @@ class Job:
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], setting: dict[str, Any], class_names: Sequence[str], shard_size: int
+        self,
+        folder: Path,
+        names: Sequence[str],
+        setting: dict[str, Any],
+        class_names: Sequence[str],
+        shard_size: int,
+        stamps: Sequence[Any] = (),
     ) -> None:
         self.folder, self.names, self.shard_size = folder, names, shard_size
         self.stems = stems_of(names)
         self.class_names = list(class_names)
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(json.dumps([list(names), list(stamps)]).encode()).hexdigest()
         record = {
             "setting": {**setting, "shard_size": shard_size},
             "class_names": self.class_names,
             "pictures": len(names),
-            "names_sha256": digest,
+            "pictures_sha256": digest,
         }
         make_folder(folder / SHARDS)
         path = folder / RECORD
@@ -154,7 +162,7 @@ def _check_same(path: Path, record: dict[str, Any]) -> None:
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in record["setting"] if old["setting"].get(name) != record["setting"][name]]
-        other_pictures = old["names_sha256"] != record["names_sha256"]
+        other_pictures = old["pictures_sha256"] != record["pictures_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no record of `sparse-detr predict` ({error!r}); give another --output") from error
     if differing:
@@ -165,8 +173,8 @@ def _check_same(path: Path, record: dict[str, Any]) -> None:
         )
     if other_pictures:
         raise UserError(
-            f"{path} is of {old.get('pictures')} other pictures than these {record['pictures']}; give another "
-            "--output, or remove that folder"
+            f"{path} is of {old.get('pictures')} other pictures than these {record['pictures']} (other names, sizes or "
+            "times of change); give another --output, or remove that folder"
         )
 
 

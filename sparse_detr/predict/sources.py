@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import IMAGE_SUFFIXES
+from sparse_detr.predictor import _stamp
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -30,9 +31,11 @@ class Source(Protocol):
 
     Attributes:
         names: of every picture, unique within the source; forward slashes, no suffix of its own for frames.
+        paths: of the files that the pictures are in.
     """
 
     names: Sequence[str]
+    paths: Sequence[str]
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """Yield the pictures from `start` to `stop` as a `Predictor` takes them, or the `ImageError` of a bad one."""
@@ -57,7 +60,7 @@ class TarImages:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self.paths = path, [path]
         try:
             with tarfile.open(path) as archive:
                 self.names = [member.name for member in archive if member.isfile() and has_suffix(member.name)]
@@ -105,7 +108,7 @@ class VideoFrames:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self.paths = path, [path]
         reader = self._open()
         self.frames_per_second = float(reader.get(5) or 25.0)  # CAP_PROP_FPS
         count = 0
@@ -156,6 +159,10 @@ class Inputs:
             for source, prefix in zip(self.sources, self.prefixes, strict=True)
             for name in source.names
         ]
+
+    def stamps(self) -> list[tuple[int, int] | None]:
+        """Return the size and time of change of every file; None for one that is not there."""
+        return [_stamp(path) for source in self.sources for path in source.paths]
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """Yield the pictures from `start` to `stop` over all sources."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,3 +147,13 @@ def test_other_settings_in_the_same_folder_are_refused(many, capsys):
     assert predict() == 0
     assert predict("--budget", "0.5") == 2
     assert "is of a run with budget None, not '0.5'; give another --output" in capsys.readouterr().err
+
+
+def test_other_pictures_of_the_same_names_are_refused_and_the_same_ones_elsewhere_are_not(many, capsys):
+    shutil.copytree("many", "mounted")  # keeps the times
+    shutil.copytree("many", "other", copy_function=shutil.copyfile)
+    assert predict() == 0
+    assert predict(images="mounted") == 0
+    assert predict(images="other") == 2
+    said = capsys.readouterr().err
+    assert "is of 7 other pictures than these 7 (other names, sizes or times of change); give another --output" in said
