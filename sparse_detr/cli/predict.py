@@ -177,7 +177,28 @@ def setting_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]
         "slice": args.slice,
         "overlap": args.overlap if args.slice else None,
         "formats": sorted(set(args.format)),
+        **config_of(predictor),
     }
+
+
+def config_of(predictor: Predictor) -> dict[str, str]:
+    """Return every value of the config that detections depend on, as text by its path; {} for an exported file.
+
+    Neither the device nor the path of the weights counts: machines that share a run may differ in them.
+    """
+    import re
+
+    from sparse_detr.config.kinds import kind_of
+    from sparse_detr.engine.config_changes import _leaves
+
+    if not hasattr(predictor, "_config"):
+        return {}
+    kind = kind_of(kind_of(predictor._config).copy())
+    kind.set("train.device", "")
+    kind.set("train.init_checkpoint", "")
+    parts = kind.choose(lazy=("model.", "dataloader.test.mapper."), yacs=("MODEL.", "INPUT.", "TEST."))
+    found = {key: value for key, value in _leaves(kind.values(), "") if key.startswith(parts)}
+    return {key: re.sub(" at 0x[0-9a-f]+", "", value) for key, value in found.items()}  # the address of an object
 
 
 def detect_shards(args: argparse.Namespace, predictor: Predictor, inputs: Inputs, job: Job, part: Part) -> None:

@@ -161,21 +161,28 @@ def _check_same(path: Path, record: dict[str, Any]) -> None:
     """Raise a `UserError` if a record is of another run."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in record["setting"] if old["setting"].get(name) != record["setting"][name]]
+        before, now = _facts(old), _facts(record)
         other_pictures = old["pictures_sha256"] != record["pictures_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no record of `sparse-detr predict` ({error!r}); give another --output") from error
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} is of a run with {name} {old['setting'].get(name)!r}, not {record['setting'][name]!r}; give "
-            "another --output, or remove that folder"
-        )
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{path} is of a run with {name} {before.get(name)!r}, not {now.get(name)!r}; give another --output, "
+                "or remove that folder"
+            )
     if other_pictures:
         raise UserError(
             f"{path} is of {old.get('pictures')} other pictures than these {record['pictures']} (other names, sizes or "
             "times of change); give another --output, or remove that folder"
         )
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the setting and the classes of a record, by the name that a message gives them."""
+    names = record["class_names"]
+    classes = {f"class {label}": name for label, name in enumerate(names)}
+    return {**record["setting"], "a number of classes of": len(names), **classes}
 
 
 def stems_of(names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ import sparse_detr
 from sparse_detr import Predictor
 from sparse_detr.cli import predict as command
 from sparse_detr.cli.main import main
-from tests.cli.test_demo import folder  # noqa: F401 a fixture
+from tests.cli.test_demo import YAML, folder  # noqa: F401 a fixture
 
 MODEL = ["--config-file", "sparse.py", "--weights", "sparse.pth", "--score-threshold", "0"]
 
@@ -157,3 +157,23 @@ def test_other_pictures_of_the_same_names_are_refused_and_the_same_ones_elsewher
     assert predict(images="other") == 2
     said = capsys.readouterr().err
     assert "is of 7 other pictures than these 7 (other names, sizes or times of change); give another --output" in said
+
+
+def test_a_changed_config_in_the_same_folder_is_refused(many, capsys):
+    assert predict() == 0
+    text = Path("sparse.py").read_text()
+    Path("sparse.py").write_text(text.replace("short_size = 64", "short_size = 32"))
+    assert predict() == 2
+    said = capsys.readouterr().err
+    assert "is of a run with dataloader.test.mapper.augmentations.short_size '64', not '32'" in said
+    Path("sparse.py").write_text(f"{text}\ntrain.device = 'cuda'\ntrain.init_checkpoint = 'other.pth'\n")
+    assert predict() == 0  # neither changes a detection
+
+
+def test_a_changed_yaml_config_in_the_same_folder_is_refused(many, capsys):
+    words = ["--config-file", "sparse.yaml", "--train-json", "classes.json"]
+    Path("sparse.yaml").write_text(YAML)
+    assert predict(*words) == 0
+    Path("sparse.yaml").write_text(YAML.replace("MIN_SIZE_TEST: 64", "MIN_SIZE_TEST: 32"))
+    assert predict(*words) == 2
+    assert "is of a run with INPUT.MIN_SIZE_TEST '64', not '32'" in capsys.readouterr().err
