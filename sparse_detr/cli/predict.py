@@ -269,10 +269,13 @@ def write_videos(args: argparse.Namespace, inputs: Inputs, job: Job) -> dict[int
     """Write every video with its detections, if pictures are asked for; return the tracks by number of the frame."""
     from tqdm import tqdm
 
+    from sparse_detr.predict.job import stems_of
     from sparse_detr.predict.video import track_video, write_video
 
     tracks: dict[int, list[int]] = {}
-    for name, video, first in inputs.videos():
+    videos = inputs.videos()
+    stems = stems_of([name for name, _, _ in videos])
+    for (name, video, first), stem in zip(videos, stems, strict=True):
         frames = list(job.read(first, first + len(video.names)))
         numbers = track_video(frames) if args.track else None
         if numbers is not None:
@@ -280,7 +283,7 @@ def write_videos(args: argparse.Namespace, inputs: Inputs, job: Job) -> dict[int
         if "pictures" in args.format:
             with tqdm(total=len(frames), unit="frame", desc=f"drawing {name}") as progress:
                 write_video(
-                    job.folder / "videos" / f"{Path(name).stem}.mp4",
+                    job.folder / "videos" / f"{stem}.mp4",
                     video,
                     frames,
                     job.class_names,

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sparse_detr.errors import UserError
@@ -186,12 +188,13 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def stems_of(names: Sequence[str]) -> list[str]:
-    """Return the path of every picture without its suffix, with it where two would be equal.
+    """Return the path of every picture without its suffix, with it where another would be equal.
 
     `a.jpg` beside `a.png` are `a.jpg` and `a.png`.
     """
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts: dict[str, int] = {}
-    for stem in stems:
-        counts[stem] = counts.get(stem, 0) + 1
-    return [name if counts[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
+    stems = [posixpath.splitext(name)[0] for name in names]
+    counts, whole = Counter(stems), set(names)
+    return [
+        name if counts[stem] > 1 or stem in whole else stem  # a name without suffix is its own stem
+        for name, stem in zip(names, stems, strict=True)
+    ]

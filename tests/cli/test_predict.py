@@ -17,7 +17,9 @@ import sparse_detr
 from sparse_detr import Predictor
 from sparse_detr.cli import predict as command
 from sparse_detr.cli.main import main
+from sparse_detr.predict.sources import VideoFrames
 from tests.cli.test_demo import YAML, folder  # noqa: F401 a fixture
+from tests.predict.test_sources import write_video
 
 MODEL = ["--config-file", "sparse.py", "--weights", "sparse.pth", "--score-threshold", "0"]
 
@@ -177,3 +179,12 @@ def test_a_changed_yaml_config_in_the_same_folder_is_refused(many, capsys):
     Path("sparse.yaml").write_text(YAML.replace("MIN_SIZE_TEST: 64", "MIN_SIZE_TEST: 32"))
     assert predict(*words) == 2
     assert "is of a run with INPUT.MIN_SIZE_TEST '64', not '32'" in capsys.readouterr().err
+
+
+def test_videos_that_differ_only_by_their_suffix_are_both_written(folder):  # noqa: F811
+    write_video(folder / "clip.avi", [40] * 2)
+    write_video(folder / "clip.mp4", [240] * 3)
+    words = ["predict", "--input", "clip.avi", "clip.mp4", "--output", "out", *MODEL, "--score-threshold", "1"]
+    assert main([*words, "--format", "pictures"]) == 0
+    lengths = {path.name: len(VideoFrames(str(path)).names) for path in Path("out/videos").iterdir()}
+    assert lengths == {"clip.avi.mp4": 2, "clip.mp4.mp4": 3}

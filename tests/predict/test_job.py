@@ -78,3 +78,5 @@ def test_a_changed_shard_is_named(tmp_path, content):
 
 def test_names_that_differ_only_by_their_suffix_keep_it():
     assert stems_of(["a.jpg", "b.png", "sub/a.jpg", "b.jpg"]) == ["a", "b.png", "sub/a", "b.jpg"]
+    assert stems_of(["a.jpg", "a.png", "a.jpg.bmp"]) == ["a.jpg", "a.png", "a.jpg.bmp"]
+    assert stems_of(["clip/000001", "a.b/c.png", "."]) == ["clip/000001", "a.b/c", "."]
