@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from sparse_detr.predict.job import Found, Job, Part
     from sparse_detr.predict.sources import Inputs
 
-FORMATS = ("coco", "parquet", "yolo", "pictures")
+FORMATS = {
+    "coco": ("detections.json",),
+    "parquet": ("detections.parquet",),
+    "yolo": ("labels",),
+    "pictures": ("pictures", "videos"),
+}
+"""What each writes into the output folder."""
 DEFAULT_THRESHOLD = 0.3
 BATCH_SIZES = {"cpu": 1, "cuda": 8}
 """Defaults by device. On a CPU larger batches leave the caches, and are slower than single images (docs/predict.md)."""
@@ -43,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     add_model(parser, config="config of the model (or a file of `export`, or a folder of `pack`)", weights_inside=True)
     parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=["coco"], help="what is written of the detections (coco)"
+        "--format", nargs="+", choices=tuple(FORMATS), default=["coco"], help="what is written of the detections (coco)"
     )
     parser.add_argument(
         "--score-threshold",
@@ -78,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
     part = check_options(args)
     require_detectron2()
     from sparse_detr.predict.formats import check_parquet
-    from sparse_detr.predict.job import Job
+    from sparse_detr.predict.job import RECORD, SHARDS, Job
     from sparse_detr.predict.sources import find_inputs
 
     if "parquet" in args.format:
         check_parquet()
-    inputs = find_inputs(args.input)
+    written = [args.output / name for format in args.format for name in FORMATS[format]]
+    check_free(args.output, written)
+    inputs = find_inputs(args.input, [*written, args.output / RECORD, args.output / SHARDS])
     if args.track and not inputs.videos():
         raise UserError("--track numbers objects through the frames of a video, but --input names none; leave it out")
     predictor = load_predictor(args)
@@ -157,6 +166,15 @@ def check_options(args: argparse.Namespace) -> Part:
     if not 0 <= args.overlap < 1:
         raise UserError(f"--overlap {args.overlap:g} is no share of a slice; give 0 or more, below 1")
     return Part.parse(args.shard)
+
+
+def check_free(output: Path, written: Sequence[Path]) -> None:
+    """Raise a `UserError` if a new run would write over files of another origin, such as the labels of a data set."""
+    from sparse_detr.predict.job import RECORD
+
+    taken = [path for path in written if path.exists()]  # looked at first: another process may begin this run
+    if taken and not (output / RECORD).is_file():
+        raise UserError(f"{taken[0]} exists and is not of `sparse-detr predict`; give another --output")
 
 
 def setting_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import glob
 import io
 import os
+import posixpath
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
+from sparse_detr.data.formats.files import images_below, read_lines
 from sparse_detr.errors import ImageError, UserError
 from sparse_detr.files import IMAGE_SUFFIXES
 from sparse_detr.predictor import _stamp
@@ -30,7 +33,7 @@ class Source(Protocol):
     """Pictures in a fixed order.
 
     Attributes:
-        names: of every picture, unique within the source; forward slashes, no suffix of its own for frames.
+        names: of every picture; forward slashes, no suffix of its own for frames.
         paths: of the files that the pictures are in.
     """
 
@@ -63,7 +66,7 @@ class TarImages:
         self.path, self.paths = path, [path]
         try:
             with tarfile.open(path) as archive:
-                self.names = [member.name for member in archive if member.isfile() and has_suffix(member.name)]
+                self.names = [member.name for member in archive if _is_image(member)]
         except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
             raise UserError(f"--input {path} cannot be read as a tar file ({error}); give another one") from error
         if not self.names:
@@ -74,7 +77,7 @@ class TarImages:
         with tarfile.open(self.path) as archive:
             number = 0
             for member in archive:
-                if not (member.isfile() and has_suffix(member.name)):
+                if not _is_image(member):
                     continue
                 if number >= stop:
                     return
@@ -93,6 +96,12 @@ class TarImages:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return ImageError(f"{self.path}: {member.name} cannot be decoded ({error}); replace it")
         return image
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    """Return whether a member of a tar file is an image; hidden ones are none, such as the `._a.jpg` of macOS."""
+    parts = PurePosixPath(member.name).parts
+    return member.isfile() and has_suffix(member.name) and not any(part[0] == "." and part != ".." for part in parts)
 
 
 class VideoFrames:
@@ -153,12 +162,14 @@ class Inputs:
         return sum(len(source.names) for source in self.sources)
 
     def names(self) -> list[str]:
-        """Return the name of every picture."""
-        return [
-            str(PurePosixPath(prefix, name))
-            for source, prefix in zip(self.sources, self.prefixes, strict=True)
-            for name in source.names
-        ]
+        """Return the name of every picture, all distinct."""
+        return _distinct(
+            [
+                str(PurePosixPath(prefix, name))
+                for source, prefix in zip(self.sources, self.prefixes, strict=True)
+                for name in source.names
+            ]
+        )
 
     def stamps(self) -> list[tuple[int, int] | None]:
         """Return the size and time of change of every file; None for one that is not there."""
@@ -184,58 +195,71 @@ class Inputs:
         return found
 
 
-def find_inputs(given: Sequence[str]) -> Inputs:
+def find_inputs(given: Sequence[str], written: Sequence[Path] = ()) -> Inputs:
     """Return the pictures that a command line names.
 
     Args:
-        given: images, folders (with their subfolders), patterns, lists (`.txt`, one path a line, relative to the list),
-            tar files and videos.
+        given: images, folders (the images in them and in their subfolders, without hidden ones), patterns (what the
+            shell would put in their place), lists (`.txt`, one path a line, relative to the list), tar files and
+            videos.
+        written: files and folders that the run itself writes; they are left out.
 
     Raises:
         UserError: one of them gives no picture, or cannot be read.
     """
-    sources: list[Source] = []
-    prefixes: list[str] = []
     files: dict[str, str] = {}  # path -> name
-    for path in given:
-        expanded = os.path.expanduser(path)
-        if os.path.isfile(expanded) and has_suffix(expanded, TAR_SUFFIXES + VIDEO_SUFFIXES):
-            is_tar = has_suffix(expanded, TAR_SUFFIXES)
-            sources.append(TarImages(expanded) if is_tar else VideoFrames(expanded))
-            prefixes.append(Path(expanded).name)
-        else:
-            for file, name in _named_files(path, expanded):
-                files.setdefault(file, name)
-    if files:
-        sources.insert(0, ImageFiles(_distinct(list(files.values())), list(files)))
-        prefixes.insert(0, "")
+    for word in given:
+        for path, name in _named_files(word, written):
+            files.setdefault(path, name)
+    images = {path: name for path, name in files.items() if not has_suffix(path, TAR_SUFFIXES + VIDEO_SUFFIXES)}
+    sources: list[Source] = [ImageFiles(list(images.values()), list(images))] if images else []
+    prefixes = [""] if images else []
+    for path, name in files.items():
+        if path not in images:
+            sources.append(TarImages(path) if has_suffix(path, TAR_SUFFIXES) else VideoFrames(path))
+            prefixes.append(name)
     return Inputs(sources, _distinct(prefixes))
 
 
-def _named_files(given: str, path: str) -> list[tuple[str, str]]:
-    """Return path and name of the image files that one word of the command line names."""
-    if os.path.isdir(path):
-        found = [file for file in sorted(Path(path).rglob("*")) if has_suffix(file.name) and file.is_file()]
-        named = [(str(file), file.relative_to(path).as_posix()) for file in found]
-    elif os.path.isfile(path) and has_suffix(path, LIST_SUFFIXES):
-        named = _listed(path)
-    else:
-        found = [Path(path)] if os.path.isfile(path) else [Path(file) for file in sorted(glob.glob(path))]
-        named = [(str(file), file.name) for file in found if file.is_file()]
-    if not named:
+def _named_files(given: str, written: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return path and name of the images, tar files and videos that one word of the command line names."""
+    word = os.path.expanduser(given)
+    found: list[tuple[str, str]] = []
+    for path in [word] if os.path.exists(word) else sorted(glob.glob(word)):
+        if os.path.isdir(path):
+            found += [(str(file), file.relative_to(path).as_posix()) for file in images_below(Path(path))]
+        elif os.path.isfile(path):
+            found += _listed(path) if has_suffix(path, LIST_SUFFIXES) else [(str(Path(path)), Path(path).name)]
+    kept = _outside(found, written)
+    if found and not kept:
+        raise UserError(f"--input {given} is where this run writes; give another --output")
+    if not kept:
         raise UserError(f"--input {given}: no image found; {_kinds()}")
-    return named
+    return kept
+
+
+def _outside(found: Sequence[tuple[str, str]], written: Sequence[Path]) -> list[tuple[str, str]]:
+    """Return path and name of the files that are none of the written ones, and in none of the written folders."""
+    left_out = {path.resolve() for path in written}
+    folders = {folder: Path(folder).resolve() for folder in {os.path.dirname(path) for path, _ in found}}
+    inside = {folder for folder, place in folders.items() if left_out & {place, *place.parents}}
+
+    def is_kept(path: str) -> bool:
+        folder, name = os.path.split(path)
+        return folder not in inside and folders[folder] / name not in left_out
+
+    return [(path, name) for path, name in found if is_kept(path)]
 
 
 def _listed(path: str) -> list[tuple[str, str]]:
-    """Return path and name of the images of a list."""
+    """Return path and name of the files of a list."""
     folder = os.path.dirname(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input {path} cannot be read as a list of images ({error})") from error
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    found = [os.path.join(folder, os.path.expanduser(word)) for word in words]
+        lines = read_lines(Path(path))
+    except UserError as error:
+        raise UserError(f"--input {path} cannot be read as a list of images: {error}") from error
+    words = [line for line in lines if not line.startswith("#")]
+    found = [str(Path(folder, os.path.expanduser(word))) for word in words]
     names = [str(PurePosixPath(*(part for part in Path(word).parts if part not in ("..", "/", "~")))) for word in words]
     return list(zip(found, names, strict=True))
 
@@ -243,11 +267,14 @@ def _listed(path: str) -> list[tuple[str, str]]:
 def _distinct(names: Sequence[str]) -> list[str]:
     """Return names without repetition: the second `a.png` is `a-2.png`."""
     used: set[str] = set()
+    copies: Counter[str] = Counter()
     found = []
     for name in names:
-        path, chosen, copy = PurePosixPath(name), name, 2
+        chosen = name
         while chosen in used:
-            chosen, copy = str(path.with_name(f"{path.stem}-{copy}{path.suffix}")), copy + 1
+            copies[name] += 1
+            stem, suffix = posixpath.splitext(name)
+            chosen = f"{stem}-{copies[name] + 1}{suffix}"
         used.add(chosen)
         found.append(chosen)
     return found

@@ -188,3 +188,25 @@ def test_videos_that_differ_only_by_their_suffix_are_both_written(folder):  # no
     assert main([*words, "--format", "pictures"]) == 0
     lengths = {path.name: len(VideoFrames(str(path)).names) for path in Path("out/videos").iterdir()}
     assert lengths == {"clip.avi.mp4": 2, "clip.mp4.mp4": 3}
+
+
+@pytest.mark.parametrize("images", ["many", "many/*/*"])
+def test_the_output_may_lie_in_the_input(many, images):
+    shutil.copytree("many", "many/sub")
+    words = ["--format", "coco", "yolo", "pictures"]
+    assert predict(*words, output="many/found", images=images) == 0
+    count = len(list(Path("many/found/pictures").rglob("*.jpg")))
+    assert count == (14 if images == "many" else 7)
+    Path("many/found/shards/00001.json").unlink()
+    assert predict(*words, output="many/found", images=images) == 0
+    assert len(list(Path("many/found/pictures").rglob("*.jpg"))) == count
+
+
+def test_files_of_another_origin_are_not_written_over(many, capsys):
+    label = many / "labels" / "0.txt"
+    label.parent.mkdir()
+    label.write_text("0 0.5 0.5 1 1\n")
+    assert predict("--format", "yolo", output=".") == 2
+    assert "labels exists and is not of `sparse-detr predict`; give another --output" in capsys.readouterr().err
+    assert label.read_text() == "0 0.5 0.5 1 1\n"
+    assert predict(output=".") == 0  # writes no labels

@@ -46,7 +46,10 @@ def test_a_folder_is_read_with_its_subfolders_in_the_order_of_names(folder):
 
 
 def test_a_list_names_files_relative_to_itself(folder):
-    (folder / "list.txt").write_text("# held out\nimages/b.png\n\nimages/deep/c.PNG\n")
+    content = "# held out\nimages/b.png\n\nimages/deep/c.PNG\n"
+    (folder / "list.txt").write_text(content)
+    (folder / "with_bom.txt").write_text(content.replace("# held out\n", ""), encoding="utf-8-sig")
+    assert find_inputs([str(folder / "with_bom.txt")]).names() == ["images/b.png", "images/deep/c.PNG"]
     inputs = find_inputs([str(folder / "list.txt")])
     assert inputs.names() == ["images/b.png", "images/deep/c.PNG"]
     assert list(inputs.read(0, 2)) == [str(folder / "images/b.png"), str(folder / "images/deep/c.PNG")]
@@ -56,6 +59,45 @@ def test_a_file_that_is_named_twice_is_read_once_and_equal_names_get_a_number(fo
     other = save(folder / "more" / "b.png")
     inputs = find_inputs([str(folder / "images" / "b.png"), str(folder / "images" / "*.png"), str(other)])
     assert inputs.names() == ["b.png", "b-2.png"]
+
+
+def test_hidden_images_are_left_out_and_linked_folders_are_entered(folder):
+    for name in (".ipynb_checkpoints/a-checkpoint.png", "._a.jpg", "deep/._c.png"):
+        save(folder / "images" / name)
+    save(folder / "elsewhere" / "d.png")
+    (folder / "images" / "linked").symlink_to(folder / "elsewhere")
+    assert find_inputs([str(folder / "images")]).names() == ["a.jpg", "b.png", "deep/c.PNG", "linked/d.png"]
+    with tarfile.open(folder / "some.tar", "w") as archive:
+        archive.add(folder / "images", "./images")
+    names = find_inputs([str(folder / "some.tar")]).names()
+    assert sorted(names) == ["some.tar/images/a.jpg", "some.tar/images/b.png", "some.tar/images/deep/c.PNG"]
+
+
+def test_a_pattern_names_what_the_shell_would_put_in_its_place(folder):
+    write_video(folder / "clip.mp4", [40])
+    write_tar(folder / "some.tar", folder / "images" / "a.jpg")
+    found = find_inputs([str(folder / "*")])
+    assert found.names() == ["a.jpg", "b.png", "deep/c.PNG", "clip.mp4/000000", "some.tar/a.jpg"]
+    assert found.names() == find_inputs([str(path) for path in sorted(folder.iterdir())]).names()
+    (folder / "list.txt").write_text("clip.mp4\n")
+    assert find_inputs([str(folder / "*.mp4"), str(folder / "list.txt")]).names() == ["clip.mp4/000000"]  # once
+
+
+def test_what_the_run_writes_is_left_out(folder):
+    written = folder / "images" / "found" / "pictures"
+    save(written / "sub" / "a.jpg")
+    assert find_inputs([str(folder / "images")], [written]).names() == ["a.jpg", "b.png", "deep/c.PNG"]
+    with pytest.raises(UserError, match="pictures is where this run writes; give another --output"):
+        find_inputs([str(written)], [written])
+    names = find_inputs([str(folder / "images" / "*")], [folder / "images" / "b.png", written]).names()
+    assert names == ["a.jpg", "c.PNG", "notes.md"]
+
+
+def test_names_are_distinct_over_all_sources(folder):
+    write_tar(folder / "some.tar", *[folder / "images" / "a.jpg"] * 3)
+    (folder / "list.txt").write_text("../some.tar/a.jpg\n")
+    names = find_inputs([str(folder / "list.txt"), str(folder / "some.tar")]).names()
+    assert names == ["some.tar/a.jpg", "some.tar/a-2.jpg", "some.tar/a-3.jpg", "some.tar/a-4.jpg"]
 
 
 def test_all_kinds_together_can_be_read_from_any_place_on(folder):
