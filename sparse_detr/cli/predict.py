@@ -237,6 +237,7 @@ def detect_shards(args: argparse.Namespace, predictor: Predictor, inputs: Inputs
                 progress.update()
             found.sort(key=lambda one: one.number)
             write_shard(args, predictor, inputs, job, shard, found)
+    inputs.close()
 
 
 def detector_of(args: argparse.Namespace, predictor: Predictor) -> Any:
@@ -262,10 +263,9 @@ def write_shard(
         write_yolo(job.folder / "labels", job.stems, found)
     if "pictures" in args.format:
         numbers = job.pictures(shard)
-        images = zip(found, inputs.read(numbers.start, numbers.stop), strict=True)
-        frames = {first + i for _, video, first in inputs.videos() for i in range(len(video.names))}
-        still = ((one, image) for one, image in images if one.number not in frames)
-        write_pictures(job.folder / "pictures", job.stems, predictor.read, still, job.class_names, caption_of(args))
+        images = inputs.read_images(numbers.start, numbers.stop)
+        drawn = ((found[number - numbers.start], image) for number, image in images)
+        write_pictures(job.folder / "pictures", job.stems, predictor.read, drawn, job.class_names, caption_of(args))
     job.write(shard, found)
 
 

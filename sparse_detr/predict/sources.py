@@ -12,8 +12,11 @@ import posixpath
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -27,6 +30,9 @@ from sparse_detr.predictor import _stamp
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".txt", ".lst")
+
+MOST_STOPPED = 2
+"""Places from which a file can be read on: one reads to detect, one to draw."""
 
 
 class Source(Protocol):
@@ -43,6 +49,9 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """Yield the pictures from `start` to `stop` as a `Predictor` takes them, or the `ImageError` of a bad one."""
 
+    def close(self) -> None:
+        """Close what reading has left open."""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -54,8 +63,48 @@ class ImageFiles:
     def read(self, start: int, stop: int) -> Iterator[str]:
         yield from self.paths[start:stop]
 
+    def close(self) -> None:
+        pass
 
-class TarImages:
+
+class ForwardFile:
+    """A file that is read from its beginning on. A read goes on where an earlier one stopped, if that is before it.
+
+    Attributes:
+        names, paths: as of every source.
+    """
+
+    names: Sequence[str]
+
+    def __init__(self, path: str) -> None:
+        self.path, self.paths = path, [path]
+        self._stopped: list[tuple[int, Generator[Callable[[], Any], None, None]]] = []
+
+    def read(self, start: int, stop: int) -> Iterator[Any]:
+        """Yield the pictures from `start` to `stop`, or the `ImageError` of a bad one."""
+        stopped = max((one for one in self._stopped if one[0] <= start), key=itemgetter(0), default=None)
+        if stopped is not None:
+            self._stopped.remove(stopped)
+        position, pictures = stopped or (0, self._pictures())
+        for decode in islice(pictures, start - position, stop - position):
+            yield decode()
+        if stop < len(self.names):
+            self._stopped = [*self._stopped, (stop, pictures)][-MOST_STOPPED:]
+        else:
+            pictures.close()
+
+    def close(self) -> None:
+        """Close what reading has left open."""
+        for _, pictures in self._stopped:
+            pictures.close()
+        self._stopped = []
+
+    def _pictures(self) -> Generator[Callable[[], Any], None, None]:
+        """Open the file and yield a function for every picture, which decodes it before the next one is asked for."""
+        raise NotImplementedError
+
+
+class TarImages(ForwardFile):
     """The images in a tar file, in its order.
 
     Raises:
@@ -63,7 +112,7 @@ class TarImages:
     """
 
     def __init__(self, path: str) -> None:
-        self.path, self.paths = path, [path]
+        super().__init__(path)
         try:
             with tarfile.open(path) as archive:
                 self.names = [member.name for member in archive if _is_image(member)]
@@ -72,18 +121,10 @@ class TarImages:
         if not self.names:
             raise UserError(f"--input {path} holds no image; {_kinds()}")
 
-    def read(self, start: int, stop: int) -> Iterator[Any]:
-        """Yield PIL images; the file is read once from its beginning."""
+    def _pictures(self) -> Generator[Callable[[], Any], None, None]:
         with tarfile.open(self.path) as archive:
-            number = 0
-            for member in archive:
-                if not _is_image(member):
-                    continue
-                if number >= stop:
-                    return
-                if number >= start:
-                    yield self._image(archive, member)
-                number += 1
+            for member in filter(_is_image, archive):
+                yield partial(self._image, archive, member)
 
     def _image(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
         file = archive.extractfile(member)
@@ -104,7 +145,7 @@ def _is_image(member: tarfile.TarInfo) -> bool:
     return member.isfile() and has_suffix(member.name) and not any(part[0] == "." and part != ".." for part in parts)
 
 
-class VideoFrames:
+class VideoFrames(ForwardFile):
     """The frames of a video, RGB arrays (H, W, 3).
 
     Frames are counted by decoding: what a file says of its length may be wrong.
@@ -117,7 +158,7 @@ class VideoFrames:
     """
 
     def __init__(self, path: str) -> None:
-        self.path, self.paths = path, [path]
+        super().__init__(path)
         reader = self._open()
         self.frames_per_second = float(reader.get(5) or 25.0)  # CAP_PROP_FPS
         count = 0
@@ -128,17 +169,17 @@ class VideoFrames:
             raise UserError(f"--input {path} cannot be read as a video; convert it, for example to H.264 in .mp4")
         self.names = [f"{index:06d}" for index in range(count)]
 
-    def read(self, start: int, stop: int) -> Iterator[Any]:
+    def _pictures(self) -> Generator[Callable[[], Any], None, None]:
         reader = self._open()
         try:
-            for index in range(stop):
-                if index < start:
-                    reader.grab()
-                    continue
-                is_read, frame = reader.read()
-                yield frame[:, :, ::-1] if is_read else ImageError(f"{self.path}: frame {index} cannot be decoded")
+            for index in range(len(self.names)):
+                yield partial(self._frame, reader, index, reader.grab())
         finally:
             reader.release()
+
+    def _frame(self, reader: Any, index: int, is_grabbed: bool) -> Any:
+        is_read, frame = reader.retrieve() if is_grabbed else (False, None)
+        return frame[:, :, ::-1] if is_read else ImageError(f"{self.path}: frame {index} cannot be decoded")
 
     def _open(self) -> Any:
         import cv2
@@ -177,13 +218,34 @@ class Inputs:
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """Yield the pictures from `start` to `stop` over all sources."""
+        for source, _, begin, end in self._parts(start, stop):
+            yield from source.read(begin, end)
+
+    def read_images(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        """Yield number and picture from `start` to `stop`, without the frames of videos, which are not decoded."""
+        for source, first, begin, end in self._parts(start, stop):
+            if not isinstance(source, VideoFrames):
+                yield from enumerate(source.read(begin, end), first + begin)
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[Source, int, int, int]]:
+        """Yield every source with pictures from `start` to `stop`, its first number, and which of its pictures.
+
+        The other ones are closed, so that there are never many open files.
+        """
         first = 0
         for source in self.sources:
             length = len(source.names)
             begin, end = max(start - first, 0), min(stop - first, length)
             if begin < end:
-                yield from source.read(begin, end)
+                yield source, first, begin, end
+            else:
+                source.close()
             first += length
+
+    def close(self) -> None:
+        """Close what reading has left open."""
+        for source in self.sources:
+            source.close()
 
     def videos(self) -> list[tuple[str, VideoFrames, int]]:
         """Return name, frames and first number of every video."""

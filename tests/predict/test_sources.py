@@ -180,3 +180,91 @@ def test_a_tar_file_without_images_is_refused(tmp_path):
     note.write_text("no image")
     with pytest.raises(UserError, match="holds no image"):
         find_inputs([str(write_tar(tmp_path / "a.tar", note))])
+
+
+class CountingVideo:
+    """OpenCV's reader, which counts what is opened, decoded and released."""
+
+    opened = grabbed = released = 0
+    real = cv2.VideoCapture
+
+    def __init__(self, path):
+        type(self).opened += 1
+        self.reader = self.real(path)
+
+    def grab(self):
+        type(self).grabbed += 1
+        return self.reader.grab()
+
+    def release(self):
+        type(self).released += 1
+        self.reader.release()
+
+    def __getattr__(self, name):
+        return getattr(self.reader, name)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    counting = type("Counting", (CountingVideo,), {})
+    monkeypatch.setattr(cv2, "VideoCapture", counting)
+    return counting
+
+
+@pytest.mark.parametrize("step", [1, 2])  # every shard of two frames, or every second one
+def test_shards_of_a_video_are_read_in_one_pass(tmp_path, counting, step):
+    write_video(tmp_path / "clip.mp4", [20 * index for index in range(12)])
+    inputs = find_inputs([str(tmp_path / "clip.mp4")])
+    whole = [frame[0, 0, 0] for frame in inputs.read(0, 12)]
+    counting.opened = counting.grabbed = counting.released = 0
+    starts = range(0, 12, 2 * step)
+    found = {start: [frame[0, 0, 0] for frame in inputs.read(start, start + 2)] for start in starts}
+    assert found == {start: whole[start : start + 2] for start in starts}
+    inputs.close()
+    assert (counting.opened, counting.released) == (1, 1)
+    assert counting.grabbed == 12 - 2 * (step - 1)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_shards_of_a_tar_file_are_read_in_one_pass_each_to_detect_and_to_draw(tmp_path, monkeypatch, mode):
+    path = tmp_path / "some.tar.gz"
+    with tarfile.open(path, mode) as archive:
+        for value in range(0, 120, 10):
+            archive.add(save(tmp_path / f"{value}.png", value), f"{value}.png")
+    inputs = find_inputs([str(path)])
+    opened, real = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda path: opened.append(real(path)) or opened[-1])
+    for start in range(0, 12, 2):
+        detected = list(inputs.read(start, start + 2))
+        drawn = list(inputs.read_images(start, start + 2))
+        assert [image.getpixel((0, 0))[0] for image in detected] == [10 * start, 10 * start + 10]
+        assert [(number, image.getpixel((0, 0))[0]) for number, image in drawn] == [
+            (start, 10 * start),
+            (start + 1, 10 * start + 10),
+        ]
+    assert len(opened) == 2
+    assert all(archive.closed for archive in opened)
+
+
+def test_frames_are_not_decoded_for_pictures_of_images(tmp_path, counting):
+    write_video(tmp_path / "clip.mp4", [40, 140])
+    inputs = find_inputs([str(save(tmp_path / "a.png")), str(tmp_path / "clip.mp4")])
+    counting.grabbed = 0
+    assert list(inputs.read_images(0, 3)) == [(0, str(tmp_path / "a.png"))]
+    assert counting.grabbed == 0
+
+
+def test_a_file_is_closed_when_others_are_read_and_a_read_that_is_left_gives_the_same_again(tmp_path, counting):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, [40, 140, 240])
+    inputs = find_inputs([str(tmp_path / name) for name in ("a.mp4", "b.mp4")])
+    counting.opened = counting.released = 0
+    list(inputs.read(0, 2))
+    assert (counting.opened, counting.released) == (1, 0)
+    list(inputs.read(3, 4))
+    assert (counting.opened, counting.released) == (2, 1)
+    left = inputs.read(4, 6)
+    next(left)
+    whole = [frame[0, 0, 0] for frame in inputs.read(3, 6)]  # while the other one is at work
+    assert [frame[0, 0, 0] for frame in inputs.read(3, 6)] == whole
+    assert next(left)[0, 0, 0] == whole[2]
