@@ -1,6 +1,6 @@
 """A run over many pictures, divided into shards: each is detected, written whole, and never done again.
 
-    DIR/predict.json          what the run is of; a call with other settings is refused
+    DIR/predict.json          what the run is of; a call with other settings or pictures is refused
     DIR/shards/00007.json     the detections of a shard; it is there as a whole or not at all
 
 Several processes or machines may share a run: process i of n does every n-th shard. Whoever finds all shards done
