@@ -74,7 +74,7 @@ ALLOWED = {
     ),
     "visualization": ("analysis", "structures", "files", "errors"),
     "report": ("analysis", "config", "data", "evaluation", "visualization", "files", "errors"),
-    "predict": ("analysis", "predictor", "visualization", "files", "errors"),
+    "predict": ("analysis", "data", "predictor", "visualization", "files", "errors"),
     "explain": ("analysis", "modeling", "layers", "ops", "structures", "visualization", "files", "errors"),
 }
 # What a room of modeling may import of modeling, besides itself: the flow's stages do not know each other.

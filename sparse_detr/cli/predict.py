@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
     from sparse_detr.predict.job import Found, Job, Part
     from sparse_detr.predict.sources import Inputs
 
-FORMATS = ("coco", "parquet", "yolo", "pictures")
+FORMATS = {
+    "coco": ("detections.json",),
+    "parquet": ("detections.parquet",),
+    "yolo": ("labels",),
+    "pictures": ("pictures", "videos"),
+}
+"""What each writes into the output folder."""
 DEFAULT_THRESHOLD = 0.3
 BATCH_SIZES = {"cpu": 1, "cuda": 8}
 """Defaults by device. On a CPU larger batches leave the caches, and are slower than single images (docs/predict.md)."""
@@ -43,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the results")
     add_model(parser, config="config of the model (or a file of `export`, or a folder of `pack`)", weights_inside=True)
     parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=["coco"], help="what is written of the detections (coco)"
+        "--format", nargs="+", choices=tuple(FORMATS), default=["coco"], help="what is written of the detections (coco)"
     )
     parser.add_argument(
         "--score-threshold",
@@ -78,17 +85,20 @@ def run(args: argparse.Namespace) -> int:
     part = check_options(args)
     require_detectron2()
     from sparse_detr.predict.formats import check_parquet
-    from sparse_detr.predict.job import Job
+    from sparse_detr.predict.job import RECORD, SHARDS, Job
     from sparse_detr.predict.sources import find_inputs
 
     if "parquet" in args.format:
         check_parquet()
-    inputs = find_inputs(args.input)
+    written = [args.output / name for format in args.format for name in FORMATS[format]]
+    check_free(args.output, written)
+    inputs = find_inputs(args.input, [*written, args.output / RECORD, args.output / SHARDS])
     if args.track and not inputs.videos():
         raise UserError("--track numbers objects through the frames of a video, but --input names none; leave it out")
     predictor = load_predictor(args)
     take_options(args, predictor)
-    job = Job(args.output, inputs.names(), setting_of(args, predictor), class_names(predictor), args.shard_size)
+    setting, classes = setting_of(args, predictor), class_names(predictor)
+    job = Job(args.output, inputs.names(), setting, classes, args.shard_size, inputs.stamps())
     detect_shards(args, predictor, inputs, job, part)
     if not job.is_done():
         missing = sum(not job.path(shard).is_file() for shard in range(len(job)))
@@ -158,6 +168,15 @@ def check_options(args: argparse.Namespace) -> Part:
     return Part.parse(args.shard)
 
 
+def check_free(output: Path, written: Sequence[Path]) -> None:
+    """Raise a `UserError` if a new run would write over files of another origin, such as the labels of a data set."""
+    from sparse_detr.predict.job import RECORD
+
+    taken = [path for path in written if path.exists()]  # looked at first: another process may begin this run
+    if taken and not (output / RECORD).is_file():
+        raise UserError(f"{taken[0]} exists and is not of `sparse-detr predict`; give another --output")
+
+
 def setting_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:
     """Return what all detections of a run have in common."""
     import os
@@ -176,7 +195,28 @@ def setting_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]
         "slice": args.slice,
         "overlap": args.overlap if args.slice else None,
         "formats": sorted(set(args.format)),
+        **config_of(predictor),
     }
+
+
+def config_of(predictor: Predictor) -> dict[str, str]:
+    """Return every value of the config that detections depend on, as text by its path; {} for an exported file.
+
+    Neither the device nor the path of the weights counts: machines that share a run may differ in them.
+    """
+    import re
+
+    from sparse_detr.config.kinds import kind_of
+    from sparse_detr.engine.config_changes import _leaves
+
+    if not hasattr(predictor, "_config"):
+        return {}
+    kind = kind_of(kind_of(predictor._config).copy())
+    kind.set("train.device", "")
+    kind.set("train.init_checkpoint", "")
+    parts = kind.choose(lazy=("model.", "dataloader.test.mapper."), yacs=("MODEL.", "INPUT.", "TEST."))
+    found = {key: value for key, value in _leaves(kind.values(), "") if key.startswith(parts)}
+    return {key: re.sub(" at 0x[0-9a-f]+", "", value) for key, value in found.items()}  # the address of an object
 
 
 def detect_shards(args: argparse.Namespace, predictor: Predictor, inputs: Inputs, job: Job, part: Part) -> None:
@@ -197,6 +237,7 @@ def detect_shards(args: argparse.Namespace, predictor: Predictor, inputs: Inputs
                 progress.update()
             found.sort(key=lambda one: one.number)
             write_shard(args, predictor, inputs, job, shard, found)
+    inputs.close()
 
 
 def detector_of(args: argparse.Namespace, predictor: Predictor) -> Any:
@@ -222,10 +263,9 @@ def write_shard(
         write_yolo(job.folder / "labels", job.stems, found)
     if "pictures" in args.format:
         numbers = job.pictures(shard)
-        images = zip(found, inputs.read(numbers.start, numbers.stop), strict=True)
-        frames = {first + i for _, video, first in inputs.videos() for i in range(len(video.names))}
-        still = ((one, image) for one, image in images if one.number not in frames)
-        write_pictures(job.folder / "pictures", job.stems, predictor.read, still, job.class_names, caption_of(args))
+        images = inputs.read_images(numbers.start, numbers.stop)
+        drawn = ((found[number - numbers.start], image) for number, image in images)
+        write_pictures(job.folder / "pictures", job.stems, predictor.read, drawn, job.class_names, caption_of(args))
     job.write(shard, found)
 
 
@@ -247,10 +287,13 @@ def write_videos(args: argparse.Namespace, inputs: Inputs, job: Job) -> dict[int
     """Write every video with its detections, if pictures are asked for; return the tracks by number of the frame."""
     from tqdm import tqdm
 
+    from sparse_detr.predict.job import stems_of
     from sparse_detr.predict.video import track_video, write_video
 
     tracks: dict[int, list[int]] = {}
-    for name, video, first in inputs.videos():
+    videos = inputs.videos()
+    stems = stems_of([name for name, _, _ in videos])
+    for (name, video, first), stem in zip(videos, stems, strict=True):
         frames = list(job.read(first, first + len(video.names)))
         numbers = track_video(frames) if args.track else None
         if numbers is not None:
@@ -258,7 +301,7 @@ def write_videos(args: argparse.Namespace, inputs: Inputs, job: Job) -> dict[int
         if "pictures" in args.format:
             with tqdm(total=len(frames), unit="frame", desc=f"drawing {name}") as progress:
                 write_video(
-                    job.folder / "videos" / f"{Path(name).stem}.mp4",
+                    job.folder / "videos" / f"{stem}.mp4",
                     video,
                     frames,
                     job.class_names,

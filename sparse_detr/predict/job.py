@@ -1,6 +1,6 @@
 """A run over many pictures, divided into shards: each is detected, written whole, and never done again.
 
-    DIR/predict.json          what the run is of; a call with other settings is refused
+    DIR/predict.json          what the run is of; a call with other settings or pictures is refused
     DIR/shards/00007.json     the detections of a shard; it is there as a whole or not at all
 
 Several processes or machines may share a run: process i of n does every n-th shard. Whoever finds all shards done
@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sparse_detr.errors import UserError
@@ -76,6 +78,8 @@ class Job:
         setting: what all detections of the run have in common, such as weights and budget.
         class_names: by class index.
         shard_size: pictures of a shard.
+        stamps: size and time of change of the files that the pictures are in. They tell other pictures of the same
+            names; a path would not do, since each machine may see the files under another one.
 
     Attributes:
         stems: of every picture, the path of its results without suffix.
@@ -85,17 +89,23 @@ class Job:
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], setting: dict[str, Any], class_names: Sequence[str], shard_size: int
+        self,
+        folder: Path,
+        names: Sequence[str],
+        setting: dict[str, Any],
+        class_names: Sequence[str],
+        shard_size: int,
+        stamps: Sequence[Any] = (),
     ) -> None:
         self.folder, self.names, self.shard_size = folder, names, shard_size
         self.stems = stems_of(names)
         self.class_names = list(class_names)
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(json.dumps([list(names), list(stamps)]).encode()).hexdigest()
         record = {
             "setting": {**setting, "shard_size": shard_size},
             "class_names": self.class_names,
             "pictures": len(names),
-            "names_sha256": digest,
+            "pictures_sha256": digest,
         }
         make_folder(folder / SHARDS)
         path = folder / RECORD
@@ -153,30 +163,38 @@ def _check_same(path: Path, record: dict[str, Any]) -> None:
     """Raise a `UserError` if a record is of another run."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name in record["setting"] if old["setting"].get(name) != record["setting"][name]]
-        other_pictures = old["names_sha256"] != record["names_sha256"]
+        before, now = _facts(old), _facts(record)
+        other_pictures = old["pictures_sha256"] != record["pictures_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no record of `sparse-detr predict` ({error!r}); give another --output") from error
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} is of a run with {name} {old['setting'].get(name)!r}, not {record['setting'][name]!r}; give "
-            "another --output, or remove that folder"
-        )
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            raise UserError(
+                f"{path} is of a run with {name} {before.get(name)!r}, not {now.get(name)!r}; give another --output, "
+                "or remove that folder"
+            )
     if other_pictures:
         raise UserError(
-            f"{path} is of {old.get('pictures')} other pictures than these {record['pictures']}; give another "
-            "--output, or remove that folder"
+            f"{path} is of {old.get('pictures')} other pictures than these {record['pictures']} (other names, sizes or "
+            "times of change); give another --output, or remove that folder"
         )
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the setting and the classes of a record, by the name that a message gives them."""
+    names = record["class_names"]
+    classes = {f"class {label}": name for label, name in enumerate(names)}
+    return {**record["setting"], "a number of classes of": len(names), **classes}
 
 
 def stems_of(names: Sequence[str]) -> list[str]:
-    """Return the path of every picture without its suffix, with it where two would be equal.
+    """Return the path of every picture without its suffix, with it where another would be equal.
 
     `a.jpg` beside `a.png` are `a.jpg` and `a.png`.
     """
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts: dict[str, int] = {}
-    for stem in stems:
-        counts[stem] = counts.get(stem, 0) + 1
-    return [name if counts[stem] > 1 else stem for name, stem in zip(names, stems, strict=True)]
+    stems = [posixpath.splitext(name)[0] for name in names]
+    counts, whole = Counter(stems), set(names)
+    return [
+        name if counts[stem] > 1 or stem in whole else stem  # a name without suffix is its own stem
+        for name, stem in zip(names, stems, strict=True)
+    ]

@@ -43,7 +43,7 @@ def by_slices(
         side: of a slice, in pixels of the image.
         overlap: share of a slice that the next one shares with it, at least 0 and below 1.
         score_threshold: detections with a lower score are left out.
-        options: as in a call of the predictor.
+        options: as in a call of the predictor; without `top_k`, a slice has as many detections as the model gives.
 
     Raises:
         UserError: SAHI is missing.
@@ -81,7 +81,7 @@ def sahi_model(predictor: Predictor, *, score_threshold: float = 0.0, **options:
     Args:
         predictor: the detector.
         score_threshold: detections with a lower score are left out.
-        options: as in a call of the predictor.
+        options: as in a call of the predictor; without `top_k`, a slice has as many detections as the model gives.
 
     Raises:
         UserError: SAHI is missing.
@@ -92,13 +92,15 @@ def sahi_model(predictor: Predictor, *, score_threshold: float = 0.0, **options:
     except ImportError as error:
         raise UserError(f"slices need SAHI, which cannot be imported ({error}); {HOW_TO_INSTALL}") from error
 
+    # the predictor's own defaults are of a whole image in its own channel order
+    options = {"top_k": None, **options, "score_threshold": score_threshold, "channel_order": "RGB"}
+
     class SlicedDetector(DetectionModel):
         """A `Predictor` behind SAHI's interface."""
 
         def set_model(self, model: Any, **kwargs: Any) -> None:
             self.model = model
-            names = model.class_names or ["0"]
-            self.category_mapping = {str(index): name for index, name in enumerate(names)}
+            self.category_mapping = {str(label): name for label, name in enumerate(model.class_names)}
 
         def perform_inference(self, image: np.ndarray) -> None:
             self._original_predictions = self.model(np.ascontiguousarray(image), **options)
@@ -123,7 +125,7 @@ def sahi_model(predictor: Predictor, *, score_threshold: float = 0.0, **options:
                     ObjectPrediction(
                         bbox=box,
                         category_id=label,
-                        category_name=self.category_mapping[str(label)],
+                        category_name=self.category_mapping.get(str(label), str(label)),
                         shift_amount=list(shift),
                         score=score,
                         full_shape=None if shape is None else list(shape),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import sparse_detr
 from sparse_detr import Predictor
 from sparse_detr.cli import predict as command
 from sparse_detr.cli.main import main
-from tests.cli.test_demo import folder  # noqa: F401 a fixture
+from sparse_detr.predict.sources import VideoFrames
+from tests.cli.test_demo import YAML, folder  # noqa: F401 a fixture
+from tests.predict.test_sources import write_video
 
 MODEL = ["--config-file", "sparse.py", "--weights", "sparse.pth", "--score-threshold", "0"]
 
@@ -146,3 +149,64 @@ def test_other_settings_in_the_same_folder_are_refused(many, capsys):
     assert predict() == 0
     assert predict("--budget", "0.5") == 2
     assert "is of a run with budget None, not '0.5'; give another --output" in capsys.readouterr().err
+
+
+def test_other_pictures_of_the_same_names_are_refused_and_the_same_ones_elsewhere_are_not(many, capsys):
+    shutil.copytree("many", "mounted")  # keeps the times
+    shutil.copytree("many", "other", copy_function=shutil.copyfile)
+    assert predict() == 0
+    assert predict(images="mounted") == 0
+    assert predict(images="other") == 2
+    said = capsys.readouterr().err
+    assert "is of 7 other pictures than these 7 (other names, sizes or times of change); give another --output" in said
+
+
+def test_a_changed_config_in_the_same_folder_is_refused(many, capsys):
+    assert predict() == 0
+    text = Path("sparse.py").read_text()
+    Path("sparse.py").write_text(text.replace("short_size = 64", "short_size = 32"))
+    assert predict() == 2
+    said = capsys.readouterr().err
+    assert "is of a run with dataloader.test.mapper.augmentations.short_size '64', not '32'" in said
+    Path("sparse.py").write_text(f"{text}\ntrain.device = 'cuda'\ntrain.init_checkpoint = 'other.pth'\n")
+    assert predict() == 0  # neither changes a detection
+
+
+def test_a_changed_yaml_config_in_the_same_folder_is_refused(many, capsys):
+    words = ["--config-file", "sparse.yaml", "--train-json", "classes.json"]
+    Path("sparse.yaml").write_text(YAML)
+    assert predict(*words) == 0
+    Path("sparse.yaml").write_text(YAML.replace("MIN_SIZE_TEST: 64", "MIN_SIZE_TEST: 32"))
+    assert predict(*words) == 2
+    assert "is of a run with INPUT.MIN_SIZE_TEST '64', not '32'" in capsys.readouterr().err
+
+
+def test_videos_that_differ_only_by_their_suffix_are_both_written(folder):  # noqa: F811
+    write_video(folder / "clip.avi", [40] * 2)
+    write_video(folder / "clip.mp4", [240] * 3)
+    words = ["predict", "--input", "clip.avi", "clip.mp4", "--output", "out", *MODEL, "--score-threshold", "1"]
+    assert main([*words, "--format", "pictures"]) == 0
+    lengths = {path.name: len(VideoFrames(str(path)).names) for path in Path("out/videos").iterdir()}
+    assert lengths == {"clip.avi.mp4": 2, "clip.mp4.mp4": 3}
+
+
+@pytest.mark.parametrize("images", ["many", "many/*/*"])
+def test_the_output_may_lie_in_the_input(many, images):
+    shutil.copytree("many", "many/sub")
+    words = ["--format", "coco", "yolo", "pictures"]
+    assert predict(*words, output="many/found", images=images) == 0
+    count = len(list(Path("many/found/pictures").rglob("*.jpg")))
+    assert count == (14 if images == "many" else 7)
+    Path("many/found/shards/00001.json").unlink()
+    assert predict(*words, output="many/found", images=images) == 0
+    assert len(list(Path("many/found/pictures").rglob("*.jpg"))) == count
+
+
+def test_files_of_another_origin_are_not_written_over(many, capsys):
+    label = many / "labels" / "0.txt"
+    label.parent.mkdir()
+    label.write_text("0 0.5 0.5 1 1\n")
+    assert predict("--format", "yolo", output=".") == 2
+    assert "labels exists and is not of `sparse-detr predict`; give another --output" in capsys.readouterr().err
+    assert label.read_text() == "0 0.5 0.5 1 1\n"
+    assert predict(output=".") == 0  # writes no labels

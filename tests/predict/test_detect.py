@@ -98,23 +98,44 @@ def test_an_error_of_the_source_is_passed_on():
     assert found[1].problem == ""
 
 
-def test_slices_are_merged_over_the_whole_picture():
+class Slices:
+    """Stands for a predictor: finds two boxes in every slice; its own defaults would leave out all of them."""
+
+    def __init__(self, class_names, labels=(0, 0)):
+        self.class_names, self.labels, self.calls = class_names, labels, []
+
+    def read(self, picture):
+        return np.zeros((40, 60, 3), np.uint8)
+
+    def __call__(self, image, *, score_threshold=0.9, top_k=0, channel_order="BGR"):
+        self.calls.append((score_threshold, top_k, channel_order))
+        instances = Instances(image.shape[:2])
+        instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 11.0, 12.0], [12.0, 2.0, 18.0, 12.0]]))
+        instances.scores, instances.pred_classes = torch.tensor([0.8, 0.3]), torch.tensor(self.labels)
+        return instances[instances.scores >= score_threshold][:top_k]
+
+
+def detect_slices(predictor, **options):
     pytest.importorskip("sahi")
+    (found,) = detect_in_slices(predictor, [(0, "a", "a")], 20, 0.0, **options)
+    return found
 
-    class Slices:
-        class_names = ["cell"]
 
-        def read(self, picture):
-            return np.zeros((40, 60, 3), np.uint8)
-
-        def __call__(self, image, **options):
-            height, width = image.shape[:2]
-            instances = Instances((height, width))
-            instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 11.0, 12.0]]))
-            instances.scores, instances.pred_classes = torch.tensor([0.8]), torch.tensor([0])
-            return instances
-
-    (found,) = detect_in_slices(Slices(), [(0, "a", "a")], 20, 0.0, score_threshold=0.5, top_k=None)
+def test_slices_are_merged_over_the_whole_picture():
+    found = detect_slices(Slices(["cell"]), score_threshold=0.5, top_k=None)
     assert (found.width, found.height) == (60, 40)
     corners = sorted(tuple(box[:2]) for box in found.boxes)
     assert corners == [(x + 1.0, y + 2.0) for x in (0, 20, 40) for y in (0, 20)]
+
+
+def test_slices_take_the_options_of_the_call_and_not_the_defaults_of_the_predictor():
+    predictor = Slices(["cell"])
+    found = detect_slices(predictor, score_threshold=0.2, top_k=7)
+    assert found.scores == pytest.approx([0.8] * 6 + [0.3])  # of 12 in 6 slices, over the whole picture
+    assert set(predictor.calls) == {(0.2, None, "RGB")}
+
+
+@pytest.mark.parametrize("class_names", [[], ["cell"]])
+def test_slices_find_classes_without_names(class_names):
+    found = detect_slices(Slices(class_names, labels=(2, 1)), score_threshold=0.2, top_k=None)
+    assert found.labels == [2] * 6 + [1] * 6

@@ -10,8 +10,8 @@ from sparse_detr.predict.job import Found, Job, Part, stems_of
 NAMES = [f"{index}.jpg" for index in range(7)]
 
 
-def make(folder, names=NAMES, **setting):
-    return Job(folder, names, {"weights": "w", **setting}, ["cell"], shard_size=3)
+def make(folder, names=NAMES, classes=("cell",), **setting):
+    return Job(folder, names, {"weights": "w", **setting}, classes, shard_size=3)
 
 
 def finish(job, shard):
@@ -55,6 +55,12 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path):
         make(tmp_path, weights="x")
     with pytest.raises(UserError, match="is of 7 other pictures than these 6"):
         make(tmp_path, NAMES[1:])
+    with pytest.raises(UserError, match="is of a run with class 0 'cell', not 'plate'; give another --output"):
+        make(tmp_path, classes=["plate"])
+    with pytest.raises(UserError, match="is of a run with a number of classes of 1, not 2"):
+        make(tmp_path, classes=["cell", "plate"])
+    with pytest.raises(UserError, match="is of a run with model.gone None, not '1'"):
+        make(tmp_path, **{"model.gone": "1"})
     (tmp_path / "predict.json").write_text("{")
     with pytest.raises(UserError, match="is no record of `sparse-detr predict`"):
         make(tmp_path)
@@ -72,3 +78,5 @@ def test_a_changed_shard_is_named(tmp_path, content):
 
 def test_names_that_differ_only_by_their_suffix_keep_it():
     assert stems_of(["a.jpg", "b.png", "sub/a.jpg", "b.jpg"]) == ["a", "b.png", "sub/a", "b.jpg"]
+    assert stems_of(["a.jpg", "a.png", "a.jpg.bmp"]) == ["a.jpg", "a.png", "a.jpg.bmp"]
+    assert stems_of(["clip/000001", "a.b/c.png", "."]) == ["clip/000001", "a.b/c", "."]
