@@ -12,7 +12,8 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.errors import UserError
 from sparse_detr.export.metadata import Metadata
 from sparse_detr.export.runtime import ExportedFile
-from sparse_detr.predictor import Options, Outputs, Predictor, _names, _stamp
+from sparse_detr.files import file_stamp
+from sparse_detr.predictor import Options, Outputs, Predictor, _names
 
 
 class ExportedPredictor(Predictor):
@@ -61,7 +62,7 @@ class ExportedPredictor(Predictor):
         if self.metadata.plugin is not None:
             raise UserError(f"{path} needs the plugin of {self.metadata.plugin}; export again without --plugin")
         self.weights = os.path.abspath(path)
-        self._stamp = _stamp(self.weights)
+        self._stamp = file_stamp(self.weights)
         self._mapper = _mapper(self.metadata, path)
         self.model = ExportedDetector(opened, self.metadata)
         self.class_names = self._checked_names(class_names, path)
@@ -122,7 +123,7 @@ class ExportedPredictor(Predictor):
 
 def _restore(path: str, stamp: tuple[int, int] | None, arguments: dict[str, Any]) -> Predictor:
     """Unpickle a predictor; raise a `UserError` if its file has changed."""
-    if os.path.isfile(path) and _stamp(path) != stamp:
+    if os.path.isfile(path) and file_stamp(path) != stamp:
         raise UserError(f"{path} has changed since the predictor was pickled; make a new Predictor")
     return Predictor(path, **arguments)
 

@@ -144,6 +144,14 @@ def make_folder(path: str | os.PathLike) -> Path:
     return path
 
 
+def file_stamp(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Return the size and time of a file, to detect a change; None without a file, as for an address."""
+    if not os.path.isfile(path):
+        return None
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns
+
+
 def remove_leftovers(folder: str | os.PathLike) -> list[str]:
     """Remove the temporary files of killed writes from `folder`; no other process may be writing there.
 

@@ -23,6 +23,7 @@ from sparse_detr._detectron2 import require_detectron2
 from sparse_detr.budget import check_fits, checked_budget, is_dense, resolved
 from sparse_detr.checks import check_score, is_real
 from sparse_detr.errors import ImageError, UserError
+from sparse_detr.files import file_stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +118,7 @@ class Predictor:
 
     Attributes:
         model: in eval mode.
+        config: as loaded, with its overrides; an exported file has none.
         class_names: by class index; empty if they are unknown.
         weights: path or address of the weights.
         options: defaults of a call.
@@ -153,14 +155,14 @@ class Predictor:
         from sparse_detr.inference import optimize_to, precision_name
 
         self._precision = precision_name(optimize)
-        self._config = cfg = _loaded(config)
+        self.config = cfg = _loaded(config)
         _set_device(cfg, device)
         if class_names is not None:
             class_names = _names(class_names)
         if class_names:
             set_num_classes(cfg, len(class_names))
         self.weights, self._ema = _weights_of(cfg, weights), ema
-        self._stamp = _stamp(self.weights)
+        self._stamp = file_stamp(self.weights)
         self._mapper = _checked_mapper(build_test_mapper(cfg))
         self.model: nn.Module = build_detector(cfg).eval()
         load_trained_weights(self.model, self.weights, ema=ema)
@@ -314,9 +316,9 @@ class Predictor:
         options = vars(self._chosen({}))
         if not isinstance(options["budget"], float | str | None):
             raise UserError(f"budget {options['budget']} is an object; give a number or a text to save the predictor")
-        model = build_detector(self._config, device="cpu").eval()
+        model = build_detector(self.config, device="cpu").eval()
         load_trained_weights(model, self.weights, ema=self._ema)
-        write_folder(folder, self._config, model, self.class_names, options, notes)
+        write_folder(folder, self.config, model, self.class_names, options, notes)
 
     def _input(self, image: Any, index: int, options: Options) -> dict[str, Any]:
         """Return the model's input for an image, as the evaluation's mapper makes it."""
@@ -355,7 +357,7 @@ class Predictor:
 
         most = getattr(getattr(self.model, "postprocess", None), "num_detections", None)
         if options.top_k is not None and most is not None and options.top_k > most:
-            remedy = kind_of(self._config).assignment("model.postprocess.num_detections", options.top_k)
+            remedy = kind_of(self.config).assignment("model.postprocess.num_detections", options.top_k)
             raise UserError(f"top_k is {options.top_k}, but the model gives at most {most} detections; set {remedy}")
         check_fits("budget", options.budget, self.model)
 
@@ -369,13 +371,13 @@ class Predictor:
 
         arguments = {"ema": self._ema, "class_names": self.class_names or None, "optimize": self._precision}
         arguments |= vars(self.options)
-        return _restore, (cloudpickle.dumps(self._config), self.weights, self._stamp, arguments)
+        return _restore, (cloudpickle.dumps(self.config), self.weights, self._stamp, arguments)
 
 
 def _restore(config: bytes, weights: str, stamp: tuple[int, int] | None, arguments: dict[str, Any]) -> Predictor:
     """Unpickle a predictor; raise a `UserError` if the file of its weights has changed."""
     require_detectron2()
-    if stamp is not None and os.path.isfile(weights) and _stamp(weights) != stamp:
+    if stamp is not None and os.path.isfile(weights) and file_stamp(weights) != stamp:
         raise UserError(f"{weights} has changed since the predictor was pickled; make a new Predictor")
     return Predictor(pickle.loads(config), weights, **arguments)
 
@@ -446,14 +448,6 @@ def _weights_of(cfg: Config, weights: str | os.PathLike[str] | None) -> str:
     if not path.strip():
         raise UserError("no weights are named; give weights=FILE, of a training or of `sparse-detr convert`")
     return os.path.abspath(path) if os.path.isfile(path) else path
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Return the size and time of a file, to detect a change; None for an address."""
-    if not os.path.isfile(path):
-        return None
-    facts = os.stat(path)
-    return facts.st_size, facts.st_mtime_ns
 
 
 def _checked_mapper(mapper: Any) -> Any:

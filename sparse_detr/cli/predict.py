@@ -207,15 +207,15 @@ def config_of(predictor: Predictor) -> dict[str, str]:
     import re
 
     from sparse_detr.config.kinds import kind_of
-    from sparse_detr.engine.config_changes import _leaves
+    from sparse_detr.engine.config_changes import leaves
 
-    if not hasattr(predictor, "_config"):
+    if not hasattr(predictor, "config"):
         return {}
-    kind = kind_of(kind_of(predictor._config).copy())
+    kind = kind_of(kind_of(predictor.config).copy())
     kind.set("train.device", "")
     kind.set("train.init_checkpoint", "")
     parts = kind.choose(lazy=("model.", "dataloader.test.mapper."), yacs=("MODEL.", "INPUT.", "TEST."))
-    found = {key: value for key, value in _leaves(kind.values(), "") if key.startswith(parts)}
+    found = {key: value for key, value in leaves(kind.values(), "") if key.startswith(parts)}
     return {key: re.sub(" at 0x[0-9a-f]+", "", value) for key, value in found.items()}  # the address of an object
 
 

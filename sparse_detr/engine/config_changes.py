@@ -30,15 +30,16 @@ def write_config(run: Run) -> None:
 
 def flat_config(run: Run) -> dict[str, str]:
     """Return every value of the config as text, by its path; the output folder, which may move, is a placeholder."""
-    values = dict(_leaves(kind_of(run.config).values(), ""))
+    values = dict(leaves(kind_of(run.config).values(), ""))
     folder = run.settings.output_dir
     return {key: value.replace(folder, "<output folder>") if folder else value for key, value in values.items()}
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and text of every value of a tree of dicts."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
     else:
         yield path, _value_as_text(value)
 

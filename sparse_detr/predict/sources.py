@@ -24,8 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sparse_detr.data.formats.files import images_below, read_lines
 from sparse_detr.errors import ImageError, UserError
-from sparse_detr.files import IMAGE_SUFFIXES
-from sparse_detr.predictor import _stamp
+from sparse_detr.files import IMAGE_SUFFIXES, file_stamp
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -214,7 +213,7 @@ class Inputs:
 
     def stamps(self) -> list[tuple[int, int] | None]:
         """Return the size and time of change of every file; None for one that is not there."""
-        return [_stamp(path) for source in self.sources for path in source.paths]
+        return [file_stamp(path) for source in self.sources for path in source.paths]
 
     def read(self, start: int, stop: int) -> Iterator[Any]:
         """Yield the pictures from `start` to `stop` over all sources."""
