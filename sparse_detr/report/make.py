@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,8 @@ class Source:
         limit: how many detections of a class in an image count.
         value_range: black and white of gray images of more than 8 bits, see `data.images.read_image`.
         of_run: whether a model of this program made the detections, so that its settings can be a remedy.
-        data: names of the run's evaluation data, of which the last one has these true boxes; () for files.
+        data: name of the data set of a run; None for files.
+        other_data: names of the run's other evaluation data.
     """
 
     truth: str
@@ -42,7 +43,8 @@ class Source:
     limit: int = LIMIT
     value_range: tuple[float, float] | None = None
     of_run: bool = False
-    data: tuple[str, ...] = ()
+    data: str | None = None
+    other_data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def source_of_run(run: Run, folder: str | os.PathLike[str]) -> Source:
     results = os.path.join(folder, RESULTS)
     if not run.evaluation_sets:
         raise UserError(f"the config of {folder} names no evaluation data; {remedy}")
-    names = run.evaluation_sets[-1].names
+    *others, names = (evaluation_set.names for evaluation_set in run.evaluation_sets)
     if len(names) != 1:
         raise UserError(f"the evaluation data {', '.join(names)} are not one data set; {remedy}")
     truth = truth_file(names[0], remedy=remedy)
@@ -92,7 +94,8 @@ def source_of_run(run: Run, folder: str | os.PathLike[str]) -> Source:
         limit=evaluation_limit(truth.name, run.config),
         value_range=None if value_range is None else tuple(value_range),
         of_run=True,
-        data=tuple(name for evaluation_set in run.evaluation_sets for name in evaluation_set.names),
+        data=truth.name,
+        other_data=tuple(name for other in others for name in other),
     )
 
 
@@ -118,23 +121,23 @@ def make_report(source: Source, folder: Path, *, worst: int = 9) -> Report:
     numbers = report_numbers(truth, read_results(source.results, truth), limit=source.limit, worst=worst)
     numbers["left_out"] = len(coco.annotations) - len(truth["annotations"])
     numbers["of_run"] = source.of_run
-    numbers["data"] = list(source.data)
+    numbers |= {"data": source.data, "other_data": list(source.other_data)}
     numbers["replaces"] = _replaced_data(folder, source.data)
     numbers["sentences"] = sentences(numbers)
     pictures, skipped = _read(numbers["worst"] if source.images else [], source)
-    about = f"data: {source.data[-1]}; " if source.data else ""
+    about = f"data: {source.data}; " if source.data else ""
     about += f"true boxes: {_text(source.truth)}; detections: {_text(source.results)}"
     files = write_report(folder, numbers, title="Report on detections", about=about, pictures=pictures)
     return Report(numbers, files, skipped)
 
 
-def _replaced_data(folder: Path, data: Sequence[str]) -> str | None:
-    """Return the name of the data of the report that a folder holds; None if they are the same, or files."""
+def _replaced_data(folder: Path, data: str | None) -> str | None:
+    """Return the name of the data of the report that a folder holds; None if they are the same, or unknown."""
     try:
         old = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, LookupError, TypeError):  # no report, or one without the names
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or one of an earlier version
         return None
-    return str(old[-1]) if old and data and old[-1] != data[-1] else None
+    return old if old and data and old != data else None
 
 
 def _text(path: str | os.PathLike[str]) -> str:

@@ -16,8 +16,8 @@ def sentences(numbers: Mapping[str, Any]) -> list[str]:
     """Return what a reader should know first, from the `report_numbers`.
 
     More of the numbers are read where there are any: `left_out`, how many true boxes cannot be used; `of_run`, whether
-    a setting of the run can be a remedy; `data`, names of the run's evaluation data, the last of which is reported on;
-    and `replaces`, the name of other data that an earlier report in the same folder was on.
+    a setting of the run can be a remedy; `data`, the name of the run's data; `other_data`, names of its other
+    evaluation data; and `replaces`, the name of the data that an earlier report in the same folder was on.
     """
     found = [of_data(numbers), _summary(numbers), _working_point(numbers), _weakest(numbers), _confused(numbers)]
     found += [_calibration(numbers), duplicates(numbers), _empty_classes(numbers), _left_out(numbers)]
@@ -26,13 +26,12 @@ def sentences(numbers: Mapping[str, Any]) -> list[str]:
 
 def of_data(numbers: Mapping[str, Any]) -> str:
     """Return which data the report is on, where a reader may think of others; else ""."""
-    data, replaced = numbers.get("data") or [], numbers.get("replaces")
-    parts = []
-    if len(data) > 1:
-        parts.append(f"the last of the config's evaluation data {', '.join(data)}")
-    if replaced:
-        parts.append(f"it replaces a report on {replaced}")
-    return "; ".join([f"this report is on {data[-1]}", *parts]) if parts else ""
+    found = []
+    if others := numbers.get("other_data"):
+        found.append(f"the config's other evaluation data are not in it: {', '.join(others)}")
+    if replaced := numbers.get("replaces"):
+        found.append(f"it replaces a report on {replaced}")
+    return "; ".join([f"this report is on {numbers['data']}", *found]) if found else ""
 
 
 def _summary(numbers: Mapping[str, Any]) -> str:

@@ -131,8 +131,8 @@ def test_of_several_evaluation_sets_the_report_names_the_last(run_folder, capsys
     config.write_text(cfg.dump())
     assert main(["report", "--run", str(run_folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["data"] == ["one", "two"]
-    assert found["sentences"][0] == "this report is on two; the last of the config's evaluation data one, two"
+    assert (found["data"], found["other_data"]) == ("two", ["one"])
+    assert found["sentences"][0] == "this report is on two; the config's other evaluation data are not in it: one"
 
 
 def test_the_number_of_detections_that_count_can_be_chosen(folder, capsys):
