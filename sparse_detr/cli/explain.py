@@ -189,8 +189,10 @@ class Truth:
 
     def __init__(self, path: str, class_names: Sequence[str], num_classes: int | None) -> None:
         from sparse_detr.data.annotations import read_coco_file
+        from sparse_detr.data.records import ground_truth
 
         self.path, self.coco = path, read_coco_file(path)
+        self.annotations = ground_truth(self.coco)["annotations"]
         if not class_names and num_classes not in (None, len(self.coco.class_names)):
             raise UserError(
                 f"--truth {path} has {len(self.coco.class_names)} classes, but the model {num_classes} without names; "
@@ -219,11 +221,11 @@ class Truth:
 
         key = self._image_of(Path(file))
         found = []
-        for item, box, used in zip(self.coco.sound_annotations, self.coco.boxes, self.coco.is_target(), strict=True):
-            if used and item["image_id"] == key and item["category_id"] in self.labels:
-                left, top, width, height = box.tolist()
-                corners = torch.tensor([left, top, left + width, top + height])
-                found.append(Target(corners, self.labels[item["category_id"]]))
+        for item in self.annotations:
+            if item["image_id"] == key and item["category_id"] in self.labels and not item["iscrowd"]:
+                left, top, width, height = item["bbox"]
+                corners = torch.tensor([left, top, left + width, top + height], dtype=torch.float32)
+                found.append(Target(corners, self.labels[item["category_id"]], area=item["area"]))
         return found
 
     def _image_of(self, file: Path) -> int:
