@@ -135,9 +135,7 @@ def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
         f"The encoder takes {_two_digits(ledger.gigaflops)} GFLOPs. Of the tokens that it refines, "
         f"{ledger.background_share:.0%} lie on the background{', ' + objects if objects else ''}."
     ]
-    if proposal is not None:
-        sentences.append(_proposal(proposal))
-    return sentences
+    return sentences if proposal is None else [*sentences, proposal_sentence(proposal)]
 
 
 def _two_digits(number: float) -> str:
@@ -145,7 +143,8 @@ def _two_digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _proposal(proposal: Proposal) -> str:
+def proposal_sentence(proposal: Proposal) -> str:
+    """Say what shares by level would save and lose on all images together."""
     tried = (
         f"--budget {proposal.text} would refine {proposal.tokens:,} instead of {proposal.tokens_now:,} tokens a layer; "
         f"of {proposal.detections} detections it loses {proposal.lost}, and scores change by "
