@@ -124,18 +124,17 @@ def size_sentences(rows: Sequence[FoundFrom]) -> list[str]:
     return sentences
 
 
-def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
-    """Say where the tokens of the encoder are spent, and whether shares by level would be better."""
+def ledger_sentences(ledger: Ledger) -> list[str]:
+    """Say where the tokens of the encoder are spent."""
     kept = ledger.kept_by_size
     total = max(sum(kept.values()), 1)
     objects = ", ".join(
         f"{count / total:.0%} on {name} objects" for name, count in kept.items() if count and name != BACKGROUND
     )
-    sentences = [
+    return [
         f"The encoder takes {_two_digits(ledger.gigaflops)} GFLOPs. Of the tokens that it refines, "
         f"{ledger.background_share:.0%} lie on the background{', ' + objects if objects else ''}."
     ]
-    return sentences if proposal is None else [*sentences, proposal_sentence(proposal)]
 
 
 def _two_digits(number: float) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+import sparse_detr.explain as explanations
 from sparse_detr.cli.explain import Truth
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
@@ -104,6 +105,24 @@ def test_an_image_without_the_chosen_detection_does_not_stop_the_others(folder, 
     assert explain("--no-sanity", "--detection", "500", images="images") == 1
     said = capsys.readouterr().out
     assert said.count("there is no detection 500") == 2
+
+
+def test_an_error_in_the_last_image_leaves_the_files_of_those_before(folder, monkeypatch):  # noqa: F811
+    explain_image, names = explanations.explain_image, []
+
+    def fail_at_the_second(*args, name, **options):
+        names.append(name)
+        if len(names) == 2:
+            raise RuntimeError("out of memory")
+        return explain_image(*args, name=name, **options)
+
+    monkeypatch.setattr(explanations, "explain_image", fail_at_the_second)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explain("--no-sanity", images="images")
+    assert names == ["tall.jpg", "wide.png"]
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert {"tall.npz", "tall.json", "tall_causes.png", "tall_found.png", "tall_tokens.png"} <= written
+    assert not any(name.startswith("wide") for name in written)
 
 
 def test_of_images_with_one_name_the_true_boxes_of_the_own_folder_are_taken(folder):  # noqa: F811
