@@ -22,7 +22,7 @@ ALLOWED = {
     "recipes": ("modeling", "layers", "backbones", "errors", "_detectron2"),
     "checkpoint": ("errors",),
     "data": ("errors", "files", "_detectron2"),
-    "evaluation": ("errors", "files"),
+    "evaluation": ("budget_table", "errors", "files"),
     "config": ("recipes", "checkpoint", "data", "evaluation", "solver", "errors"),
     "inference": ("modeling", "backbones", "layers", "ops", "structures", "errors", "_detectron2"),
     "engine": (

@@ -137,7 +137,7 @@ def counted(detections: LabeledBoxes, *, score_threshold: float = 0.0, limit: in
     Args:
         detections: of one image, with scores.
         score_threshold: lowest score that counts.
-        limit: COCO's is 100.
+        limit: COCO's is 100; the evaluation has more where an image has more boxes, see `config.limits`.
     """
     assert detections.scores is not None
     order = detections.scores.argsort(descending=True, stable=True)

@@ -120,6 +120,7 @@ def our_contestants(
     budgets: Sequence[float | str] = (),
     precisions: Sequence[str] = (),
     weights: str = "",
+    ema: bool = False,
 ) -> list[Contestant]:
     """Return the model as it is and in inference form, each with every budget.
 
@@ -131,6 +132,7 @@ def our_contestants(
             for every form; () for the model's own budget.
         precisions: of `sparse_detr.inference.PRECISIONS`, one optimised model each.
         weights: checkpoint of the model, beside which the table for times lies.
+        ema: the model has the averaged weights of the checkpoint.
 
     Raises:
         UserError: the model has no inference form, or no share of tokens to choose, or a time means no budget.
@@ -141,7 +143,7 @@ def our_contestants(
     if precisions:
         check_optimizable(model)
     meanings = {
-        (budget, form): resolved(budget, weights=weights, form=form)
+        (budget, form): resolved(budget, weights=weights, form=form, ema=ema)
         for budget in budgets
         for form in (None, *precisions)
     }

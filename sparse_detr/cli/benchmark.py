@@ -157,6 +157,7 @@ def _prepare(args: argparse.Namespace) -> _Setting:
         budgets=args.budget,
         precisions=precisions,
         weights=args.weights or "",
+        ema=args.ema,
     )
     samples = ImageStream(files, mapper).batch(2)
     ours = Reference(

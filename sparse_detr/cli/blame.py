@@ -9,7 +9,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sparse_detr.analysis.blame_report import BlamedObject
     from sparse_detr.analysis.token_recall import TokenRecall
     from sparse_detr.evaluation.tide import Tide
+    from sparse_detr.evaluation.truth import TruthFile
     from sparse_detr.structures import DetectorOutput
 
 
@@ -77,10 +79,13 @@ def run(args: argparse.Namespace) -> int:
     has_selector = not predictor.is_dense
     sentences = advice(found.objects, score_threshold=args.score_threshold, has_selector=has_selector)
     record = {
+        "data": data.name,
+        "other_data": data.others,
         "images": len(found.images),
         "skipped": len(found.skipped),
         "iou": args.iou,
         "score_threshold": args.score_threshold,
+        "max_detections": data.limit,
         "budget": None if args.budget is None else str(args.budget),
         "weights": weights_text(predictor.weights, averaged=args.ema),
         **sums,
@@ -127,11 +132,17 @@ class TrueObjects:
         truth: content of a COCO file, checked.
         folder: that its file names start from.
         class_names: by category id, ascending; the model's classes have the same order.
+        name: of the data set, or the path of the file.
+        others: names of the config's other evaluation data, which are not looked at.
+        limit: how many detections of a class in an image count.
     """
 
     truth: dict[str, Any]
     folder: str
     class_names: dict[int, str]
+    name: str
+    others: list[str]
+    limit: int
 
 
 @dataclass
@@ -162,47 +173,66 @@ def load(args: argparse.Namespace) -> tuple[Predictor, TrueObjects]:
     import sparse_detr.recipes  # noqa: F401 registers the names for yaml
     from sparse_detr import Predictor
     from sparse_detr.config import load_config
+    from sparse_detr.config.limits import evaluation_limit
     from sparse_detr.config.num_classes import model_classes
-    from sparse_detr.config.own_data import use_own_data
     from sparse_detr.data.annotations import read_coco_file
     from sparse_detr.data.records import ground_truth
+    from sparse_detr.evaluation.truth import TruthFile
 
     cfg = load_config(args.config_file, args.opts)
-    if args.truth is None:
-        use_own_data(cfg, {})
-    json_file, folder = (args.truth, args.images) if args.truth else _evaluation_files(cfg)
-    coco = read_coco_file(json_file)
-    data = TrueObjects(ground_truth(coco), folder, coco.class_names)
-    if not data.truth["annotations"]:
-        raise UserError(f"{json_file} has no true boxes that can be used; `sparse-detr check-data` says why")
+    if args.truth:
+        file, others = TruthFile(args.truth, args.truth, args.images), []
+    else:
+        file, others = _evaluation_file(cfg, args.opts)
+    coco = read_coco_file(file.path)
+    truth = ground_truth(coco)
+    if not truth["annotations"]:
+        raise UserError(f"{file.path} has no true boxes that can be used; `sparse-detr check-data` says why")
+    data = TrueObjects(
+        truth=truth,
+        folder=file.images,
+        class_names=coco.class_names,
+        name=file.name,
+        others=others,
+        limit=_limit_of(truth, cfg) if args.truth else evaluation_limit(file.name, cfg),
+    )
     predictor = Predictor(cfg, args.weights, ema=args.ema, budget=args.budget)
     known, names = model_classes(predictor.model), list(coco.class_names.values())
     if known not in (None, len(names)):
-        raise UserError(f"{json_file} has {len(names)} classes, but the model {known}; give the data of this model")
+        raise UserError(f"{file.path} has {len(names)} classes, but the model {known}; give the data of this model")
     if predictor.class_names and predictor.class_names != names:
         raise UserError(
-            f"the classes of {json_file} are {', '.join(names[:5])}, but those of the model "
+            f"the classes of {file.path} are {', '.join(names[:5])}, but those of the model "
             f"{', '.join(predictor.class_names[:5])}; give the data of this model"
         )
     return predictor, data
 
 
-def _evaluation_files(cfg: Any) -> tuple[str, str]:
-    """Return the COCO file and the folder of images of the config's first evaluation set."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    from sparse_detr.config.kinds import names_in
+def _evaluation_file(cfg: Any, overrides: Sequence[str]) -> tuple[TruthFile, list[str]]:
+    """Return the file of the config's first evaluation set, and the names of the others."""
+    from sparse_detr.config.own_data import use_own_data
+    from sparse_detr.config.run import make_run
+    from sparse_detr.evaluation.truth import truth_file
 
     remedy = "give --truth and --images"
-    names = names_in(cfg, "test")
+    use_own_data(cfg, {}, overrides)
+    names = [name for evaluation_set in make_run(cfg).evaluation_sets for name in evaluation_set.names]
     if not names:
         raise UserError(f"the config names no evaluation data; {remedy}")
-    if names[0] not in DatasetCatalog:
-        raise UserError(f"the config's evaluation data {names[0]} are not registered; {remedy}")
-    metadata = MetadataCatalog.get(names[0])
-    if not (json_file := metadata.get("json_file")):
-        raise UserError(f"the config's evaluation data {names[0]} are no COCO file; {remedy}")
-    return json_file, metadata.get("image_root") or ""
+    return truth_file(names[0], remedy=remedy), names[1:]
+
+
+def _limit_of(truth: Mapping[str, Any], cfg: Any) -> int:
+    """Return how many detections of a class in an image count: the config's number, COCO's, or more if boxes need it.
+
+    Args:
+        truth: content of a COCO file.
+        cfg: a config of either kind.
+    """
+    from sparse_detr.config.limits import COCO_LIMIT, chosen_limit
+
+    boxes = Counter((item["image_id"], item["category_id"]) for item in truth["annotations"] if not item["iscrowd"])
+    return chosen_limit(cfg) or max(COCO_LIMIT, *boxes.values(), 0)
 
 
 def blame_images(predictor: Predictor, data: TrueObjects, args: argparse.Namespace) -> Blamed:
@@ -250,6 +280,7 @@ def _blame_image(
     detections = counted(
         LabeledBoxes(instances.pred_boxes.tensor, instances.pred_classes, instances.scores),
         score_threshold=args.score_threshold,
+        limit=data.limit,
     )
     verdicts = judge(
         truth,
@@ -355,7 +386,7 @@ def _tide(data: TrueObjects, blamed: Blamed, args: argparse.Namespace) -> tuple[
     if not blamed.detections:
         return None, "no detection counts, so that TIDE has no errors to class"
     try:
-        return tide_errors(truth, blamed.detections, iou_threshold=args.iou), ""
+        return tide_errors(truth, blamed.detections, iou_threshold=args.iou, limit=data.limit), ""
     except UserError as error:
         return None, str(error)
 
@@ -369,7 +400,10 @@ def _differences(objects: Sequence[BlamedObject], tide: Tide) -> int:
 
 def _remarks(record: dict[str, Any], problem: str) -> list[str]:
     """Return what a reader must know of the tables."""
-    remarks = []
+    remarks = [f"true boxes: {record['data']}"]
+    if record["other_data"]:
+        others = ", ".join(record["other_data"])
+        remarks.append(f"the config's other evaluation data are left out: {others}; give --truth and --images for them")
     if problem:
         remarks.append(problem)
     else:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from sparse_detr.files import make_folder, write_text_atomically
 
 if TYPE_CHECKING:
     from sparse_detr import Predictor
-    from sparse_detr.explain import ImageStory, Target
+    from sparse_detr.explain import ImageRuns, ImageStory, Target
 
 PAGE, NUMBERS = "explain.html", "explain.json"
 
@@ -61,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
         predictor = load_predictor(args)
     if not hasattr(predictor.model, "outputs"):
         raise UserError(f"{args.config_file} describes a model of another package; give one of sparse_detr")
-    stories, skipped = explain_images(args, predictor, files)
+    explained, skipped = explain_images(args, predictor, files)
     for reason in skipped:
         print(f"  skipped {reason}", file=sys.stderr if args.json else sys.stdout)
-    if not stories:
+    if not explained:
         return 1
-    write_results(args, predictor, stories)
+    write_results(args, predictor, explained)
     return 0
 
 
@@ -88,10 +89,28 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--detection {wrong[0]}: detections are counted from 1, best first")
 
 
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What is kept of an image until all are explained; its pictures and arrays are written already.
+
+    Args:
+        runs, targets: of the image, to try shares of the levels on.
+        entry: of the page.
+        numbers: see `explain.report.numbers_of`.
+        text: see `explain.report.text_of`.
+    """
+
+    runs: ImageRuns
+    targets: Sequence[Target]
+    entry: dict[str, Any]
+    numbers: dict[str, Any]
+    text: str
+
+
 def explain_images(
     args: argparse.Namespace, predictor: Predictor, files: Sequence[str]
-) -> tuple[list[tuple[str, ImageStory]], list[str]]:
-    """Return the path and the story of every image that can be explained, and one reason for each that cannot."""
+) -> tuple[list[Explained], list[str]]:
+    """Explain every image that can be explained and write its files; return these and one reason for each other one."""
     from tqdm import tqdm
 
     from sparse_detr.budget import check_tokens_alone, resolved
@@ -106,8 +125,9 @@ def explain_images(
     truths = Truth(args.truth, predictor.class_names, model_classes(predictor.model)) if args.truth else None
     second = second_model(args.compare, predictor, averaged=args.compare_ema) if args.compare else None
     random_model = None if args.no_sanity else random_twin(args, predictor)
-    stories, skipped = [], []
-    for file in tqdm(files, desc="explaining", unit="image"):
+    explained, skipped = [], []
+    stems = unique_stems([NUMBERS, *files])[1:]  # no image may take the name of the numbers
+    for file, stem in zip(tqdm(files, desc="explaining", unit="image"), stems, strict=True):
         try:
             image, item = predictor.read(file), predictor.preprocess(file)
         except ImageError as error:
@@ -130,8 +150,8 @@ def explain_images(
                 raise UserError(f"{file}: {error}") from error
             skipped.append(f"{file}: {error}")
             continue
-        stories.append((file, story))
-    return stories, skipped
+        explained.append(write_image(args, predictor, story, file, stem))
+    return explained, skipped
 
 
 def second_model(paths: Sequence[str], first: Predictor, *, averaged: bool = False) -> Predictor:
@@ -189,8 +209,10 @@ class Truth:
 
     def __init__(self, path: str, class_names: Sequence[str], num_classes: int | None) -> None:
         from sparse_detr.data.annotations import read_coco_file
+        from sparse_detr.data.records import ground_truth
 
         self.path, self.coco = path, read_coco_file(path)
+        self.annotations = ground_truth(self.coco)["annotations"]
         if not class_names and num_classes not in (None, len(self.coco.class_names)):
             raise UserError(
                 f"--truth {path} has {len(self.coco.class_names)} classes, but the model {num_classes} without names; "
@@ -219,11 +241,11 @@ class Truth:
 
         key = self._image_of(Path(file))
         found = []
-        for item, box, used in zip(self.coco.sound_annotations, self.coco.boxes, self.coco.is_target(), strict=True):
-            if used and item["image_id"] == key and item["category_id"] in self.labels:
-                left, top, width, height = box.tolist()
-                corners = torch.tensor([left, top, left + width, top + height])
-                found.append(Target(corners, self.labels[item["category_id"]]))
+        for item in self.annotations:
+            if item["image_id"] == key and item["category_id"] in self.labels and not item["iscrowd"]:
+                left, top, width, height = item["bbox"]
+                corners = torch.tensor([left, top, left + width, top + height], dtype=torch.float32)
+                found.append(Target(corners, self.labels[item["category_id"]], area=item["area"]))
         return found
 
     def _image_of(self, file: Path) -> int:
@@ -240,40 +262,54 @@ class Truth:
         return keys[0]
 
 
-def write_results(args: argparse.Namespace, predictor: Predictor, stories: Sequence[tuple[str, ImageStory]]) -> None:
-    """Write the page, pictures, arrays and numbers, and print the text or the numbers."""
-    from sparse_detr.explain import propose_levels
-    from sparse_detr.explain.page import write_page
+def write_image(args: argparse.Namespace, predictor: Predictor, story: ImageStory, file: str, stem: str) -> Explained:
+    """Write the pictures and arrays of an image under a stem; return what the page and the numbers need of it."""
+    from sparse_detr.explain.page import page_entry
     from sparse_detr.explain.report import numbers_of, text_of, write_arrays, write_pictures
     from sparse_detr.visualization import list_detections
     from sparse_detr.visualization.pictures import write_files
 
-    names = predictor.class_names
-    proposal = propose_levels(
-        [(story.runs, story.targets) for _, story in stories], score_threshold=args.score_threshold
-    )
+    names, prefix = predictor.class_names, args.output / stem
+    found = predictor.model.detections(story.runs.output, [story.runs.item])[0]["instances"]
+    detections = list_detections(found, names, args.score_threshold)
     caption = f"score at least {args.score_threshold:g}"
+    origin = {"file_name": file, **origin_of(args, predictor)}
+    write_files(prefix, story.image, detections, story.maps, caption=caption, origin=origin)
+    write_pictures(prefix, story, names)
+    write_arrays(args.output / f"{stem}.npz", story)
+    return Explained(
+        runs=story.runs,
+        targets=story.targets,
+        entry=page_entry(story, names),
+        numbers=numbers_of(story, names, file),
+        text=text_of(story, names),
+    )
+
+
+def origin_of(args: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:
+    """Return what the files say of the model and the detections."""
     weights = weights_text(args.weights, averaged=args.ema)
-    origin = {"weights": weights, "class_names": names, "score_threshold": args.score_threshold}
-    stems = unique_stems([NUMBERS, *(file for file, _ in stories)])[1:]  # no image may take the name of the numbers
-    for (file, story), stem in zip(stories, stems, strict=True):
-        found = predictor.model.detections(story.runs.output, [story.runs.item])[0]["instances"]
-        detections = list_detections(found, names, args.score_threshold)
-        prefix = args.output / stem
-        write_files(prefix, story.image, detections, story.maps, caption=caption, origin={"file_name": file, **origin})
-        write_pictures(prefix, story, names)
-        write_arrays(args.output / f"{stem}.npz", story)
+    return {"weights": weights, "class_names": predictor.class_names, "score_threshold": args.score_threshold}
+
+
+def write_results(args: argparse.Namespace, predictor: Predictor, explained: Sequence[Explained]) -> None:
+    """Write the page and the numbers, and print the text or the numbers."""
+    from sparse_detr.explain import propose_levels
+    from sparse_detr.explain.page import write_page
+    from sparse_detr.explain.words import proposal_sentence
+
+    proposal = propose_levels([(one.runs, one.targets) for one in explained], score_threshold=args.score_threshold)
+    origin = origin_of(args, predictor)
     numbers = {
         **origin,
         "proposal": None if proposal is None else {**vars(proposal), "is_better": proposal.is_better},
-        "images": [numbers_of(story, names, file) for file, story in stories],
+        "images": [one.numbers for one in explained],
     }
     text = json.dumps(numbers, indent=1)
     write_text_atomically(args.output / NUMBERS, text + "\n")
     page = write_page(
-        [story for _, story in stories],
-        names,
-        model=weights,
+        [one.entry for one in explained],
+        model=origin["weights"],
         score_threshold=args.score_threshold,
         proposal=proposal,
     )
@@ -281,6 +317,8 @@ def write_results(args: argparse.Namespace, predictor: Predictor, stories: Seque
     if args.json:
         print(text)
         return
-    for _, story in stories:
-        print(text_of(story, names, proposal))
+    for one in explained:
+        print(one.text)
+    if proposal is not None:
+        print(proposal_sentence(proposal))
     print(f"open {args.output / PAGE} in a browser; pictures, arrays (*.npz) and numbers ({NUMBERS}) lie beside it")

@@ -73,6 +73,8 @@ def evaluate(
     model: nn.Module,
     before_image: Callable[[], None] | None = None,
     max_images: int | None = None,
+    *,
+    keep_detections: bool = False,
 ) -> dict[str, Any]:
     """Return the scores of `model`: {"bbox": {"AP": ...}} for one evaluation set, {name: {"bbox": ...}} for several.
 
@@ -81,6 +83,7 @@ def evaluate(
     Args:
         before_image: called before each batch.
         max_images: evaluate on so many batches of every set, which are single images by default; None for all.
+        keep_detections: write the detections into the folder of the run, in place of those of its last evaluation.
     """
     model = without_ddp(model)
     callbacks = {"before_inference": before_image} if before_image else None
@@ -89,6 +92,8 @@ def evaluate(
         loader = evaluation_set.build_loader()
         check_num_classes(model, evaluation_set.names)
         evaluator = evaluation_set.build_evaluator()
+        if not keep_detections:
+            _write_nothing(evaluator)
         if max_images is not None:
             loader = _FirstBatches(loader, max_images)
             evaluator = _OnImages(evaluator, loader)
@@ -99,6 +104,14 @@ def evaluate(
             print_csv_format(scores)
         results[name] = scores
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _write_nothing(evaluator: Any) -> None:
+    """Keep Detectron2's evaluators from writing files; several are a list or a `DatasetEvaluators`."""
+    parts = evaluator if isinstance(evaluator, list) else getattr(evaluator, "_evaluators", [evaluator])
+    for part in parts:
+        if hasattr(part, "_output_dir"):
+            part._output_dir = None
 
 
 def box_scores(run: Run, model: nn.Module, **options: Any) -> dict[str, float]:
@@ -119,6 +132,7 @@ def evaluate_with_average(
 ) -> dict[str, Any]:
     """Return the scores of the model and, under names that start with "ema/", those of the averaged weights.
 
+    The detections are kept in the folder of the run, those of the averaged weights where there are any.
     With `validation_loss` the losses are among them, under "validation".
     """
     results = _scores_and_losses(run, model, before_image)
@@ -129,7 +143,7 @@ def evaluate_with_average(
 
 
 def _scores_and_losses(run: Run, model: nn.Module, before_image: Callable[[], None] | None) -> dict[str, Any]:
-    scores = dict(evaluate(run, model, before_image))
+    scores = dict(evaluate(run, model, before_image, keep_detections=True))
     if run.settings.validation_loss and hasattr(model, "losses"):
         scores |= {VALIDATION: losses} if (losses := validation_losses(run, model, before_image)) else {}
     return scores

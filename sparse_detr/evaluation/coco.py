@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 from detectron2 import evaluation
+from detectron2.utils.file_io import PathManager
 
 from sparse_detr.errors import UserError
+from sparse_detr.evaluation.truth import note_truth
 from sparse_detr.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
@@ -44,10 +46,13 @@ SCORES = (
 class COCOEvaluator(evaluation.COCOEvaluator):
     """Detectron2's evaluator with its arguments, results and files; the scores of boxes are computed by hotcoco.
 
+    Beside the detections it writes which true boxes they belong to, see `truth.note_truth`.
     Masks, keypoints and proposals are left to Detectron2.
     """
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
+        if self._output_dir:  # first, so that old detections are refused if what follows is interrupted
+            note_truth(self._output_dir, self._metadata.name, PathManager.get_local_path(self._metadata.json_file))
         detections = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
         problem = self._why_not_hotcoco(detections)
         if problem is not None:

@@ -7,7 +7,7 @@ whose box has an IoU of at least 0.5 with the original box. Its score is 0 if th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,12 +31,18 @@ class Target:
         label: class index.
         score: of the detection; None for a true object.
         query: number of the query that made the detection; None for a true object.
+        area: of a true object in pixels of the image, as its file has it; None for that of the box.
     """
 
     box: Tensor
     label: int
     score: float | None = None
     query: int | None = None
+    area: float | None = None
+
+    def to(self, device: torch.device) -> Target:
+        """Return the object with its box on a device."""
+        return replace(self, box=self.box.to(device))
 
 
 def list_targets(prediction: Prediction, score_threshold: float, *, most: int | None = None) -> list[Target]:

@@ -119,7 +119,7 @@ def explain_image(
         image: (H, W, 3) uint8 RGB.
         name: of the image.
         choices: what to find out.
-        truth: true objects; None if they are not known.
+        truth: true objects, on any device; None if they are not known.
         random_model: the model with random weights, for the sanity check; None for no check.
         other: another model, and the image as its input, to compare with.
         budget: what is explained, as in a call of the model; None for the model's own budget.
@@ -130,6 +130,7 @@ def explain_image(
     with watch_object_rows(model.encoder) as rows, watch_sampled_points(model.decoder.encoder) as points:
         runs = ImageRuns(model, item, budget=budget)
     maps = token_maps(runs.output, objects=object_tokens(runs.output.selection, rows), points=points)
+    truth = None if truth is None else [target.to(runs.pyramid.device) for target in truth]
     targets = list_targets(runs.prediction, choices.score_threshold)
     not_editable = why_not_editable(model)
     views = _views(runs, choices, targets, not_editable)

@@ -14,7 +14,7 @@ from sparse_detr.modeling.selection import TopKSelector
 
 GRID = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
-"""Sizes of objects by their area in pixels of the image, as COCO has them."""
+"""Sizes of objects by their area in pixels of the image, as COCO has them; an area of exactly a limit is larger."""
 
 
 def has_budget(model: nn.Module) -> bool:
@@ -23,9 +23,9 @@ def has_budget(model: nn.Module) -> bool:
 
 
 def size_of(target: Target) -> str:
-    """Return `small`, `medium` or `large`."""
+    """Return `small`, `medium` or `large`, of the area of a true object in its file, else of the box."""
     x0, y0, x1, y1 = target.box.tolist()
-    area = (x1 - x0) * (y1 - y0)
+    area = (x1 - x0) * (y1 - y0) if target.area is None else target.area
     return next(name for name, low, high in SIZES if low <= area < high)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
@@ -19,6 +19,7 @@ from sparse_detr.explain.words import (
     difference_sentence,
     found_from,
     ledger_sentences,
+    proposal_sentence,
     sanity_sentence,
     size_sentences,
 )
@@ -37,28 +38,23 @@ NO_BUDGET = "This model has no budget of tokens to change: its encoder always re
 
 
 def write_page(
-    stories: Sequence[ImageStory],
-    class_names: Sequence[str],
-    *,
-    model: str,
-    score_threshold: float,
-    proposal: Proposal | None = None,
+    images: Sequence[Mapping[str, Any]], *, model: str, score_threshold: float, proposal: Proposal | None = None
 ) -> str:
     """Return the HTML of a page.
 
     Args:
-        stories: of every image.
-        class_names: by class index; a class without a name is shown as a number.
+        images: `page_entry` of every image.
         model: what the page says about the model.
         score_threshold: lowest score of a detection.
         proposal: shares of the levels, tried on all images; None for none.
     """
-    content = {
-        "model": model,
-        "threshold": score_threshold,
-        "images": [_image(story, class_names, proposal) for story in stories],
-    }
-    return html_page(__package__, title=f"Explained: {', '.join(story.name for story in stories[:3])}", data=content)
+    said = [] if proposal is None else [proposal_sentence(proposal)]
+    images = [
+        {**image, "ledger": {**image["ledger"], "sentences": [*image["ledger"]["sentences"], *said]}}
+        for image in images
+    ]
+    content = {"model": model, "threshold": score_threshold, "images": images}
+    return html_page(__package__, title=f"Explained: {', '.join(image['name'] for image in images[:3])}", data=content)
 
 
 def name_of(target: Target, class_names: Sequence[str]) -> str:
@@ -66,7 +62,13 @@ def name_of(target: Target, class_names: Sequence[str]) -> str:
     return class_names[target.label] if target.label < len(class_names) else f"class {target.label}"
 
 
-def _image(story: ImageStory, class_names: Sequence[str], proposal: Proposal | None) -> dict[str, Any]:
+def page_entry(story: ImageStory, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return what a page shows of an image, without tensors.
+
+    Args:
+        story: of the image.
+        class_names: by class index; a class without a name is shown as a number.
+    """
     height, width = story.image.shape[:2]
     photo = Image.fromarray(story.image)
     photo.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
@@ -105,7 +107,7 @@ def _image(story: ImageStory, class_names: Sequence[str], proposal: Proposal | N
         "size_sentences": size_sentences(story.found),
         "no_budget": NO_BUDGET,
         "not_editable": story.not_editable,
-        "ledger": {"sentences": ledger_sentences(story.ledger, proposal), "rows": _ledger_rows(story)},
+        "ledger": {"sentences": ledger_sentences(story.ledger), "rows": _ledger_rows(story)},
         "compare": None
         if story.difference is None
         else [

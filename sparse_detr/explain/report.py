@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_detr.explain.faithfulness import Target
 from sparse_detr.explain.image import ImageStory
-from sparse_detr.explain.ledger import Cost, Ledger, Proposal
+from sparse_detr.explain.ledger import Cost, Ledger
 from sparse_detr.explain.minimal_budget import by_size, size_of
 from sparse_detr.explain.page import KINDS, check_sentences, comparison_numbers, name_of, sampling_points
 from sparse_detr.explain.pictures import causes_page, difference_page, found_page
@@ -152,7 +152,7 @@ def _cost(cost: Cost) -> dict[str, float | None]:
     return {**asdict(cost), "milliseconds": None if isnan(cost.milliseconds) else cost.milliseconds}
 
 
-def text_of(story: ImageStory, class_names: Sequence[str], proposal: Proposal | None) -> str:
+def text_of(story: ImageStory, class_names: Sequence[str]) -> str:
     """Return what is printed about an image."""
     lines = [f"{story.name}: {len(story.targets)} detections"]
     if story.not_editable:
@@ -161,5 +161,5 @@ def text_of(story: ImageStory, class_names: Sequence[str], proposal: Proposal | 
         sentences = detection_sentences(explanation, name_of(explanation.target, class_names))
         lines += [f"  detection {number + 1}: {sentences[0]}", *(f"    {sentence}" for sentence in sentences[1:])]
     lines += [f"  {sentence}" for sentence in size_sentences(story.found)]
-    lines += [f"  {sentence}" for sentence in [*ledger_sentences(story.ledger, proposal), *check_sentences(story)]]
+    lines += [f"  {sentence}" for sentence in [*ledger_sentences(story.ledger), *check_sentences(story)]]
     return "\n".join(lines)

@@ -124,20 +124,17 @@ def size_sentences(rows: Sequence[FoundFrom]) -> list[str]:
     return sentences
 
 
-def ledger_sentences(ledger: Ledger, proposal: Proposal | None) -> list[str]:
-    """Say where the tokens of the encoder are spent, and whether shares by level would be better."""
+def ledger_sentences(ledger: Ledger) -> list[str]:
+    """Say where the tokens of the encoder are spent."""
     kept = ledger.kept_by_size
     total = max(sum(kept.values()), 1)
     objects = ", ".join(
         f"{count / total:.0%} on {name} objects" for name, count in kept.items() if count and name != BACKGROUND
     )
-    sentences = [
+    return [
         f"The encoder takes {_two_digits(ledger.gigaflops)} GFLOPs. Of the tokens that it refines, "
         f"{ledger.background_share:.0%} lie on the background{', ' + objects if objects else ''}."
     ]
-    if proposal is not None:
-        sentences.append(_proposal(proposal))
-    return sentences
 
 
 def _two_digits(number: float) -> str:
@@ -145,7 +142,8 @@ def _two_digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _proposal(proposal: Proposal) -> str:
+def proposal_sentence(proposal: Proposal) -> str:
+    """Say what shares by level would save and lose on all images together."""
     tried = (
         f"--budget {proposal.text} would refine {proposal.tokens:,} instead of {proposal.tokens_now:,} tokens a layer; "
         f"of {proposal.detections} detections it loses {proposal.lost}, and scores change by "

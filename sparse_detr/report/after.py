@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_detr.errors import UserError
 from sparse_detr.report import NUMBERS
 from sparse_detr.report.make import make_report, source_of_run
-from sparse_detr.report.words import duplicates
+from sparse_detr.report.words import duplicates, of_data
 
 if TYPE_CHECKING:
     from sparse_detr.config.run import Run
@@ -46,6 +46,8 @@ def report_after(run: Run, scores: Mapping[str, Any]) -> None:
         logger.warning(f"no report was written, because of a fault in it: {type(error).__name__}: {error}{old}")
     else:
         logger.info(f"report written to {folder} in {time.perf_counter() - start:.1f} s")
+        if sentence := of_data(report.numbers):
+            logger.warning(sentence)
         for reason in report.skipped:
             logger.warning(f"not shown among the images with most errors: {reason}")
         if sentence := duplicates(report.numbers):

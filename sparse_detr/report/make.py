@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_detr.errors import UserError
-from sparse_detr.report import LIMIT
+from sparse_detr.report import LIMIT, NUMBERS
 from sparse_detr.report.numbers import report_numbers
 from sparse_detr.report.words import sentences
 
@@ -32,6 +33,8 @@ class Source:
         limit: how many detections of a class in an image count.
         value_range: black and white of gray images of more than 8 bits, see `data.images.read_image`.
         of_run: whether a model of this program made the detections, so that its settings can be a remedy.
+        data: name of the data set of a run; None for files.
+        other_data: names of the run's other evaluation data.
     """
 
     truth: str
@@ -40,6 +43,8 @@ class Source:
     limit: int = LIMIT
     value_range: tuple[float, float] | None = None
     of_run: bool = False
+    data: str | None = None
+    other_data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,34 +68,34 @@ def source_of_run(run: Run, folder: str | os.PathLike[str]) -> Source:
     Of several evaluation sets, the file of detections holds those of the last one.
 
     Raises:
-        UserError: there are no detections, or the evaluation data are no COCO file.
+        UserError: there are no detections, they belong to other data than the config names, or the evaluation data are
+            no COCO file.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
     from sparse_detr.config.kinds import kind_of
     from sparse_detr.config.limits import evaluation_limit
+    from sparse_detr.evaluation.truth import check_truth, truth_file
 
     remedy = "give --truth and --results"
     results = os.path.join(folder, RESULTS)
     if not run.evaluation_sets:
         raise UserError(f"the config of {folder} names no evaluation data; {remedy}")
-    names = run.evaluation_sets[-1].names
-    if len(names) != 1 or names[0] not in DatasetCatalog:
-        raise UserError(f"the evaluation data {', '.join(names)} are not one registered data set; {remedy}")
-    metadata = MetadataCatalog.get(names[0])
-    truth = metadata.get("json_file")
-    if not truth or metadata.get("evaluator_type", "coco") != "coco":
-        raise UserError(f"the evaluation data {names[0]} are no COCO file; {remedy}")
+    *others, names = (evaluation_set.names for evaluation_set in run.evaluation_sets)
+    if len(names) != 1:
+        raise UserError(f"the evaluation data {', '.join(names)} are not one data set; {remedy}")
+    truth = truth_file(names[0], remedy=remedy)
     if not os.path.isfile(results):
         raise UserError(f"there is no {results}; evaluate first: train_net.py --eval-only, or {remedy}")
+    check_truth(os.path.dirname(results), truth, remedy=f"evaluate on these, or {remedy}")
     value_range = kind_of(run.config).get("dataloader.train.mapper.value_range")
     return Source(
-        truth=truth,
+        truth=truth.path,
         results=results,
-        images=metadata.get("image_root") or None,
-        limit=evaluation_limit(names[0], run.config),
+        images=truth.images or None,
+        limit=evaluation_limit(truth.name, run.config),
         value_range=None if value_range is None else tuple(value_range),
         of_run=True,
+        data=truth.name,
+        other_data=tuple(name for other in others for name in other),
     )
 
 
@@ -116,11 +121,23 @@ def make_report(source: Source, folder: Path, *, worst: int = 9) -> Report:
     numbers = report_numbers(truth, read_results(source.results, truth), limit=source.limit, worst=worst)
     numbers["left_out"] = len(coco.annotations) - len(truth["annotations"])
     numbers["of_run"] = source.of_run
+    numbers |= {"data": source.data, "other_data": list(source.other_data)}
+    numbers["replaces"] = _replaced_data(folder, source.data)
     numbers["sentences"] = sentences(numbers)
     pictures, skipped = _read(numbers["worst"] if source.images else [], source)
-    about = f"true boxes: {_text(source.truth)}; detections: {_text(source.results)}"
+    about = f"data: {source.data}; " if source.data else ""
+    about += f"true boxes: {_text(source.truth)}; detections: {_text(source.results)}"
     files = write_report(folder, numbers, title="Report on detections", about=about, pictures=pictures)
     return Report(numbers, files, skipped)
+
+
+def _replaced_data(folder: Path, data: str | None) -> str | None:
+    """Return the name of the data of the report that a folder holds; None if they are the same, or unknown."""
+    try:
+        old = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, LookupError, TypeError):  # no report, or one of an earlier version
+        return None
+    return old if old and data and old != data else None
 
 
 def _text(path: str | os.PathLike[str]) -> str:

@@ -15,12 +15,23 @@ _LEAST_CONFUSIONS, _LEAST_CALIBRATED = 3, 30  # fewer may be chance
 def sentences(numbers: Mapping[str, Any]) -> list[str]:
     """Return what a reader should know first, from the `report_numbers`.
 
-    Two more of the numbers are read where there are any: `left_out`, how many true boxes cannot be used, and `of_run`,
-    whether a setting of the run can be a remedy.
+    More of the numbers are read where there are any: `left_out`, how many true boxes cannot be used; `of_run`, whether
+    a setting of the run can be a remedy; `data`, the name of the run's data; `other_data`, names of its other
+    evaluation data; and `replaces`, the name of the data that an earlier report in the same folder was on.
     """
-    found = [_summary(numbers), _working_point(numbers), _weakest(numbers), _confused(numbers)]
+    found = [of_data(numbers), _summary(numbers), _working_point(numbers), _weakest(numbers), _confused(numbers)]
     found += [_calibration(numbers), duplicates(numbers), _empty_classes(numbers), _left_out(numbers)]
     return [sentence for sentence in found if sentence]
+
+
+def of_data(numbers: Mapping[str, Any]) -> str:
+    """Return which data the report is on, where a reader may think of others; else ""."""
+    found = []
+    if others := numbers.get("other_data"):
+        found.append(f"the config's other evaluation data are not in it: {', '.join(others)}")
+    if replaced := numbers.get("replaces"):
+        found.append(f"it replaces a report on {replaced}")
+    return "; ".join([f"this report is on {numbers['data']}", *found]) if found else ""
 
 
 def _summary(numbers: Mapping[str, Any]) -> str:

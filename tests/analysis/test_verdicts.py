@@ -139,6 +139,18 @@ def test_detections_count_from_the_threshold_up_to_the_limit_of_a_class():
     assert found.boxes[0].tolist() == ASIDE
 
 
+def test_150_perfect_detections_of_a_class_find_150_objects_where_as_many_count():
+    places = [[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(150)]
+    truth = boxes(*((place, CAT) for place in places))
+    given = boxes(*((place, CAT, 1 - i / 300) for i, place in enumerate(places)))
+    flags = torch.ones(150, dtype=torch.bool)
+    for limit, found in ((150, 150), (100, 100)):
+        detections = counted(given, limit=limit)
+        verdicts = judge(truth, detections, truth, selected=flags, proposed=flags)
+        assert [verdict.verdict for verdict in verdicts] == [FOUND] * found + [BEATEN] * (150 - found)
+        assert len(tide_errors(*coco_form(truth, given), limit=limit).found) == found
+
+
 def test_a_query_starts_on_an_object_that_contains_its_reference():
     points = torch.tensor([[0.2, 0.2], [0.9, 0.9]])
     truth = torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2]])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparse_detr import Predictor
+from sparse_detr.budget_table import file_digest
 from sparse_detr.cli._model import weights_text
 from sparse_detr.cli.explain import second_model
 from sparse_detr.cli.main import main
@@ -74,6 +75,20 @@ def test_the_model_to_compare_with_can_be_of_averaged_weights(averaged):
     paths = ("sparse.py", "sparse.pth")
     assert torch.equal(value(second_model(paths, first), name), plain)
     assert torch.equal(value(second_model(paths, first, averaged=True), name), average)
+
+
+@pytest.mark.parametrize("of_average", [True, False])
+def test_a_time_of_averaged_weights_needs_their_own_table(averaged, folder, capsys, of_average):  # noqa: F811
+    row = {"budget": "0.1", "form": "plain", "scores": {"AP": 1.0}, "milliseconds": {"p50": 5.0}}
+    setting = {"weights": file_digest("sparse.pth"), "ema": of_average}
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "sweep.json").write_text(json.dumps({"setting": setting, "entries": [row]}))
+    command = ["benchmark", "--config-file", "sparse.py", "--weights", "sparse.pth", "--ema", "--budget", "ms:30"]
+    options = ["--input", "images", "--output", "out", "--rounds", "1", "--batch-sizes", "1", "--allow-busy"]
+    assert main([*command, *options]) == (0 if of_average else 2)
+    said = capsys.readouterr()
+    assert ("keep ms:30 = 0.1" in said.out) is of_average
+    assert ("sweep.json is of" in said.err) is not of_average
 
 
 def test_averaged_weights_of_a_second_model_need_one(folder, capsys):  # noqa: F811

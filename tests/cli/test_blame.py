@@ -9,11 +9,16 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
+import sparse_detr.analysis.blame as verdicts_module
+import sparse_detr.evaluation.tide as tide_module
 from sparse_detr import Predictor
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
-from sparse_detr.evaluation.tide import Tide
-from tests.cli.test_demo import COMMON, CONFIG
+from sparse_detr.config.kinds import kind_of
+from sparse_detr.config.model import build_detector
+from sparse_detr.config.own_data import use_own_data
+from sparse_detr.data.register import register_coco_files
+from tests.cli.test_demo import COMMON, CONFIG, YAML
 from tests.modeling.tiny import shake
 
 SIZE = (96, 80)
@@ -154,7 +159,7 @@ def test_the_sums_are_printed_as_json(folder, tmp_path, capsys):
 
 
 def test_a_number_that_json_does_not_have_is_printed_as_null(folder, tmp_path, capsys, monkeypatch):
-    tide = Tide({"Cls": 0}, {"Cls": float("nan")}, set())
+    tide = tide_module.Tide({"Cls": 0}, {"Cls": float("nan")}, set())
     monkeypatch.setattr("sparse_detr.cli.blame._tide", lambda *args: (tide, ""))
     assert blame(folder, tmp_path, "--json", "--max-images", "1") == 0
     assert '"delta_ap": {"Cls": null}' in capsys.readouterr().out
@@ -194,3 +199,76 @@ def test_a_config_without_registered_evaluation_data_asks_for_files(folder, tmp_
     assert "give --truth and --images" in capsys.readouterr().err
     assert main(["blame", *words, "--output", str(tmp_path), "--truth", "a.json"]) == 2
     assert "--truth and --images go together" in capsys.readouterr().err
+
+
+def run_config(folder, tmp_path, **parts):
+    """Write the config.yaml of a training on the made data; return the words that name it and the weights."""
+    cfg = load_config(str(folder / "sparse.py"))
+    paths = {f"{part}_{what}": str(folder / name) for part in parts for what, name in parts[part].items()}
+    use_own_data(cfg, paths)
+    kind_of(cfg).save(tmp_path / "config.yaml")
+    return ["--config-file", str(tmp_path / "config.yaml"), "--weights", str(folder / "sparse.pth")]
+
+
+def test_the_validation_data_of_a_training_are_judged_and_named(folder, tmp_path, capsys):
+    data = {"json": "truth.json", "images": "images"}
+    words = run_config(folder, tmp_path, train=data, val=data)
+    assert main(["blame", *words, "--output", str(tmp_path / "out")]) == 0
+    record, _ = results(tmp_path / "out")
+    assert record["data"].startswith("own_val_truth_")
+    assert f"true boxes: {record['data']}\n" in capsys.readouterr().out
+    assert blame(folder, tmp_path / "file") == 0
+    of_file, _ = results(tmp_path / "file")
+    assert of_file["data"] == str(folder / "truth.json")
+    assert of_file["verdicts"] == record["verdicts"]
+
+
+def test_a_training_without_validation_data_is_not_judged_on_its_own_images(folder, tmp_path, capsys):
+    words = run_config(folder, tmp_path, train={"json": "truth.json", "images": "images"})
+    assert main(["blame", *words, "--output", str(tmp_path / "out")]) == 2
+    assert "the config names no evaluation data; give --truth and --images" in capsys.readouterr().err
+
+
+def test_of_several_evaluation_sets_the_first_is_judged_and_the_others_are_named(folder, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    for name in ("one", "two"):
+        register_coco_files(
+            name=name, annotations=folder / "truth.json", images=folder / "images", class_names=["cat", "dog"]
+        )
+    words = ["--config-file", str(tmp_path / "tiny.yaml"), "--weights", str(tmp_path / "yaml.pth")]
+    overrides = ["MODEL.DETR.NUM_CLASSES", "2", "DATASETS.TEST", "('one', 'two')"]
+    torch.save({"model": build_detector(load_config(words[1], overrides), device="cpu").state_dict()}, words[3])
+    assert main(["blame", *words, "--output", str(tmp_path / "out"), "--opts", *overrides]) == 0
+    record, _ = results(tmp_path / "out")
+    assert (record["data"], record["other_data"]) == ("one", ["two"])
+    assert "the config's other evaluation data are left out: two; give --truth and --images" in capsys.readouterr().out
+
+
+def test_as_many_detections_of_a_class_count_as_an_image_has_boxes(folder, tmp_path, monkeypatch):
+    """By hand: 103 true boxes of one class and a crowd, so 103 detections count, in the verdicts and for TIDE."""
+    limits = set()
+
+    def noting(function):
+        return lambda *args, limit, **options: limits.add(limit) or function(*args, limit=limit, **options)
+
+    monkeypatch.setattr(verdicts_module, "counted", noting(verdicts_module.counted))
+    monkeypatch.setattr(tide_module, "tide_errors", noting(tide_module.tide_errors))
+    assert blame(folder, tmp_path / "few", "--score-threshold", "0") == 0
+    truth = json.loads((folder / "truth.json").read_text())
+    truth["annotations"] = [{**truth["annotations"][0], "id": number} for number in range(1, 105)]
+    truth["annotations"][-1]["iscrowd"] = 1
+    (folder / "many.json").write_text(json.dumps(truth))
+    assert results(tmp_path / "few")[0]["max_detections"] == 100
+    assert limits == {100}
+    limits.clear()
+    assert blame(folder, tmp_path / "many", "--score-threshold", "0", truth="many.json") == 0
+    assert results(tmp_path / "many")[0]["max_detections"] == 103
+    assert limits == {103}
+
+
+def test_with_the_configs_data_as_many_detections_count_as_in_its_evaluation(folder, tmp_path):
+    data = {"json": "truth.json", "images": "images"}
+    words = run_config(folder, tmp_path, train=data, val=data)
+    override = "dataloader.evaluator.max_dets_per_image=7"
+    assert main(["blame", *words, "--output", str(tmp_path / "out"), "--opts", override]) == 0
+    assert results(tmp_path / "out")[0]["max_detections"] == 7

@@ -7,10 +7,12 @@ import pytest
 import torch
 from detectron2.config import instantiate
 
+import sparse_detr.explain as explanations
 from sparse_detr.cli.explain import Truth
 from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
 from sparse_detr.errors import UserError
+from sparse_detr.explain.minimal_budget import size_of
 from tests.cli.test_demo import folder  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -105,6 +107,24 @@ def test_an_image_without_the_chosen_detection_does_not_stop_the_others(folder, 
     assert said.count("there is no detection 500") == 2
 
 
+def test_an_error_in_the_last_image_leaves_the_files_of_those_before(folder, monkeypatch):  # noqa: F811
+    explain_image, names = explanations.explain_image, []
+
+    def fail_at_the_second(*args, name, **options):
+        names.append(name)
+        if len(names) == 2:
+            raise RuntimeError("out of memory")
+        return explain_image(*args, name=name, **options)
+
+    monkeypatch.setattr(explanations, "explain_image", fail_at_the_second)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explain("--no-sanity", images="images")
+    assert names == ["tall.jpg", "wide.png"]
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert {"tall.npz", "tall.json", "tall_causes.png", "tall_found.png", "tall_tokens.png"} <= written
+    assert not any(name.startswith("wide") for name in written)
+
+
 def test_of_images_with_one_name_the_true_boxes_of_the_own_folder_are_taken(folder):  # noqa: F811
     write_truth(folder)
     content = json.loads((folder / "truth.json").read_text())
@@ -114,9 +134,22 @@ def test_of_images_with_one_name_the_true_boxes_of_the_own_folder_are_taken(fold
     (folder / "truth.json").write_text(json.dumps(content))
     truth = Truth("truth.json", ["cat", "dog"], 2)
     [found] = truth.of("images/tall.jpg")
-    assert found.box.tolist() == [10, 20, 40, 60]
+    assert (found.box.tolist(), found.area) == ([10, 20, 40, 60], 1200)
     with pytest.raises(UserError, match=r"has several images tall\.jpg"):
         truth.of("tall.jpg")
+
+
+def test_the_size_of_a_true_object_is_that_of_its_area_as_in_coco(folder):  # noqa: F811
+    """By hand: the box has 40 x 30 = 1200 pixels, above 32², its mask 1000, below it; a crowd is no object."""
+    write_truth(folder)
+    content = json.loads((folder / "truth.json").read_text())
+    box = content["annotations"][0]
+    content["annotations"] = [{**box, "area": 1000}, {**box, "id": 2, "area": None}, {**box, "id": 3, "iscrowd": 1}]
+    (folder / "truth.json").write_text(json.dumps(content))
+    assert [size_of(target) for target in Truth("truth.json", ["cat", "dog"], 2).of("tall.jpg")] == ["small", "medium"]
+    assert explain("--no-sanity", "--truth", "truth.json") == 0
+    rows = json.loads((folder / "out" / "explain.json").read_text())["images"][0]["found_from"]
+    assert [row["size"] for row in rows] == ["small", "medium"]
 
 
 def test_true_boxes_of_another_number_of_classes_are_refused_where_names_are_unknown(folder):  # noqa: F811

@@ -12,7 +12,9 @@ from sparse_detr.cli.main import main
 from sparse_detr.config import load_config
 from sparse_detr.config.own_data import use_own_data
 from sparse_detr.config.run import make_run
+from sparse_detr.data.register import register_coco_files
 from sparse_detr.engine.config_changes import write_config
+from sparse_detr.evaluation.truth import note_truth
 from tests.cli.test_demo import COMMON, CONFIG, YAML
 from tests.report.made_up import make_results, make_truth
 
@@ -82,6 +84,55 @@ def test_a_run_gives_the_report_of_its_last_evaluation(run_folder, capsys):
     assert names_in(run_folder / "report") == NAMES | {"worst.png"}
     assert found["scores"]["AP"] == pytest.approx(100 * (34 + 67 * 3 / 5) / 101 / 2)
     assert found["max_detections"] == 100
+
+
+def test_detections_of_other_data_than_the_config_names_are_refused(run_folder, capsys):
+    """As after `--eval-only --val other`: the ids fit, but the true boxes are others."""
+    other = make_truth()
+    other["annotations"][0]["bbox"] = [30, 0, 10, 10]
+    Path("other.json").write_text(json.dumps(other))
+    note_truth(run_folder / "inference", "own_val_other", "other.json")
+    assert main(["report", "--run", str(run_folder)]) == 2
+    message = capsys.readouterr().err
+    assert (
+        "belong to the data own_val_other with the true boxes other.json, but the config names own_val_truth" in message
+    )
+    assert "evaluate on these, or give --truth and --results" in message
+    assert not (run_folder / "report").exists()
+    note_truth(run_folder / "inference", "own_val_other", "truth.json")
+    assert main(["report", "--run", str(run_folder)]) == 0
+
+
+def test_a_report_on_other_data_says_what_it_replaces(run_folder, capsys):
+    assert main(["report", "--run", str(run_folder)]) == 0
+    assert "replaces" not in capsys.readouterr().out
+    Path("other.json").write_text(json.dumps(make_truth()) + " ")
+    overrides = {".py": "train.own_data.{}={}", ".yaml": "DATASETS.OWN.{} {}"}
+    [config] = Path().glob("tiny.*")
+    key, keys = overrides[config.suffix], {".py": "val_json", ".yaml": "VAL_JSON"}
+    words = key.format(keys[config.suffix], Path("other.json").resolve()).split()
+    assert main(["report", "--run", str(run_folder), *words]) == 0
+    assert "this report is on own_val_other_" in (said := capsys.readouterr().out)
+    assert "; it replaces a report on own_val_truth_" in said
+    page = (run_folder / "report" / "report.html").read_text(encoding="utf-8")
+    assert "it replaces a report on own_val_truth_" in page
+    assert "data: own_val_other_" in page
+
+
+@pytest.mark.parametrize("run_folder", ["yaml"], indirect=True)  # a lazy config has one evaluation set
+def test_of_several_evaluation_sets_the_report_names_the_last(run_folder, capsys):
+    config, names = run_folder / "config.yaml", [item["name"] for item in make_truth()["categories"]]
+    for name in ("one", "two"):
+        register_coco_files(name=name, annotations="truth.json", images="images", class_names=names)
+    cfg = load_config(str(config))
+    cfg.DATASETS.TEST = ("one", "two")
+    for key in cfg.DATASETS.OWN:
+        cfg.DATASETS.OWN[key] = type(cfg.DATASETS.OWN[key])()
+    config.write_text(cfg.dump())
+    assert main(["report", "--run", str(run_folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["data"], found["other_data"]) == ("two", ["one"])
+    assert found["sentences"][0] == "this report is on two; the config's other evaluation data are not in it: one"
 
 
 def test_the_number_of_detections_that_count_can_be_chosen(folder, capsys):

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from sparse_detr.errors import UserError
 from sparse_detr.evaluation import COCOEvaluator
 from sparse_detr.evaluation.coco import score_boxes
+from sparse_detr.evaluation.truth import NOTE, TruthFile, check_truth
 from tests.evaluation.hard_cases import make_case
 
 LIMITS = [1, 10, 100]
@@ -150,6 +152,25 @@ def test_the_evaluator_returns_and_saves_what_that_of_detectron2_does(data_set, 
     }
     saved = [(tmp_path / side / "coco_instances_results.json").read_bytes() for side in ("ours", "theirs")]
     assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("with_hotcoco", [True, False])
+def test_beside_the_detections_lies_which_true_boxes_they_belong_to(data_set, tmp_path, monkeypatch, with_hotcoco):
+    name, pairs = data_set
+    if not with_hotcoco:
+        monkeypatch.setitem(sys.modules, "hotcoco", None)
+    evaluate(COCOEvaluator, name, pairs, tmp_path / "out")
+    truth, other = TruthFile(name, str(tmp_path / "truth.json"), ""), tmp_path / "other.json"
+    copied = replace(truth, path=str(other))
+    other.write_bytes((tmp_path / "truth.json").read_bytes())
+    for same in (truth, copied):
+        check_truth(tmp_path / "out", same, remedy="evaluate again")
+    other.write_bytes(other.read_bytes() + b" ")
+    with pytest.raises(UserError, match=r"belong to the data evaluated .*/truth\.json, but .*/other\.json has other"):
+        check_truth(tmp_path / "out", copied, remedy="evaluate again")
+    (tmp_path / "out" / NOTE).write_text("{}")
+    with pytest.raises(UserError, match=f"{NOTE} cannot be read .*; evaluate again"):
+        check_truth(tmp_path / "out", truth, remedy="evaluate again")
 
 
 def test_without_hotcoco_the_scores_are_the_same_and_one_line_says_so(data_set, tmp_path, monkeypatch, caplog):

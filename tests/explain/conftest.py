@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparse_detr.explain import Choices, Target, explain_image
-from sparse_detr.explain.page import write_page
+from sparse_detr.explain.page import page_entry, write_page
 from tests.modeling.tiny import build, picture
 
 NAMES = ["cat", "dog </script>", "cow", "hen", "pig"]
@@ -36,4 +36,5 @@ def dense_story():
 
 @pytest.fixture(scope="session")
 def page(story, dense_story):
-    return write_page([story, dense_story], NAMES, model="made up", score_threshold=THRESHOLD)
+    images = [page_entry(one, NAMES) for one in (story, dense_story)]
+    return write_page(images, model="made up", score_threshold=THRESHOLD)

@@ -9,7 +9,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from sparse_detr.analysis.flops import register_flop_handles
 from sparse_detr.explain import ImageRuns, Target, list_targets, make_ledger, propose_levels
 from sparse_detr.explain.ledger import Proposal, needed_shares, token_sizes
-from sparse_detr.explain.words import ledger_sentences
+from sparse_detr.explain.words import proposal_sentence
 from tests.explain.made_up import MadeUpRuns
 from tests.modeling.tiny import build, picture
 
@@ -100,8 +100,6 @@ def test_a_proposal_that_was_tried_on_no_detection_is_not_better():
     assert not Proposal("levels:0.2,0.5", 100, 50, detections=0, lost=0, score_change=0.0).is_better
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_sentences_name_the_budget_to_paste():
-    ledger = make_ledger(runs_of("sparse"), [], rounds=0)
-    text = ledger_sentences(ledger, Proposal("levels:0.2,0.5", 100, 80, detections=9, lost=0, score_change=0.0))[1]
+    text = proposal_sentence(Proposal("levels:0.2,0.5", 100, 80, detections=9, lost=0, score_change=0.0))
     assert text.startswith("--budget levels:0.2,0.5 would refine 80 instead of 100 tokens")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparse_detr.explain import FoundFrom, Target
-from sparse_detr.explain.minimal_budget import by_size, first_found, has_budget, predict_at, search_budgets
+from sparse_detr.explain.minimal_budget import by_size, first_found, has_budget, predict_at, search_budgets, size_of
 from sparse_detr.explain.words import found_from, size_sentences
 from tests.explain.made_up import TARGET, MadeUpRuns
 from tests.modeling.tiny import build
@@ -66,6 +66,7 @@ def test_objects_are_counted_by_their_size_in_pixels():
     assert summary["small"] == {"objects": 3, "never_found": 1, "median": pytest.approx(0.2)}
     assert summary["medium"] == {"objects": 1, "never_found": 0, "median": 0.2}
     assert summary["large"] == {"objects": 1, "never_found": 1, "median": None}
+    assert size_of(Target(torch.tensor([0.0, 0, 200, 200]), 0, area=1000.0)) == "small"
 
 
 @pytest.mark.parametrize(("name", "expected"), [("sparse", True), ("focus", True), ("topk", False), ("lite", False)])

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sparse_detr.explain.page import sampling_points
+from sparse_detr.explain.ledger import Proposal
+from sparse_detr.explain.page import page_entry, sampling_points, write_page
 from sparse_detr.explain.report import arrays_of, numbers_of, text_of, write_pictures
 from tests.explain.conftest import BUDGETS, NAMES, make_story
 
@@ -39,6 +40,16 @@ def test_the_refined_tokens_of_every_budget_are_in_the_page(page, story):
         assert np.array_equal(bits[: len(kept)].astype(bool), kept)
 
 
+def test_a_proposal_is_told_with_every_image(story, dense_story):
+    entries = [page_entry(one, NAMES) for one in (story, dense_story)]
+    proposal = Proposal("levels:0.2,0.5", 100, 80, detections=9, lost=0, score_change=0.0)
+    images = data_of(write_page(entries, model="made up", score_threshold=0.3, proposal=proposal))["images"]
+    for image, entry in zip(images, entries, strict=True):
+        said = image["ledger"]["sentences"]
+        assert said[:-1] == entry["ledger"]["sentences"]
+        assert said[-1].startswith("--budget levels:0.2,0.5 would refine 80 instead of 100 tokens")
+
+
 def test_a_dense_model_has_one_view_and_says_why(page):
     image = data_of(page)["images"][1]
     assert [view["ratio"] for view in image["views"]] == [None]
@@ -50,7 +61,7 @@ def test_a_dense_model_has_one_view_and_says_why(page):
 def test_a_model_whose_tokens_cannot_be_dropped_still_has_a_page(tmp_path):
     story = make_story("lite")
     assert story.explanations == {}
-    assert "no causal tests: this model selects whole levels" in text_of(story, NAMES, None)
+    assert "no causal tests: this model selects whole levels" in text_of(story, NAMES)
     write_pictures(tmp_path / "lite", story, NAMES)
     assert list(tmp_path.iterdir()) == []
 

@@ -41,4 +41,4 @@ def test_one_token_is_one_in_all_sentences():
 
 def test_a_large_model_has_its_gigaflops_without_an_exponent():
     row = LedgerRow(0, 0, 4, 2, {"background": 2}, Cost(127.3, 0.0), Cost(0.0, 0.0))
-    assert ledger_sentences(Ledger((row,), 0.0), None)[0].startswith("The encoder takes 127 GFLOPs.")
+    assert ledger_sentences(Ledger((row,), 0.0))[0].startswith("The encoder takes 127 GFLOPs.")
