@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def main() -> int:
     costs = measure_costs(list(results), passed_on) if args.costs else {}
     text = table_with_costs(results, costs) if args.costs else table(results)
     print(text)
-    record.write(results, costs)
+    record.write(costs)
     if args.costs:
         plot_costs(folder / f"{args.name}.png", results, costs)
         text += f"\n\n![AP50 over encoder GFLOPs](results/{args.name}.png)"
@@ -137,7 +137,7 @@ def main() -> int:
 def redraw(path: Path) -> None:
     """Draw the plot of a JSON file, beside it."""
     record = json.loads(path.read_text())
-    plot_costs(path.with_suffix(".png"), record["results"], record["costs"])
+    plot_costs(path.with_suffix(".png"), {name: record["results"][name] for name in record["costs"]}, record["costs"])
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -180,14 +180,14 @@ class Record:
         """Add the scores of a run, and write the file."""
         others = [other for other in self.results.get(variant, []) if other["seed"] != run["seed"]]
         self.results[variant] = sorted([*others, run], key=lambda run: run["seed"])
-        self.write(self.results, {})
+        self.write({})
 
-    def write(self, results: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, float]]) -> None:
-        """Write all measurements as JSON."""
+    def write(self, costs: dict[str, dict[str, float]]) -> None:
+        """Write all measurements as JSON, those of earlier calls with other seeds and variants too."""
         record: dict[str, Any] = {
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "overrides": self.overrides,
-            "results": results,
+            "results": self.results,
         }
         if costs:
             record["costs"] = costs
@@ -232,23 +232,38 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def measure_costs(variants: list[str], passed_on: list[str]) -> dict[str, dict[str, float]]:
-    """Measure the untrained model of every variant: FLOPs on the first test image, times on the same images in turn."""
+    """Measure the untrained model of every variant: FLOPs on the first test image, times on the same images in turn.
+
+    Each variant gets the images at the size of its own config.
+    """
     runs = {variant: run_of(variant, passed_on) for variant in variants}
     models = {variant: build_detector(run.config) for variant, run in runs.items()}
-    data = runs[variants[0]]
-    images = [batch[0] for batch in itertools.islice(data.evaluation_sets[0].build_loader(), 1 + ROUNDS)]
-    batches = list(itertools.islice(data.build_train_loader(), 1 + ROUNDS))
-    detection = seconds_in_turn({name: inference(model) for name, model in models.items()}, images)
-    training = seconds_in_turn({name: training_step(model) for name, model in models.items()}, batches)
+    singles = {name: (batch[0] for batch in run.evaluation_sets[0].build_loader()) for name, run in runs.items()}
+    images = first_of_each(singles)
+    batches = first_of_each({name: run.build_train_loader() for name, run in runs.items()})
+    detection = seconds_in_turn({name: on_own(name, inference(model)) for name, model in models.items()}, images)
+    training = seconds_in_turn({name: on_own(name, training_step(model)) for name, model in models.items()}, batches)
     return {
         name: {
             "mean_keep_ratio": model.eval().mean_keep_ratio,
-            **{f"{part}_gigaflops": value for part, value in gigaflops(model, images[0]["image"]).items()},
+            **{f"{part}_gigaflops": value for part, value in gigaflops(model, images[0][name]["image"]).items()},
             "seconds_per_image": detection[name],
             "seconds_per_training_step": training[name],
         }
         for name, model in models.items()
     }
+
+
+def first_of_each(loaders: dict[str, Iterable[Any]]) -> list[dict[str, Any]]:
+    """Return the first inputs of all variants, by variant; the first of them is for the warm-up."""
+    names = list(loaders)
+    inputs = zip(*loaders.values(), strict=False)
+    return [dict(zip(names, of_all, strict=True)) for of_all in itertools.islice(inputs, 1 + ROUNDS)]
+
+
+def on_own(name: str, action: Callable[[Any], object]) -> Callable[[dict[str, Any]], object]:
+    """Return an action that takes the input of its variant from those of all."""
+    return lambda inputs: action(inputs[name])
 
 
 def suppressed_score(folder: Path, dataset: str) -> float:

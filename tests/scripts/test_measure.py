@@ -73,5 +73,22 @@ def test_a_later_call_takes_over_the_scores_of_runs_with_the_same_settings(scrip
     assert later.run("dense", 0, 500)["AP"] == 50.0
     assert [run["seed"] for run in later.results["dense"]] == [0, 1]
     assert later.run("dense", 0, 900) == later.run("dense", 2, 500) == later.run("rho10", 0, 500) == {}
+    later.write({})  # a call with fewer seeds loses none
+    assert [run["seed"] for run in json.loads((tmp_path / "some.json").read_text())["results"]["dense"]] == [0, 1]
     other = script.Record(tmp_path / "some.json", ["optimizer.lr=1e-4"])
     assert other.run("dense", 0, 500) == {}
+
+
+def test_costs_are_of_the_images_at_each_models_own_size(script, monkeypatch):
+    """A model of larger images has more FLOPs, in whichever order they are named."""
+    monkeypatch.setattr(script, "ROUNDS", 1)
+    small = ["dataloader.test.mapper.augmentations.short_size=96", "dataloader.test.mapper.augmentations.max_size=96"]
+    large = [text.replace("96", "192") for text in small]
+    train = ["dataloader.train.total_batch_size=1", "train.device=cpu"]
+    config = "configs/quick/deformable_detr_topk_mnv2.py"
+    monkeypatch.setattr(
+        script, "VARIANTS", {"small": ("", config, small + train), "large": ("", config, large + train)}
+    )
+    for variants in (["small", "large"], ["large", "small"]):
+        costs = script.measure_costs(variants, [])
+        assert costs["large"]["total_gigaflops"] > 2 * costs["small"]["total_gigaflops"]
