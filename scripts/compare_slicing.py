@@ -39,6 +39,7 @@ from sparse_detr.errors import UserError, run_script
 from sparse_detr.evaluation.coco import score_boxes
 from sparse_detr.files import make_folder, write_text_atomically
 from sparse_detr.predict.slicing import Merged, by_slices
+from sparse_detr.visualization.figures import new_figure, save_figure
 
 MAX_DETECTIONS = 1000
 """Detections of a class in a scene that count; COCO's 100 are too few for a scene with hundreds of objects."""
@@ -256,12 +257,8 @@ def answers(record: dict[str, Any]) -> list[str]:
 
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw AP50 over seconds, a point a way, the seeds as thin points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.6), layout="constrained")
+    figure, axis = new_figure(7, 4.6)
+    axis.margins(x=0.14, y=0.08)
     for kind, color in COLORS.items():
         named = {name: results for (of, name), results in groups_of(record).items() if of == kind}
         points = [
@@ -273,14 +270,15 @@ def draw(record: dict[str, Any], path: Path) -> None:
         points.sort()
         label = "slices (SAHI)" if kind == "slices" else "whole scene, by budget"
         axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=color, label=label)
-        for x, y, name in points:
-            axis.annotate(name, (x, y), xytext=(5, -10), textcoords="offset points", fontsize=8, color=color)
+        for number, (x, y, name) in enumerate(points):
+            place = (6, -11) if number % 2 else (-6, 6)  # in turn, so that close points keep their names apart
+            side = "left" if number % 2 else "right"
+            axis.annotate(name, (x, y), xytext=place, textcoords="offset points", ha=side, fontsize=8, color=color)
     axis.set_xlabel(f"seconds a scene (CPU time, one thread, {record['machine']})")
     axis.set_ylabel("AP50")
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path, 120)
 
 
 if __name__ == "__main__":
