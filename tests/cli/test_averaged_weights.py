@@ -110,8 +110,8 @@ def test_a_study_evaluates_the_averaged_weights(averaged):
     [model] = trained_of(args)
     assert model == Trained("sparse", "", "sparse.py", "sparse.pth", ema=True)
     assert torch.equal(model.load()[0].state_dict()[name], average)
-    assert facts_of([], args) == {"overrides": [], "averaged": True}
-    assert facts_of([], Namespace(ema=False, opts=[])) == {"overrides": []}
+    assert facts_of(args) == {"overrides": [], "averaged": True}
+    assert facts_of(Namespace(ema=False, opts=[])) == {"overrides": []}
 
 
 def test_a_best_model_of_averaged_weights_loads_as_what_was_scored(tmp_path):
